@@ -1,0 +1,466 @@
+//! Users, passwords, tokens, throttle, quotas.
+//!
+//! An identity is proven by a password (HTTP Basic) or a bearer token; both end in a [`Caller`]. Every door goes through
+//! [`Accounts`], so the throttle, the cache and the audit trail are the same at each of them.
+//!
+//! Accounts live in this node's database, or, with `[remote_user_profile.provider]`, at another node. Quotas, tokens and
+//! SSH keys are always this node's.
+
+pub mod import;
+mod passwords;
+pub mod quota;
+mod remote;
+pub mod ssh_keys;
+mod throttle;
+mod tokens;
+
+use std::{net::IpAddr, time::Duration};
+
+use serde::Serialize;
+
+pub use tokens::{NewToken, Token, TokenHash, TokenInfo};
+
+use self::{
+    passwords::{Credential, Passwords},
+    quota::{Quota, QuotaChange, StoredQuota},
+    remote::{Remote, RemoteError},
+    throttle::Throttle,
+};
+use crate::{
+    config::LiveConfig,
+    db::{Db, DbError, NewEvent, Outcome, Tx},
+    names::UserName,
+};
+
+/// Longest password in bytes; hashing takes the whole of it.
+const MAX_PASSWORD: usize = 1024;
+
+/// Characters of a name that is no user's which the throttle remembers.
+const MAX_COUNTED_NAME: usize = 40;
+
+/// A row of the table `users`.
+#[derive(Clone, Debug)]
+pub struct User {
+    pub id: i64,
+    pub name: UserName,
+    /// argon2id in PHC form.
+    pub password: String,
+    pub is_admin: bool,
+    pub disabled: bool,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+}
+
+/// A user as others see them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UserInfo {
+    #[serde(skip)]
+    pub id: i64,
+    pub name: UserName,
+    pub is_admin: bool,
+    pub disabled: bool,
+}
+
+impl From<&User> for UserInfo {
+    fn from(user: &User) -> Self {
+        Self { id: user.id, name: user.name.clone(), is_admin: user.is_admin, disabled: user.disabled }
+    }
+}
+
+/// Who asks, proven.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub user: UserName,
+    pub is_admin: bool,
+    pub address: IpAddr,
+}
+
+/// Who is written down as the doer of a change.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    pub name: String,
+    pub source: String,
+}
+
+impl Actor {
+    /// An admin command on this host.
+    pub fn local() -> Self {
+        Self { name: "root".to_owned(), source: "local".to_owned() }
+    }
+
+    /// The daemon itself.
+    pub fn daemon() -> Self {
+        Self { name: "pody".to_owned(), source: "local".to_owned() }
+    }
+
+    /// Another node that uses this node's accounts.
+    pub fn node(address: IpAddr) -> Self {
+        Self { name: "remote-node".to_owned(), source: address.to_string() }
+    }
+}
+
+impl From<&Caller> for Actor {
+    fn from(caller: &Caller) -> Self {
+        Self { name: caller.user.to_string(), source: caller.address.to_string() }
+    }
+}
+
+/// Why nobody is let in.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    #[error("invalid username or password")]
+    Wrong,
+    #[error("this token is not valid (any more)")]
+    BadToken,
+    #[error("this account is disabled")]
+    Disabled,
+    #[error("too many wrong passwords; try again in {} s", .retry_after.as_secs())]
+    Throttled { retry_after: Duration },
+    #[error("too many passwords to check at once; try again in a second")]
+    Busy,
+    #[error("the node that keeps the accounts cannot be asked")]
+    Remote(#[source] RemoteError),
+}
+
+/// Why a change of an account was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    #[error("there is no user {0}")]
+    NoUser(UserName),
+    #[error("there is a user {0} already")]
+    Exists(UserName),
+    #[error("{0} is the last admin that can sign in; make another admin first")]
+    LastAdmin(UserName),
+    #[error("{user} still has {} pods: {}; purge the user, or delete the pods first", .pods.len(), .pods.join(", "))]
+    HasPods { user: UserName, pods: Vec<String> },
+    #[error("a password has 1 to {MAX_PASSWORD} bytes")]
+    Password,
+    #[error("there is no token {0} of yours")]
+    NoToken(i64),
+    #[error("there is no SSH key {0} of yours")]
+    NoKey(i64),
+    #[error("a user has at most {0} of these; remove one first")]
+    TooMany(usize),
+    #[error("the accounts of this node are kept by another node")]
+    Remote(#[source] RemoteError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// What to change of a user; `None` leaves it.
+#[derive(Clone, Default)]
+pub struct UserChange {
+    pub password: Option<String>,
+    pub is_admin: Option<bool>,
+    pub disabled: Option<bool>,
+}
+
+/// All that is known of users. Cheap to clone.
+#[derive(Clone)]
+pub struct Accounts {
+    db: Db,
+    config: LiveConfig,
+    passwords: Passwords,
+    throttle: Throttle,
+    remote: Remote,
+}
+
+impl Accounts {
+    pub fn new(db: Db, config: LiveConfig) -> Self {
+        Self { db, config, passwords: Passwords::new(), throttle: Throttle::default(), remote: Remote::default() }
+    }
+
+    /// Checks a name and a password.
+    pub async fn authenticate_password(
+        &self,
+        name: &str,
+        password: &str,
+        address: IpAddr,
+    ) -> Result<Caller, AuthError> {
+        let credential = Credential::new(name, password);
+        let Ok(user) = name.parse::<UserName>() else { return self.refuse(name, &credential, address).await };
+        let found = match self.config.get().remote_user_profile.provider.enabled {
+            true => self.check_remote(&user, &credential, address).await?,
+            false => self.check_local(&user, &credential, address).await?,
+        };
+        if found.disabled {
+            return Err(AuthError::Disabled);
+        }
+        Ok(Caller { user: found.name, is_admin: found.is_admin, address })
+    }
+
+    /// Refuses a name that cannot exist, at the cost of one that could.
+    async fn refuse(&self, name: &str, credential: &Credential, address: IpAddr) -> Result<Caller, AuthError> {
+        let limits = self.config.get();
+        let account: String = name.chars().take(MAX_COUNTED_NAME).collect();
+        self.throttle.check(&account, address, &limits.throttle)?;
+        let _turn = self.passwords.turn().await.ok_or(AuthError::Busy)?;
+        self.throttle.check(&account, address, &limits.throttle)?;
+        self.passwords.verify_nothing(credential).await;
+        self.throttle.count_failure(&account, address, &limits.throttle);
+        Err(AuthError::Wrong)
+    }
+
+    async fn check_local(
+        &self,
+        name: &UserName,
+        credential: &Credential,
+        address: IpAddr,
+    ) -> Result<UserInfo, AuthError> {
+        let snapshot = self.db.snapshot();
+        let user = snapshot.accounts.users.get(name);
+        if let Some(user) = user
+            && self.passwords.is_verified(name, credential, &user.password)
+        {
+            return Ok(user.into());
+        }
+        let limits = self.config.get();
+        self.throttle.check(name.as_str(), address, &limits.throttle)?;
+        let _turn = self.passwords.turn().await.ok_or(AuthError::Busy)?;
+        // Others may have guessed wrong, or proven right, while this one waited.
+        self.throttle.check(name.as_str(), address, &limits.throttle)?;
+        let right = match user {
+            Some(user) if self.passwords.is_verified(name, credential, &user.password) => true,
+            Some(user) => self.passwords.verify(name, credential, &user.password).await,
+            None => self.passwords.verify_nothing(credential).await,
+        };
+        match user {
+            Some(user) if right => Ok(user.into()),
+            _ => {
+                self.throttle.count_failure(name.as_str(), address, &limits.throttle);
+                Err(AuthError::Wrong)
+            }
+        }
+    }
+
+    async fn check_remote(
+        &self,
+        name: &UserName,
+        credential: &Credential,
+        address: IpAddr,
+    ) -> Result<UserInfo, AuthError> {
+        let config = self.config.get();
+        if let Some(user) = self.remote.verified(name, credential) {
+            return Ok(user);
+        }
+        self.throttle.check(name.as_str(), address, &config.throttle)?;
+        let provider = &config.remote_user_profile.provider;
+        match self.remote.check_user(provider, name, credential).await.map_err(AuthError::Remote)? {
+            Some(user) => Ok(user),
+            None => {
+                self.throttle.count_failure(name.as_str(), address, &config.throttle);
+                Err(AuthError::Wrong)
+            }
+        }
+    }
+
+    /// Checks a bearer token.
+    pub async fn authenticate_token(&self, token: &str, address: IpAddr) -> Result<Caller, AuthError> {
+        let snapshot = self.db.snapshot();
+        let token = snapshot.accounts.tokens.get(&TokenHash::of(token)).ok_or(AuthError::BadToken)?;
+        if token.expires_at <= crate::db::now() {
+            return Err(AuthError::BadToken);
+        }
+        let found = self.find_user(&token.user).await.map_err(AuthError::Remote)?.ok_or(AuthError::BadToken)?;
+        match found.disabled {
+            true => Err(AuthError::Disabled),
+            false => Ok(Caller { user: found.name, is_admin: found.is_admin, address }),
+        }
+    }
+
+    /// The user of the credential that another node was given, for its own sign-in. That protocol names no user, so
+    /// without a name each account is tried.
+    pub async fn check_credential(
+        &self,
+        credential: &str,
+        name: Option<&UserName>,
+        address: IpAddr,
+    ) -> Result<Option<UserInfo>, AuthError> {
+        let credential = Credential::from_hex(credential);
+        let snapshot = self.db.snapshot();
+        let candidates: Vec<&User> = match name {
+            Some(name) => snapshot.accounts.users.get(name).into_iter().collect(),
+            None => snapshot.accounts.users.values().collect(),
+        };
+        let enabled = || candidates.iter().filter(|user| !user.disabled);
+        if let Some(user) = enabled().find(|user| self.passwords.is_verified(&user.name, &credential, &user.password)) {
+            return Ok(Some((*user).into()));
+        }
+        let limits = self.config.get();
+        let account = name.map_or("", UserName::as_str);
+        self.throttle.check(account, address, &limits.throttle)?;
+        for user in enabled() {
+            let _turn = self.passwords.turn().await.ok_or(AuthError::Busy)?;
+            if self.passwords.verify(&user.name, &credential, &user.password).await {
+                return Ok(Some((*user).into()));
+            }
+        }
+        self.throttle.count_failure(account, address, &limits.throttle);
+        Ok(None)
+    }
+
+    /// The limits that hold for a user.
+    pub fn quota(&self, user: &UserName) -> Quota {
+        let default = Quota::from(&self.config.get().default_quota);
+        self.db
+            .snapshot()
+            .accounts
+            .quotas
+            .get(user)
+            .map_or_else(|| default.clone(), |stored| stored.or_default(&default))
+    }
+
+    /// What is stored of a user's limits.
+    pub fn stored_quota(&self, user: &UserName) -> StoredQuota {
+        self.db.snapshot().accounts.quotas.get(user).cloned().unwrap_or_default()
+    }
+
+    pub async fn list_users(&self) -> Result<Vec<UserInfo>, RemoteError> {
+        let config = self.config.get();
+        if config.remote_user_profile.provider.enabled {
+            return self.remote.list_users(&config.remote_user_profile.provider).await;
+        }
+        let mut users: Vec<UserInfo> = self.db.snapshot().accounts.users.values().map(UserInfo::from).collect();
+        users.sort_by_key(|user| user.id);
+        Ok(users)
+    }
+
+    pub async fn find_user(&self, name: &UserName) -> Result<Option<UserInfo>, RemoteError> {
+        if self.config.get().remote_user_profile.provider.enabled {
+            return Ok(self.list_users().await?.into_iter().find(|user| &user.name == name));
+        }
+        Ok(self.db.snapshot().accounts.users.get(name).map(UserInfo::from))
+    }
+
+    pub async fn add_user(
+        &self,
+        actor: Actor,
+        name: UserName,
+        password: &str,
+        is_admin: bool,
+    ) -> Result<(), AccountError> {
+        check_password(password)?;
+        let config = self.config.get();
+        if config.remote_user_profile.provider.enabled {
+            let provider = &config.remote_user_profile.provider;
+            return self.remote.add_user(provider, &name, password, is_admin).await.map_err(AccountError::Remote);
+        }
+        let hash = self.passwords.hash(Credential::new(name.as_str(), password)).await;
+        self.db.write(move |tx| insert_user(tx, &actor, &name, &hash, is_admin)).await
+    }
+
+    pub async fn update_user(&self, actor: Actor, name: UserName, change: UserChange) -> Result<(), AccountError> {
+        if let Some(password) = &change.password {
+            check_password(password)?;
+        }
+        let config = self.config.get();
+        if config.remote_user_profile.provider.enabled {
+            let provider = &config.remote_user_profile.provider;
+            return self.remote.update_user(provider, &name, &change).await.map_err(AccountError::Remote);
+        }
+        let hash = match &change.password {
+            Some(password) => Some(self.passwords.hash(Credential::new(name.as_str(), password)).await),
+            None => None,
+        };
+        self.db
+            .write(move |tx| {
+                let mut user = tx.find_user(&name)?.ok_or_else(|| AccountError::NoUser(name.clone()))?;
+                let changed = [
+                    hash.is_some().then_some("password"),
+                    change.is_admin.map(|to| if to { "admin" } else { "no admin" }),
+                    change.disabled.map(|to| if to { "disabled" } else { "enabled" }),
+                ];
+                user.password = hash.unwrap_or(user.password);
+                user.is_admin = change.is_admin.unwrap_or(user.is_admin);
+                user.disabled = change.disabled.unwrap_or(user.disabled);
+                let admins_before = tx.count_admins()?;
+                tx.update_user(&user)?;
+                if admins_before > 0 && tx.count_admins()? == 0 {
+                    return Err(AccountError::LastAdmin(name));
+                }
+                let detail = changed.into_iter().flatten().collect::<Vec<_>>().join(", ");
+                record(tx, &actor, "user.update", name.as_str(), Some(&name), Some(detail))
+            })
+            .await
+    }
+
+    /// Removes an account that has no pods.
+    pub async fn delete_user(&self, actor: Actor, name: UserName) -> Result<(), AccountError> {
+        let config = self.config.get();
+        if config.remote_user_profile.provider.enabled {
+            let provider = &config.remote_user_profile.provider;
+            return self.remote.delete_user(provider, &name).await.map_err(AccountError::Remote);
+        }
+        self.db
+            .write(move |tx| {
+                let user = tx.find_user(&name)?.ok_or_else(|| AccountError::NoUser(name.clone()))?;
+                let pods: Vec<String> = tx
+                    .list_live_pods()?
+                    .into_iter()
+                    .filter(|pod| pod.user == name)
+                    .map(|pod| pod.container_name)
+                    .collect();
+                if !pods.is_empty() {
+                    return Err(AccountError::HasPods { user: name, pods });
+                }
+                tx.delete_user(&name)?;
+                if user.is_admin && !user.disabled && tx.count_admins()? == 0 {
+                    return Err(AccountError::LastAdmin(name));
+                }
+                record(tx, &actor, "user.delete", name.as_str(), Some(&name), None)
+            })
+            .await
+    }
+
+    pub async fn update_quota(&self, actor: Actor, user: UserName, change: QuotaChange) -> Result<(), AccountError> {
+        self.db
+            .write(move |tx| {
+                let mut quota = tx.find_quota(&user)?;
+                quota.apply(change);
+                tx.upsert_quota(&user, &quota)?;
+                record(tx, &actor, "quota.update", user.as_str(), Some(&user), None)
+            })
+            .await
+    }
+
+    pub async fn reset_quota(&self, actor: Actor, user: UserName) -> Result<(), AccountError> {
+        self.db
+            .write(move |tx| {
+                tx.delete_quota(&user)?;
+                record(tx, &actor, "quota.reset", user.as_str(), Some(&user), None)
+            })
+            .await
+    }
+}
+
+fn check_password(password: &str) -> Result<(), AccountError> {
+    if password.is_empty() || password.len() > MAX_PASSWORD { Err(AccountError::Password) } else { Ok(()) }
+}
+
+fn insert_user(tx: &Tx, actor: &Actor, name: &UserName, hash: &str, is_admin: bool) -> Result<(), AccountError> {
+    if !tx.insert_user(name, hash, is_admin)? {
+        return Err(AccountError::Exists(name.clone()));
+    }
+    record(tx, actor, "user.add", name.as_str(), Some(name), is_admin.then(|| "admin".to_owned()))
+}
+
+/// Writes down a change that is done with this transaction.
+fn record<E: From<DbError>>(
+    tx: &Tx,
+    actor: &Actor,
+    action: &'static str,
+    object: &str,
+    user: Option<&UserName>,
+    detail: Option<String>,
+) -> Result<(), E> {
+    tx.insert_event(&NewEvent {
+        actor: actor.name.clone(),
+        source: actor.source.clone(),
+        action,
+        object: object.to_owned(),
+        user: user.cloned(),
+        outcome: Outcome::Ok,
+        detail,
+    })?;
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Bearer tokens: 32 random bytes behind `pody_`, stored as SHA-256, with an expiry, revocable.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{AccountError, Accounts, Actor, record};
+use crate::{
+    db::{now, rfc3339},
+    names::{Span, UserName},
+};
+
+/// Tokens a user may have at a time.
+const MAX_TOKENS: usize = 100;
+/// Life of a token where the user does not say, and at most.
+const DEFAULT_LIFETIME: Span = Span(90.0 * 86_400.0);
+const MAX_LIFETIME: Span = Span(3.0 * 365.0 * 86_400.0);
+
+/// SHA-256 of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenHash(pub [u8; 32]);
+
+impl TokenHash {
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+}
+
+/// A row of the table `tokens`.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub id: i64,
+    pub user: UserName,
+    pub name: String,
+    pub hash: TokenHash,
+    pub created_at: i64,
+    pub expires_at: i64,
+}
+
+/// A token as its owner sees it in a list. Times are RFC 3339.
+#[derive(Clone, Debug, Serialize)]
+pub struct TokenInfo {
+    pub id: i64,
+    pub name: String,
+    pub created_at: String,
+    pub expires_at: String,
+}
+
+/// A token as its owner sees it once.
+#[derive(Clone, Serialize)]
+pub struct NewToken {
+    #[serde(flatten)]
+    pub info: TokenInfo,
+    pub token: String,
+}
+
+impl Accounts {
+    /// Oldest first.
+    pub fn list_tokens(&self, user: &UserName) -> Vec<TokenInfo> {
+        let snapshot = self.db.snapshot();
+        let mut tokens: Vec<_> = snapshot.accounts.tokens.values().filter(|token| &token.user == user).collect();
+        tokens.sort_by_key(|token| token.id);
+        tokens.into_iter().map(|token| info(token.id, &token.name, token.created_at, token.expires_at)).collect()
+    }
+
+    pub async fn create_token(
+        &self,
+        actor: Actor,
+        user: UserName,
+        name: String,
+        lifetime: Option<Span>,
+    ) -> Result<NewToken, AccountError> {
+        let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME).0.min(MAX_LIFETIME.0);
+        let token = format!("pody_{}", BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
+        let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+        let (created_at, hash) = (now(), TokenHash::of(&token));
+        let expires_at = created_at + (lifetime * 1000.0) as i64;
+        if self.list_tokens(&user).len() >= MAX_TOKENS {
+            return Err(AccountError::TooMany(MAX_TOKENS));
+        }
+        let shown = name.clone();
+        let id = self
+            .db
+            .write(move |tx| {
+                tx.delete_expired_tokens(created_at)?;
+                let id = tx.insert_token(&user, &name, hash, created_at, expires_at)?;
+                record::<AccountError>(tx, &actor, "token.create", &id.to_string(), Some(&user), Some(name))?;
+                Ok::<_, AccountError>(id)
+            })
+            .await?;
+        Ok(NewToken { info: info(id, &shown, created_at, expires_at), token })
+    }
+
+    pub async fn revoke_token(&self, actor: Actor, user: UserName, id: i64) -> Result<(), AccountError> {
+        self.db
+            .write(move |tx| match tx.delete_token(&user, id)? {
+                true => record(tx, &actor, "token.revoke", &id.to_string(), Some(&user), None),
+                false => Err(AccountError::NoToken(id)),
+            })
+            .await
+    }
+}
+
+fn info(id: i64, name: &str, created_at: i64, expires_at: i64) -> TokenInfo {
+    TokenInfo { id, name: name.to_owned(), created_at: rfc3339(created_at), expires_at: rfc3339(expires_at) }
+}

@@ -1,0 +1,74 @@
+//! The stored login: `$XDG_CONFIG_HOME/pody/credentials.json`, 0600 in a folder of 0700, written by `pody login`.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A token and where it is good. Never shown by `{:?}`.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct StoredLogin {
+    pub server: String,
+    pub user: String,
+    pub token: String,
+    /// What the server calls the token, to revoke it by.
+    pub token_id: serde_json::Value,
+}
+
+/// Why the stored login is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("neither $XDG_CONFIG_HOME nor $HOME is set")]
+    NoHome,
+    #[error("cannot use {path}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} does not read; log in again with `pody login`")]
+    Parse { path: PathBuf, source: serde_json::Error },
+}
+
+fn path() -> Result<PathBuf, StoreError> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    Ok(config.ok_or(StoreError::NoHome)?.join("pody").join("credentials.json"))
+}
+
+/// The login of before, if there is one.
+pub fn load() -> Result<Option<StoredLogin>, StoreError> {
+    // Without a home there is nothing stored; the environment may still say who we are.
+    let Ok(path) = path() else { return Ok(None) };
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Parse { path, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::Io { path, source }),
+    }
+}
+
+/// Replaces the stored login as a whole: written beside it, then renamed over it.
+pub fn save(login: &StoredLogin) -> Result<(), StoreError> {
+    let path = path()?;
+    let write = || {
+        let folder = path.parent().unwrap_or(&path);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        let new = path.with_extension("new");
+        let _ = fs::remove_file(&new);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(login)?)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(|source| StoreError::Io { path: path.clone(), source })
+}
+
+/// Forgets the stored login.
+pub fn remove() -> Result<(), StoreError> {
+    let path = path()?;
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, source: error }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,58 @@
+//! CRIU, which freezes and thaws pods. Without it everything but checkpoints works.
+
+use super::{Finding, ask_program, read_line, version_in};
+
+/// On kernels since 6.16, older ones dump no process with an INET socket: no pod with sshd.
+const NEW_KERNEL: (u32, u32) = (6, 16);
+const NEEDED_THERE: (u32, u32) = (4, 2);
+
+const INSTALL: &str = "install CRIU 4.2 or newer; install.sh does, Ubuntu has ppa:criu/ppa";
+
+pub async fn examine() -> Vec<Finding> {
+    let version = match ask_program("criu", &["--version"]).await {
+        Ok(text) => text,
+        Err(why) => return vec![Finding::warn("criu", format!("no checkpoints: {why}"), INSTALL)],
+    };
+    let kernel = read_line("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut findings = vec![judge(&version, &kernel)];
+    findings.push(match ask_program("criu", &["check"]).await {
+        Ok(_) => Finding::ok("criu check", "passed"),
+        Err(_) if !nix::unistd::geteuid().is_root() => {
+            Finding::warn("criu check", "only root can run it", "sudo pody doctor")
+        }
+        Err(why) => Finding::fail("criu check", why, INSTALL),
+    });
+    findings
+}
+
+/// Whether this CRIU can dump on this kernel.
+fn judge(version: &str, kernel: &str) -> Finding {
+    let number = version.lines().next().unwrap_or_default().trim_start_matches("Version:").trim();
+    let found = format!("{number} on kernel {kernel}");
+    match (version_in(version), version_in(kernel)) {
+        (Some(criu), Some(kernel)) if kernel >= NEW_KERNEL && criu < NEEDED_THERE => {
+            Finding::fail("criu", format!("{found}: it cannot checkpoint pods with sshd there"), INSTALL)
+        }
+        (Some(_), _) => Finding::ok("criu", found),
+        (None, _) => Finding::warn("criu", format!("it does not say its version: {number}"), INSTALL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Level, *};
+
+    #[test]
+    fn new_kernels_need_a_new_criu() {
+        for (criu, kernel, level) in [
+            ("Version: 4.1.1", "6.16.0", Level::Fail),
+            ("Version: 3.17.1", "6.18.44-fc", Level::Fail),
+            ("Version: 4.2", "6.18.44", Level::Ok),
+            ("Version: 4.2.1\nGitID: v4.2.1", "6.18.44", Level::Ok),
+            ("Version: 3.17.1", "6.1.0-18-amd64", Level::Ok),
+            ("who knows", "6.1.0", Level::Warn),
+        ] {
+            assert_eq!(judge(criu, kernel).level, level, "{criu} on {kernel}");
+        }
+    }
+}

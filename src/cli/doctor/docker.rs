@@ -1,0 +1,74 @@
+//! The engine and how it is set up.
+
+use std::path::PathBuf;
+
+use super::{Finding, version_in};
+use crate::engine::{Engine, EngineFacts};
+
+/// Debian 12's; what pody is tested with.
+const OLDEST_VERSION: (u32, u32) = (20, 10);
+const RESTART: &str = "in /etc/docker/daemon.json, then `systemctl restart docker`";
+
+/// Findings, and where Docker keeps its data if that is known.
+pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
+    let facts = match Engine::connect().await {
+        Ok(engine) => engine.facts().await,
+        Err(error) => Err(error),
+    };
+    match facts {
+        Ok(facts) => (judge(&facts), Some(facts.root_dir)),
+        Err(error) => {
+            let mend =
+                "install docker.io (or docker-ce) and `systemctl start docker`; DOCKER_HOST names another socket";
+            (vec![Finding::fail("docker", error.to_string(), mend)], None)
+        }
+    }
+}
+
+fn judge(facts: &EngineFacts) -> Vec<Finding> {
+    vec![version(facts), live_restore(facts), experimental(facts), storage(facts), cgroups(facts)]
+}
+
+fn version(facts: &EngineFacts) -> Finding {
+    let found = format!("{} (API {})", facts.version, facts.api_version);
+    match version_in(&facts.version) {
+        Some(version) if version >= OLDEST_VERSION => Finding::ok("docker", found),
+        _ => Finding::warn("docker", found, "pody is tested with 20.10 and newer; upgrade Docker"),
+    }
+}
+
+fn live_restore(facts: &EngineFacts) -> Finding {
+    if facts.live_restore {
+        return Finding::ok("live-restore", "on: pods outlive a restart of Docker");
+    }
+    let mend = format!("\"live-restore\": true {RESTART}");
+    Finding::warn("live-restore", "off: pods die when Docker restarts", mend)
+}
+
+fn experimental(facts: &EngineFacts) -> Finding {
+    if facts.experimental {
+        return Finding::ok("experimental", "on: Docker can checkpoint");
+    }
+    Finding::warn("experimental", "off: no checkpoints", format!("\"experimental\": true {RESTART}"))
+}
+
+fn storage(facts: &EngineFacts) -> Finding {
+    match facts.storage_driver.as_str() {
+        "vfs" => {
+            let mend = "use overlay2: \"storage-driver\": \"overlay2\" ".to_owned() + RESTART;
+            Finding::warn("storage driver", "vfs: every pod is a full copy of its image", mend)
+        }
+        "devicemapper" | "aufs" => {
+            Finding::warn("storage driver", facts.storage_driver.clone(), "Docker dropped this driver; use overlay2")
+        }
+        driver => Finding::ok("storage driver", driver),
+    }
+}
+
+fn cgroups(facts: &EngineFacts) -> Finding {
+    let found = format!("v{}, driver {}", facts.cgroup_version, facts.cgroup_driver);
+    match facts.cgroup_version.as_str() {
+        "1" | "2" => Finding::ok("cgroups", found),
+        _ => Finding::warn("cgroups", found, "mount cgroups: without them no limit holds"),
+    }
+}

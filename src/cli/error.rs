@@ -1,0 +1,123 @@
+//! How a command ends when it does not work: a message, the exit code, and a hint where the next step is known.
+
+use std::{io, path::PathBuf};
+
+use super::{client::ClientError, credentials::StoreError, exit};
+use crate::{
+    account::{AccountError, import::ImportError},
+    app::{PurgeError, StartError},
+    db::DbError,
+    pod::PodError,
+};
+
+/// Why a command ended.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    #[error(transparent)]
+    Purge(#[from] PurgeError),
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// Arguments that clap cannot judge.
+    #[error("{message}")]
+    Usage { message: String, hint: &'static str },
+    #[error("Invalid argument: {0}, the format should be key:value or key=value")]
+    NoSeparator(String),
+    #[error("Invalid argument: {0}, only last argument can be read from stdin")]
+    StdinNotLast(String),
+    #[error("Path not found: {0}")]
+    NoRoute(String),
+    #[error("Ambiguous path: {0}")]
+    AmbiguousRoute(String),
+    #[error("Auto fetch not support ambiguous methods: {0}")]
+    AmbiguousMethod(String),
+    #[error("no SSH public key in ~/.ssh")]
+    NoPublicKey,
+    #[error("{0} is no SSH public key")]
+    BadPublicKey(PathBuf),
+    #[error("pod {instance} has no port of this host for its port {port}")]
+    NoPort { instance: String, port: u16 },
+    #[error("the key was not added: {0}")]
+    KeyNotAdded(String),
+    #[error("the connection to the pod was lost")]
+    ShellLost(#[source] Option<tokio_tungstenite::tungstenite::Error>),
+    #[error("the two passwords differ")]
+    PasswordsDiffer,
+    #[error("the password is empty")]
+    EmptyPassword,
+    #[error("cancelled")]
+    Cancelled,
+    #[error("not done: {0}")]
+    NotConfirmed(String),
+    #[error("cannot read {path}")]
+    ReadFile { path: PathBuf, source: io::Error },
+    #[error("cannot write {path}")]
+    WriteFile { path: PathBuf, source: io::Error },
+    #[error("cannot run {program}")]
+    Run { program: String, source: io::Error },
+    #[error("the terminal does not answer")]
+    Terminal(#[source] io::Error),
+    #[error("cannot read the standard input")]
+    Stdin(#[source] io::Error),
+    #[error("cannot write the output")]
+    Stdout(#[from] io::Error),
+}
+
+impl CliError {
+    pub fn usage(message: impl Into<String>, hint: &'static str) -> Self {
+        Self::Usage { message: message.into(), hint }
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Client(error) => error.exit_code(),
+            Self::Usage { .. } => exit::USAGE,
+            // `pody ps | head` is no failure.
+            Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
+            _ => exit::FAILED,
+        }
+    }
+
+    /// The next step, where one is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Client(error) => error.hint(),
+            Self::Usage { hint, .. } => Some((*hint).to_owned()),
+            Self::NoRoute(_) | Self::AmbiguousRoute(_) => Some("`pody help /` lists the routes".to_owned()),
+            Self::AmbiguousMethod(_) => Some("say which: `pody get …` or `pody post …`".to_owned()),
+            Self::NoPublicKey => Some("make one with `ssh-keygen -t ed25519`, or name the file".to_owned()),
+            Self::BadPublicKey(_) => Some("name the file that ends in .pub".to_owned()),
+            Self::NoPort { .. } => {
+                Some("`pody inspect` shows which ports the pod has; is its image given port 22?".into())
+            }
+            Self::NotConfirmed(_) => Some("answer y, or add -y".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// The message with its causes, on one line.
+    pub fn message(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Transparent wrappers and libraries repeat themselves.
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = error.source();
+        }
+        message
+    }
+}

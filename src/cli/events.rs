@@ -1,0 +1,63 @@
+//! `pody events`: who did what to what.
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::{client::Client, error::CliError, exit, output::Output};
+
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// How many, the newest first
+    #[arg(long, short = 'n', default_value_t = 50, value_name = "N")]
+    limit: u32,
+    /// Only what was before the event with this id
+    #[arg(long, value_name = "ID")]
+    before: Option<i64>,
+    /// Only what concerns this user; for admins
+    #[arg(long)]
+    user: Option<String>,
+}
+
+/// One event, as the API shows it.
+#[derive(Deserialize)]
+struct EventLine {
+    id: i64,
+    at: String,
+    actor: String,
+    source: String,
+    action: String,
+    object: String,
+    outcome: String,
+    detail: Option<String>,
+}
+
+impl EventsArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let limit = self.limit.to_string();
+        let before = self.before.map(|id| id.to_string());
+        let mut query = vec![("limit", limit.as_str())];
+        query.extend(before.as_deref().map(|id| ("before", id)));
+        query.extend(self.user.as_deref().map(|user| ("user", user)));
+        let answer = Client::from_environment()?.get("events", &query).await?;
+        out.show(answer, |events: Vec<EventLine>| table(events, out))?;
+        Ok(exit::OK)
+    }
+}
+
+fn table(events: Vec<EventLine>, out: &Output) -> String {
+    let header = ["ID", "AT", "ACTOR", "FROM", "ACTION", "OBJECT", "OUTCOME", "DETAIL"];
+    let row = |event: EventLine| {
+        let detail = event.detail.unwrap_or_default();
+        vec![
+            event.id.to_string(),
+            event.at,
+            event.actor,
+            event.source,
+            event.action,
+            event.object,
+            event.outcome,
+            detail,
+        ]
+    };
+    out.table(&header, events.into_iter().map(row))
+}

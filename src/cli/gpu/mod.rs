@@ -1,0 +1,48 @@
+//! `pody gpu`: the GPUs and who is on them. On a terminal it stays and is drawn anew every second; elsewhere, or with
+//! `--once`, it is printed once.
+//!
+//! - `view`: the answer of the server, as lines of text
+//! - `live`: the screen, the keys, and what to do when the server is gone for a while
+
+mod live;
+mod view;
+
+use std::io::{self, IsTerminal};
+
+use clap::Args;
+
+use self::view::{Gpus, Library};
+use super::{
+    client::{Client, ClientError},
+    error::CliError,
+    exit,
+    output::{Format, Output},
+};
+
+#[derive(Debug, Args)]
+pub struct GpuArgs {
+    /// Print once and end, also on a terminal
+    #[arg(long)]
+    once: bool,
+}
+
+const ROUTE: &str = "host/gpus";
+
+impl GpuArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let client = Client::from_environment()?;
+        let answer = client.get(ROUTE, &[]).await?;
+        if out.format() == Format::Json {
+            out.json(&answer)?;
+            return Ok(exit::OK);
+        }
+        let gpus: Gpus = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
+        let width = out.width();
+        // Without a driver there is nothing to watch.
+        if self.once || !io::stdout().is_terminal() || matches!(gpus.library, Library::Absent) {
+            out.line(gpus.lines(out, width).join("\n"))?;
+            return Ok(exit::OK);
+        }
+        live::watch(&client, gpus, out).await
+    }
+}

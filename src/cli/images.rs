@@ -1,0 +1,34 @@
+//! `pody images` and `commit`: what pods are made from.
+
+use clap::Args;
+
+use super::{client::Client, error::CliError, exit, output::Output, pods::show_log};
+
+#[derive(Debug, Args)]
+pub struct CommitArgs {
+    /// The pod that becomes an image
+    name: String,
+    /// Tells several images of yours apart
+    #[arg(long)]
+    tag: Option<String>,
+    /// What is in it
+    #[arg(long, short)]
+    message: Option<String>,
+}
+
+/// Lists the images that a pod can be made from.
+pub async fn list(out: &Output) -> Result<u8, CliError> {
+    let answer = Client::from_environment()?.get("image/list", &[]).await?;
+    out.show(answer, |images: Vec<String>| images.join("\n"))?;
+    Ok(exit::OK)
+}
+
+impl CommitArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let mut form = vec![("ins", self.name.as_str())];
+        form.extend(self.tag.as_deref().map(|tag| ("tag", tag)));
+        form.extend(self.message.as_deref().map(|message| ("msg", message)));
+        let answer = Client::from_environment()?.post("pod/commit", &form).await?;
+        show_log(&answer, out)
+    }
+}

@@ -1,0 +1,77 @@
+//! `pody key list|add|rm`: SSH public keys that every pod of the user gets.
+
+use std::{io::Read, path::PathBuf};
+
+use clap::Subcommand;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    client::Client,
+    error::CliError,
+    exit,
+    output::{self, Output},
+    pods::show_log,
+    ssh,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Your keys
+    List,
+    /// Add a key; pods get it when they start
+    Add {
+        /// The public key file, or - for the standard input; without it, the first one in ~/.ssh
+        file: Option<PathBuf>,
+    },
+    /// Remove a key
+    Rm {
+        /// Its id in `pody key list`
+        id: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Key {
+    id: Value,
+    key_type: String,
+    fingerprint: String,
+    comment: String,
+    created_at: String,
+}
+
+impl KeyCommand {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let client = Client::from_environment()?;
+        match self {
+            Self::List => {
+                let answer = client.get("user/ssh-keys", &[]).await?;
+                out.show(answer, |keys: Vec<Key>| {
+                    out.table(&["ID", "TYPE", "FINGERPRINT", "COMMENT", "ADDED"], keys.into_iter().map(Key::row))
+                })?;
+            }
+            Self::Add { file } => {
+                let answer = client.post("user/ssh-keys/add", &[("key", &read_key(file)?)]).await?;
+                out.show(answer, |key: Key| format!("{} {} added", super::value_text(&key.id), key.fingerprint))?;
+            }
+            Self::Rm { id } => return show_log(&client.post("user/ssh-keys/delete", &[("id", &id)]).await?, out),
+        }
+        Ok(exit::OK)
+    }
+}
+
+impl Key {
+    fn row(self) -> Vec<String> {
+        let added = output::ago(&self.created_at);
+        vec![super::value_text(&self.id), self.key_type, self.fingerprint, self.comment, added]
+    }
+}
+
+fn read_key(file: Option<PathBuf>) -> Result<String, CliError> {
+    if file.as_ref().is_none_or(|file| file.as_os_str() != "-") {
+        return ssh::read_public_key(file);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(CliError::Stdin)?;
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,153 @@
+//! `pody login`, `logout`, `whoami`, `passwd`: who the user is, here and at the server.
+
+use clap::Args;
+use reqwest::{StatusCode, Url};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    client::{self, Client, ClientError, Identity},
+    credentials::{self, StoredLogin},
+    error::CliError,
+    exit,
+    output::{self, Format, Output},
+    terminal,
+};
+
+#[derive(Debug, Args)]
+pub struct LoginArgs {
+    /// The server, like http://box:8799
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// Your account
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+}
+
+impl LoginArgs {
+    /// Trades the password for a token and stores that. A login of before at the same server is ended.
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let previous = credentials::load().ok().flatten();
+        let server = match &self.server {
+            Some(server) => client::parse_server(server)?,
+            None => client::server_in_use(previous.as_ref())?,
+        };
+        if server.scheme() == "http" && !is_loopback(&server) {
+            out.warn(format!("{server} is not encrypted: the password can be read on the way"));
+        }
+        let user = match self.user {
+            Some(user) => user,
+            None if terminal::is_interactive() => terminal::ask("User")?,
+            None => return Err(CliError::usage("nobody can be asked for the user here", "add --user NAME")),
+        };
+        let password = terminal::ask_password("Password")?;
+        let client = Client::new(server, Some(Identity::Password { user: user.clone(), password }))?;
+        let answer = client.post("user/tokens/create", &[("name", &token_name())]).await?;
+        let token: NewToken = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
+        let login = StoredLogin { server: client.server().to_owned(), user, token: token.token, token_id: token.id };
+        credentials::save(&login)?;
+        if let Some(previous) = previous.filter(|previous| previous.server == login.server) {
+            // It may be expired or revoked already.
+            let _ = revoke(&previous).await;
+        }
+        let said = json!({"server": login.server, "user": login.user});
+        out.done(&said, format!("logged in at {} as {}", login.server, login.user))?;
+        Ok(exit::OK)
+    }
+}
+
+#[derive(Deserialize)]
+struct NewToken {
+    id: Value,
+    token: String,
+}
+
+/// What the token is called in `pody token list`: where it is stored.
+fn token_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => "login".to_owned(),
+        host => format!("login on {host}"),
+    }
+}
+
+fn is_loopback(server: &Url) -> bool {
+    let host = server.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Forgets the login here in any case, and ends it at the server if that can be done.
+pub async fn logout(out: &Output) -> Result<u8, CliError> {
+    let stored = credentials::load();
+    credentials::remove()?;
+    let Some(login) = stored? else {
+        out.done(&json!({"message": "not logged in"}), "not logged in")?;
+        return Ok(exit::OK);
+    };
+    match revoke(&login).await {
+        Ok(()) => {}
+        // The token was no good any more.
+        Err(ClientError::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => {}
+        Err(error) => out.warn(format!(
+            "the token is forgotten here but still good at {} ({error}); revoke it with `pody token revoke`",
+            login.server
+        )),
+    }
+    let sentence = format!("logged out of {}", login.server);
+    out.done(&json!({"message": &sentence}), sentence)?;
+    Ok(exit::OK)
+}
+
+async fn revoke(login: &StoredLogin) -> Result<(), ClientError> {
+    let client = Client::new(client::parse_server(&login.server)?, Some(Identity::Token(login.token.clone())))?;
+    let id = login.token_id.as_str().map_or_else(|| login.token_id.to_string(), str::to_owned);
+    client.post("user/tokens/revoke", &[("id", &id)]).await.map(drop)
+}
+
+/// Says who the server takes us for, and our limits.
+pub async fn whoami(out: &Output) -> Result<u8, CliError> {
+    #[derive(Deserialize)]
+    struct Info {
+        user: User,
+        quota: Map<String, Value>,
+    }
+    #[derive(Deserialize)]
+    struct User {
+        name: String,
+        is_admin: Value,
+    }
+    let client = Client::from_environment()?;
+    let answer = client.get("user/info", &[]).await?;
+    out.show(answer, |info: Info| {
+        // 0/1 as pody 0.4.1 says it.
+        let admin = if info.user.is_admin == json!(1) || info.user.is_admin == json!(true) { ", admin" } else { "" };
+        let limits = info.quota.iter().map(|(name, value)| vec![name.clone(), limit_text(name, value)]);
+        format!("{}{admin} at {}\n\n{}", info.user.name, client.server(), out.table(&["LIMIT", "VALUE"], limits))
+    })?;
+    Ok(exit::OK)
+}
+
+/// A limit of a quota for people.
+fn limit_text(name: &str, value: &Value) -> String {
+    match value {
+        Value::Number(number) if number.as_f64().is_some_and(|n| n < 0.0) => "no limit".to_owned(),
+        Value::Number(bytes) if name.contains("size") || name.contains("memory") => {
+            output::size(bytes.as_i64().unwrap_or(-1), 1)
+        }
+        Value::String(text) if text.is_empty() => "all".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Changes the own password.
+pub async fn passwd(out: &Output) -> Result<u8, CliError> {
+    let client = Client::from_environment()?;
+    let password = terminal::ask_new_password("New password")?;
+    let answer = client.post("user/ch-passwd", &[("passwd", &password)]).await?;
+    match (out.format(), answer["message"].as_str()) {
+        (Format::People, Some(message)) => out.line(message)?,
+        _ => out.json(&answer)?,
+    }
+    Ok(exit::OK)
+}

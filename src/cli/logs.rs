@@ -1,0 +1,61 @@
+//! `pody logs [-f] NAME`: what the pod's main process wrote.
+
+use clap::Args;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    client::{self, Client, ClientError},
+    error::CliError,
+    exit,
+    output::{Format, Output},
+};
+use crate::names::Span;
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The pod
+    name: String,
+    /// Go on with what it writes from now on
+    #[arg(short, long)]
+    follow: bool,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    tail: Option<u64>,
+    /// Only what is not older than this, like 10m
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<String>,
+}
+
+/// A span of time, passed on as it was typed.
+fn since(text: &str) -> Result<String, crate::names::SpanError> {
+    text.parse::<Span>().map(|_| text.to_owned())
+}
+
+impl LogsArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let tail = self.tail.map(|lines| lines.to_string());
+        let mut query = vec![("ins", self.name.as_str())];
+        query.extend(tail.as_deref().map(|lines| ("tail", lines)));
+        query.extend(self.since.as_deref().map(|since| ("since", since)));
+        if self.follow {
+            query.push(("follow", "true"));
+        }
+        let mut response = Client::from_environment()?.send(Method::GET, "pod/logs", &query, &[]).await?;
+        if !self.follow {
+            let answer = client::read_json(response).await?;
+            match (out.format(), answer["log"].as_str()) {
+                (Format::People, Some(log)) => out.bytes(log.as_bytes())?,
+                _ => out.json(&answer)?,
+            }
+            return Ok(exit::OK);
+        }
+        while let Some(chunk) = response.chunk().await.map_err(ClientError::BrokeOff)? {
+            match out.format() {
+                Format::People => out.bytes(&chunk)?,
+                Format::Json => out.json(&json!({"log": String::from_utf8_lossy(&chunk)}))?,
+            }
+        }
+        Ok(exit::OK)
+    }
+}

@@ -1,0 +1,83 @@
+//! `pody util`: paths, config and the systemd unit of this host.
+
+use std::{path::PathBuf, process::Command};
+
+use clap::Subcommand;
+
+use super::{error::CliError, exit, output::Output};
+use crate::config::{self, Config, DEFAULT_PORT};
+
+#[derive(Debug, Subcommand)]
+pub enum UtilCommand {
+    /// Print the folder that holds config and data
+    ShowHome,
+    /// Edit the config, and check it afterwards
+    Config {
+        /// Editor; without it $EDITOR, else vi
+        #[arg(short, long)]
+        editor: Option<String>,
+    },
+    /// Print a systemd unit for the daemon
+    SystemdUnit {
+        #[arg(long, default_value_t = DEFAULT_PORT)]
+        port: u16,
+    },
+}
+
+impl UtilCommand {
+    pub fn run(self, out: &Output) -> Result<u8, CliError> {
+        match self {
+            Self::ShowHome => out.line(config::home().display().to_string())?,
+            Self::Config { editor } => edit(editor)?,
+            Self::SystemdUnit { port } => out.line(unit(port)?)?,
+        }
+        Ok(exit::OK)
+    }
+}
+
+/// Opens an editor on the config, which is made from the example where there is none.
+fn edit(editor: Option<String>) -> Result<(), CliError> {
+    let path = config::home().join("config.toml");
+    if !path.exists() {
+        let write = |source| CliError::WriteFile { path: path.clone(), source };
+        std::fs::create_dir_all(config::home()).map_err(write)?;
+        std::fs::write(&path, include_str!("../../config.toml.example")).map_err(write)?;
+    }
+    let editor = editor.or_else(|| std::env::var("EDITOR").ok()).unwrap_or_else(|| "vi".to_owned());
+    // As a shell line: editors come with arguments.
+    let status = Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(&path).status();
+    status.map_err(|source| CliError::Run { program: editor, source })?;
+    Config::load(&path).map_err(crate::app::StartError::from)?;
+    Ok(())
+}
+
+fn unit(port: u16) -> Result<String, CliError> {
+    let program: PathBuf =
+        std::env::current_exe().map_err(|source| CliError::Run { program: "pody".to_owned(), source })?;
+    Ok(format!(
+        "[Unit]
+Description=Pody, pods on a shared GPU machine
+After=network-online.target docker.service
+Wants=network-online.target docker.service
+
+[Service]
+Type=simple
+ExecStart={program} serve --port {port}
+Environment=PODY_HOME={home}
+Restart=on-failure
+RestartSec=2
+# Pods belong to Docker, and whatever else the daemon started outlives it too.
+KillMode=process
+LimitNOFILE=65536
+# No file system or device restrictions: the daemon makes members' folders where
+# the configuration says, and NVIDIA's library opens devices.
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+
+[Install]
+WantedBy=multi-user.target",
+        home = config::home().display(),
+        program = program.display(),
+    ))
+}

@@ -1,0 +1,511 @@
+//! `$PODY_HOME/config.toml`: parsed once, strictly, and again when the file changes.
+//!
+//! A config.toml of pody 0.4.1 loads unchanged. A key that is not known is an error with file, line and key, because a
+//! misspelled limit that is silently ignored is no limit. `config.toml.example` lists every key with its unit.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use serde::Deserialize;
+
+use crate::{
+    account::quota::DefaultQuota,
+    names::{ByteSize, NamePrefix, PortRanges, UserName},
+};
+
+/// The port that clients expect where none is named.
+pub const DEFAULT_PORT: u16 = 8799;
+
+/// Where everything lives: `$PODY_HOME`, else `/var/lib/pody` for root and `~/.pody` for others.
+pub fn home() -> PathBuf {
+    if let Some(home) = std::env::var_os("PODY_HOME").filter(|home| !home.is_empty()) {
+        return PathBuf::from(home);
+    }
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/pody");
+    }
+    PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".pody")
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    #[serde(deserialize_with = "empty_is_none")]
+    pub name_prefix: Option<NamePrefix>,
+    pub available_ports: PortRanges,
+    pub commit_name: CommitName,
+    pub commit_image_ports: CommitPorts,
+    pub volume_mappings: Vec<VolumeMapping>,
+    /// The engine's network that pods join; empty = the engine's default bridge.
+    pub network: String,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub remote_user_profile: RemoteUserProfile,
+    pub default_quota: DefaultQuota,
+    pub images: Vec<ImageConfig>,
+    pub server: ServerConfig,
+    pub pod: PodConfig,
+    pub exec: ExecConfig,
+    pub throttle: ThrottleConfig,
+    pub gpu: GpuConfig,
+    pub usage: UsageConfig,
+}
+
+/// The repository that commits go to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct CommitName(pub String);
+
+impl Default for CommitName {
+    fn default() -> Self {
+        Self("pody-commit".to_owned())
+    }
+}
+
+/// Ports of pods made from a committed image.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct CommitPorts(pub Vec<u16>);
+
+impl Default for CommitPorts {
+    fn default() -> Self {
+        Self(vec![22])
+    }
+}
+
+/// An image that members may use.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageConfig {
+    /// `name:tag`, or `name` for all of its tags.
+    pub name: String,
+    /// Ports inside the pod that get a port of the host.
+    pub ports: Vec<u16>,
+    /// Lets set-user-id programs such as sudo gain privileges in pods of this image.
+    #[serde(default)]
+    pub new_privileges: bool,
+}
+
+/// A node's users may come from another node (provider), and a node may serve its users to others (service).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RemoteUserProfile {
+    pub provider: RemoteProvider,
+    pub service: RemoteService,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RemoteProvider {
+    pub enabled: bool,
+    pub endpoint: String,
+    pub access_token: String,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RemoteService {
+    pub enabled: bool,
+    pub readonly: bool,
+    pub access_token: String,
+}
+
+impl Default for RemoteService {
+    fn default() -> Self {
+        Self { enabled: false, readonly: true, access_token: String::new() }
+    }
+}
+
+// By hand, so that no token reaches a log through `{:?}`.
+impl std::fmt::Debug for RemoteProvider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteProvider")
+            .field("enabled", &self.enabled)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RemoteService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteService")
+            .field("enabled", &self.enabled)
+            .field("readonly", &self.readonly)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Connections at a time; more wait in the listen queue.
+    pub max_connections: usize,
+    /// Seconds a client may take to send its request's head, and to stay idle between requests.
+    pub header_timeout_seconds: u64,
+    /// Seconds a client may take to send a request's body.
+    pub body_timeout_seconds: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self { max_connections: 16_384, header_timeout_seconds: 15, body_timeout_seconds: 15 }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodConfig {
+    /// Seconds between SIGTERM and SIGKILL when a pod is stopped.
+    pub stop_grace_seconds: u32,
+    /// Size of one log file of a pod's output, and how many are kept.
+    pub log_max_size: String,
+    pub log_max_files: u32,
+    /// Creates and starts handed to the engine at a time; the engine is saturated by 4.
+    pub engine_parallelism: usize,
+}
+
+impl Default for PodConfig {
+    fn default() -> Self {
+        Self { stop_grace_seconds: 10, log_max_size: "10m".to_owned(), log_max_files: 3, engine_parallelism: 4 }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExecConfig {
+    /// Seconds a command may run where the caller does not say.
+    pub timeout_seconds: u64,
+    /// Seconds a caller may ask for.
+    pub max_timeout_seconds: u64,
+    /// Output kept of one command, bytes or a size.
+    #[serde(deserialize_with = "byte_size")]
+    pub output_limit: ByteSize,
+}
+
+impl Default for ExecConfig {
+    fn default() -> Self {
+        Self { timeout_seconds: 30, max_timeout_seconds: 3600, output_limit: ByteSize(1 << 20) }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpuConfig {
+    /// NVIDIA's management library; `None` = `libnvidia-ml.so.1`, then `libnvidia-ml.so`. Read at start only.
+    pub nvml_library: Option<PathBuf>,
+    /// Seconds between two looks at the GPUs while somebody watches, and while nobody does.
+    pub poll_seconds: f64,
+    pub idle_poll_seconds: f64,
+    /// Seconds that a user may compute on more GPUs than `gpu_count`.
+    pub overuse_grace_seconds: f64,
+    pub on_overuse: OnOveruse,
+    /// Members see the command lines of each other's processes.
+    pub show_commands: bool,
+}
+
+impl Default for GpuConfig {
+    fn default() -> Self {
+        Self {
+            nvml_library: None,
+            poll_seconds: 1.0,
+            idle_poll_seconds: 5.0,
+            overuse_grace_seconds: 60.0,
+            on_overuse: OnOveruse::KillProcess,
+            show_commands: false,
+        }
+    }
+}
+
+/// What happens to a user who computes on more GPUs than their quota for longer than the grace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnOveruse {
+    Warn,
+    KillProcess,
+    StopPod,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UsageConfig {
+    /// Seconds between two looks at what pods use.
+    pub sample_seconds: f64,
+}
+
+impl Default for UsageConfig {
+    fn default() -> Self {
+        Self { sample_seconds: 5.0 }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ThrottleConfig {
+    /// Wrong passwords for one account, and from one address, before more are refused unheard.
+    pub account_failures: u32,
+    pub address_failures: u32,
+    /// Seconds until one failure is forgotten.
+    pub forget_seconds: u64,
+}
+
+impl Default for ThrottleConfig {
+    fn default() -> Self {
+        Self { account_failures: 10, address_failures: 30, forget_seconds: 30 }
+    }
+}
+
+/// One line of `volume_mappings`: `/host/$username:/in/pod[:ro|:rw]` or `tmpfs:/in/pod`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeMapping {
+    Bind { source: String, target: String, read_only: bool },
+    Tmpfs { target: String },
+}
+
+impl VolumeMapping {
+    /// The folder of the host behind a bind for this user.
+    pub fn source_for(source: &str, user: &UserName) -> PathBuf {
+        PathBuf::from(source.replace("${username}", user.as_str()).replace("$username", user.as_str()))
+    }
+}
+
+/// Why a line is no volume mapping.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeMappingError {
+    #[error("{0:?} is no volume mapping; write /host/path:/in/pod, with :ro or :rw behind it, or tmpfs:/in/pod")]
+    Shape(String),
+    #[error("{0:?} must be an absolute path without '..'")]
+    Path(String),
+    #[error("{0:?} is no mode of a volume; write ro or rw")]
+    Mode(String),
+}
+
+impl std::str::FromStr for VolumeMapping {
+    type Err = VolumeMappingError;
+
+    fn from_str(s: &str) -> Result<Self, VolumeMappingError> {
+        let absolute = |path: &str| {
+            let clean = path.starts_with('/') && !path.split('/').any(|part| part == "..");
+            if clean { Ok(path.to_owned()) } else { Err(VolumeMappingError::Path(path.to_owned())) }
+        };
+        match s.split(':').collect::<Vec<_>>()[..] {
+            ["tmpfs", target] => Ok(Self::Tmpfs { target: absolute(target)? }),
+            [source, target] => {
+                Ok(Self::Bind { source: absolute(source)?, target: absolute(target)?, read_only: false })
+            }
+            [source, target, mode @ ("ro" | "rw")] => {
+                Ok(Self::Bind { source: absolute(source)?, target: absolute(target)?, read_only: mode == "ro" })
+            }
+            [_, _, mode] => Err(VolumeMappingError::Mode(mode.to_owned())),
+            _ => Err(VolumeMappingError::Shape(s.to_owned())),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for VolumeMapping {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+fn empty_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<NamePrefix>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+fn byte_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Why a config does not load.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    /// The parser's own text shows line, column and key.
+    #[error("{path}: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("{path}: {rule}")]
+    Rule { path: PathBuf, rule: &'static str },
+}
+
+impl Config {
+    /// Reads and checks one file. A file that is not there is an empty one.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        let config: Self = toml::from_str(&text)
+            .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?;
+        config.check().map_err(|rule| ConfigError::Rule { path: path.to_owned(), rule })?;
+        Ok(config)
+    }
+
+    /// Rules over several keys.
+    fn check(&self) -> Result<(), &'static str> {
+        let remote = &self.remote_user_profile;
+        let rules = [
+            (
+                remote.provider.enabled
+                    && (remote.provider.endpoint.is_empty() || remote.provider.access_token.is_empty()),
+                "[remote_user_profile.provider] is enabled: set endpoint and access_token",
+            ),
+            (
+                remote.service.enabled && remote.service.access_token.is_empty(),
+                "[remote_user_profile.service] is enabled: set access_token",
+            ),
+            (
+                self.tls_cert.is_some() != self.tls_key.is_some(),
+                "tls_cert and tls_key belong together: set both or none",
+            ),
+            (self.server.max_connections == 0, "[server] max_connections must be at least 1"),
+            (self.pod.engine_parallelism == 0, "[pod] engine_parallelism must be at least 1"),
+            (
+                self.throttle.account_failures == 0 || self.throttle.address_failures == 0,
+                "[throttle] account_failures and address_failures must be at least 1",
+            ),
+        ];
+        rules.into_iter().find_map(|(broken, rule)| broken.then_some(rule)).map_or(Ok(()), Err)
+    }
+
+    /// The rule for an image, `None` if members may not use it. Commits are not decided here.
+    pub fn image(&self, name: &str) -> Option<&ImageConfig> {
+        self.images.iter().find(|image| {
+            image.name == name
+                || (!image.name.contains(':')
+                    && name.strip_prefix(image.name.as_str()).is_some_and(|rest| rest.starts_with(':')))
+        })
+    }
+}
+
+/// The config in force, replaced as a whole when the file changes.
+///
+/// TLS files, the listen address and `[server]` are read at start only.
+#[derive(Clone)]
+pub struct LiveConfig {
+    path: Arc<PathBuf>,
+    current: Arc<ArcSwap<Config>>,
+}
+
+impl LiveConfig {
+    /// How often the file's modification time is looked at.
+    pub const POLL: Duration = Duration::from_secs(2);
+
+    pub fn load(path: PathBuf) -> Result<Self, ConfigError> {
+        let current = Arc::new(ArcSwap::from_pointee(Config::load(&path)?));
+        Ok(Self { path: Arc::new(path), current })
+    }
+
+    pub fn get(&self) -> Arc<Config> {
+        self.current.load_full()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the file over if it is good; a bad one leaves the old config in force.
+    pub fn reload(&self) -> Result<(), ConfigError> {
+        self.current.store(Arc::new(Config::load(&self.path)?));
+        Ok(())
+    }
+
+    /// Reloads on every change of the file, for ever.
+    pub async fn watch(self) {
+        let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        let mut seen = modified(&self.path);
+        loop {
+            tokio::time::sleep(Self::POLL).await;
+            let now = modified(&self.path);
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            match self.reload() {
+                Ok(()) => tracing::info!(path = %self.path.display(), "config reloaded"),
+                Err(error) => tracing::error!(%error, "config not reloaded, the old one stays in force"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What pody 0.4.1 writes as its default config.
+    const ORIGINAL: &str = r#"
+name_prefix = "pd"
+available_ports = "20000-21000"
+commit_name = "pody-commit"
+commit_image_ports = [22, 8000]
+volume_mappings = [
+	"/data/pody-volume/$username:/workspace/$username:rw",
+	"/data/pody-volume/share:/workspace/share:ro",
+	"tmpfs:/workspace/tmpfs",
+]
+network = ""
+[remote_user_profile.provider]
+enabled = false
+endpoint = "http://localhost:8799"
+access_token = ""
+[remote_user_profile.service]
+enabled = false
+readonly = true
+access_token = ""
+[default_quota]
+max_pods = 5
+gpu_count = -1
+gpus = "all"
+memory_limit = '64g'
+storage_size = ''
+commit_count = 1
+commit_size_limit = '20g'
+shm_size = '8g'
+tmpfs_size = '1g'
+[[images]]
+name = "ubuntu2204-cu121-base:latest"
+ports = [22, 8000]
+[[images]]
+name = "lab-cuda"
+ports = [22]
+"#;
+
+    #[test]
+    fn the_originals_config_loads_unchanged() {
+        let config: Config = toml::from_str(ORIGINAL).unwrap();
+        assert_eq!(config.available_ports.count(), 1001);
+        assert_eq!(config.volume_mappings.len(), 3);
+        assert_eq!(config.default_quota.memory_limit.0, Some(64 << 30));
+        assert_eq!(config.default_quota.storage_size.0, None);
+        assert!(config.image("lab-cuda:any").is_some());
+        assert!(config.image("lab-cuda2:any").is_none());
+        assert!(config.image("ubuntu2204-cu121-base:other").is_none());
+    }
+
+    #[test]
+    fn the_example_loads_and_names_every_default() {
+        let example: Config = toml::from_str(include_str!("../config.toml.example")).unwrap();
+        assert!(example.check().is_ok());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, "network = \"\"\n[default_quota]\nmax_podz = 5\n").unwrap();
+        let message = Config::load(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("config.toml") && message.contains("line 3") && message.contains("max_podz"),
+            "{message}"
+        );
+    }
+}

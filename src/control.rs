@@ -1,0 +1,94 @@
+//! `$PODY_HOME/pody.sock`: how admin commands, which write to the database themselves, tell a running daemon.
+//!
+//! The protocol is one word: who connects is answered `ok` after config and database were read again. The socket also keeps
+//! a second daemon out of the same folder.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{
+        fs::{OpenOptionsExt, PermissionsExt},
+        net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{io::AsyncWriteExt, net::UnixListener};
+
+use crate::app::{App, StartError};
+
+/// How long an admin command waits for the daemon to have read.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+fn path(home: &Path) -> PathBuf {
+    home.join("pody.sock")
+}
+
+/// The daemon's end.
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Held while the daemon lives; the kernel drops it with the process, however that ends.
+    _lock: nix::fcntl::Flock<fs::File>,
+}
+
+impl Listener {
+    /// Takes the folder; fails if another daemon has it.
+    pub fn bind(home: &Path) -> Result<Self, StartError> {
+        let path = path(home);
+        let error = |source: std::io::Error| StartError::Control { path: path.clone(), source };
+        let file =
+            fs::OpenOptions::new().create(true).append(true).mode(0o600).open(home.join("pody.lock")).map_err(error)?;
+        let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|_| StartError::Running(home.to_owned()))?;
+        // What a killed daemon left: nobody else can have it, we hold the lock.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).map_err(error)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(error)?;
+        Ok(Self { listener, path, _lock: lock })
+    }
+
+    /// Answers admin commands for ever.
+    pub async fn run(self, app: App) {
+        loop {
+            let Ok((mut stream, _)) = self.listener.accept().await else { continue };
+            if let Err(error) = app.config.reload() {
+                tracing::error!(%error, "config not reloaded, the old one stays in force");
+            }
+            let db = app.db.clone();
+            let refreshed = tokio::task::spawn_blocking(move || db.refresh()).await;
+            let word = if matches!(refreshed, Ok(Ok(()))) { "ok\n" } else { "failed\n" };
+            let _ = stream.write_all(word.as_bytes()).await;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What an admin command's word to the daemon came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It has read the change.
+    Yes,
+    /// None is running; it will read the change when it starts.
+    NotRunning,
+    /// One is running and did not answer.
+    Silent,
+}
+
+/// Tells a running daemon that the database was changed, and waits until it has read it.
+pub fn tell_daemon(home: &Path) -> Told {
+    let Ok(mut stream) = UnixStream::connect(path(home)) else { return Told::NotRunning };
+    let mut word = String::new();
+    let _ = stream.set_read_timeout(Some(DEADLINE));
+    let _ = stream.flush();
+    match stream.read_to_string(&mut word) {
+        Ok(_) if word == "ok\n" => Told::Yes,
+        _ => Told::Silent,
+    }
+}

@@ -1,0 +1,37 @@
+//! The table `commits`: image names taken by commits under way.
+
+use rusqlite::params;
+
+use super::{DbError, Tx, collect, now, parsed};
+use crate::{ids::OpId, names::UserName};
+
+/// A commit that was begun.
+pub struct Commit {
+    pub image: String,
+    pub user: UserName,
+    pub op: OpId,
+    pub event: i64,
+}
+
+impl Tx<'_> {
+    /// Takes an image name; `false` if another commit has it.
+    pub fn insert_commit(&self, commit: &Commit) -> Result<bool, DbError> {
+        let inserted = self.0.execute(
+            "INSERT INTO commits (image, user, op, event, created_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+            params![commit.image, commit.user.as_str(), commit.op.to_string(), commit.event, now()],
+        )?;
+        Ok(inserted == 1)
+    }
+
+    /// Commits under way, of one user or of all.
+    pub fn list_commits(&self) -> Result<Vec<Commit>, DbError> {
+        collect(&self.0, "SELECT image, user, op, event FROM commits", [], |row| {
+            Ok(Commit { image: row.get(0)?, user: parsed(row.get(1)?)?, op: parsed(row.get(2)?)?, event: row.get(3)? })
+        })
+    }
+
+    pub fn delete_commit(&self, image: &str) -> Result<(), DbError> {
+        self.0.execute("DELETE FROM commits WHERE image = ?1", [image])?;
+        Ok(())
+    }
+}

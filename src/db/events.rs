@@ -1,0 +1,144 @@
+//! The table `events`: who did what to what, from where, with what outcome.
+//!
+//! An event is written with the change it tells of, in the same transaction. Work that goes on after that starts as
+//! `pending` and is closed when it ends; what a kill left open is closed as `interrupted` at the next start.
+
+use rusqlite::{Row, params};
+use serde::Serialize;
+
+use super::{DbError, Tx, collect, now};
+use crate::names::UserName;
+
+/// How an accepted change ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Pending,
+    Ok,
+    Failed,
+    /// The daemon ended before the work did.
+    Interrupted,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What to write down.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// A user, or `pody` for the daemon's own acts and `root` for admin commands on the host.
+    pub actor: String,
+    /// The address it came from, or `local`.
+    pub source: String,
+    /// `pod.create`, `user.update`, …
+    pub action: &'static str,
+    pub object: String,
+    /// Whose affair it is: that user may read it.
+    pub user: Option<UserName>,
+    pub outcome: Outcome,
+    pub detail: Option<String>,
+}
+
+/// A row, as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    pub id: i64,
+    /// RFC 3339, UTC.
+    pub at: String,
+    pub actor: String,
+    pub source: String,
+    pub action: String,
+    pub object: String,
+    pub outcome: String,
+    pub detail: Option<String>,
+}
+
+/// Which events to list.
+#[derive(Clone, Debug)]
+pub struct EventFilter {
+    /// `None` = everybody's.
+    pub user: Option<UserName>,
+    /// Only events with a smaller id: the page before.
+    pub before: Option<i64>,
+    pub limit: u32,
+}
+
+/// Milliseconds since 1970 as people and scripts read them.
+pub fn rfc3339(millis: i64) -> String {
+    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| millis.to_string(), |t| t.to_string())
+}
+
+fn read(row: &Row) -> Result<Event, DbError> {
+    Ok(Event {
+        id: row.get(0)?,
+        at: rfc3339(row.get(1)?),
+        actor: row.get(2)?,
+        source: row.get(3)?,
+        action: row.get(4)?,
+        object: row.get(5)?,
+        outcome: row.get(6)?,
+        detail: row.get(7)?,
+    })
+}
+
+impl Tx<'_> {
+    /// Writes an event down and returns its id.
+    pub fn insert_event(&self, event: &NewEvent) -> Result<i64, DbError> {
+        self.0.execute(
+            "INSERT INTO events (at, actor, source, action, object, user, outcome, detail)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                now(),
+                event.actor,
+                event.source,
+                event.action,
+                event.object,
+                event.user.as_ref().map(UserName::as_str),
+                event.outcome.as_str(),
+                event.detail,
+            ],
+        )?;
+        Ok(self.0.last_insert_rowid())
+    }
+
+    /// Closes a pending event.
+    pub fn close_event(&self, id: i64, outcome: Outcome, detail: Option<&str>) -> Result<(), DbError> {
+        self.0.execute(
+            "UPDATE events SET outcome = ?2, detail = coalesce(?3, detail) WHERE id = ?1 AND outcome = 'pending'",
+            params![id, outcome.as_str(), detail],
+        )?;
+        Ok(())
+    }
+
+    /// Closes what a kill left open, but for events whose work is still to be settled.
+    pub fn interrupt_events(&self) -> Result<usize, DbError> {
+        Ok(self.0.execute(
+            "UPDATE events SET outcome = 'interrupted' WHERE outcome = 'pending'
+             AND id NOT IN (SELECT event FROM pods WHERE state IN ('creating', 'deleting')) AND id NOT IN (SELECT event FROM commits)",
+            [],
+        )?)
+    }
+
+    /// Newest first.
+    pub fn list_events(&self, filter: &EventFilter) -> Result<Vec<Event>, DbError> {
+        let query = "SELECT id, at, actor, source, action, object, outcome, detail FROM events
+                     WHERE (?1 IS NULL OR user = ?1) AND (?2 IS NULL OR id < ?2) ORDER BY id DESC LIMIT ?3";
+        collect(&self.0, query, params![filter.user.as_ref().map(UserName::as_str), filter.before, filter.limit], read)
+    }
+
+    /// Keeps the newest `keep` events.
+    pub fn shrink_events(&self, keep: u64) -> Result<usize, DbError> {
+        let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+        let query = "DELETE FROM events WHERE outcome != 'pending'
+                     AND id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?1)";
+        Ok(self.0.execute(query, [keep])?)
+    }
+}

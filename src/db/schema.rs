@@ -1,0 +1,211 @@
+//! The tables, as ordered steps that are only ever appended to. `PRAGMA user_version` counts the steps done.
+//!
+//! Times are milliseconds since 1970, texts are parsed on the way out, `NULL` in a quota is "the default".
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::DbError;
+
+const STEPS: &[&str] = &[
+    r"
+CREATE TABLE users (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    name        TEXT NOT NULL UNIQUE,
+    -- argon2id in PHC form, over the hex of sha256('<user>:<password>')
+    password    TEXT NOT NULL,
+    is_admin    INTEGER NOT NULL,
+    disabled    INTEGER NOT NULL DEFAULT 0,
+    created_at  INTEGER NOT NULL
+) STRICT;
+
+-- Tables about a user name it instead of pointing at a row: with a remote provider the account is elsewhere.
+CREATE TABLE tokens (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user        TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    sha256      BLOB NOT NULL UNIQUE,
+    created_at  INTEGER NOT NULL,
+    expires_at  INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tokens_by_user ON tokens (user);
+
+CREATE TABLE ssh_keys (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user        TEXT NOT NULL,
+    key_type    TEXT NOT NULL,
+    -- base64, without type and comment
+    body        TEXT NOT NULL,
+    comment     TEXT NOT NULL,
+    created_at  INTEGER NOT NULL,
+    UNIQUE (user, body)
+) STRICT;
+
+CREATE TABLE quotas (
+    user              TEXT PRIMARY KEY,
+    max_pods          INTEGER,
+    gpu_count         INTEGER,
+    gpus              TEXT,
+    memory_limit      INTEGER,
+    storage_size      INTEGER,
+    shm_size          INTEGER,
+    tmpfs_size        INTEGER,
+    commit_count      INTEGER,
+    commit_size_limit INTEGER,
+    -- thousandths of a core
+    cpu_limit         INTEGER,
+    pids_limit        INTEGER,
+    total_memory      INTEGER
+) STRICT;
+
+CREATE TABLE workloads (
+    id          TEXT PRIMARY KEY,
+    user        TEXT NOT NULL,
+    instance    TEXT NOT NULL,
+    created_at  INTEGER NOT NULL,
+    ended_at    INTEGER
+) STRICT;
+CREATE UNIQUE INDEX workloads_live ON workloads (user, instance) WHERE ended_at IS NULL;
+
+CREATE TABLE pods (
+    id             TEXT PRIMARY KEY,
+    workload       TEXT NOT NULL REFERENCES workloads (id),
+    user           TEXT NOT NULL,
+    instance       TEXT NOT NULL,
+    container_name TEXT NOT NULL,
+    state          TEXT NOT NULL,
+    -- PodSpec as JSON
+    spec           TEXT NOT NULL,
+    -- made by pody 0.4.1 and taken over
+    adopted        INTEGER NOT NULL,
+    container_id   TEXT,
+    op             TEXT NOT NULL,
+    event          INTEGER NOT NULL,
+    reason         TEXT,
+    created_at     INTEGER NOT NULL,
+    updated_at     INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX pods_live ON pods (container_name) WHERE state NOT IN ('deleted', 'failed');
+CREATE INDEX pods_by_user ON pods (user);
+
+CREATE TABLE ports (
+    host_port      INTEGER PRIMARY KEY,
+    container_port INTEGER NOT NULL,
+    pod            TEXT NOT NULL REFERENCES pods (id)
+) STRICT;
+CREATE INDEX ports_by_pod ON ports (pod);
+
+-- Commits under way: the name is taken before the engine is asked.
+CREATE TABLE commits (
+    image       TEXT PRIMARY KEY,
+    user        TEXT NOT NULL,
+    op          TEXT NOT NULL,
+    event       INTEGER NOT NULL,
+    created_at  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE events (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    at          INTEGER NOT NULL,
+    actor       TEXT NOT NULL,
+    source      TEXT NOT NULL,
+    action      TEXT NOT NULL,
+    object      TEXT NOT NULL,
+    -- whose affair it is: that user may read it
+    user        TEXT,
+    outcome     TEXT NOT NULL,
+    detail      TEXT
+) STRICT;
+CREATE INDEX events_by_user ON events (user);
+CREATE INDEX events_open ON events (outcome) WHERE outcome = 'pending';
+
+-- Usage of an old installation, one row per process as pody 0.4.1 kept it.
+CREATE TABLE legacy_usage (
+    user        TEXT NOT NULL,
+    started_at  INTEGER NOT NULL,
+    seconds     REAL NOT NULL,
+    cpu_seconds REAL NOT NULL,
+    gpus        INTEGER NOT NULL,
+    -- what tells one process from another: importing twice counts once
+    source      TEXT NOT NULL UNIQUE
+) STRICT;
+CREATE INDEX legacy_usage_by_user ON legacy_usage (user);
+",
+    r"
+CREATE TABLE usage_subjects (
+    id      INTEGER PRIMARY KEY,
+    user    TEXT NOT NULL,
+    pod     TEXT NOT NULL,
+    -- UUID; '' for CPU and memory
+    gpu     TEXT NOT NULL,
+    UNIQUE (user, pod, gpu)
+) STRICT;
+
+-- Buckets of 10, 60 and 3600 seconds; step 0 holds the sums of what is older than all buckets.
+CREATE TABLE usage (
+    step                    INTEGER NOT NULL,
+    -- start of the bucket, Unix seconds
+    at                      INTEGER NOT NULL,
+    subject                 INTEGER NOT NULL REFERENCES usage_subjects (id),
+    cpu_seconds             REAL NOT NULL,
+    memory_byte_seconds     REAL NOT NULL,
+    gpu_active_seconds      REAL NOT NULL,
+    gpu_held_seconds        REAL NOT NULL,
+    gpu_memory_byte_seconds REAL NOT NULL,
+    gpu_joules              REAL NOT NULL,
+    PRIMARY KEY (step, at, subject)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE gpu_usage (
+    step                INTEGER NOT NULL,
+    at                  INTEGER NOT NULL,
+    gpu                 TEXT NOT NULL,
+    known_seconds       REAL NOT NULL,
+    free_seconds        REAL NOT NULL,
+    busy_seconds        REAL NOT NULL,
+    memory_byte_seconds REAL NOT NULL,
+    joules              REAL NOT NULL,
+    PRIMARY KEY (step, at, gpu)
+) STRICT, WITHOUT ROWID;
+
+-- Up to where is counted; moved in the transaction that adds what was counted.
+CREATE TABLE cpu_cursors (
+    container   TEXT PRIMARY KEY,
+    run         TEXT NOT NULL,
+    cpu_seconds REAL NOT NULL,
+    at          INTEGER NOT NULL
+) STRICT;
+CREATE TABLE gpu_seats (
+    seat    TEXT PRIMARY KEY,
+    user    TEXT NOT NULL,
+    pod     TEXT NOT NULL,
+    counted INTEGER NOT NULL,
+    active  INTEGER NOT NULL
+) STRICT;
+CREATE TABLE gpu_snapshots (
+    id INTEGER PRIMARY KEY,
+    at INTEGER NOT NULL
+) STRICT;
+",
+];
+
+/// Brings the tables to the newest form; refuses a database from a newer pody.
+pub fn migrate(connection: &mut Connection) -> Result<(), DbError> {
+    let known = i32::try_from(STEPS.len()).expect("a handful of steps");
+    let version = |c: &Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+    let found = version(connection)?;
+    if found > known {
+        return Err(DbError::Newer { found, known });
+    }
+    if found == known {
+        return Ok(());
+    }
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Read again under the lock: another process may have migrated meanwhile.
+    let done = usize::try_from(version(&tx)?).unwrap_or(0);
+    for step in &STEPS[done..] {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "user_version", known)?;
+    tx.commit()?;
+    Ok(())
+}

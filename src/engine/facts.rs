@@ -1,0 +1,43 @@
+//! What kind of engine it is, for `pody doctor` and `/host/spec`.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{Engine, EngineError, SHORT};
+
+/// Version and settings of the engine.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineFacts {
+    pub version: String,
+    pub api_version: String,
+    /// Containers live on while the engine restarts.
+    pub live_restore: bool,
+    /// Needed for checkpoints.
+    pub experimental: bool,
+    pub storage_driver: String,
+    pub root_dir: PathBuf,
+    /// `1` or `2`.
+    pub cgroup_version: String,
+    /// `cgroupfs` or `systemd`.
+    pub cgroup_driver: String,
+    pub runtimes: Vec<String>,
+}
+
+impl Engine {
+    pub async fn facts(&self) -> Result<EngineFacts, EngineError> {
+        let version = self.call(SHORT, |docker| async move { docker.version().await }).await?;
+        let info = self.call(SHORT, |docker| async move { docker.info().await }).await?;
+        Ok(EngineFacts {
+            version: version.version.unwrap_or_default(),
+            api_version: version.api_version.unwrap_or_default(),
+            live_restore: info.live_restore_enabled.unwrap_or(false),
+            experimental: info.experimental_build.unwrap_or(false),
+            storage_driver: info.driver.unwrap_or_default(),
+            root_dir: info.docker_root_dir.unwrap_or_default().into(),
+            cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
+            cgroup_driver: info.cgroup_driver.map(|v| v.to_string()).unwrap_or_default(),
+            runtimes: info.runtimes.unwrap_or_default().into_keys().collect(),
+        })
+    }
+}

@@ -1,0 +1,558 @@
+//! Every container and image of the engine, in memory.
+//!
+//! Events are a hint, the list is the truth: an event only marks its container as dirty, a relist every
+//! [`RELIST`] finds what no event told. Each look at a container takes a number when it *starts*, and an older look never
+//! overwrites a newer one, so our own writes, which look again at once, are read by whoever comes after them.
+//!
+//! One container whose inspect hangs stays as the list shows it and keeps nobody else waiting.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bollard::{
+    models::{ContainerInspectResponse, ContainerSummary},
+    query_parameters::{
+        EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
+    },
+};
+use futures_util::StreamExt;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, EngineError, Health, PublishedPort};
+use crate::{ids::ContainerId, names::GpuSet};
+
+/// Time between two relists: what no event told is known within it.
+const RELIST: Duration = Duration::from_secs(1);
+/// How long a list or an inspect may take before the engine counts as hung.
+const LIST_DEADLINE: Duration = Duration::from_secs(3);
+/// Events are gathered this long before the containers are looked at.
+const GATHER: Duration = Duration::from_millis(10);
+/// Looks at containers at a time.
+const LOOKS: usize = 8;
+/// Images change seldom and say so in events; relisted this often all the same.
+const IMAGE_RELIST: Duration = Duration::from_secs(30);
+
+/// A container, as the last look at it showed it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    pub id: ContainerId,
+    /// Without the leading slash.
+    pub name: String,
+    /// `created`, `running`, `paused`, `restarting`, `removing`, `exited` or `dead`.
+    pub status: String,
+    /// As it was named when the container was made.
+    pub image: String,
+    pub labels: HashMap<String, String>,
+    pub networks: Vec<String>,
+    pub ports: Vec<PublishedPort>,
+    /// Absent until the container was looked at on its own.
+    pub detail: Option<Detail>,
+}
+
+/// What only an inspect tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detail {
+    /// Host PID of the first process; 0 when not running.
+    pub pid: i32,
+    pub exit_code: i64,
+    pub gpus: GpuSet,
+    /// Bytes; `None` = no limit.
+    pub memory: Option<u64>,
+    pub shm: Option<u64>,
+    pub host_config: HostSide,
+}
+
+/// What is needed to take over a container that another program made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostSide {
+    pub hostname: String,
+    pub network: String,
+    pub pids: Option<u64>,
+    /// Ports that are asked for; published only while the container runs.
+    pub port_bindings: Vec<PublishedPort>,
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    /// `sha256:…`
+    pub id: String,
+    pub tags: Vec<String>,
+    pub comment: String,
+    /// Bytes.
+    pub size: i64,
+    /// `22/tcp`, …
+    pub exposed_ports: BTreeSet<String>,
+    /// RFC 3339.
+    pub created: String,
+}
+
+struct Entry {
+    container: Arc<Container>,
+    seen: u64,
+}
+
+#[derive(Default)]
+struct Containers {
+    by_id: HashMap<ContainerId, Entry>,
+    /// When the newest complete list was taken.
+    listed: Option<(u64, Instant)>,
+}
+
+#[derive(Default)]
+struct Shared {
+    clock: AtomicU64,
+    containers: Mutex<Containers>,
+    images: ArcSwap<Vec<Image>>,
+    images_listed: AtomicBool,
+    dirty: Mutex<Dirty>,
+    dirtied: Notify,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Dirty {
+    containers: HashSet<ContainerId>,
+    images: bool,
+}
+
+/// The engine's containers and images. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Inventory(Arc<Shared>);
+
+impl Inventory {
+    pub fn get(&self, id: &ContainerId) -> Option<Arc<Container>> {
+        self.lock().by_id.get(id).map(|entry| entry.container.clone())
+    }
+
+    pub fn find_by_name(&self, name: &str) -> Option<Arc<Container>> {
+        self.lock().by_id.values().map(|entry| &entry.container).find(|c| c.name == name).cloned()
+    }
+
+    pub fn list(&self) -> Vec<Arc<Container>> {
+        self.lock().by_id.values().map(|entry| entry.container.clone()).collect()
+    }
+
+    /// Host ports that containers hold, ours or not.
+    pub fn used_ports(&self) -> HashSet<u16> {
+        let containers = self.lock();
+        let ports = containers.by_id.values().flat_map(|entry| {
+            let bound = entry.container.detail.iter().flat_map(|detail| &detail.host_config.port_bindings);
+            entry.container.ports.iter().chain(bound).map(|port| port.host)
+        });
+        ports.collect()
+    }
+
+    pub fn images(&self) -> Arc<Vec<Image>> {
+        self.0.images.load_full()
+    }
+
+    /// Time since the last complete list; `None` before the first.
+    pub fn age(&self) -> Option<Duration> {
+        self.lock().listed.map(|(_, at)| at.elapsed())
+    }
+
+    /// Whether containers and images were listed at least once.
+    pub fn is_ready(&self) -> bool {
+        self.age().is_some() && self.0.images_listed.load(Ordering::Acquire)
+    }
+
+    /// A number that is larger for every look that starts later. What was written before a list that started after
+    /// `tick()` is in that list.
+    pub fn tick(&self) -> u64 {
+        self.0.clock.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// When the newest complete list was begun, in [`Self::tick`]s.
+    pub fn listed_at(&self) -> u64 {
+        self.lock().listed.map_or(0, |(tick, _)| tick)
+    }
+
+    /// Tells of each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Containers> {
+        self.0.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn announce(&self) {
+        self.0.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Takes over a look that began at `tick`; `None` = the container was not there.
+    fn apply(&self, tick: u64, id: &ContainerId, look: Option<Container>) {
+        let mut containers = self.lock();
+        if containers.by_id.get(id).is_some_and(|entry| entry.seen > tick) {
+            return;
+        }
+        match look {
+            Some(container) => {
+                containers.by_id.insert(id.clone(), Entry { container: Arc::new(container), seen: tick });
+            }
+            None => {
+                containers.by_id.remove(id);
+            }
+        }
+        drop(containers);
+        self.announce();
+    }
+
+    /// Takes over a list that began at `tick` and says which containers are to be looked at on their own.
+    fn apply_list(&self, tick: u64, list: Vec<Container>) -> Vec<ContainerId> {
+        let mut containers = self.lock();
+        let present: HashSet<&ContainerId> = list.iter().map(|c| &c.id).collect();
+        let before = containers.by_id.len();
+        containers.by_id.retain(|id, entry| entry.seen > tick || present.contains(id));
+        let mut changed = containers.by_id.len() != before || containers.listed.is_none();
+        let mut look = Vec::new();
+        for summary in list {
+            match containers.by_id.get_mut(&summary.id) {
+                Some(entry) if entry.seen > tick => {}
+                Some(entry) if entry.container.detail.is_some() && entry.container.agrees_with(&summary) => {
+                    entry.seen = tick
+                }
+                known => {
+                    look.push(summary.id.clone());
+                    // Until the look is done the list's word holds, with what was known of the rest.
+                    let detail = known.as_ref().and_then(|entry| entry.container.detail.clone());
+                    let container = Arc::new(Container { detail, ..summary });
+                    containers.by_id.insert(container.id.clone(), Entry { container, seen: tick });
+                    changed = true;
+                }
+            }
+        }
+        containers.listed = Some((tick, Instant::now()));
+        drop(containers);
+        if changed {
+            self.announce();
+        }
+        look
+    }
+
+    fn mark(&self, id: Option<ContainerId>) {
+        let mut dirty = self.0.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        match id {
+            Some(id) => {
+                dirty.containers.insert(id);
+            }
+            None => dirty.images = true,
+        }
+        self.0.dirtied.notify_one();
+    }
+
+    fn take_dirty(&self) -> Dirty {
+        std::mem::take(&mut *self.0.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Container {
+    /// Whether a list shows the same as the last look.
+    fn agrees_with(&self, summary: &Container) -> bool {
+        self.status == summary.status && self.name == summary.name && self.ports == summary.ports
+    }
+
+    /// Whether it carries the label of an operation of ours.
+    pub fn has_label(&self, key: &str, value: &str) -> bool {
+        self.labels.get(key).is_some_and(|found| found == value)
+    }
+
+    fn from_summary(summary: ContainerSummary) -> Option<Self> {
+        let mut networks: Vec<String> =
+            summary.network_settings.and_then(|s| s.networks).unwrap_or_default().into_keys().collect();
+        networks.sort();
+        let ports = summary.ports.unwrap_or_default();
+        let ports =
+            ports.into_iter().filter_map(|p| Some(PublishedPort { host: p.public_port?, container: p.private_port }));
+        Some(Self {
+            id: summary.id?.parse().ok()?,
+            name: summary.names?.first()?.trim_start_matches('/').to_owned(),
+            status: summary.state?.to_string(),
+            image: summary.image.unwrap_or_default(),
+            labels: summary.labels.unwrap_or_default(),
+            networks,
+            ports: sorted(ports),
+            detail: None,
+        })
+    }
+
+    fn from_inspect(inspect: ContainerInspectResponse) -> Option<Self> {
+        let state = inspect.state.unwrap_or_default();
+        let config = inspect.config.unwrap_or_default();
+        let host = inspect.host_config.unwrap_or_default();
+        let network = inspect.network_settings.unwrap_or_default();
+        let mut networks: Vec<String> = network.networks.unwrap_or_default().into_keys().collect();
+        networks.sort();
+        let unsigned = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0);
+        let gpus = match host.device_requests.unwrap_or_default().into_iter().next() {
+            None => GpuSet::none(),
+            Some(request) => match request.device_ids.filter(|ids| !ids.is_empty()) {
+                None if request.count.is_some_and(|count| count != 0) => GpuSet::All,
+                None => GpuSet::none(),
+                Some(ids) => GpuSet::Only(ids.iter().filter_map(|id| id.parse().ok()).collect()),
+            },
+        };
+        Some(Self {
+            id: inspect.id?.parse().ok()?,
+            name: inspect.name?.trim_start_matches('/').to_owned(),
+            status: state.status.map(|s| s.to_string()).unwrap_or_default(),
+            image: config.image.unwrap_or_default(),
+            labels: config.labels.unwrap_or_default(),
+            networks,
+            ports: published(network.ports),
+            detail: Some(Detail {
+                pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0),
+                exit_code: state.exit_code.unwrap_or(0),
+                gpus,
+                memory: unsigned(host.memory),
+                shm: unsigned(host.shm_size),
+                host_config: HostSide {
+                    hostname: config.hostname.unwrap_or_default(),
+                    network: host.network_mode.unwrap_or_default(),
+                    pids: unsigned(host.pids_limit),
+                    port_bindings: published(host.port_bindings),
+                },
+            }),
+        })
+    }
+}
+
+fn published(map: Option<bollard::models::PortMap>) -> Vec<PublishedPort> {
+    let ports = map.unwrap_or_default().into_iter().flat_map(|(container, bindings)| {
+        let container = container.split('/').next().and_then(|port| port.parse::<u16>().ok());
+        let hosts =
+            bindings.unwrap_or_default().into_iter().filter_map(|binding| binding.host_port?.parse::<u16>().ok());
+        hosts.filter_map(move |host| Some(PublishedPort { host, container: container? })).collect::<Vec<_>>()
+    });
+    sorted(ports)
+}
+
+/// By port inside the pod; IPv4 and IPv6 bindings of one port are one.
+fn sorted(ports: impl Iterator<Item = PublishedPort>) -> Vec<PublishedPort> {
+    let unique: BTreeSet<(u16, u16)> = ports.filter(|p| p.host != 0).map(|p| (p.container, p.host)).collect();
+    unique.into_iter().map(|(container, host)| PublishedPort { host, container }).collect()
+}
+
+impl Engine {
+    /// Looks at one container now. What it shows is in the inventory when this returns.
+    pub async fn look(&self, id: &ContainerId) -> Result<Option<Arc<Container>>, EngineError> {
+        let tick = self.inventory.tick();
+        let looked = self
+            .call(LIST_DEADLINE, |docker| {
+                let id = id.clone();
+                async move { docker.inspect_container(id.as_str(), None::<InspectContainerOptions>).await }
+            })
+            .await;
+        match looked {
+            Ok(inspect) => self.inventory.apply(tick, id, Container::from_inspect(inspect)),
+            Err(EngineError::NotFound(_)) => self.inventory.apply(tick, id, None),
+            Err(error) => return Err(error),
+        }
+        Ok(self.inventory.get(id))
+    }
+
+    /// Looks for a container by its name.
+    pub async fn look_for(&self, name: &str) -> Result<Option<Arc<Container>>, EngineError> {
+        let tick = self.inventory.tick();
+        let looked = self
+            .call(LIST_DEADLINE, |docker| {
+                let name = name.to_owned();
+                async move { docker.inspect_container(&name, None::<InspectContainerOptions>).await }
+            })
+            .await;
+        let found = match looked {
+            // A name is also matched as the start of an id: only the name itself counts.
+            Ok(inspect) => Container::from_inspect(inspect).filter(|container| container.name == name),
+            Err(EngineError::NotFound(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(found.map(|container| {
+            let id = container.id.clone();
+            self.inventory.apply(tick, &id, Some(container.clone()));
+            Arc::new(container)
+        }))
+    }
+
+    /// Waits for the first lists, at most `limit`, and not for an engine that is down.
+    pub async fn wait_ready(&self, limit: Duration) {
+        if self.inventory.is_ready() {
+            return;
+        }
+        let (mut changed, mut health) = (self.inventory.changes(), self.health.subscribe());
+        let ready = async { while !self.inventory.is_ready() && changed.changed().await.is_ok() {} };
+        tokio::select! {
+            () = ready => {}
+            _ = health.wait_for(|health| matches!(health, Health::Down(_))) => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+    }
+
+    /// Keeps the inventory and the health until told to stop. Runs for the life of the daemon.
+    pub async fn watch(self, stop: CancellationToken) {
+        let mut events: Option<tokio::task::JoinHandle<()>> = None;
+        let mut images_listed: Option<Instant> = None;
+        let looks = Arc::new(tokio::sync::Semaphore::new(LOOKS));
+        loop {
+            match self.relist(&looks).await {
+                Ok(()) => {
+                    self.set_health(Health::Up);
+                    if events.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                        events = Some(tokio::spawn(self.clone().drain_events()));
+                        // What happened while no stream was open is in the next lists.
+                        images_listed = None;
+                    }
+                }
+                Err(error) => self.set_health(Health::Down(error.to_string())),
+            }
+            if images_listed.is_none_or(|at| at.elapsed() > IMAGE_RELIST) {
+                self.inventory.mark(None);
+            }
+            let next = tokio::time::sleep(RELIST);
+            tokio::pin!(next);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => {
+                        if let Some(task) = events {
+                            task.abort();
+                        }
+                        return;
+                    }
+                    () = &mut next => break,
+                    () = self.inventory.0.dirtied.notified() => tokio::time::sleep(GATHER).await,
+                }
+                let dirty = self.inventory.take_dirty();
+                for id in dirty.containers {
+                    self.look_later(&looks, id);
+                }
+                if dirty.images && self.health() == Health::Up {
+                    match self.refresh_images().await {
+                        Ok(()) => images_listed = Some(Instant::now()),
+                        Err(error) => tracing::warn!(%error, "images not listed"),
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_health(&self, health: Health) {
+        self.health.send_if_modified(|current| {
+            if *current == health {
+                return false;
+            }
+            match &health {
+                Health::Down(why) if !matches!(current, Health::Down(_)) => tracing::error!(why, "Docker is down"),
+                Health::Up if matches!(current, Health::Down(_)) => tracing::info!("Docker is back"),
+                _ => {}
+            }
+            *current = health;
+            true
+        });
+    }
+
+    /// Looks at a container in the background, not more than [`LOOKS`] at a time.
+    fn look_later(&self, looks: &Arc<tokio::sync::Semaphore>, id: ContainerId) {
+        let (engine, looks) = (self.clone(), looks.clone());
+        tokio::spawn(async move {
+            let Ok(_turn) = looks.acquire().await else { return };
+            if let Err(error) = engine.look(&id).await {
+                tracing::debug!(container = id.short(), %error, "not looked at");
+            }
+        });
+    }
+
+    async fn relist(&self, looks: &Arc<tokio::sync::Semaphore>) -> Result<(), EngineError> {
+        let docker = self.ensure_connected().await?;
+        let tick = self.inventory.tick();
+        let options = ListContainersOptionsBuilder::new().all(true).build();
+        let listed = tokio::time::timeout(LIST_DEADLINE, docker.list_containers(Some(options))).await;
+        let list = listed.map_err(|_| EngineError::Unavailable("it does not list its containers".to_owned()))??;
+        let list: Vec<Container> = list.into_iter().filter_map(Container::from_summary).collect();
+        let look = self.inventory.apply_list(tick, list);
+        if self.health() != Health::Up {
+            self.set_health(Health::Up);
+        }
+        for id in look {
+            self.look_later(looks, id);
+        }
+        Ok(())
+    }
+
+    /// Reads the engine's events as fast as they come, only to mark what is dirty: a reader that stalls slows the engine.
+    async fn drain_events(self) {
+        let Some(docker) = self.docker.load_full() else { return };
+        let filters: HashMap<&str, Vec<&str>> = HashMap::from([
+            ("type", vec!["container", "image"]),
+            (
+                "event",
+                vec![
+                    "create", "start", "die", "stop", "kill", "pause", "unpause", "destroy", "rename", "update",
+                    "restart", "oom", "tag", "untag", "delete", "import", "load", "pull", "commit",
+                ],
+            ),
+        ]);
+        let mut events = docker.events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
+        while let Some(Ok(event)) = events.next().await {
+            let is_image = event.typ == Some(bollard::models::EventMessageTypeEnum::IMAGE);
+            let id = event.actor.and_then(|actor| actor.id).and_then(|id| id.parse().ok());
+            match (is_image, id) {
+                (true, _) => self.inventory.mark(None),
+                (false, Some(id)) => self.inventory.mark(Some(id)),
+                (false, None) => {}
+            }
+            if event.action.as_deref() == Some("commit") {
+                self.inventory.mark(None);
+            }
+        }
+        tracing::debug!("the engine's event stream ended");
+    }
+
+    /// Lists the images now.
+    pub async fn refresh_images(&self) -> Result<(), EngineError> {
+        let options = ListImagesOptionsBuilder::new().build();
+        let list = self.call(LIST_DEADLINE, |docker| async move { docker.list_images(Some(options)).await }).await?;
+        // What an image is never changes under its id: only new ones are looked at.
+        let known: BTreeMap<String, Image> =
+            self.inventory.images().iter().map(|i| (i.id.clone(), i.clone())).collect();
+        let mut images = Vec::new();
+        for summary in list {
+            let mut tags: Vec<String> = summary.repo_tags.into_iter().filter(|tag| tag != "<none>:<none>").collect();
+            tags.sort();
+            let image = match known.get(&summary.id) {
+                Some(image) => Image { tags, ..image.clone() },
+                None => {
+                    let id = summary.id.clone();
+                    let looked =
+                        self.call(LIST_DEADLINE, |docker| async move { docker.inspect_image(&id).await }).await;
+                    let Ok(inspect) = looked else { continue };
+                    Image {
+                        id: summary.id,
+                        tags,
+                        comment: inspect.comment.unwrap_or_default(),
+                        size: inspect.size.unwrap_or(summary.size),
+                        exposed_ports: inspect
+                            .config
+                            .and_then(|c| c.exposed_ports)
+                            .unwrap_or_default()
+                            .into_iter()
+                            .collect(),
+                        created: inspect.created.unwrap_or_default(),
+                    }
+                }
+            };
+            images.push(image);
+        }
+        self.inventory.0.images.store(Arc::new(images));
+        self.inventory.0.images_listed.store(true, Ordering::Release);
+        self.inventory.announce();
+        Ok(())
+    }
+}

@@ -1,0 +1,232 @@
+//! Docker: the only place that knows bollard.
+//!
+//! - [`inventory`]: every container and image in memory, fed by events, corrected by a relist, updated at once by our own
+//!   writes. Reads answer from it and never wait for the engine.
+//! - Writes go through [`Engine::call`], which gives each a deadline and ends it early when the engine stops answering, so
+//!   that a hung engine is a 503 and not a hung request.
+//!
+//! The engine may be down when we start and may go away at any time; [`Engine::watch`] connects again by itself.
+
+mod containers;
+mod exec;
+mod facts;
+mod images;
+pub mod inventory;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use bollard::Docker;
+use tokio::sync::watch;
+
+pub use self::{
+    containers::{Bind, ContainerSpec, LogOptions, PublishedPort, Shape, Tmpfs},
+    exec::{ExecOutput, ExecRequest, Terminal},
+    facts::EngineFacts,
+    inventory::{Container, Image, Inventory},
+};
+
+/// How long one short call to the engine may take. With the clean-up behind it, it stays below the 10 s in which a write
+/// with a hung engine must have been answered.
+pub const SHORT: Duration = Duration::from_secs(7);
+/// How long calls that move data (commit) may take.
+pub const LONG: Duration = Duration::from_secs(600);
+
+/// Why the engine did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("Docker does not answer{}", detail(.0))]
+    Unavailable(String),
+    /// The deadline passed: the work may have been done, or be done later.
+    #[error("Docker did not finish within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("Docker knows no such thing: {0}")]
+    NotFound(String),
+    #[error("Docker refused: {0}")]
+    Conflict(String),
+    #[error("port {0} of this host is taken by another program")]
+    PortTaken(u16),
+    #[error("the disk that holds Docker's data is full")]
+    DiskFull,
+    #[error("Docker answered {status}: {message}")]
+    Failed { status: u16, message: String },
+    /// The connection broke or the answer made no sense: the work may have been done.
+    #[error("Docker's answer was lost: {0}")]
+    AnswerLost(String),
+}
+
+fn detail(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+impl EngineError {
+    /// Whether the work may have been done all the same.
+    pub fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::TimedOut(_) | Self::AnswerLost(_) | Self::Unavailable(_))
+    }
+}
+
+impl From<bollard::errors::Error> for EngineError {
+    fn from(error: bollard::errors::Error) -> Self {
+        use bollard::errors::Error;
+        match error {
+            Error::DockerResponseServerError { status_code, message } => from_answer(status_code, message),
+            Error::RequestTimeoutError => Self::TimedOut(SHORT),
+            Error::SocketNotFoundError(path) => Self::Unavailable(format!("there is no socket {path}")),
+            Error::HyperLegacyError { err } if err.is_connect() => Self::Unavailable(root_cause(&err)),
+            other => Self::AnswerLost(root_cause(&other)),
+        }
+    }
+}
+
+fn from_answer(status: u16, message: String) -> EngineError {
+    let lower = message.to_ascii_lowercase();
+    if lower.contains("no space left on device") {
+        return EngineError::DiskFull;
+    }
+    if (lower.contains("address already in use") || lower.contains("port is already allocated"))
+        && let Some(port) = taken_port(&message)
+    {
+        return EngineError::PortTaken(port);
+    }
+    match status {
+        404 => EngineError::NotFound(message),
+        409 => EngineError::Conflict(message),
+        status => EngineError::Failed { status, message },
+    }
+}
+
+/// The port in "Bind for 0.0.0.0:20001 failed: port is already allocated" and "listen tcp4 0.0.0.0:20001: bind: address
+/// already in use".
+fn taken_port(message: &str) -> Option<u16> {
+    let mut found = None;
+    for (at, _) in message.match_indices(':') {
+        let digits: String = message[at + 1..].chars().take_while(char::is_ascii_digit).collect();
+        let ends = message[at + 1 + digits.len()..].chars().next();
+        if let Ok(port @ 1..) = digits.parse::<u16>()
+            && matches!(ends, Some(':' | ' ') | None)
+        {
+            found = Some(port);
+        }
+    }
+    found
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// Whether the engine answers, as the watch saw it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Not asked yet.
+    Unknown,
+    Up,
+    Down(String),
+}
+
+/// The engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    /// Absent until the engine answered for the first time: the API version is agreed on then.
+    docker: Arc<ArcSwapOption<Docker>>,
+    health: watch::Sender<Health>,
+    inventory: Inventory,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { docker: Arc::default(), health: watch::Sender::new(Health::Unknown), inventory: Inventory::default() }
+    }
+}
+
+impl Engine {
+    /// Connects once, for commands that do their work and end. The daemon uses [`Self::watch`].
+    pub async fn connect() -> Result<Self, EngineError> {
+        let engine = Self::default();
+        engine.ensure_connected().await?;
+        Ok(engine)
+    }
+
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    pub fn health(&self) -> Health {
+        self.health.borrow().clone()
+    }
+
+    /// Connects where that was not done yet, and agrees on an API version.
+    async fn ensure_connected(&self) -> Result<Arc<Docker>, EngineError> {
+        if let Some(docker) = self.docker.load_full() {
+            return Ok(docker);
+        }
+        let docker = Docker::connect_with_defaults()?.with_timeout(LONG);
+        let negotiated = tokio::time::timeout(Duration::from_secs(3), docker.negotiate_version()).await;
+        let docker =
+            Arc::new(negotiated.map_err(|_| EngineError::Unavailable("it does not say its version".to_owned()))??);
+        self.docker.store(Some(docker.clone()));
+        Ok(docker)
+    }
+
+    fn docker(&self) -> Result<Arc<Docker>, EngineError> {
+        match (&*self.health.borrow(), self.docker.load_full()) {
+            (Health::Down(why), _) => Err(EngineError::Unavailable(why.clone())),
+            (_, Some(docker)) => Ok(docker),
+            (_, None) => Err(EngineError::Unavailable("not connected yet".to_owned())),
+        }
+    }
+
+    /// Fails while the engine is known not to answer: nothing is begun then that could not be ended.
+    pub fn ensure_up(&self) -> Result<(), EngineError> {
+        self.docker().map(drop)
+    }
+
+    /// Runs one call with a deadline, and ends it early when the engine is found down.
+    async fn call<T, F>(&self, deadline: Duration, call: impl FnOnce(Arc<Docker>) -> F) -> Result<T, EngineError>
+    where
+        F: Future<Output = Result<T, bollard::errors::Error>>,
+    {
+        let docker = self.docker()?;
+        let mut health = self.health.subscribe();
+        tokio::select! {
+            answer = call(docker) => answer.map_err(EngineError::from),
+            () = tokio::time::sleep(deadline) => Err(EngineError::TimedOut(deadline)),
+            down = health.wait_for(|health| matches!(health, Health::Down(_))) => match down.as_deref() {
+                Ok(Health::Down(why)) => Err(EngineError::Unavailable(why.clone())),
+                _ => Err(EngineError::Unavailable(String::new())),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_about_ports_name_the_port() {
+        for (message, port) in [
+            (
+                "driver failed programming external connectivity on endpoint a-b (c2f): Bind for 0.0.0.0:20001 failed: port is already allocated",
+                20001,
+            ),
+            (
+                "driver failed: Error starting userland proxy: listen tcp4 0.0.0.0:20002: bind: address already in use",
+                20002,
+            ),
+            ("listen tcp4 [::]:20003: bind: address already in use", 20003),
+        ] {
+            assert!(
+                matches!(from_answer(500, message.to_owned()), EngineError::PortTaken(found) if found == port),
+                "{message}"
+            );
+        }
+        assert!(matches!(from_answer(500, "write /x: no space left on device".into()), EngineError::DiskFull));
+        assert!(matches!(from_answer(404, String::new()), EngineError::NotFound(_)));
+    }
+}

@@ -1,0 +1,311 @@
+//! What happens to a user who computes on more GPUs than their quota. Pure: snapshots and limits in, acts out.
+//!
+//! The first snapshot that shows it is answered with a warning. Once it has lasted for the grace, the newest process on a GPU too
+//! many is ended, then, if that was not enough, the next. The GPUs that a user was on first are theirs; a process on one of those
+//! alone is never ended.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{GpuProcess, GpuUuid, Health, Owner, Snapshot};
+use crate::{
+    account::quota::Limit,
+    config::OnOveruse,
+    host::process::ProcessId,
+    ids::{ContainerId, PodId},
+    names::UserName,
+};
+
+/// Milliseconds that an ended process gets to be gone, before the next is looked at.
+const PATIENCE: i64 = 10_000;
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Tell the user, in these pods.
+    Warn {
+        user: UserName,
+        pods: Vec<PodId>,
+        message: String,
+    },
+    /// End this process and what it started.
+    EndProcess {
+        user: UserName,
+        pod: PodId,
+        container: ContainerId,
+        process: ProcessId,
+        message: String,
+    },
+    StopPod {
+        user: UserName,
+        pod: PodId,
+        message: String,
+    },
+}
+
+struct Overuse {
+    /// Milliseconds since 1970.
+    since: i64,
+    last_act: Option<i64>,
+}
+
+/// Remembers who is over since when.
+#[derive(Default)]
+pub struct Enforcement(HashMap<UserName, Overuse>);
+
+/// The rule in force.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Milliseconds.
+    pub grace: i64,
+    pub then: OnOveruse,
+}
+
+/// A user's process on a GPU.
+struct Seat<'a> {
+    gpu: &'a GpuUuid,
+    index: u32,
+    process: &'a GpuProcess,
+    pod: PodId,
+    pod_name: &'a str,
+    container: &'a ContainerId,
+}
+
+impl Enforcement {
+    /// What to do about this snapshot.
+    pub fn decide(&mut self, snapshot: &Snapshot, limit: impl Fn(&UserName) -> Limit, rule: Rule) -> Vec<Act> {
+        let seats = seats(snapshot);
+        self.0.retain(|user, _| seats.contains_key(user));
+        let mut acts = Vec::new();
+        for (user, seats) in seats {
+            let Limit(Some(allowed)) = limit(user) else {
+                self.0.remove(user);
+                continue;
+            };
+            let excess = excess(&seats, allowed);
+            if excess.is_empty() {
+                self.0.remove(user);
+                continue;
+            }
+            let used = gpus_in_order(&seats);
+            let rule_text = format!(
+                "gpu_count is {allowed} and your processes are on {} GPUs ({})",
+                used.len(),
+                list(&seats, &used)
+            );
+            match self.0.get_mut(user) {
+                None => {
+                    self.0.insert(user.clone(), Overuse { since: snapshot.at, last_act: None });
+                    let mut pods: Vec<PodId> = seats.iter().map(|seat| seat.pod).collect();
+                    pods.sort();
+                    pods.dedup();
+                    let next = match rule.then {
+                        OnOveruse::Warn => "end some of them".to_owned(),
+                        OnOveruse::KillProcess => {
+                            format!("end some of them within {} s, or the newest is ended", rule.grace / 1000)
+                        }
+                        OnOveruse::StopPod => format!(
+                            "end some of them within {} s, or the newest one's pod is stopped",
+                            rule.grace / 1000
+                        ),
+                    };
+                    acts.push(Act::Warn { user: user.clone(), pods, message: format!("{rule_text}: {next}") });
+                }
+                Some(overuse) => {
+                    let over = snapshot.at - overuse.since >= rule.grace;
+                    let rested = overuse.last_act.is_none_or(|at| snapshot.at - at >= PATIENCE);
+                    let newest = excess.into_iter().max_by_key(|seat| seat.process.id.started);
+                    if let Some(seat) = newest.filter(|_| over && rested && rule.then != OnOveruse::Warn) {
+                        overuse.last_act = Some(snapshot.at);
+                        acts.push(act(user, seat, rule, &rule_text));
+                    }
+                }
+            }
+        }
+        acts
+    }
+}
+
+fn act(user: &UserName, seat: &Seat, rule: Rule, rule_text: &str) -> Act {
+    let pid = seat.process.pid_inside.unwrap_or(seat.process.id.pid);
+    let seconds = rule.grace / 1000;
+    match rule.then {
+        OnOveruse::StopPod => {
+            let message = format!(
+                "{rule_text} for more than {seconds} s: pod {} was stopped; start it with `pody start`",
+                seat.pod_name
+            );
+            Act::StopPod { user: user.clone(), pod: seat.pod, message }
+        }
+        OnOveruse::Warn | OnOveruse::KillProcess => {
+            let message = format!(
+                "{rule_text} for more than {seconds} s: process {pid} of pod {} on GPU {} was ended; use fewer GPUs, or ask an admin for more",
+                seat.pod_name, seat.index
+            );
+            let (process, container) = (seat.process.id, seat.container.clone());
+            Act::EndProcess { user: user.clone(), pod: seat.pod, container, process, message }
+        }
+    }
+}
+
+/// Processes of pods on GPUs that can be read, by user.
+fn seats(snapshot: &Snapshot) -> BTreeMap<&UserName, Vec<Seat<'_>>> {
+    let mut seats: BTreeMap<&UserName, Vec<Seat>> = BTreeMap::new();
+    for device in snapshot.devices.iter().filter(|device| matches!(device.health, Health::Known(_))) {
+        for process in &device.processes {
+            if let Owner::Pod { pod, user, name, container } = &process.owner {
+                let seat =
+                    Seat { gpu: &device.uuid, index: device.index, process, pod: *pod, pod_name: name, container };
+                seats.entry(user).or_default().push(seat);
+            }
+        }
+    }
+    seats
+}
+
+/// A user's GPUs, the one they were on first first.
+fn gpus_in_order<'a>(seats: &[Seat<'a>]) -> Vec<&'a GpuUuid> {
+    let mut first: BTreeMap<&GpuUuid, u64> = BTreeMap::new();
+    for seat in seats {
+        let started = seat.process.id.started;
+        first.entry(seat.gpu).and_modify(|first| *first = started.min(*first)).or_insert(started);
+    }
+    let mut gpus: Vec<_> = first.into_iter().collect();
+    gpus.sort_by_key(|(gpu, started)| (*started, *gpu));
+    gpus.into_iter().map(|(gpu, _)| gpu).collect()
+}
+
+/// What sits on the GPUs too many.
+fn excess<'a, 'b>(seats: &'b [Seat<'a>], allowed: u64) -> Vec<&'b Seat<'a>> {
+    let gpus = gpus_in_order(seats);
+    let too_many = gpus.get(usize::try_from(allowed).unwrap_or(usize::MAX).min(gpus.len())..).unwrap_or_default();
+    seats.iter().filter(|seat| too_many.contains(&seat.gpu)).collect()
+}
+
+fn list(seats: &[Seat], gpus: &[&GpuUuid]) -> String {
+    let index = |gpu: &&GpuUuid| seats.iter().find(|seat| seat.gpu == *gpu).map(|seat| seat.index.to_string());
+    gpus.iter().filter_map(index).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gpu::{Device, Library, Reading};
+
+    const RULE: Rule = Rule { grace: 60_000, then: OnOveruse::KillProcess };
+
+    fn process(pid: i32, started: u64, owner: &str) -> GpuProcess {
+        let owner = match owner {
+            "" => Owner::Host,
+            user => Owner::Pod {
+                pod: "018f0000-0000-7000-8000-000000000000".parse().unwrap(),
+                user: user.parse().unwrap(),
+                name: format!("{user}-main"),
+                container: "a".repeat(64).parse().unwrap(),
+            },
+        };
+        GpuProcess {
+            id: ProcessId { pid, started },
+            owner,
+            pid_inside: Some(pid),
+            command: None,
+            uptime: 1.0,
+            resident: 0,
+            gpu_memory: None,
+            utilization: None,
+            kinds: vec!["compute"],
+            gpu_instance: None,
+        }
+    }
+
+    /// Processes by GPU, at a second.
+    fn snapshot(second: i64, gpus: &[Vec<GpuProcess>]) -> Snapshot {
+        let devices = gpus.iter().enumerate().map(|(index, processes)| Device {
+            index: index as u32,
+            uuid: GpuUuid(format!("GPU-{index}")),
+            name: String::new(),
+            health: Health::Known(Reading::default()),
+            processes: processes.clone(),
+            mig: Vec::new(),
+        });
+        Snapshot { at: second * 1000, library: Library::Starting, devices: devices.collect() }
+    }
+
+    fn ended(acts: &[Act]) -> Vec<i32> {
+        acts.iter()
+            .filter_map(|act| if let Act::EndProcess { process, .. } = act { Some(process.pid) } else { None })
+            .collect()
+    }
+
+    #[test]
+    fn warned_at_once_and_the_newest_too_many_is_ended_after_the_grace() {
+        let mut enforcement = Enforcement::default();
+        let gpus = [
+            vec![process(1, 10, "alice"), process(9, 5, "")],
+            vec![process(2, 20, "alice")],
+            vec![process(3, 15, "alice"), process(4, 99, "bob")],
+        ];
+        let limit = |_: &UserName| Limit(Some(1));
+        let acts = enforcement.decide(&snapshot(0, &gpus), limit, RULE);
+        let [Act::Warn { user, message, .. }] = &acts[..] else { panic!("{acts:?}") };
+        assert_eq!(user.as_str(), "alice");
+        assert_eq!(
+            message,
+            "gpu_count is 1 and your processes are on 3 GPUs (0, 2, 1): end some of them within 60 s, or the newest is ended"
+        );
+        assert!(enforcement.decide(&snapshot(59, &gpus), limit, RULE).is_empty());
+        assert_eq!(ended(&enforcement.decide(&snapshot(60, &gpus), limit, RULE)), [2]);
+        // It gets time to go before the next is ended.
+        assert!(enforcement.decide(&snapshot(61, &gpus), limit, RULE).is_empty());
+        let left = [gpus[0].clone(), vec![], gpus[2].clone()];
+        assert_eq!(ended(&enforcement.decide(&snapshot(70, &left), limit, RULE)), [3]);
+        let within = [gpus[0].clone(), vec![], vec![process(4, 99, "bob")]];
+        assert!(enforcement.decide(&snapshot(80, &within), limit, RULE).is_empty());
+        // Over again: the grace begins anew.
+        assert!(matches!(enforcement.decide(&snapshot(90, &gpus), limit, RULE)[..], [Act::Warn { .. }]));
+    }
+
+    #[test]
+    fn only_a_warning_where_the_config_says_so() {
+        let mut enforcement = Enforcement::default();
+        let gpus = [vec![process(1, 10, "alice")]];
+        let rule = Rule { then: OnOveruse::Warn, ..RULE };
+        let limit = |_: &UserName| Limit(Some(0));
+        assert_eq!(enforcement.decide(&snapshot(0, &gpus), limit, rule).len(), 1);
+        assert!(enforcement.decide(&snapshot(1000, &gpus), limit, rule).is_empty());
+    }
+
+    proptest! {
+        /// Whatever sits where: nothing of others is ever ended, nothing of those within their limit, and who is over and
+        /// whose newest process is ended again and again is within the limit at last.
+        #[test]
+        fn the_right_process_and_nothing_else(
+            layout in prop::collection::vec(prop::collection::vec((0u64..50, prop_oneof!["alice", "bob", Just(String::new())]), 0..4), 1..6),
+            allowed in 0u64..4,
+        ) {
+            let mut pid = 0;
+            let mut gpus: Vec<Vec<GpuProcess>> = layout.iter().map(|on| on.iter().map(|(started, owner)| {
+                pid += 1;
+                process(pid, *started, owner)
+            }).collect()).collect();
+            let limit = |user: &UserName| if user.as_str() == "alice" { Limit(Some(allowed)) } else { Limit(None) };
+            let mut enforcement = Enforcement::default();
+            let used = |gpus: &[Vec<GpuProcess>]| gpus.iter().filter(|on| on.iter().any(|p| p.owner.user().is_some_and(|u| u.as_str() == "alice"))).count() as u64;
+            for round in 0..40 {
+                let within = used(&gpus) <= allowed;
+                let acts = enforcement.decide(&snapshot(round * 60, &gpus), limit, RULE);
+                for act in &acts {
+                    prop_assert!(!within);
+                    if let Act::EndProcess { user, process, .. } = act {
+                        prop_assert_eq!(user.as_str(), "alice");
+                        let mine = gpus.iter().flatten().any(|p| p.id == *process && p.owner.user() == Some(user));
+                        prop_assert!(mine);
+                        gpus.iter_mut().for_each(|on| on.retain(|p| p.id != *process));
+                    }
+                }
+            }
+            prop_assert!(used(&gpus) <= allowed);
+        }
+    }
+}

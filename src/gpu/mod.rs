@@ -1,0 +1,265 @@
+//! GPUs: which there are, how they are, and whose processes are on them.
+//!
+//! One thread owns NVML ([`poller`]): a process list takes the driver's global lock for milliseconds, so nobody else asks.
+//! It looks every `[gpu] poll_seconds` while someone is interested, every `idle_poll_seconds` otherwise, and publishes a
+//! [`Snapshot`]. NVML knows host PIDs only; [`attribution`] says which container, pod and user each belongs to.
+//!
+//! A GPU that cannot be read is [`Health::Unknown`], never zero; the others go on. A call that hangs costs its GPU, not the
+//! daemon: a watchdog lets the stuck thread be and starts another that leaves this GPU alone until the call returns.
+
+mod attribution;
+pub mod enforcement;
+pub mod health;
+mod nvml;
+mod poller;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use serde::{Serialize, Serializer};
+use tokio::sync::watch;
+
+pub use self::poller::run;
+use crate::{
+    config::LiveConfig,
+    db::{Db, now},
+    engine::Inventory,
+    host::process::ProcessId,
+    ids::{ContainerId, PodId},
+    names::UserName,
+    pod::admission::GpuLoad,
+};
+
+/// Someone is interested as long as the last look was not longer ago.
+const INTEREST: Duration = Duration::from_secs(15);
+
+/// What one GPU's own identifier says: the index is for display and may change between boots.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct GpuUuid(pub String);
+
+/// Whether the driver answers at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Library {
+    /// Not asked yet.
+    Starting,
+    /// There is no NVIDIA driver on this host.
+    Absent,
+    Working {
+        driver: String,
+    },
+    /// It is there and does not work.
+    Failing {
+        reason: String,
+    },
+}
+
+/// All GPUs at one time.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Milliseconds since 1970.
+    pub at: i64,
+    pub library: Library,
+    pub devices: Vec<Device>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub index: u32,
+    pub uuid: GpuUuid,
+    pub name: String,
+    pub health: Health,
+    pub processes: Vec<GpuProcess>,
+    pub mig: Vec<MigInstance>,
+}
+
+/// Whether a GPU could be read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Health {
+    Known(Reading),
+    Unknown { reason: String },
+}
+
+/// What a GPU says of itself. What it does not support is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Reading {
+    /// Bytes.
+    pub memory_total: Option<u64>,
+    pub memory_used: Option<u64>,
+    /// Percent of the time a kernel was running.
+    pub utilization: Option<u32>,
+    /// Watts.
+    pub power: Option<f64>,
+    pub power_limit: Option<f64>,
+    /// Degrees Celsius.
+    pub temperature: Option<u32>,
+    /// MHz.
+    pub sm_clock: Option<u32>,
+    pub memory_clock: Option<u32>,
+    /// Errors that could not be corrected, since boot; `None` where ECC is off.
+    pub ecc_errors: Option<u64>,
+    /// Why it runs slower than it could.
+    pub throttle_reasons: Vec<String>,
+}
+
+/// A part of a GPU that works like one of its own.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MigInstance {
+    pub index: u32,
+    pub uuid: GpuUuid,
+    pub name: String,
+    /// Bytes; `None` where the driver does not tell.
+    pub memory_total: Option<u64>,
+    pub memory_used: Option<u64>,
+}
+
+/// A process on a GPU.
+#[derive(Clone, Debug)]
+pub struct GpuProcess {
+    pub id: ProcessId,
+    pub owner: Owner,
+    /// As the process sees itself in its pod.
+    pub pid_inside: Option<i32>,
+    /// `None` while it is not read.
+    pub command: Option<Arc<str>>,
+    /// Seconds since its start.
+    pub uptime: f64,
+    /// Bytes of the host's memory.
+    pub resident: u64,
+    /// Bytes of the GPU's; `None` where the driver does not tell.
+    pub gpu_memory: Option<u64>,
+    /// Percent of the GPU's time, as far as the driver tells.
+    pub utilization: Option<u32>,
+    /// `compute`, `graphics`, `mps`, in this order.
+    pub kinds: Vec<&'static str>,
+    /// The MIG instance it runs in.
+    pub gpu_instance: Option<u32>,
+}
+
+/// Whose a process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Pod {
+        pod: PodId,
+        user: UserName,
+        name: String,
+        container: ContainerId,
+    },
+    /// A container that is no pod.
+    Container {
+        name: String,
+    },
+    Host,
+}
+
+impl Owner {
+    /// The user, for pods.
+    pub fn user(&self) -> Option<&UserName> {
+        match self {
+            Self::Pod { user, .. } => Some(user),
+            Self::Container { .. } | Self::Host => None,
+        }
+    }
+}
+
+impl Serialize for Health {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Known(reading) => reading.serialize(serializer),
+            Self::Unknown { .. } => serializer.serialize_none(),
+        }
+    }
+}
+
+/// The GPUs. Cheap to clone.
+#[derive(Clone)]
+pub struct Gpus(Arc<Shared>);
+
+struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    taken: watch::Sender<u64>,
+    /// When someone last looked, milliseconds since 1970.
+    looked: AtomicI64,
+    /// Wakes the poller when interest begins.
+    woken: std::sync::Condvar,
+    asleep: std::sync::Mutex<()>,
+    config: LiveConfig,
+    db: Db,
+    inventory: Inventory,
+}
+
+impl Gpus {
+    pub fn new(config: LiveConfig, db: Db, inventory: Inventory) -> Self {
+        let snapshot = Snapshot { at: now(), library: Library::Starting, devices: Vec::new() };
+        Self(Arc::new(Shared {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            taken: watch::Sender::new(0),
+            looked: AtomicI64::new(0),
+            woken: std::sync::Condvar::new(),
+            asleep: std::sync::Mutex::new(()),
+            config,
+            db,
+            inventory,
+        }))
+    }
+
+    /// The newest snapshot. Does not count as interest.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.snapshot.load_full()
+    }
+
+    /// The newest snapshot, for someone who is interested: it is not older than a second, or two where the poller slept.
+    pub async fn look(&self) -> Arc<Snapshot> {
+        let since = now();
+        let slept = since - self.0.looked.swap(since, Ordering::Relaxed) > INTEREST.as_millis() as i64;
+        let library = self.snapshot().library.clone();
+        if library == Library::Starting || slept && library != Library::Absent {
+            let mut taken = self.0.taken.subscribe();
+            self.0.woken.notify_all();
+            let _ = tokio::time::timeout(Duration::from_secs(1), taken.changed()).await;
+        }
+        self.snapshot()
+    }
+
+    /// How much each GPU is used: by memory, by work, and by how many sit on it.
+    pub fn loads(&self) -> Vec<GpuLoad> {
+        let load = |device: &Device| match &device.health {
+            // Not given while there is another.
+            Health::Unknown { .. } => f64::INFINITY,
+            Health::Known(reading) => {
+                let memory = reading.memory_used.unwrap_or(0) as f64 / reading.memory_total.unwrap_or(1).max(1) as f64;
+                device.processes.len() as f64 + memory + f64::from(reading.utilization.unwrap_or(0)) / 100.0
+            }
+        };
+        self.snapshot().devices.iter().map(|device| GpuLoad { index: device.index, load: load(device) }).collect()
+    }
+
+    /// Tells of each new snapshot.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.taken.subscribe()
+    }
+
+    fn is_watched(&self) -> bool {
+        now() - self.0.looked.load(Ordering::Relaxed) < INTEREST.as_millis() as i64
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        self.0.snapshot.store(Arc::new(snapshot));
+        self.0.taken.send_modify(|count| *count += 1);
+    }
+
+    /// Time to the next poll.
+    fn interval(&self) -> Duration {
+        let limits = &self.0.config.get().gpu;
+        let seconds = if self.is_watched() { limits.poll_seconds } else { limits.idle_poll_seconds };
+        Duration::from_secs_f64(seconds.max(0.1))
+    }
+}

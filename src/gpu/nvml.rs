@@ -1,0 +1,238 @@
+//! NVML itself: opening the library and reading one GPU.
+
+use std::{collections::BTreeMap, ffi::OsStr, path::Path};
+
+use nvml_wrapper::{
+    Device as Handle, Nvml,
+    bitmasks::device::ThrottleReasons,
+    enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor},
+    enums::device::UsedGpuMemory,
+    error::NvmlError,
+    struct_wrappers::device::ProcessInfo,
+};
+
+use super::{GpuUuid, MigInstance, Reading};
+
+/// Drivers often ship the first only.
+const NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
+
+/// Why NVML, or a GPU, could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    #[error("there is no NVIDIA driver")]
+    Absent,
+    #[error("the driver was upgraded and not reloaded: reboot, or unload and load the nvidia kernel modules")]
+    Mismatch,
+    #[error(
+        "the GPU is lost: it fell off the bus or needs a reset; `dmesg | grep Xid` tells more, a reboot usually brings it back"
+    )]
+    Lost,
+    #[error("a call to the driver for this GPU hangs")]
+    Hangs,
+    #[error("{0}")]
+    Other(NvmlError),
+}
+
+impl Trouble {
+    /// Whether all handles are to be dropped and the library opened anew.
+    pub fn needs_reopening(&self) -> bool {
+        match self {
+            Self::Absent | Self::Mismatch | Self::Lost => true,
+            Self::Hangs => false,
+            Self::Other(error) => {
+                matches!(error, NvmlError::Uninitialized | NvmlError::DriverNotLoaded | NvmlError::Unknown)
+            }
+        }
+    }
+}
+
+impl From<NvmlError> for Trouble {
+    fn from(error: NvmlError) -> Self {
+        match error {
+            NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Self::Absent,
+            NvmlError::LibRmVersionMismatch => Self::Mismatch,
+            NvmlError::GpuLost | NvmlError::ResetRequired => Self::Lost,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// The opened library.
+pub struct Library {
+    nvml: Nvml,
+    pub driver: String,
+}
+
+/// A GPU as NVML shows it.
+pub struct RawDevice {
+    pub reading: Reading,
+    /// By PID: on a GPU a process is one, however many contexts it has.
+    pub processes: BTreeMap<i32, RawProcess>,
+    pub mig: Vec<MigInstance>,
+    /// The newest utilisation sample, for the next call.
+    pub last_sample: u64,
+}
+
+/// A process as NVML shows it.
+#[derive(Debug, Default, PartialEq)]
+pub struct RawProcess {
+    pub kinds: Vec<&'static str>,
+    pub memory: Option<u64>,
+    pub utilization: Option<u32>,
+    pub gpu_instance: Option<u32>,
+}
+
+/// Opens the configured library, or the first that the loader finds.
+pub fn open(path: Option<&Path>) -> Result<Nvml, Trouble> {
+    let names: Vec<&OsStr> = match path {
+        Some(path) => vec![path.as_os_str()],
+        None => NAMES.iter().map(OsStr::new).collect(),
+    };
+    let mut last = Trouble::Absent;
+    for name in names {
+        match Nvml::builder().lib_path(name).init().map_err(Trouble::from) {
+            Ok(nvml) => return Ok(nvml),
+            Err(Trouble::Absent) => {}
+            Err(trouble) => last = trouble,
+        }
+    }
+    Err(last)
+}
+
+impl Library {
+    pub fn open(path: Option<&Path>) -> Result<Self, Trouble> {
+        let nvml = open(path)?;
+        let driver = nvml.sys_driver_version().unwrap_or_default();
+        Ok(Self { nvml, driver })
+    }
+
+    pub fn count(&self) -> Result<u32, Trouble> {
+        Ok(self.nvml.device_count()?)
+    }
+
+    /// UUID and name.
+    pub fn identify(&self, index: u32) -> Result<(GpuUuid, String), Trouble> {
+        let handle = self.nvml.device_by_index(index)?;
+        Ok((GpuUuid(handle.uuid()?), handle.name().unwrap_or_default()))
+    }
+
+    /// Everything about one GPU. What it does not support is left out; what it should support and does not answer is
+    /// trouble.
+    pub fn read(&self, index: u32, last_sample: u64) -> Result<RawDevice, Trouble> {
+        let handle = self.nvml.device_by_index(index)?;
+        let mig = read_mig(&handle)?;
+        // Drivers before 510 have another call for it, which the wrapper does not make.
+        let memory = optional(handle.memory_info())?;
+        let reading = Reading {
+            memory_total: memory.as_ref().map(|memory| memory.total),
+            memory_used: memory.as_ref().map(|memory| memory.used),
+            // Not there for a GPU that is cut into MIG instances.
+            utilization: optional(handle.utilization_rates())?.map(|rates| rates.gpu),
+            power: optional(handle.power_usage())?.map(watts),
+            power_limit: optional(handle.enforced_power_limit())?.map(watts),
+            temperature: optional(handle.temperature(TemperatureSensor::Gpu))?,
+            sm_clock: optional(handle.clock_info(Clock::SM))?,
+            memory_clock: optional(handle.clock_info(Clock::Memory))?,
+            ecc_errors: optional(handle.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile))?,
+            throttle_reasons: optional(handle.current_throttle_reasons())?.map(throttle_reasons).unwrap_or_default(),
+        };
+        let mut processes = BTreeMap::new();
+        let compute = listed(handle.running_compute_processes(), || handle.running_compute_processes_v2())?;
+        let graphics = listed(handle.running_graphics_processes(), || handle.running_graphics_processes_v2())?;
+        merge(&mut processes, "compute", compute);
+        merge(&mut processes, "graphics", graphics);
+        merge(&mut processes, "mps", optional(handle.mps_running_compute_processes())?);
+        let mut newest = last_sample;
+        for sample in optional(handle.process_utilization_stats(last_sample))?.unwrap_or_default() {
+            newest = newest.max(sample.timestamp);
+            if let Some(process) = i32::try_from(sample.pid).ok().and_then(|pid| processes.get_mut(&pid)) {
+                process.utilization = Some(process.utilization.unwrap_or(0).max(sample.sm_util));
+            }
+        }
+        Ok(RawDevice { reading, processes, mig, last_sample: newest })
+    }
+}
+
+fn read_mig(handle: &Handle) -> Result<Vec<MigInstance>, Trouble> {
+    if optional(handle.mig_mode())?.is_none_or(|mode| mode.current == 0) {
+        return Ok(Vec::new());
+    }
+    let mut instances = Vec::new();
+    for index in 0..optional(handle.mig_device_count())?.unwrap_or(0) {
+        // Numbers may be free in between.
+        let Some(instance) = optional(handle.mig_device_by_index(index))? else { continue };
+        let memory = optional(instance.memory_info())?;
+        instances.push(MigInstance {
+            index,
+            uuid: GpuUuid(optional(instance.uuid())?.unwrap_or_default()),
+            name: optional(instance.name())?.unwrap_or_default(),
+            memory_total: memory.as_ref().map(|memory| memory.total),
+            memory_used: memory.as_ref().map(|memory| memory.used),
+        });
+    }
+    Ok(instances)
+}
+
+/// `None` for what this GPU, driver or moment does not have.
+fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, Trouble> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(
+            NvmlError::NotSupported
+            | NvmlError::FunctionNotFound
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::NotFound
+            | NvmlError::NoPermission
+            | NvmlError::NoData
+            | NvmlError::InvalidArg
+            | NvmlError::InsufficientSize(_)
+            | NvmlError::UnexpectedVariant(_)
+            | NvmlError::IncorrectBits(_),
+        ) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A list of processes, by the older call where the driver (before 510) lacks the newer one. No list at all is trouble: an empty
+/// one would say that nobody is there.
+fn listed(
+    newer: Result<Vec<ProcessInfo>, NvmlError>,
+    older: impl FnOnce() -> Result<Vec<ProcessInfo>, NvmlError>,
+) -> Result<Option<Vec<ProcessInfo>>, Trouble> {
+    match newer {
+        Err(NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) => Ok(Some(older()?)),
+        Err(NvmlError::NotSupported) => Ok(None),
+        other => Ok(Some(other?)),
+    }
+}
+
+/// A process may be listed under several kinds, and with several contexts: its memory is the most that one list says.
+fn merge(processes: &mut BTreeMap<i32, RawProcess>, kind: &'static str, list: Option<Vec<ProcessInfo>>) {
+    let mut memory: BTreeMap<i32, Option<u64>> = BTreeMap::new();
+    for info in list.unwrap_or_default() {
+        let Ok(pid) = i32::try_from(info.pid) else { continue };
+        let process = processes.entry(pid).or_default();
+        if !process.kinds.contains(&kind) {
+            process.kinds.push(kind);
+        }
+        process.gpu_instance = process.gpu_instance.or(info.gpu_instance_id);
+        if let UsedGpuMemory::Used(bytes) = info.used_gpu_memory {
+            let sum = memory.entry(pid).or_default();
+            *sum = Some(sum.unwrap_or(0).saturating_add(bytes));
+        }
+    }
+    for (pid, bytes) in memory {
+        let process = processes.entry(pid).or_default();
+        process.memory = process.memory.max(bytes);
+    }
+}
+
+fn watts(milliwatts: u32) -> f64 {
+    f64::from(milliwatts) / 1000.0
+}
+
+fn throttle_reasons(reasons: ThrottleReasons) -> Vec<String> {
+    // Being idle is no slowness.
+    let slow = reasons - ThrottleReasons::GPU_IDLE - ThrottleReasons::NONE;
+    slow.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect()
+}

@@ -1,0 +1,236 @@
+//! The thread that asks NVML, and the watchdog over it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Device, GpuUuid, Gpus, Health, Library, Snapshot,
+    attribution::Attribution,
+    nvml::{self, Trouble},
+};
+use crate::db::now;
+
+/// A call that takes longer hangs.
+const HANG: Duration = Duration::from_secs(5);
+/// Pauses before the library is opened again: each twice the one before, from the first to the last.
+const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What a thread is at, for the watchdog.
+#[derive(Default)]
+struct Progress {
+    /// Threads with a smaller number have been given up.
+    generation: u64,
+    /// Since when it waits for NVML, and for which GPU (`None` = the library as a whole).
+    waiting: Option<(Option<u32>, Instant)>,
+    /// GPUs whose call never came back.
+    hanging: HashSet<u32>,
+}
+
+/// Keeps the snapshots coming until told to stop.
+pub async fn run(gpus: Gpus, stop: CancellationToken) {
+    let progress: Arc<Mutex<Progress>> = Arc::default();
+    start_thread(&gpus, &progress, 0);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => {
+                lock(&progress).generation = u64::MAX;
+                gpus.0.woken.notify_all();
+                return;
+            }
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        let hung = {
+            let mut progress = lock(&progress);
+            match progress.waiting {
+                Some((device, since)) if since.elapsed() > HANG => {
+                    progress.waiting = None;
+                    progress.generation += 1;
+                    progress.hanging.extend(device);
+                    Some((device, progress.generation))
+                }
+                _ => None,
+            }
+        };
+        match hung {
+            Some((Some(index), generation)) => {
+                tracing::error!(gpu = index, "a call to NVML hangs; this GPU is unknown until it returns");
+                start_thread(&gpus, &progress, generation);
+            }
+            Some((None, _)) => {
+                // Another thread would hang as well. The stuck one goes on when the driver does.
+                tracing::error!("opening NVML hangs; all GPUs are unknown until it returns");
+                lock(&progress).generation -= 1;
+                publish_failing(&gpus, "the NVIDIA driver does not answer");
+            }
+            None => {}
+        }
+    }
+}
+
+fn lock(progress: &Mutex<Progress>) -> std::sync::MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The devices as they were, all unknown.
+fn publish_failing(gpus: &Gpus, reason: &str) {
+    let before = gpus.snapshot();
+    let devices = before.devices.iter().map(|device| unknown(device, reason)).collect();
+    gpus.publish(Snapshot { at: now(), library: Library::Failing { reason: reason.to_owned() }, devices });
+}
+
+fn unknown(device: &Device, reason: &str) -> Device {
+    Device {
+        health: Health::Unknown { reason: reason.to_owned() },
+        processes: Vec::new(),
+        mig: Vec::new(),
+        ..device.clone()
+    }
+}
+
+fn start_thread(gpus: &Gpus, progress: &Arc<Mutex<Progress>>, generation: u64) {
+    let poller = Poller {
+        gpus: gpus.clone(),
+        progress: progress.clone(),
+        generation,
+        attribution: Attribution::default(),
+        identities: HashMap::new(),
+        last_samples: HashMap::new(),
+    };
+    let started = std::thread::Builder::new().name("nvml".to_owned()).spawn(move || poller.run());
+    if let Err(error) = started {
+        tracing::error!(%error, "no thread for NVML");
+    }
+}
+
+struct Poller {
+    gpus: Gpus,
+    progress: Arc<Mutex<Progress>>,
+    generation: u64,
+    attribution: Attribution,
+    /// Of GPUs that were read: a lost one cannot say who it is.
+    identities: HashMap<u32, (GpuUuid, String)>,
+    last_samples: HashMap<u32, u64>,
+}
+
+/// The thread was given up while it waited.
+struct GivenUp;
+
+impl Poller {
+    fn run(mut self) {
+        let mut pause = REOPEN.0;
+        loop {
+            let path = self.gpus.0.config.get().gpu.nvml_library.clone();
+            let Ok(opened) = self.ask(None, || nvml::Library::open(path.as_deref())) else { return };
+            match opened {
+                Ok(library) => {
+                    let Ok(trouble) = self.poll_while_good(&library, &mut pause) else { return };
+                    tracing::warn!(%trouble, "NVML is opened again");
+                    // Dropping the library talks to the driver too.
+                    if self.ask(None, || drop(library)).is_err() {
+                        return;
+                    }
+                }
+                Err(Trouble::Absent) => {
+                    self.gpus.publish(Snapshot { at: now(), library: Library::Absent, devices: Vec::new() });
+                }
+                Err(trouble) => publish_failing(&self.gpus, &trouble.to_string()),
+            }
+            if !self.sleep(pause) {
+                return;
+            }
+            pause = (pause * 2).min(REOPEN.1);
+        }
+    }
+
+    /// Polls until the library is to be opened anew.
+    fn poll_while_good(&mut self, library: &nvml::Library, pause: &mut Duration) -> Result<Trouble, GivenUp> {
+        loop {
+            let count = match self.ask(None, || library.count())? {
+                Ok(count) => count,
+                Err(trouble) => {
+                    publish_failing(&self.gpus, &trouble.to_string());
+                    return Ok(trouble);
+                }
+            };
+            let mut reopen = None;
+            let mut devices = Vec::new();
+            for index in 0..count {
+                devices.push(match self.read(library, index)? {
+                    Ok(device) => device,
+                    Err(trouble) => {
+                        let (uuid, name) = self
+                            .identities
+                            .get(&index)
+                            .cloned()
+                            .unwrap_or((GpuUuid(format!("gpu-{index}")), String::new()));
+                        let health = Health::Unknown { reason: trouble.to_string() };
+                        reopen = Some(trouble).filter(Trouble::needs_reopening).or(reopen);
+                        Device { index, uuid, name, health, processes: Vec::new(), mig: Vec::new() }
+                    }
+                });
+            }
+            self.attribution.forget_ended();
+            self.gpus.publish(Snapshot {
+                at: now(),
+                library: Library::Working { driver: library.driver.clone() },
+                devices,
+            });
+            if let Some(trouble) = reopen {
+                return Ok(trouble);
+            }
+            *pause = REOPEN.0;
+            if !self.sleep(self.gpus.interval()) {
+                return Err(GivenUp);
+            }
+        }
+    }
+
+    fn read(&mut self, library: &nvml::Library, index: u32) -> Result<Result<Device, Trouble>, GivenUp> {
+        if lock(&self.progress).hanging.contains(&index) {
+            return Ok(Err(Trouble::Hangs));
+        }
+        let last_sample = self.last_samples.get(&index).copied().unwrap_or(0);
+        let raw = self.ask(Some(index), || Ok((library.identify(index)?, library.read(index, last_sample)?)))?;
+        Ok(raw.map(|((uuid, name), raw)| {
+            self.identities.insert(index, (uuid.clone(), name.clone()));
+            self.last_samples.insert(index, raw.last_sample);
+            let rows = self.gpus.0.db.snapshot();
+            let processes = self.attribution.name(raw.processes, &rows, &self.gpus.0.inventory);
+            Device { index, uuid, name, health: Health::Known(raw.reading), processes, mig: raw.mig }
+        }))
+    }
+
+    /// Asks NVML under the watchdog's eye.
+    fn ask<T>(&self, device: Option<u32>, question: impl FnOnce() -> T) -> Result<T, GivenUp> {
+        {
+            let mut progress = lock(&self.progress);
+            if progress.generation != self.generation {
+                return Err(GivenUp);
+            }
+            progress.waiting = Some((device, Instant::now()));
+        }
+        let answer = question();
+        let mut progress = lock(&self.progress);
+        if progress.generation == self.generation {
+            progress.waiting = None;
+            return Ok(answer);
+        }
+        // It came back after all: whoever polls now may ask this GPU again.
+        if let Some(index) = device {
+            progress.hanging.remove(&index);
+        }
+        Err(GivenUp)
+    }
+
+    /// Sleeps, less long when interest begins. `false` when the thread is to end.
+    fn sleep(&self, interval: Duration) -> bool {
+        let asleep = self.gpus.0.asleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.gpus.0.woken.wait_timeout(asleep, interval);
+        lock(&self.progress).generation == self.generation
+    }
+}

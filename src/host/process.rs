@@ -1,0 +1,145 @@
+//! Processes. A PID alone is no name: it is reused. A PID with its start time is one, and that is [`ProcessId`].
+
+use std::{fs, io::Read, sync::OnceLock};
+
+use crate::ids::ContainerId;
+
+/// Longest command line that is kept, bytes.
+const MAX_COMMAND: u64 = 4096;
+
+/// A process, for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId {
+    /// As the host sees it.
+    pub pid: i32,
+    /// Clock ticks from boot to its start.
+    pub started: u64,
+}
+
+/// What `/proc/PID/stat` tells (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub id: ProcessId,
+    pub parent: i32,
+    pub session: i32,
+    /// Bytes.
+    pub resident: u64,
+}
+
+impl Stat {
+    /// `None` when there is no such process.
+    pub fn read(pid: i32) -> Option<Self> {
+        Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Reads the file's one line.
+    pub fn parse(pid: i32, stat: &str) -> Option<Self> {
+        // The name, in parentheses, may hold anything; what follows the last parenthesis starts with field 3.
+        let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            id: ProcessId { pid, started: field(22)? },
+            parent: i32::try_from(field(4)?).ok()?,
+            session: i32::try_from(field(6)?).ok()?,
+            resident: field(24)? * page_size(),
+        })
+    }
+}
+
+/// PIDs of all processes.
+pub fn list() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The container that a process lives in: the outermost, where one runs in another.
+pub fn container_of(pid: i32) -> Option<ContainerId> {
+    find_container(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+}
+
+/// Reads `/proc/PID/cgroup`: `/docker/ID` with cgroupfs, `/system.slice/docker-ID.scope` with systemd, on version 1 and 2.
+fn find_container(cgroup: &str) -> Option<ContainerId> {
+    let paths = cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.flat_map(|path| path.split('/')).find_map(|part| {
+        let id = part.strip_suffix(".scope").map_or(part, |scope| scope.rsplit('-').next().unwrap_or(scope));
+        id.parse().ok()
+    })
+}
+
+/// The PID that the process has inside its container: the innermost of its PID namespaces.
+pub fn pid_inside(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
+}
+
+/// Words of the command line with spaces between. It may block for long on a process whose memory is locked: call it where
+/// that harms nobody.
+pub fn command_line(pid: i32) -> Option<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(format!("/proc/{pid}/cmdline")).ok()?.take(MAX_COMMAND).read_to_end(&mut bytes).ok()?;
+    let words: Vec<_> = bytes.split(|&b| b == 0).filter(|word| !word.is_empty()).map(String::from_utf8_lossy).collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// Seconds since boot, as start times are counted.
+pub fn uptime() -> f64 {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0)
+}
+
+/// Tells one boot from another: start times and PIDs mean nothing across them.
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned())
+}
+
+/// Ticks of start times per second.
+pub fn ticks_per_second() -> f64 {
+    static TICKS: OnceLock<f64> = OnceLock::new();
+    *TICKS.get_or_init(|| match nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK) {
+        Ok(Some(ticks)) if ticks > 0 => ticks as f64,
+        _ => 100.0,
+    })
+}
+
+fn page_size() -> u64 {
+    static SIZE: OnceLock<u64> = OnceLock::new();
+    *SIZE.get_or_init(|| match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
+        Ok(Some(size)) if size > 0 => size.unsigned_abs(),
+        _ => 4096,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_process_reads() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let stat = Stat::read(pid).unwrap();
+        assert_eq!(stat.session, nix::unistd::getsid(None).unwrap().as_raw());
+        assert!(stat.id.started > 0 && stat.resident > 0);
+        assert!(stat.id.started as f64 / ticks_per_second() <= uptime());
+        assert!(list().contains(&pid));
+        assert!(command_line(pid).is_some());
+        assert_eq!(pid_inside(pid), Some(pid));
+        assert_eq!(Stat::read(-1), None);
+    }
+
+    #[test]
+    fn containers_are_found_under_both_versions_and_drivers() {
+        let id = "ab".repeat(32);
+        let other = "cd".repeat(32);
+        for cgroup in [
+            format!("9:pids:/docker/{id}\n0::/docker/{id}\n"),
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("0::/docker/{id}/docker/{other}\n"),
+        ] {
+            assert_eq!(find_container(&cgroup).unwrap().as_str(), id, "{cgroup}");
+        }
+        for cgroup in ["0::/user.slice/user-0.slice/session-1.scope\n", "0::/\n", ""] {
+            assert_eq!(find_container(cgroup), None, "{cgroup}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! HTTP: the only place that knows axum.
+//!
+//! [`router`] lists every route once; the list feeds the router, `/help` and `/openapi.json`. A dialect (one folder each)
+//! translates: parse, call the domain, render. [`server`] accepts connections and guards against slow and many clients.
+
+pub mod params;
+pub mod pody;
+pub mod router;
+pub mod server;

@@ -1,0 +1,283 @@
+//! Parameters of a route: one declaration is the parser, the row in `/help` and the entry in `/openapi.json`.
+
+use std::borrow::Cow;
+
+use serde_json::{Value, json};
+
+use super::pody::ApiError;
+use crate::{
+    account::{
+        quota::{CoresChange, CountChange, GpusChange, SizeChange},
+        ssh_keys::PublicKey,
+    },
+    names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName},
+};
+
+/// One parameter, as the documentation shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    pub name: &'static str,
+    pub optional: bool,
+    /// JSON schema type.
+    pub kind: &'static str,
+}
+
+/// What came with a request, by name. The last of several of one name counts.
+#[derive(Debug, Default)]
+pub struct Input<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'a> Input<'a> {
+    pub fn new(query: &'a str) -> Self {
+        Self(form_urlencoded::parse(query.as_bytes()).collect())
+    }
+
+    /// Adds a form body; it wins over the query.
+    pub fn extend(&mut self, form: &'a [u8]) {
+        self.0.extend(form_urlencoded::parse(form));
+    }
+
+    /// A name may be written with `-` for `_`, as one edition of pody's documents does.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let is_meant = |key: &str| key == name || key.contains('-') && key.replace('-', "_") == name;
+        self.0.iter().rev().find(|(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
+    }
+}
+
+/// Why one parameter was not taken.
+#[derive(Debug)]
+pub enum BadParam {
+    Missing {
+        name: &'static str,
+    },
+    /// Not of the type at all, as FastAPI says it.
+    Type {
+        name: &'static str,
+        kind: &'static str,
+        message: &'static str,
+        input: String,
+    },
+    /// Of the type, but against a rule.
+    Rule {
+        name: &'static str,
+        rule: String,
+    },
+}
+
+impl BadParam {
+    /// The form that pody's clients read.
+    fn as_fastapi(&self) -> Option<Value> {
+        match self {
+            Self::Missing { name } => {
+                Some(json!({"type": "missing", "loc": ["query", name], "msg": "Field required", "input": null}))
+            }
+            Self::Type { name, kind, message, input } => {
+                Some(json!({"type": kind, "loc": ["query", name], "msg": message, "input": input}))
+            }
+            Self::Rule { .. } => None,
+        }
+    }
+}
+
+impl From<Vec<BadParam>> for ApiError {
+    /// Type errors are all told at once, as a 422; else the first broken rule, as a 400.
+    fn from(bad: Vec<BadParam>) -> Self {
+        let types: Vec<Value> = bad.iter().filter_map(BadParam::as_fastapi).collect();
+        if !types.is_empty() {
+            return Self::Unprocessable(types);
+        }
+        let rule = bad.into_iter().find_map(|bad| match bad {
+            BadParam::Rule { name, rule } => Some(format!("{name}: {rule}")),
+            BadParam::Missing { .. } | BadParam::Type { .. } => None,
+        });
+        Self::BadRequest(rule.unwrap_or_default())
+    }
+}
+
+/// A type that a parameter can have.
+pub trait Parameter: Sized {
+    const KIND: &'static str;
+
+    fn parse(name: &'static str, text: &str) -> Result<Self, BadParam>;
+}
+
+/// Types with a parser of their own, whose error is a sentence.
+macro_rules! parsed_parameters {
+    ($($type:ty),* $(,)?) => {
+        $(impl Parameter for $type {
+            const KIND: &'static str = "string";
+
+            fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
+                text.parse().map_err(|error: <$type as std::str::FromStr>::Err| BadParam::Rule { name, rule: error.to_string() })
+            }
+        })*
+    };
+}
+
+parsed_parameters!(
+    CommitTag,
+    CoresChange,
+    CountChange,
+    GpuRequest,
+    GpusChange,
+    ImageRef,
+    InstanceName,
+    PodRef,
+    PublicKey,
+    SizeChange,
+    Span,
+    UserName,
+);
+
+/// Whole numbers, refused as FastAPI does.
+macro_rules! number_parameters {
+    ($($type:ty),* $(,)?) => {
+        $(impl Parameter for $type {
+            const KIND: &'static str = "integer";
+
+            fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
+                text.trim().parse().map_err(|_| BadParam::Type {
+                    name,
+                    kind: "int_parsing",
+                    message: "Input should be a valid integer, unable to parse string as an integer",
+                    input: text.to_owned(),
+                })
+            }
+        })*
+    };
+}
+
+number_parameters!(u16, u32, u64, i64);
+
+impl Parameter for String {
+    const KIND: &'static str = "string";
+
+    fn parse(_: &'static str, text: &str) -> Result<Self, BadParam> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Parameter for bool {
+    const KIND: &'static str = "boolean";
+
+    fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
+        match text.to_ascii_lowercase().as_str() {
+            "1" | "on" | "t" | "true" | "y" | "yes" => Ok(true),
+            "0" | "off" | "f" | "false" | "n" | "no" => Ok(false),
+            _ => Err(BadParam::Type {
+                name,
+                kind: "bool_parsing",
+                message: "Input should be a valid boolean, unable to interpret input",
+                input: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// The parameters of one route.
+pub trait Params: Sized + Send + 'static {
+    const LIST: &'static [Param];
+
+    fn read(input: &Input) -> Result<Self, Vec<BadParam>>;
+}
+
+/// Declares a struct of parameters. Optional ones become `Option`.
+#[macro_export]
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident { $($required:ident: $rtype:ty),* $(,)? $(; $($optional:ident: $otype:ty),* $(,)?)? }) => {
+        $(#[$doc])*
+        pub struct $name {
+            $(pub $required: $rtype,)*
+            $($(pub $optional: Option<$otype>,)*)?
+        }
+
+        impl $crate::http::params::Params for $name {
+            const LIST: &'static [$crate::http::params::Param] = &[
+                $($crate::http::params::Param {
+                    name: stringify!($required),
+                    optional: false,
+                    kind: <$rtype as $crate::http::params::Parameter>::KIND,
+                },)*
+                $($($crate::http::params::Param {
+                    name: stringify!($optional),
+                    optional: true,
+                    kind: <$otype as $crate::http::params::Parameter>::KIND,
+                },)*)?
+            ];
+
+            #[allow(unused_variables, unused_mut, reason = "a route may have no parameters")]
+            fn read(input: &$crate::http::params::Input) -> Result<Self, Vec<$crate::http::params::BadParam>> {
+                #[allow(unused_imports, reason = "a route may have no parameters")]
+                use $crate::http::params::{BadParam, Parameter};
+                let mut bad: Vec<BadParam> = Vec::new();
+                $(let $required = match input.get(stringify!($required)) {
+                    None => { bad.push(BadParam::Missing { name: stringify!($required) }); None }
+                    Some(text) => <$rtype as Parameter>::parse(stringify!($required), text).map_err(|error| bad.push(error)).ok(),
+                };)*
+                $($(let $optional = input
+                    .get(stringify!($optional))
+                    .and_then(|text| <$otype as Parameter>::parse(stringify!($optional), text).map_err(|error| bad.push(error)).ok());)*)?
+                match ($($required,)*) {
+                    ($(Some($required),)*) if bad.is_empty() => Ok(Self { $($required,)* $($($optional,)*)? }),
+                    _ => Err(bad),
+                }
+            }
+        }
+    };
+}
+
+params! {
+    /// For routes without parameters.
+    NoParams {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    params! { Sample { ins: InstanceName, image: ImageRef; timeout: u64 } }
+
+    fn errors(query: &str) -> (u16, Value) {
+        match Sample::read(&Input::new(query)) {
+            Ok(Sample { ins, image, timeout }) => (200, json!([ins, image, timeout])),
+            Err(bad) => {
+                let error = ApiError::from(bad);
+                (error.status().as_u16(), error.detail())
+            }
+        }
+    }
+
+    #[test]
+    fn everything_missing_is_told_at_once() {
+        let (status, detail) = errors("");
+        assert_eq!((status, detail.as_array().unwrap().len()), (422, 2));
+        assert_eq!(
+            detail[0],
+            json!({"type": "missing", "loc": ["query", "ins"], "msg": "Field required", "input": null})
+        );
+    }
+
+    #[test]
+    fn optional_ones_may_be_absent() {
+        assert_eq!(errors("ins=a&image=b"), (200, json!(["a", "b", null])));
+        assert_eq!(errors("ins=a&image=b&timeout=3&other=x"), (200, json!(["a", "b", 3])));
+    }
+
+    #[test]
+    fn types_are_422_and_rules_400() {
+        assert_eq!(errors("ins=a&image=b&timeout=x").0, 422);
+        let (status, detail) = errors("ins=a-b&image=b");
+        assert_eq!(
+            (status, detail),
+            (400, json!("ins: a name is made of letters, digits and '_' and starts with a letter; \"a-b\" has '-'"))
+        );
+    }
+
+    #[test]
+    fn the_last_of_several_and_the_form_win() {
+        let mut input = Input::new("ins=a&ins=b");
+        assert_eq!(input.get("ins"), Some("b"));
+        input.extend(b"ins=c+d");
+        assert_eq!(input.get("ins"), Some("c d"));
+        assert_eq!(Input::new("gpu-id=0").get("gpu_id"), Some("0"));
+    }
+}

@@ -1,0 +1,135 @@
+//! `/admin/…`: users and quotas over HTTP, as `pody user` and `pody quota` do them on the host.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::Serialize;
+
+use super::{ApiError, Message};
+use crate::{
+    account::{
+        AccountError, Actor, UserChange,
+        quota::{CoresChange, CountChange, GpusChange, Quota, QuotaChange, SizeChange, StoredQuota},
+    },
+    http::{
+        params::NoParams,
+        router::{Cx, Json},
+    },
+    names::UserName,
+    params,
+};
+
+pub async fn list_users(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(cx.app.accounts.list_users().await.map_err(AccountError::Remote)?))
+}
+
+params! { AddUser { username: UserName; password: String, admin: bool } }
+
+#[derive(Serialize)]
+struct Added {
+    message: String,
+    /// Shown once, where the caller named none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<String>,
+}
+
+pub async fn add_user(cx: Cx, params: AddUser) -> Result<Json<impl Serialize>, ApiError> {
+    let made_up = params.password.is_none().then(|| BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 15]>()));
+    let password = params.password.or_else(|| made_up.clone()).unwrap_or_default();
+    let name = params.username;
+    cx.app.accounts.add_user(Actor::from(cx.caller()), name.clone(), &password, params.admin == Some(true)).await?;
+    Ok(Json(Added { message: format!("User {name} added"), password: made_up }))
+}
+
+params! { UpdateUser { username: UserName; password: String, admin: bool, disabled: bool } }
+
+pub async fn update_user(cx: Cx, params: UpdateUser) -> Result<Json<impl Serialize>, ApiError> {
+    let name = params.username;
+    let change = UserChange { password: params.password, is_admin: params.admin, disabled: params.disabled };
+    if change.password.is_none() && change.is_admin.is_none() && change.disabled.is_none() {
+        return Err(ApiError::BadRequest("nothing to change: name password, admin or disabled".to_owned()));
+    }
+    cx.app.accounts.update_user(Actor::from(cx.caller()), name.clone(), change).await?;
+    Ok(Message::new(format!("User {name} updated")))
+}
+
+params! { OneUser { username: UserName } }
+
+pub async fn delete_user(cx: Cx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
+    cx.app.accounts.delete_user(Actor::from(cx.caller()), params.username.clone()).await?;
+    Ok(Message::new(format!("User {} deleted", params.username)))
+}
+
+#[derive(Serialize)]
+struct Purged {
+    message: String,
+    pods: Vec<String>,
+}
+
+pub async fn purge_user(cx: Cx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
+    let pods = cx.app.purge_user(Actor::from(cx.caller()), params.username.clone()).await?;
+    Ok(Json(Purged { message: format!("User {} deleted", params.username), pods }))
+}
+
+params! { ListQuotas { ; username: UserName } }
+
+#[derive(Serialize)]
+struct QuotaRow {
+    name: UserName,
+    /// What holds.
+    quota: Quota,
+    /// What is this user's own; null = the default.
+    stored: StoredQuota,
+}
+
+pub async fn list_quotas(cx: Cx, params: ListQuotas) -> Result<Json<impl Serialize>, ApiError> {
+    let users = cx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
+    let names: Vec<UserName> = match params.username {
+        Some(name) if users.iter().any(|user| user.name == name) => vec![name],
+        Some(name) => return Err(AccountError::NoUser(name).into()),
+        None => users.into_iter().map(|user| user.name).collect(),
+    };
+    let rows = names.into_iter().map(|name| QuotaRow {
+        quota: cx.app.accounts.quota(&name),
+        stored: cx.app.accounts.stored_quota(&name),
+        name,
+    });
+    Ok(Json(rows.collect::<Vec<_>>()))
+}
+
+params! { UpdateQuota { username: UserName;
+    max_pods: CountChange, gpu_count: CountChange, gpus: GpusChange, memory_limit: SizeChange, storage_size: SizeChange,
+    shm_size: SizeChange, tmpfs_size: SizeChange, commit_count: CountChange, commit_size_limit: SizeChange,
+    cpu_limit: CoresChange, pids_limit: CountChange, total_memory: SizeChange,
+} }
+
+pub async fn update_quota(cx: Cx, params: UpdateQuota) -> Result<Json<impl Serialize>, ApiError> {
+    let name = params.username;
+    if cx.app.accounts.find_user(&name).await.map_err(AccountError::Remote)?.is_none() {
+        return Err(AccountError::NoUser(name).into());
+    }
+    let change = QuotaChange {
+        max_pods: params.max_pods.map(|change| change.0),
+        gpu_count: params.gpu_count.map(|change| change.0),
+        gpus: params.gpus.map(|change| change.0),
+        memory_limit: params.memory_limit.map(|change| change.0),
+        storage_size: params.storage_size.map(|change| change.0),
+        shm_size: params.shm_size.map(|change| change.0),
+        tmpfs_size: params.tmpfs_size.map(|change| change.0),
+        commit_count: params.commit_count.map(|change| change.0),
+        commit_size_limit: params.commit_size_limit.map(|change| change.0),
+        cpu_limit: params.cpu_limit.map(|change| change.0),
+        pids_limit: params.pids_limit.map(|change| change.0),
+        total_memory: params.total_memory.map(|change| change.0),
+    };
+    if change == QuotaChange::default() {
+        return Err(ApiError::BadRequest(
+            "nothing to change: name at least one limit, for example max_pods=5".to_owned(),
+        ));
+    }
+    cx.app.accounts.update_quota(Actor::from(cx.caller()), name.clone(), change).await?;
+    Ok(Message::new(format!("Quota of {name} updated")))
+}
+
+pub async fn reset_quota(cx: Cx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
+    cx.app.accounts.reset_quota(Actor::from(cx.caller()), params.username.clone()).await?;
+    Ok(Message::new(format!("Quota of {} reset", params.username)))
+}

@@ -1,0 +1,218 @@
+//! The dialect's one error: a status and `{"detail": …}`.
+//!
+//! Each domain error is mapped by an exhaustive match: a new one does not compile until it has its status here. What went
+//! wrong inside goes to the log under a request id, and the client gets the id.
+
+use std::error::Error;
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    account::{AccountError, AuthError},
+    app::PurgeError,
+    db::DbError,
+    engine::EngineError,
+    http::router::Json,
+    ids::OpId,
+    pod::PodError,
+};
+
+/// Seconds after which trouble of ours may have passed.
+const RETRY: u64 = 2;
+
+/// Every answer that is not a success.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("some parameters are missing or of another type")]
+    Unprocessable(Vec<Value>),
+    #[error("Not authenticated")]
+    NotAuthenticated,
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    #[error("only admins may do this")]
+    AdminsOnly,
+    #[error("this request was made by another web site; open this server's own pages")]
+    OtherSite,
+    #[error("a request has at most {0} bytes of this")]
+    TooLong(usize),
+    #[error("the request's body came too slowly")]
+    SlowBody,
+    #[error("Not Found")]
+    NoRoute,
+    #[error("Method Not Allowed")]
+    MethodNotAllowed,
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// The remote user profile service says no, with pody's own statuses.
+    #[error("{1}")]
+    Service(u16, &'static str),
+    #[error("something went wrong inside pody; an admin finds it in the log under {0}")]
+    Internal(OpId),
+}
+
+impl ApiError {
+    /// Logs what happened and hides it from the client.
+    pub fn internal(error: &(dyn Error + 'static)) -> Self {
+        let id = OpId::generate();
+        let mut causes = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes = format!("{causes}: {cause}");
+            source = cause.source();
+        }
+        tracing::error!(%id, error = causes, "internal error");
+        Self::Internal(id)
+    }
+
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NotAuthenticated => StatusCode::UNAUTHORIZED,
+            Self::Auth(error) => match error {
+                AuthError::Wrong | AuthError::BadToken => StatusCode::UNAUTHORIZED,
+                AuthError::Disabled => StatusCode::FORBIDDEN,
+                AuthError::Throttled { .. } => StatusCode::TOO_MANY_REQUESTS,
+                AuthError::Busy | AuthError::Remote(_) => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            Self::AdminsOnly | Self::OtherSite => StatusCode::FORBIDDEN,
+            Self::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Pod(error) => pod_status(error),
+            Self::Account(error) => match error {
+                AccountError::NoUser(_) | AccountError::NoToken(_) | AccountError::NoKey(_) => StatusCode::NOT_FOUND,
+                AccountError::Exists(_)
+                | AccountError::LastAdmin(_)
+                | AccountError::HasPods { .. }
+                | AccountError::TooMany(_) => StatusCode::CONFLICT,
+                AccountError::Password => StatusCode::BAD_REQUEST,
+                AccountError::Remote(_) => StatusCode::BAD_GATEWAY,
+                AccountError::Db(error) => db_status(error),
+            },
+            Self::Service(status, _) => StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// What stands under `detail`.
+    pub fn detail(&self) -> Value {
+        match self {
+            Self::Unprocessable(list) => Value::Array(list.clone()),
+            Self::Auth(AuthError::Remote(error)) => {
+                json!(format!("the node that keeps the accounts cannot be asked: {error}"))
+            }
+            Self::Account(AccountError::Remote(error)) => json!(error.to_string()),
+            // What the connection to Docker says of itself is for admins.
+            Self::Pod(PodError::Engine(EngineError::Unavailable(_))) => {
+                json!(
+                    "Docker does not answer; try again in a few seconds, and ask an admin to run `pody doctor` if it lasts"
+                )
+            }
+            Self::Pod(PodError::Engine(EngineError::AnswerLost(_))) => {
+                json!("Docker's answer was lost; look whether it was done, and try again if not")
+            }
+            other => json!(other.to_string()),
+        }
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Auth(AuthError::Throttled { retry_after }) => Some(retry_after.as_secs().max(1)),
+            other if other.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY),
+            _ => None,
+        }
+    }
+}
+
+fn pod_status(error: &PodError) -> StatusCode {
+    match error {
+        PodError::NotFound(_) => StatusCode::NOT_FOUND,
+        PodError::Exists(_)
+        | PodError::Foreign(_)
+        | PodError::Busy { .. }
+        | PodError::NoPort { .. }
+        | PodError::NotRunning { .. }
+        | PodError::NoPids { .. }
+        | PodError::NoShell { .. }
+        | PodError::ImageInUse { .. }
+        | PodError::ImageExists(_) => StatusCode::CONFLICT,
+        PodError::Refused(_) | PodError::NotYourImage(_) => StatusCode::FORBIDDEN,
+        PodError::Image { .. } | PodError::Command { .. } | PodError::Timeout { .. } => StatusCode::BAD_REQUEST,
+        PodError::StorageUnsupported | PodError::NoGpuDriver | PodError::Network(_) | PodError::Volume { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        PodError::Engine(error) => match error {
+            EngineError::Unavailable(_)
+            | EngineError::TimedOut(_)
+            | EngineError::AnswerLost(_)
+            | EngineError::DiskFull => StatusCode::SERVICE_UNAVAILABLE,
+            EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
+            EngineError::Failed { status: 400, .. } => StatusCode::BAD_REQUEST,
+            EngineError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        },
+        PodError::Db(error) => db_status(error),
+    }
+}
+
+fn db_status(error: &DbError) -> StatusCode {
+    match error {
+        DbError::Busy | DbError::Full | DbError::Gone => StatusCode::SERVICE_UNAVAILABLE,
+        DbError::Damaged(_) | DbError::Other(_) | DbError::Row(_) | DbError::Newer { .. } | DbError::Open { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+impl From<PurgeError> for ApiError {
+    fn from(error: PurgeError) -> Self {
+        match error {
+            PurgeError::Account(error) => error.into(),
+            PurgeError::Pod(error) => error.into(),
+        }
+    }
+}
+
+impl From<DbError> for ApiError {
+    fn from(error: DbError) -> Self {
+        Self::Pod(error.into())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        // A sentence of the database or of Docker about itself is not for clients.
+        let error = match self {
+            Self::Pod(PodError::Db(error)) | Self::Account(AccountError::Db(error))
+                if db_status(&error) == StatusCode::INTERNAL_SERVER_ERROR =>
+            {
+                Self::internal(&error)
+            }
+            Self::Pod(PodError::Engine(error @ EngineError::Failed { status: 500.., .. })) => Self::internal(&error),
+            other => other,
+        };
+        if let Self::Pod(PodError::Engine(error @ (EngineError::Unavailable(_) | EngineError::AnswerLost(_)))) = &error
+        {
+            tracing::warn!(%error, "answered 503");
+        }
+        let mut response = (error.status(), Json(json!({ "detail": error.detail() }))).into_response();
+        let headers = response.headers_mut();
+        if error.status() == StatusCode::UNAUTHORIZED {
+            headers
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"pody\", charset=\"UTF-8\""));
+        }
+        if let Some(seconds) = error.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

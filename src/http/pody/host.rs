@@ -1,0 +1,194 @@
+//! `/host/…`
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+
+use super::ApiError;
+use crate::{
+    account::Caller,
+    config::Config,
+    db::{now, rfc3339},
+    gpu::{Device, GpuProcess, GpuUuid, Health, Library, MigInstance, Owner},
+    http::{
+        params::NoParams,
+        router::{Cx, Json},
+    },
+    names::UserName,
+    params,
+};
+
+/// How long a program may take to tell its version.
+const VERSION_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A process on a GPU, as `/host/gpu-ps` and `/host/gpus` show it.
+#[derive(Serialize)]
+pub struct ProcessView {
+    /// As the host sees it.
+    pid: i32,
+    /// The container's name, "" for a process of the host.
+    pod: String,
+    cmd: Cow<'static, str>,
+    /// Seconds.
+    uptime: f64,
+    /// Bytes.
+    memory_used: u64,
+    gpu_memory_used: Option<u64>,
+    user: Option<UserName>,
+    pid_in_pod: Option<i32>,
+    /// Percent.
+    utilization: Option<u32>,
+    kinds: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_instance: Option<u32>,
+}
+
+impl ProcessView {
+    fn new(process: &GpuProcess, caller: &Caller, config: &Config) -> Self {
+        let shown = || {
+            process
+                .command
+                .as_deref()
+                .map_or(Cow::Borrowed("[ended or not readable]"), |text| Cow::Owned(text.to_owned()))
+        };
+        let (pod, cmd) = match &process.owner {
+            Owner::Host => (String::new(), Cow::Borrowed("[host process]")),
+            Owner::Container { name } if caller.is_admin => (name.clone(), shown()),
+            Owner::Container { name } => (name.clone(), Cow::Borrowed("[container that is no pod]")),
+            Owner::Pod { user, name, .. } if user == &caller.user || caller.is_admin || config.gpu.show_commands => {
+                (name.clone(), shown())
+            }
+            Owner::Pod { name, .. } => (name.clone(), Cow::Borrowed("[hidden]")),
+        };
+        Self {
+            pid: process.id.pid,
+            pod,
+            cmd,
+            uptime: process.uptime,
+            memory_used: process.resident,
+            gpu_memory_used: process.gpu_memory,
+            user: process.owner.user().cloned(),
+            pid_in_pod: process.pid_inside,
+            utilization: process.utilization,
+            kinds: process.kinds.clone(),
+            gpu_instance: process.gpu_instance,
+        }
+    }
+}
+
+// One edition of the documents calls it `gpu-id`.
+params! { Processes { ; id: String, gpu_id: String } }
+
+pub async fn gpu_processes(cx: Cx, params: Processes) -> Result<Json<impl Serialize>, ApiError> {
+    let snapshot = cx.app.gpus.look().await;
+    let config = cx.app.config.get();
+    let wanted = match params.id.or(params.gpu_id) {
+        None => None,
+        Some(list) => {
+            let parse = |id: &str| {
+                id.trim()
+                    .parse::<u32>()
+                    .map_err(|_| ApiError::BadRequest(format!("id: {id:?} is no index of a GPU; write 0 or 0,1")))
+            };
+            Some(list.split(',').map(parse).collect::<Result<Vec<u32>, _>>()?)
+        }
+    };
+    if let Some(missing) =
+        wanted.iter().flatten().find(|index| !snapshot.devices.iter().any(|device| device.index == **index))
+    {
+        let count = snapshot.devices.len();
+        return Err(ApiError::BadRequest(format!("id: there is no GPU {missing}; this host has {count}")));
+    }
+    let is_wanted = |device: &&Device| wanted.as_ref().is_none_or(|list| list.contains(&device.index));
+    let rows = snapshot.devices.iter().filter(is_wanted).map(|device| {
+        let processes = device.processes.iter().map(|process| ProcessView::new(process, cx.caller(), &config));
+        (device.index, processes.collect::<Vec<_>>())
+    });
+    Ok(Json(rows.collect::<BTreeMap<_, _>>()))
+}
+
+#[derive(Serialize)]
+struct GpusAnswer {
+    /// RFC 3339.
+    at: String,
+    /// Seconds since then.
+    age: f64,
+    library: Library,
+    gpus: Vec<DeviceView>,
+}
+
+#[derive(Serialize)]
+struct DeviceView {
+    index: u32,
+    uuid: GpuUuid,
+    name: String,
+    /// `ok` or `unknown`.
+    state: &'static str,
+    /// Why it is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// `null` while it is unknown.
+    reading: Health,
+    users: Vec<UserName>,
+    processes: Vec<ProcessView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mig: Vec<MigInstance>,
+}
+
+pub async fn gpus(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let snapshot = cx.app.gpus.look().await;
+    let config = cx.app.config.get();
+    let gpus = snapshot.devices.iter().map(|device| {
+        let mut users: Vec<UserName> =
+            device.processes.iter().filter_map(|process| process.owner.user().cloned()).collect();
+        users.sort();
+        users.dedup();
+        let reason = match &device.health {
+            Health::Known(_) => None,
+            Health::Unknown { reason } => Some(reason.clone()),
+        };
+        DeviceView {
+            index: device.index,
+            uuid: device.uuid.clone(),
+            name: device.name.clone(),
+            state: if reason.is_none() { "ok" } else { "unknown" },
+            reason,
+            reading: device.health.clone(),
+            users,
+            processes: device.processes.iter().map(|process| ProcessView::new(process, cx.caller(), &config)).collect(),
+            mig: device.mig.clone(),
+        }
+    });
+    let age = (now() - snapshot.at).max(0) as f64 / 1000.0;
+    Ok(Json(GpusAnswer { at: rfc3339(snapshot.at), age, library: snapshot.library.clone(), gpus: gpus.collect() }))
+}
+
+#[derive(Serialize)]
+struct Spec {
+    pody_version: &'static str,
+    docker_version: String,
+    nvidia_driver_version: String,
+    nvidia_ctk_version: String,
+}
+
+/// What the original says where there is nothing.
+fn not_available() -> String {
+    "N/A".to_owned()
+}
+
+pub async fn spec(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let docker_version = cx.app.engine.facts().await.map_or_else(|_| not_available(), |facts| facts.version);
+    let toolkit = tokio::process::Command::new("nvidia-ctk").arg("--version").kill_on_drop(true).output();
+    let toolkit = tokio::time::timeout(VERSION_DEADLINE, toolkit).await.ok().and_then(Result::ok);
+    Ok(Json(Spec {
+        pody_version: crate::VERSION,
+        docker_version,
+        nvidia_driver_version: match &cx.app.gpus.snapshot().library {
+            Library::Working { driver } => driver.clone(),
+            Library::Starting | Library::Absent | Library::Failing { .. } => not_available(),
+        },
+        nvidia_ctk_version: toolkit
+            .filter(|output| output.status.success())
+            .map_or_else(not_available, |output| String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+    }))
+}

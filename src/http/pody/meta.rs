@@ -1,0 +1,155 @@
+//! `/version`, `/healthz`, `/help`, `/openapi.json`, `/metrics`: the server about itself.
+
+use axum::{
+    http::{Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::openapi::{
+    HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Required, ResponseBuilder, ResponsesBuilder,
+    path::{OperationBuilder, ParameterBuilder, ParameterIn, PathItem},
+    schema::{ObjectBuilder, Type},
+    security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
+};
+
+use super::ApiError;
+use crate::{
+    engine::Health,
+    http::{
+        params::NoParams,
+        router::{Access, Cx, Json, Route, routes},
+    },
+    params,
+};
+
+/// The pody whose API this is: clients compare it with their own version.
+const API_VERSION: [u32; 3] = [0, 4, 1];
+
+pub async fn version(_: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(API_VERSION))
+}
+
+#[derive(Serialize)]
+struct HealthAnswer {
+    /// `ok`, or `degraded`: reads work, some writes do not.
+    status: &'static str,
+    version: &'static str,
+    docker: String,
+    /// Seconds since the containers were listed.
+    inventory_age: Option<f64>,
+    database: String,
+}
+
+pub async fn health(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let docker = match cx.app.engine.health() {
+        Health::Up => "ok".to_owned(),
+        Health::Unknown => "not asked yet".to_owned(),
+        Health::Down(_) => "down".to_owned(),
+    };
+    let read = cx.app.db.read(|tx| tx.is_empty().map(|_| ())).await.and_then(|()| cx.app.db.ensure_in_place());
+    let database = read.map_or_else(|error| error.to_string(), |()| "ok".to_owned());
+    let status = if docker == "down" || database != "ok" { "degraded" } else { "ok" };
+    let inventory_age = cx.app.engine.inventory().age().map(|age| (age.as_secs_f64() * 10.0).round() / 10.0);
+    Ok(Json(HealthAnswer { status, version: crate::VERSION, docker, inventory_age, database }))
+}
+
+params! { Help { ; path: String } }
+
+#[derive(Serialize)]
+struct HelpRow {
+    path: &'static str,
+    methods: [&'static str; 1],
+    params: Vec<HelpParam>,
+    summary: &'static str,
+}
+
+#[derive(Serialize)]
+struct HelpParam {
+    name: &'static str,
+    optional: bool,
+}
+
+pub async fn help(_: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError> {
+    let wanted = params.path.as_deref().map(|path| path.split('?').next().unwrap_or_default().to_owned());
+    let wanted = wanted.map(|path| if path.starts_with('/') { path } else { format!("/{path}") });
+    let rows = routes().into_iter().filter(|route| route.listed).filter(|route| match &wanted {
+        None => true,
+        Some(prefix) if prefix.ends_with('/') => route.path.starts_with(prefix.as_str()),
+        Some(path) => route.path == path,
+    });
+    let rows = rows.map(|route| HelpRow {
+        path: route.path,
+        methods: [if route.method == Method::GET { "GET" } else { "POST" }],
+        params: route.params.iter().map(|param| HelpParam { name: param.name, optional: param.optional }).collect(),
+        summary: route.summary,
+    });
+    Ok(Json(rows.collect::<Vec<_>>()))
+}
+
+pub async fn openapi(_: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(describe(&routes())))
+}
+
+/// The list of routes as an OpenAPI document.
+fn describe(routes: &[Route]) -> OpenApi {
+    let mut paths = PathsBuilder::new();
+    for route in routes {
+        let mut operation = OperationBuilder::new().summary(Some(route.summary)).responses(responses(route));
+        for param in route.params {
+            let kind = match param.kind {
+                "integer" => Type::Integer,
+                "boolean" => Type::Boolean,
+                _ => Type::String,
+            };
+            let parameter = ParameterBuilder::new().name(param.name).parameter_in(ParameterIn::Query);
+            let required = if param.optional { Required::False } else { Required::True };
+            let schema = ObjectBuilder::new().schema_type(kind).build();
+            operation = operation.parameter(parameter.required(required).schema(Some(schema)).build());
+        }
+        if route.access != Access::Open {
+            for scheme in ["basic", "bearer"].into_iter().skip(usize::from(route.access == Access::Node)) {
+                operation = operation.security(SecurityRequirement::new(scheme, Vec::<String>::new()));
+            }
+        }
+        let method = if route.method == Method::GET { HttpMethod::Get } else { HttpMethod::Post };
+        paths = paths.path(route.path, PathItem::new(method, operation.build()));
+    }
+    let mut components = utoipa::openapi::Components::new();
+    for (name, scheme) in [("basic", HttpAuthScheme::Basic), ("bearer", HttpAuthScheme::Bearer)] {
+        components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
+    }
+    let info = InfoBuilder::new().title("pody").version(crate::VERSION);
+    let info = info.description(Some("All parameters go into the query string, or into a form body of a POST."));
+    OpenApiBuilder::new().info(info.build()).paths(paths.build()).components(Some(components)).build()
+}
+
+fn responses(route: &Route) -> utoipa::openapi::Responses {
+    let mut all: Vec<(&str, &str)> = vec![("200", "done")];
+    if route.access != Access::Open {
+        all.extend([
+            ("401", "not authenticated"),
+            ("403", "not allowed, or over a quota"),
+            ("429", "too many wrong passwords"),
+        ]);
+    }
+    if !route.params.is_empty() {
+        all.extend([("400", "a parameter breaks a rule"), ("422", "a parameter is missing or of another type")]);
+    }
+    if route.path.starts_with("/pod/") || route.path.starts_with("/image/") {
+        all.extend([
+            ("404", "there is no such thing of yours"),
+            ("409", "not in this state"),
+            ("503", "Docker or the database is away"),
+        ]);
+    }
+    let add = |builder: ResponsesBuilder, (status, text): (&str, &str)| {
+        builder.response(status, ResponseBuilder::new().description(text).build())
+    };
+    all.into_iter().fold(ResponsesBuilder::new(), add).build()
+}
+
+pub async fn metrics(cx: Cx, _: NoParams) -> Result<Response, ApiError> {
+    let text = cx.app.metrics.render(&cx.app);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, kind)], text).into_response())
+}

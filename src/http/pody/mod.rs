@@ -1,0 +1,37 @@
+//! The query-string API: all of pody 0.4.1, both editions' names, and what this pody adds. One file per resource, handler
+//! and wire types together.
+
+pub mod admin;
+mod error;
+pub mod event;
+pub mod host;
+pub mod image;
+pub mod meta;
+pub mod pod;
+mod shell;
+pub mod ssh_key;
+pub mod stat;
+pub mod token;
+pub mod user;
+pub mod user_api;
+
+pub use error::ApiError;
+use serde::Serialize;
+
+/// `{"message": …}`
+#[derive(Serialize)]
+struct Message {
+    message: String,
+}
+
+impl Message {
+    fn new(message: impl Into<String>) -> super::router::Json<Self> {
+        super::router::Json(Self { message: message.into() })
+    }
+}
+
+/// `{"log": …}`
+#[derive(Serialize)]
+struct Log {
+    log: String,
+}

@@ -1,0 +1,176 @@
+//! `/pod/…`
+
+use axum::{
+    body::Body,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+pub use super::shell::shell;
+use super::{ApiError, Log};
+use crate::{
+    account::Actor,
+    db,
+    engine::LogOptions,
+    http::{
+        params::NoParams,
+        router::{Cx, Json},
+    },
+    names::{CommitTag, GpuRequest, ImageRef, PodRef, Span, UserName},
+    params,
+    pod::{Action, Executed, NewPod, PodView},
+};
+
+/// Lines of `/pod/logs` where the caller names none, and bytes at most.
+const LOG_LINES: u32 = 100;
+const LOG_BYTES: usize = 4 << 20;
+
+pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let pods = cx.app.pods.list(&cx.caller().user);
+    Ok(Json(pods.iter().map(|pod| pod.instance.clone()).collect::<Vec<_>>()))
+}
+
+pub async fn list_all(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let pods = cx.app.pods.list_all();
+    Ok(Json(pods.iter().map(|pod| pod.container_name.clone()).collect::<Vec<_>>()))
+}
+
+params! { Ps { ; all: bool, user: UserName } }
+
+pub async fn ps(cx: Cx, params: Ps) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = cx.caller();
+    let others = params.all == Some(true) || params.user.as_ref().is_some_and(|user| user != &caller.user);
+    if others && !caller.is_admin {
+        return Err(ApiError::AdminsOnly);
+    }
+    cx.app.pods.wait_ready().await;
+    let pods = match (&params.user, params.all) {
+        (Some(user), _) => cx.app.pods.list(user),
+        (None, Some(true)) => cx.app.pods.list_all(),
+        (None, _) => cx.app.pods.list(&caller.user),
+    };
+    Ok(Json(pods.iter().map(|pod| cx.app.pods.view(pod)).collect::<Vec<_>>()))
+}
+
+params! { One { ins: PodRef } }
+
+pub async fn inspect(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let pod = cx.app.pods.find(cx.caller(), &params.ins)?;
+    cx.app.pods.wait_ready().await;
+    Ok(Json(cx.app.pods.view(&pod)))
+}
+
+params! { Create { ins: PodRef, image: ImageRef; gpus: GpuRequest } }
+
+#[derive(Serialize)]
+struct Created {
+    log: String,
+    info: PodView,
+}
+
+pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = cx.caller();
+    let PodRef { prefix, user, instance } = params.ins;
+    let owner = user.unwrap_or_else(|| caller.user.clone());
+    let other_prefix = prefix.is_some() && prefix != cx.app.config.get().name_prefix;
+    if other_prefix || owner != caller.user && !caller.is_admin {
+        return Err(ApiError::BadRequest(format!("ins: name only the instance; the pod will be {}'s", caller.user)));
+    }
+    if owner != caller.user && !matches!(cx.app.accounts.find_user(&owner).await, Ok(Some(_))) {
+        return Err(crate::account::AccountError::NoUser(owner).into());
+    }
+    let pod = cx
+        .app
+        .pods
+        .create(Actor::from(caller), NewPod { owner, instance, image: params.image, gpus: params.gpus })
+        .await?;
+    let log = match &pod.container {
+        Some(container) => cx.app.pods.last_output(container).await,
+        None => String::new(),
+    };
+    Ok(Json(Created { log, info: cx.app.pods.view(&pod) }))
+}
+
+pub async fn delete(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let name = cx.app.pods.delete(cx.caller(), &params.ins).await?;
+    Ok(Json(Log { log: format!("Container {name} deleted") }))
+}
+
+pub async fn start(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    act(cx, params, Action::Start).await
+}
+
+pub async fn stop(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    act(cx, params, Action::Stop).await
+}
+
+pub async fn restart(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    act(cx, params, Action::Restart).await
+}
+
+async fn act(cx: Cx, params: One, action: Action) -> Result<Json<Log>, ApiError> {
+    Ok(Json(Log { log: cx.app.pods.act(cx.caller(), &params.ins, action).await? }))
+}
+
+params! { Exec { ins: PodRef, cmd: String; timeout: u64 } }
+
+#[derive(Serialize)]
+struct ExecAnswer {
+    exit_code: i64,
+    log: String,
+    /// More was written than is shown.
+    truncated: bool,
+    /// What a command that was killed had written by then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+}
+
+pub async fn exec(cx: Cx, params: Exec) -> Result<Json<impl Serialize>, ApiError> {
+    let limit = cx.app.config.get().exec.output_limit;
+    Ok(Json(match cx.app.pods.exec(cx.caller(), &params.ins, params.cmd, params.timeout).await? {
+        Executed::Ended { exit_code, mut output, truncated } => {
+            if truncated {
+                output.push_str(&format!("\n[pody: the output was cut after {limit}]"));
+            }
+            ExecAnswer { exit_code, log: output, truncated, output: None }
+        }
+        Executed::TimedOut { output } => {
+            ExecAnswer { exit_code: -1, log: "Timeout".to_owned(), truncated: false, output: Some(output) }
+        }
+    }))
+}
+
+params! { Commit { ins: PodRef; tag: CommitTag, msg: String } }
+
+#[derive(Serialize)]
+struct CommitAnswer {
+    image_name: String,
+    log: String,
+}
+
+pub async fn commit(cx: Cx, params: Commit) -> Result<Json<impl Serialize>, ApiError> {
+    let done = cx.app.pods.commit(cx.caller(), &params.ins, params.tag, params.msg).await?;
+    let log = format!("Container {} committed to image: {}", done.pod, done.image);
+    Ok(Json(CommitAnswer { image_name: done.image, log }))
+}
+
+params! { Logs { ins: PodRef; tail: u32, since: Span, follow: bool } }
+
+pub async fn logs(cx: Cx, params: Logs) -> Result<Response, ApiError> {
+    let container = cx.app.pods.log_source(cx.caller(), &params.ins)?;
+    let since = params.since.map(|span| (db::now() / 1000 - span.0 as i64).clamp(0, i64::from(i32::MAX)) as i32);
+    let follow = params.follow == Some(true);
+    let tail = params.tail.or_else(|| since.is_none().then_some(LOG_LINES));
+    let options = LogOptions { tail, since, follow };
+    if follow {
+        let stream = cx.app.pods.follow_logs(&container, options)?;
+        return Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(stream)).into_response());
+    }
+    let log = cx.app.pods.logs(&container, options, LOG_BYTES).await?;
+    Ok(Json(Log { log }).into_response())
+}
+
+pub async fn stats(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(cx.app.pods.stats(cx.caller(), &params.ins).await?))
+}

@@ -1,0 +1,257 @@
+//! `/stat/…`, `/pod/series`, `/host/series`: what was used, from the buckets of `usage/`.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    http::header,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::ApiError;
+use crate::{
+    db::rfc3339,
+    gpu::GpuUuid,
+    http::router::{Cx, Json},
+    names::{PodRef, Span, UserName},
+    params,
+    usage::{
+        Amount, GpuAmount, Subject,
+        query::{self, Window},
+    },
+};
+
+/// Window of a series where the caller names none: an hour.
+const SERIES: f64 = 3600.0;
+const JOULES_PER_KWH: f64 = 3_600_000.0;
+
+params! { Times { ; user: String, t: Span } }
+
+pub async fn cpu_time(cx: Cx, params: Times) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(seconds(cx, params, |(cpu, _)| cpu).await?))
+}
+
+pub async fn gpu_time(cx: Cx, params: Times) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(seconds(cx, params, |(_, gpu)| gpu).await?))
+}
+
+async fn seconds(cx: Cx, params: Times, pick: impl Fn((f64, f64)) -> f64) -> Result<BTreeMap<UserName, f64>, ApiError> {
+    let wanted = params.user.map(names);
+    let sums = query::seconds_by_user(&cx.app.db, Window::last(params.t.map(|span| span.0))).await?;
+    let sums = sums.into_iter().map(|(user, both)| (user, pick(both)));
+    Ok(sums.filter(|(user, seconds)| *seconds > 0.0 && is_wanted(wanted.as_ref(), user.as_str())).collect())
+}
+
+/// A comma list.
+fn names(list: String) -> Vec<String> {
+    list.split(',').map(|name| name.trim().to_owned()).collect()
+}
+
+fn is_wanted(wanted: Option<&Vec<String>>, name: &str) -> bool {
+    wanted.is_none_or(|list| list.iter().any(|wanted| wanted == name))
+}
+
+params! { Usage { ; t: Span, user: String, by: String, format: String } }
+
+/// What one line of the answer is about. Absent parts are summed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Key {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<UserName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuUuid>,
+}
+
+#[derive(Serialize)]
+struct UsageRow {
+    #[serde(flatten)]
+    key: Key,
+    cpu_seconds: f64,
+    memory_byte_seconds: f64,
+    gpu_active_seconds: f64,
+    gpu_held_seconds: f64,
+    gpu_memory_byte_seconds: f64,
+    /// From the GPU's power, shared by those who computed: an estimate.
+    estimated_kwh: f64,
+}
+
+impl UsageRow {
+    fn new(key: Key, amount: Amount) -> Self {
+        Self {
+            key,
+            cpu_seconds: amount.cpu_seconds,
+            memory_byte_seconds: amount.memory_byte_seconds,
+            gpu_active_seconds: amount.gpu_active_seconds,
+            gpu_held_seconds: amount.gpu_held_seconds,
+            gpu_memory_byte_seconds: amount.gpu_memory_byte_seconds,
+            estimated_kwh: amount.gpu_joules / JOULES_PER_KWH,
+        }
+    }
+}
+
+/// How to split the sums: parts of `user,pod,gpu` and one of `hour,day`.
+struct Split {
+    user: bool,
+    pod: bool,
+    gpu: bool,
+    /// Seconds.
+    period: Option<i64>,
+}
+
+impl Split {
+    fn parse(text: &str) -> Result<Self, ApiError> {
+        let mut split = Self { user: false, pod: false, gpu: false, period: None };
+        for part in text.split(',').map(str::trim) {
+            match part {
+                "user" => split.user = true,
+                "pod" => split.pod = true,
+                "gpu" => split.gpu = true,
+                "hour" => split.period = Some(3600),
+                "day" => split.period = Some(86_400),
+                other => {
+                    return Err(ApiError::BadRequest(format!(
+                        "by: {other:?} is none of user, pod, gpu, hour, day; several go with commas"
+                    )));
+                }
+            }
+        }
+        Ok(split)
+    }
+
+    fn key(&self, at: i64, subject: &Subject) -> Key {
+        Key {
+            at: self.period.map(|period| rfc3339(at.div_euclid(period) * period * 1000)),
+            user: self.user.then(|| subject.user.clone()),
+            pod: self.pod.then(|| subject.pod.clone()),
+            gpu: self.gpu.then(|| subject.gpu.clone()).flatten(),
+        }
+    }
+}
+
+pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
+    let split = Split::parse(params.by.as_deref().unwrap_or("user"))?;
+    let wanted = params.user.map(names);
+    let window = Window::last(params.t.map(|span| span.0));
+    let mut sums: BTreeMap<Key, Amount> = BTreeMap::new();
+    if split.period.is_some() {
+        let (_, rows) = query::series(&cx.app.db, window).await?;
+        for row in rows.iter().filter(|row| is_wanted(wanted.as_ref(), row.subject.user.as_str())) {
+            sums.entry(split.key(row.at, &row.subject)).or_default().add(&row.amount);
+        }
+    } else {
+        for (subject, amount) in query::totals(&cx.app.db, window).await? {
+            if is_wanted(wanted.as_ref(), subject.user.as_str()) {
+                sums.entry(split.key(0, &subject)).or_default().add(&amount);
+            }
+        }
+    }
+    let rows: Vec<UsageRow> = sums.into_iter().map(|(key, amount)| UsageRow::new(key, amount)).collect();
+    match params.format.as_deref() {
+        None | Some("json") => Ok(Json(rows).into_response()),
+        Some("csv") => Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], csv(&rows)).into_response()),
+        Some(other) => Err(ApiError::BadRequest(format!("format: {other:?} is none; there are json and csv"))),
+    }
+}
+
+/// No value holds a comma or a quote: names are parsed, the rest are numbers and UUIDs.
+fn csv(rows: &[UsageRow]) -> String {
+    let head = "at,user,pod,gpu,cpu_seconds,memory_byte_seconds,gpu_active_seconds,gpu_held_seconds,gpu_memory_byte_seconds,estimated_kwh\n";
+    let lines = rows.iter().map(|row| {
+        let Key { at, user, pod, gpu } = &row.key;
+        format!(
+            "{},{},{},{},{:.3},{:.0},{:.3},{:.3},{:.0},{:.6}\n",
+            at.as_deref().unwrap_or_default(),
+            user.as_ref().map(UserName::as_str).unwrap_or_default(),
+            pod.as_deref().unwrap_or_default(),
+            gpu.as_ref().map(|gpu| gpu.0.as_str()).unwrap_or_default(),
+            row.cpu_seconds,
+            row.memory_byte_seconds,
+            row.gpu_active_seconds,
+            row.gpu_held_seconds,
+            row.gpu_memory_byte_seconds,
+            row.estimated_kwh,
+        )
+    });
+    std::iter::once(head.to_owned()).chain(lines).collect()
+}
+
+params! { PodSeries { ins: PodRef; t: Span } }
+
+#[derive(Serialize)]
+struct Series<T> {
+    /// Seconds of one point.
+    step: i64,
+    points: Vec<T>,
+}
+
+#[derive(Serialize)]
+struct PodPoint {
+    /// RFC 3339, its begin.
+    at: String,
+    cpu_cores: f64,
+    /// Bytes.
+    memory: f64,
+    /// GPUs computing, and GPUs held and not computing.
+    gpus_active: f64,
+    gpus_held: f64,
+    gpu_memory: f64,
+}
+
+pub async fn pod_series(cx: Cx, params: PodSeries) -> Result<Json<impl Serialize>, ApiError> {
+    let pod = cx.app.pods.find(cx.caller(), &params.ins)?;
+    let window = Window::last(Some(params.t.map_or(SERIES, |span| span.0)));
+    let (step, rows) = query::series(&cx.app.db, window).await?;
+    let mut points: BTreeMap<i64, Amount> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.subject.pod == pod.container_name && row.subject.user == pod.user) {
+        points.entry(row.at).or_default().add(&row.amount);
+    }
+    let per_second = |sum: f64, at: i64| sum / (window.to - at).clamp(1, step) as f64;
+    let points = points.into_iter().map(|(at, a)| PodPoint {
+        at: rfc3339(at * 1000),
+        cpu_cores: per_second(a.cpu_seconds, at),
+        memory: per_second(a.memory_byte_seconds, at),
+        gpus_active: per_second(a.gpu_active_seconds, at),
+        gpus_held: per_second(a.gpu_held_seconds, at),
+        gpu_memory: per_second(a.gpu_memory_byte_seconds, at),
+    });
+    Ok(Json(Series { step, points: points.collect() }))
+}
+
+params! { HostSeries { ; t: Span } }
+
+#[derive(Serialize)]
+struct GpuPoint {
+    /// RFC 3339, its begin.
+    at: String,
+    gpu: GpuUuid,
+    /// Percent; null where it could not be read.
+    utilization: Option<f64>,
+    /// Bytes.
+    memory: Option<f64>,
+    /// Watts.
+    power: Option<f64>,
+    /// Part of the time in which nobody was on it.
+    free: Option<f64>,
+}
+
+pub async fn host_series(cx: Cx, params: HostSeries) -> Result<Json<impl Serialize>, ApiError> {
+    let window = Window::last(Some(params.t.map_or(SERIES, |span| span.0)));
+    let (step, rows) = query::gpu_series(&cx.app.db, window).await?;
+    let points = rows.into_iter().map(|row| {
+        let GpuAmount { known_seconds, free_seconds, busy_seconds, memory_byte_seconds, joules } = row.amount;
+        let mean = |sum: f64| (known_seconds > 0.0).then(|| sum / known_seconds);
+        GpuPoint {
+            at: rfc3339(row.at * 1000),
+            gpu: row.gpu,
+            utilization: mean(busy_seconds).map(|share| share * 100.0),
+            memory: mean(memory_byte_seconds),
+            power: mean(joules),
+            free: mean(free_seconds),
+        }
+    });
+    Ok(Json(Series { step, points: points.collect::<Vec<_>>() }))
+}

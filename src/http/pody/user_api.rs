@@ -1,0 +1,117 @@
+//! `/user_api/…`: this node's accounts for other nodes, as pody 0.4.1 speaks it.
+
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+
+use super::{ApiError, Message};
+use crate::{
+    account::{AccountError, Actor, UserChange, UserInfo},
+    app::App,
+    http::router::{Cx, Json},
+    names::UserName,
+    params,
+};
+
+/// Lets another node in by its access token. The order of the refusals is the original's.
+pub fn admit_node(app: &App, authorization: Option<&str>) -> Result<(), ApiError> {
+    let config = app.config.get();
+    let service = &config.remote_user_profile.service;
+    if !service.enabled {
+        return Err(ApiError::Service(501, "Remote user profile service is not enabled"));
+    }
+    let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
+    let token = token.ok_or(ApiError::Service(401, "Missing or invalid Authorization header"))?;
+    match bool::from(token.as_bytes().ct_eq(service.access_token.as_bytes())) {
+        true => Ok(()),
+        false => Err(ApiError::Service(403, "Invalid access token")),
+    }
+}
+
+/// A user on the wire; userid 0 is "no such user".
+#[derive(Serialize)]
+struct WireUser {
+    userid: i64,
+    name: String,
+    is_admin: bool,
+}
+
+impl From<Option<UserInfo>> for WireUser {
+    fn from(user: Option<UserInfo>) -> Self {
+        match user {
+            Some(user) => Self { userid: user.id, name: user.name.to_string(), is_admin: user.is_admin },
+            None => Self { userid: 0, name: String::new(), is_admin: false },
+        }
+    }
+}
+
+fn writable(cx: &Cx) -> Result<Actor, ApiError> {
+    match cx.app.config.get().remote_user_profile.service.readonly {
+        true => Err(ApiError::Service(423, "User profile service is in read-only mode")),
+        false => Ok(Actor::node(cx.peer.ip())),
+    }
+}
+
+params! { Add { username: UserName, password: String; is_admin: bool } }
+
+pub async fn add(cx: Cx, params: Add) -> Result<Json<impl Serialize>, ApiError> {
+    let actor = writable(&cx)?;
+    let name = params.username;
+    cx.app.accounts.add_user(actor, name.clone(), &params.password, params.is_admin == Some(true)).await?;
+    Ok(Message::new(format!("User '{name}' added successfully")))
+}
+
+params! { Update { username: UserName; password: String, is_admin: bool } }
+
+pub async fn update(cx: Cx, params: Update) -> Result<Json<impl Serialize>, ApiError> {
+    let actor = writable(&cx)?;
+    let name = params.username;
+    if params.password.is_none() && params.is_admin.is_none() {
+        return Err(ApiError::BadRequest("No fields to update".to_owned()));
+    }
+    let change = UserChange { password: params.password, is_admin: params.is_admin, disabled: None };
+    cx.app.accounts.update_user(actor, name.clone(), change).await?;
+    Ok(Message::new(format!("User '{name}' updated successfully")))
+}
+
+params! { Delete { username: UserName } }
+
+pub async fn delete(cx: Cx, params: Delete) -> Result<Json<impl Serialize>, ApiError> {
+    let actor = writable(&cx)?;
+    let name = params.username;
+    cx.app.accounts.delete_user(actor, name.clone()).await?;
+    Ok(Message::new(format!("User '{name}' deleted successfully")))
+}
+
+params! { Get { ; user_id: i64, username: String } }
+
+pub async fn get(cx: Cx, params: Get) -> Result<Json<impl Serialize>, ApiError> {
+    let users = cx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
+    let mut users = users.into_iter();
+    let found = match (params.user_id, params.username) {
+        (None, None) => return Err(ApiError::BadRequest("Either user_id or username must be provided".to_owned())),
+        (Some(_), Some(_)) => {
+            return Err(ApiError::BadRequest("Only one of user_id or username should be provided".to_owned()));
+        }
+        (Some(id), None) => users.find(|user| user.id == id),
+        (None, Some(name)) => users.find(|user| user.name.as_str() == name),
+    };
+    Ok(Json(WireUser::from(found)))
+}
+
+params! { Check { credential: String; username: UserName } }
+
+pub async fn check(cx: Cx, params: Check) -> Result<Json<impl Serialize>, ApiError> {
+    let found = cx.app.accounts.check_credential(&params.credential, params.username.as_ref(), cx.peer.ip()).await?;
+    Ok(Json(WireUser::from(found)))
+}
+
+params! { List { ; usernames: String } }
+
+pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError> {
+    let wanted: Option<Vec<String>> =
+        params.usernames.map(|list| list.split(',').map(|name| name.trim().to_owned()).collect());
+    let users = cx.app.accounts.list_users().await.map_err(AccountError::Remote)?.into_iter();
+    let users =
+        users.filter(|user| wanted.as_ref().is_none_or(|list| list.iter().any(|name| name == user.name.as_str())));
+    Ok(Json(users.map(|user| WireUser::from(Some(user))).collect::<Vec<_>>()))
+}

@@ -1,0 +1,400 @@
+//! Every route, in one list.
+//!
+//! The list feeds the router, `/help` and `/openapi.json`, so they cannot differ. What is the same for all routes happens
+//! in [`dispatch`]: identity, parameters, limits, the log line; a handler gets parsed values and the domain.
+
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use super::{
+    params::{Input, Param, Params},
+    pody::{self, ApiError},
+};
+use crate::{account::Caller, app::App, engine::Health};
+
+/// Largest form body, bytes.
+const MAX_BODY: usize = 1 << 20;
+/// Largest query, bytes: 414 beyond it.
+const MAX_QUERY: usize = 32 << 10;
+/// Reads from the inventory carry this header, in seconds, while the engine does not answer.
+const AGE_HEADER: HeaderName = HeaderName::from_static("x-pody-inventory-age");
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Open,
+    Member,
+    Admin,
+    /// Another node, with the access token of `[remote_user_profile.service]`.
+    Node,
+}
+
+/// A request, as a handler sees it.
+pub struct Cx {
+    pub app: App,
+    pub peer: SocketAddr,
+    pub caller: Option<Caller>,
+    /// The rest of the request, for handlers that answer with a stream or take the connection over.
+    pub request: Request,
+}
+
+impl Cx {
+    /// Who asks. Open routes and nodes have no caller and do not ask for one.
+    pub fn caller(&self) -> &Caller {
+        self.caller.as_ref().expect("a route with Access::Member or Access::Admin")
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
+type Handler = Arc<dyn Fn(Cx, &Input) -> Result<Answer, ApiError> + Send + Sync>;
+
+/// One row of the list.
+#[derive(Clone)]
+pub struct Route {
+    pub path: &'static str,
+    pub method: Method,
+    pub access: Access,
+    pub params: &'static [Param],
+    pub summary: &'static str,
+    /// Shown in `/help`: one method per path, as the client's `fetch` wants it.
+    pub listed: bool,
+    handler: Handler,
+}
+
+fn route<P, F, Fut, T>(method: Method, path: &'static str, access: Access, summary: &'static str, handler: F) -> Route
+where
+    P: Params,
+    F: Fn(Cx, P) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, ApiError>> + Send + 'static,
+    T: IntoResponse,
+{
+    let handler: Handler = Arc::new(move |cx, input| {
+        let params = P::read(input)?;
+        let answer = handler(cx, params);
+        Ok(Box::pin(async move { Ok(answer.await?.into_response()) }))
+    });
+    Route { path, method, access, params: P::LIST, summary, listed: true, handler }
+}
+
+/// Shorthand: the method names are the first word of each row below.
+macro_rules! table {
+    ($($method:ident $access:ident $path:literal $handler:path, $summary:literal;)*) => {
+        vec![$(route(Method::$method, $path, Access::$access, $summary, $handler),)*]
+    };
+}
+
+/// The list.
+pub fn routes() -> Vec<Route> {
+    use pody::{admin, event, host, image, meta, pod, ssh_key, stat, token, user, user_api};
+    let mut routes = table![
+        GET  Open   "/version"               meta::version,          "version of the API that this server speaks";
+        GET  Open   "/healthz"               meta::health,           "whether server, database and Docker work";
+        GET  Member "/help"                  meta::help,             "routes with their parameters; a path that ends in / is a prefix";
+        GET  Member "/openapi.json"          meta::openapi,          "these routes as OpenAPI";
+        GET  Admin  "/metrics"               meta::metrics,          "numbers for Prometheus";
+        GET  Member "/events"                event::list,            "who did what, newest first; members see their own";
+
+        GET  Member "/user/info"             user::info,             "your account and quota";
+        GET  Member "/user/list"             user::list,             "names of all users";
+        POST Member "/user/ch-passwd"        user::change_password,  "change your password";
+        GET  Member "/user/tokens"           token::list,            "your bearer tokens";
+        POST Member "/user/tokens/create"    token::create,          "make a bearer token; it is shown once";
+        POST Member "/user/tokens/revoke"    token::revoke,          "end a bearer token";
+        GET  Member "/user/ssh-keys"         ssh_key::list,          "your SSH public keys";
+        POST Member "/user/ssh-keys/add"     ssh_key::add,           "keep an SSH public key and put it into your pods";
+        POST Member "/user/ssh-keys/delete"  ssh_key::delete,        "forget an SSH public key and take it out of your pods";
+
+        GET  Member "/pod/list"              pod::list,              "names of your pods";
+        GET  Admin  "/pod/listall"           pod::list_all,          "container names of everybody's pods";
+        GET  Member "/pod/ps"                pod::ps,                "your pods with their state; all=true: everybody's, for admins";
+        GET  Member "/pod/inspect"           pod::inspect,           "one pod";
+        GET  Member "/pod/info"              pod::inspect,           "one pod (older name of /pod/inspect)";
+        POST Member "/pod/create"            pod::create,            "create and start a pod";
+        POST Member "/pod/delete"            pod::delete,            "delete a pod; its volumes stay";
+        POST Member "/pod/start"             pod::start,             "start a stopped pod";
+        POST Member "/pod/stop"              pod::stop,              "stop a pod";
+        POST Member "/pod/restart"           pod::restart,           "stop and start a pod";
+        POST Member "/pod/exec"              pod::exec,              "run a command line in a pod as root; timeout in seconds";
+        POST Member "/pod/commit"            pod::commit,            "make an image of a pod";
+        GET  Member "/pod/logs"              pod::logs,              "output of a pod; tail in lines, since as a span, follow=true to stream";
+        GET  Member "/pod/stats"             pod::stats,             "CPU, memory and processes of a pod";
+        GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket)";
+
+        GET  Member "/image/list"            image::list,            "images that you may use";
+        GET  Member "/host/images"           image::list,            "images that you may use (older name of /image/list)";
+        GET  Member "/image/inspect"         image::inspect,         "one image";
+        POST Member "/image/delete"          image::delete,          "delete one of your own commits";
+
+        GET  Member "/host/gpu-ps"           host::gpu_processes,    "processes on the GPUs; id like 0,1";
+        GET  Member "/host/gpus"             host::gpus,             "the GPUs, how they are, and who is on them";
+        GET  Member "/host/spec"             host::spec,             "versions of pody, Docker and the NVIDIA driver";
+        GET  Member "/stat/cputime"          stat::cpu_time,         "CPU seconds per user; user as a comma list, t as a span";
+        GET  Member "/stat/gputime"          stat::gpu_time,         "GPU seconds per user; user as a comma list, t as a span";
+
+        GET  Member "/stat/usage"            stat::usage,            "what was used, by parts of user,pod,gpu,hour,day; t as a span; format json or csv";
+        GET  Member "/pod/series"            stat::pod_series,       "cores, memory and GPUs of a pod over time; t as a span";
+        GET  Member "/host/series"           stat::host_series,      "the GPUs over time; t as a span";
+
+        GET  Admin  "/admin/user/list"       admin::list_users,      "all accounts";
+        POST Admin  "/admin/user/add"        admin::add_user,        "add an account; without a password one is made up and shown once";
+        POST Admin  "/admin/user/update"     admin::update_user,     "change password, admin, disabled of an account";
+        POST Admin  "/admin/user/delete"     admin::delete_user,     "delete an account that has no pods";
+        POST Admin  "/admin/user/purge"      admin::purge_user,      "delete an account and its pods";
+        GET  Admin  "/admin/quota/list"      admin::list_quotas,     "limits of all users, or of one";
+        POST Admin  "/admin/quota/update"    admin::update_quota,    "set limits of a user; default forgets one, unlimited lifts it";
+        POST Admin  "/admin/quota/reset"     admin::reset_quota,     "forget all limits of a user: the defaults hold";
+
+        POST Node   "/user_api/add_user"     user_api::add,          "add a user, for other nodes";
+        POST Node   "/user_api/update_user"  user_api::update,       "change a user, for other nodes";
+        POST Node   "/user_api/delete_user"  user_api::delete,       "delete a user, for other nodes";
+        GET  Node   "/user_api/get_user"     user_api::get,          "one user, for other nodes";
+        GET  Node   "/user_api/check_user"   user_api::check,        "whose credential this is, for other nodes";
+        GET  Node   "/user_api/list_users"   user_api::list,         "all users, for other nodes";
+    ];
+    // Second methods of paths above. `/help` shows one method per path.
+    let second = table![
+        GET    Member "/user/ch-passwd"      user::change_password,  "change your password (the method of an older edition)";
+        POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
+    ];
+    routes.extend(second.into_iter().map(|route| Route { listed: false, ..route }));
+    for route in &mut routes {
+        // Open to other nodes only: no concern of members.
+        route.listed &= route.access != Access::Node;
+    }
+    routes
+}
+
+/// The router over the list.
+pub fn router(app: App) -> Router {
+    let mut paths: Vec<(&'static str, MethodRouter)> = Vec::new();
+    for route in routes() {
+        let at = paths.iter().position(|(path, _)| *path == route.path).unwrap_or_else(|| {
+            paths.push((route.path, MethodRouter::new()));
+            paths.len() - 1
+        });
+        let filter = MethodFilter::try_from(route.method.clone()).expect("GET and POST");
+        let (app, route, path) = (app.clone(), Arc::new(route), &mut paths[at].1);
+        *path = std::mem::take(path).on(filter, move |request: Request| dispatch(app.clone(), route.clone(), request));
+    }
+    let mut router = Router::new();
+    for (path, methods) in paths {
+        router = router.route(path, methods);
+    }
+    router.fallback(async || ApiError::NoRoute).method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+}
+
+/// What happens to every request.
+async fn dispatch(app: App, route: Arc<Route>, request: Request) -> Response {
+    let begun = Instant::now();
+    let ConnectInfo(peer) =
+        request.extensions().get::<ConnectInfo<SocketAddr>>().copied().unwrap_or(ConnectInfo(([0, 0, 0, 0], 0).into()));
+    let mut user = None;
+    let answer = answer(&app, &route, peer, request, &mut user).await;
+    let mut response = answer.unwrap_or_else(IntoResponse::into_response);
+    if let Health::Down(_) = app.engine.health()
+        && let Some(age) = app.engine.inventory().age()
+        && let Ok(value) = HeaderValue::from_str(&format!("{:.1}", age.as_secs_f64()))
+    {
+        response.headers_mut().insert(AGE_HEADER, value);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    app.metrics.count(route.path, response.status().as_u16(), seconds);
+    let (status, milliseconds, user) = (response.status().as_u16(), seconds * 1000.0, user.as_deref().unwrap_or("-"));
+    // Never the query: it may hold passwords.
+    if route.method == Method::GET && status < 400 {
+        tracing::debug!(method = %route.method, path = route.path, user, %peer, status, milliseconds, "request");
+    } else {
+        tracing::info!(method = %route.method, path = route.path, user, %peer, status, milliseconds, "request");
+    }
+    response
+}
+
+async fn answer(
+    app: &App,
+    route: &Route,
+    peer: SocketAddr,
+    mut request: Request,
+    user: &mut Option<String>,
+) -> Result<Response, ApiError> {
+    if route.method != Method::GET {
+        refuse_other_sites(request.headers(), request.uri())?;
+    }
+    let caller = identify(app, route.access, request.headers(), peer).await?;
+    *user = caller.as_ref().map(|caller| caller.user.to_string());
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    if query.len() > MAX_QUERY {
+        return Err(ApiError::TooLong(MAX_QUERY));
+    }
+    let mut input = Input::new(&query);
+    let is_read = route.method == Method::GET;
+    let body;
+    let is_form = is_form(request.headers());
+    // A body of no use is read too: one that is left unread ends the connection, and the client is not told.
+    if is_form || !is_read {
+        body = read_body(app, std::mem::take(request.body_mut())).await?;
+        if is_form {
+            input.extend(&body);
+        }
+    }
+    let cx = Cx { app: app.clone(), peer, caller, request };
+    let work = (route.handler)(cx, &input)?;
+    if is_read {
+        return work.await;
+    }
+    // A change goes on to its end when the client leaves.
+    match tokio::spawn(work).await {
+        Ok(answer) => answer,
+        Err(error) => Err(ApiError::internal(&error)),
+    }
+}
+
+async fn identify(
+    app: &App,
+    access: Access,
+    headers: &HeaderMap,
+    peer: SocketAddr,
+) -> Result<Option<Caller>, ApiError> {
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match access {
+        Access::Open => return Ok(None),
+        Access::Node => return pody::user_api::admit_node(app, authorization).map(|()| None),
+        Access::Member | Access::Admin => {}
+    }
+    let (scheme, secret) = authorization.and_then(|value| value.split_once(' ')).ok_or(ApiError::NotAuthenticated)?;
+    let caller = if scheme.eq_ignore_ascii_case("bearer") {
+        app.accounts.authenticate_token(secret.trim(), peer.ip()).await?
+    } else if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = BASE64_STANDARD.decode(secret.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let decoded = decoded.ok_or(ApiError::NotAuthenticated)?;
+        let (name, password) = decoded.split_once(':').ok_or(ApiError::NotAuthenticated)?;
+        app.accounts.authenticate_password(name, password, peer.ip()).await?
+    } else {
+        return Err(ApiError::NotAuthenticated);
+    };
+    match access {
+        Access::Admin if !caller.is_admin => Err(ApiError::AdminsOnly),
+        _ => Ok(Some(caller)),
+    }
+}
+
+/// A browser that remembers a Basic password sends it along with whatever another site makes it post here.
+pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        return Err(ApiError::OtherSite);
+    }
+    let host = text(header::HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));
+    match (text(header::ORIGIN), host) {
+        (Some(origin), Some(host)) if origin.split_once("://").map(|(_, rest)| rest) != Some(host) => {
+            Err(ApiError::OtherSite)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|value| value.trim_start().starts_with("application/x-www-form-urlencoded"))
+}
+
+async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
+    let limit = std::time::Duration::from_secs(app.config.get().server.body_timeout_seconds.max(1));
+    let read = axum::body::to_bytes(body, MAX_BODY);
+    match tokio::time::timeout(limit, read).await {
+        Ok(Ok(bytes)) => Ok(bytes.into()),
+        Ok(Err(_)) => Err(ApiError::TooLong(MAX_BODY)),
+        Err(_) => Err(ApiError::SlowBody),
+    }
+}
+
+/// A JSON answer. Written into memory at once: the answers are small.
+pub struct Json<T>(pub T);
+
+impl<T: serde::Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        let mut body = Vec::with_capacity(256);
+        match serde_json::to_writer(&mut body, &self.0) {
+            Ok(()) => ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "an answer does not serialize");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, fmt::Write as _, path::Path};
+
+    use super::*;
+
+    /// The table in docs/API.md.
+    fn table() -> String {
+        let mut text = String::from("| route | who | parameters | what |\n| --- | --- | --- | --- |\n");
+        for route in routes() {
+            let params =
+                route.params.iter().map(|param| format!("`{}{}`", param.name, if param.optional { "?" } else { "" }));
+            let who = match route.access {
+                Access::Open => "anybody",
+                Access::Member => "members",
+                Access::Admin => "admins",
+                Access::Node => "other nodes",
+            };
+            let params = params.collect::<Vec<_>>().join(" ");
+            let _ = writeln!(text, "| {} `{}` | {who} | {params} | {} |", route.method, route.path, route.summary);
+        }
+        text
+    }
+
+    /// The document shows the list as it is. `UPDATE_DOCS=1 cargo test` writes it anew.
+    #[test]
+    fn the_document_lists_every_route() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/API.md");
+        let document = std::fs::read_to_string(&path).expect("docs/API.md");
+        let (before, rest) = document.split_once("<!-- routes -->\n").expect("the mark before the table");
+        let (shown, after) = rest.split_once("<!-- end of routes -->").expect("the mark behind the table");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            let updated = format!("{before}<!-- routes -->\n{}<!-- end of routes -->{after}", table());
+            std::fs::write(&path, updated).expect("docs/API.md is written");
+        } else {
+            assert_eq!(shown, table(), "run `UPDATE_DOCS=1 cargo test the_document` and look at the change");
+        }
+    }
+
+    #[test]
+    fn no_route_is_listed_twice() {
+        let mut seen = HashSet::new();
+        for route in routes() {
+            assert!(seen.insert((route.method.clone(), route.path)), "{} {}", route.method, route.path);
+        }
+        // One method per path in /help: the client's fetch refuses several.
+        let mut listed = HashSet::new();
+        for route in routes().into_iter().filter(|route| route.listed) {
+            assert!(listed.insert(route.path), "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn another_sites_post_is_refused() {
+        let refused = |pairs: &[(&'static str, &'static str)]| {
+            let headers =
+                pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            refuse_other_sites(&headers.collect(), &Uri::from_static("/pod/delete")).is_err()
+        };
+        assert!(!refused(&[("host", "box:8799")]));
+        assert!(!refused(&[("host", "box:8799"), ("origin", "http://box:8799"), ("sec-fetch-site", "same-origin")]));
+        assert!(refused(&[("host", "box:8799"), ("origin", "http://evil.example")]));
+        assert!(refused(&[("host", "box:8799"), ("origin", "null")]));
+        assert!(refused(&[("host", "box:8799"), ("sec-fetch-site", "cross-site")]));
+    }
+}

@@ -1,0 +1,90 @@
+//! Typed ids. A [`PodId`] cannot be handed to something that wants an [`OpId`], and none of them is a bare string.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Ids that we make: UUIDv7, so that they sort by the time of their making.
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new id, never seen before.
+            pub fn generate() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(s).map(Self)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// One container that we made (or adopted), from its creation to its deletion.
+    PodId
+}
+uuid_id! {
+    /// The name a pod lives under, kept while pods come and go below it.
+    WorkloadId
+}
+uuid_id! {
+    /// One attempt to change something outside the database. It is written into the row before the work starts and into
+    /// the label `pody.op` of what the work makes, so that a lost answer can be told from work never done.
+    OpId
+}
+
+/// The engine's full 64-character container id. Never a prefix: a container may be *named* like another's short id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    /// The first 12 characters, as people and pody 0.4.1 show it.
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a text is no container id.
+#[derive(Debug, thiserror::Error)]
+#[error("a container id is 64 hexadecimal digits, this has {0} characters")]
+pub struct BadContainerId(usize);
+
+impl FromStr for ContainerId {
+    type Err = BadContainerId;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        if s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(Self(s.to_owned()))
+        } else {
+            Err(BadContainerId(s.chars().count()))
+        }
+    }
+}

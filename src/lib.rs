@@ -1,0 +1,37 @@
+//! Pody: the pod manager for a shared GPU box.
+//!
+//! One binary is daemon, client and admin tool. Layout:
+//!
+//! - [`app`]: the handles that every part gets; starts and stops the workers. [`control`]: how admin commands tell a daemon
+//! - [`config`]: `$PODY_HOME/config.toml`, strict, hot-reloaded
+//! - [`names`], [`ids`]: parsed names, typed ids
+//! - [`account`]: users, passwords, tokens, throttle, quotas
+//! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
+//! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
+//! - [`db`]: the only place with SQL
+//! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
+//! - [`host`]: processes and cgroups as /proc and /sys show them
+//! - [`http`]: the only place that knows axum; every route in one list, one folder per dialect
+//! - [`cli`]: one file per command
+//! - [`usage`]: sampler, accounting, time series
+//! - [`metrics`], [`tls`]: numbers for Prometheus; one choice of cryptography
+
+pub mod account;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod db;
+pub mod engine;
+pub mod gpu;
+pub mod host;
+pub mod http;
+pub mod ids;
+pub mod metrics;
+pub mod names;
+pub mod pod;
+pub mod tls;
+pub mod usage;
+
+/// This pody's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,517 @@
+//! Parsed names and quantities. Whatever comes from outside becomes one of these before the domain sees it; each has one
+//! way in (`FromStr`) and one sentence per rejection, so no handler can hold a bad one.
+
+use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest part of a container name, in characters. From pody 0.4.1.
+const MAX_PART: usize = 20;
+
+/// Why a name was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("a name has 1 to {MAX_PART} characters, {0:?} has {len}", len = .0.chars().count())]
+    Length(String),
+    #[error("a name is made of letters, digits and '_' and starts with a letter; {0:?} has {1:?}")]
+    Character(String, char),
+    #[error("a name does not start or end with '_', {0:?} does")]
+    Underscore(String),
+    #[error("{0:?} is reserved")]
+    Reserved(String),
+}
+
+/// An ASCII identifier of 1 to 20 characters that neither starts nor ends with `_`.
+fn parse_part(s: &str) -> Result<String, NameError> {
+    let clipped = || s.chars().take(40).collect::<String>();
+    if s.is_empty() || s.chars().count() > MAX_PART {
+        return Err(NameError::Length(clipped()));
+    }
+    if let Some(bad) = s.chars().find(|c| !c.is_ascii_alphanumeric() && *c != '_') {
+        return Err(NameError::Character(clipped(), bad));
+    }
+    if s.starts_with('_') || s.ends_with('_') {
+        return Err(NameError::Underscore(clipped()));
+    }
+    if let Some(digit) = s.chars().next().filter(char::is_ascii_digit) {
+        return Err(NameError::Character(clipped(), digit));
+    }
+    Ok(s.to_owned())
+}
+
+/// Implements the string side of a newtype whose `FromStr` is the only way in.
+macro_rules! text_newtype {
+    ($name:ident) => {
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// The name of an account. `share` is taken: volume mappings use it for the folder of all.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserName(String);
+text_newtype!(UserName);
+
+impl FromStr for UserName {
+    type Err = NameError;
+
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        if s == "share" {
+            return Err(NameError::Reserved(s.to_owned()));
+        }
+        parse_part(s).map(Self)
+    }
+}
+
+/// The name of a pod within its user's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstanceName(String);
+text_newtype!(InstanceName);
+
+impl FromStr for InstanceName {
+    type Err = NameError;
+
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        parse_part(s).map(Self)
+    }
+}
+
+/// What a committed image is called behind the user's name: `pody-commit:<user>-<tag>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommitTag(String);
+text_newtype!(CommitTag);
+
+impl FromStr for CommitTag {
+    type Err = NameError;
+
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        parse_part(s).map(Self)
+    }
+}
+
+/// What stands before the user in a container name where several pody hosts share one engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamePrefix(String);
+text_newtype!(NamePrefix);
+
+impl FromStr for NamePrefix {
+    type Err = NameError;
+
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        parse_part(s).map(Self)
+    }
+}
+
+/// How people point at a pod: `ins`, `user-ins` or `prefix-user-ins`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    pub prefix: Option<NamePrefix>,
+    pub user: Option<UserName>,
+    pub instance: InstanceName,
+}
+
+/// Why a text does not point at a pod.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PodRefError {
+    #[error("a pod is named INSTANCE, USER-INSTANCE or PREFIX-USER-INSTANCE; this has {0} parts")]
+    Parts(usize),
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl FromStr for PodRef {
+    type Err = PodRefError;
+
+    fn from_str(s: &str) -> Result<Self, PodRefError> {
+        let parts: Vec<&str> = s.split('-').collect();
+        let (prefix, user, instance) = match parts[..] {
+            [instance] => (None, None, instance),
+            [user, instance] => (None, Some(user), instance),
+            [prefix, user, instance] => (Some(prefix), Some(user), instance),
+            _ => return Err(PodRefError::Parts(parts.len())),
+        };
+        Ok(Self {
+            prefix: prefix.map(str::parse).transpose()?,
+            user: user.map(str::parse).transpose()?,
+            instance: instance.parse()?,
+        })
+    }
+}
+
+impl fmt::Display for PodRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in [self.prefix.as_ref().map(NamePrefix::as_str), self.user.as_ref().map(UserName::as_str)]
+            .into_iter()
+            .flatten()
+        {
+            write!(f, "{part}-")?;
+        }
+        self.instance.fmt(f)
+    }
+}
+
+/// The name a container of ours goes by in the engine: `<user>-<instance>`, after `<prefix>-` where one is configured.
+pub fn container_name(prefix: Option<&NamePrefix>, user: &UserName, instance: &InstanceName) -> String {
+    match prefix {
+        Some(prefix) => format!("{prefix}-{user}-{instance}"),
+        None => format!("{user}-{instance}"),
+    }
+}
+
+/// Reads [`container_name`] back; `None` for containers that are not named like ours.
+pub fn parse_container_name(prefix: Option<&NamePrefix>, name: &str) -> Option<(UserName, InstanceName)> {
+    let parsed: PodRef = name.parse().ok()?;
+    (parsed.prefix.as_ref() == prefix).then_some((parsed.user?, parsed.instance))
+}
+
+/// An image as a user names it: `name`, `name:tag`, or only the tag of one of their own commits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageRef(String);
+text_newtype!(ImageRef);
+
+/// Why a text is no image reference.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageRefError {
+    #[error("an image name has 1 to 256 characters")]
+    Length,
+    #[error(
+        "an image name is made of letters, digits and '.', '_', '-', '/', ':', '@' and starts with a letter or digit; this has {0:?}"
+    )]
+    Character(char),
+}
+
+impl FromStr for ImageRef {
+    type Err = ImageRefError;
+
+    fn from_str(s: &str) -> Result<Self, ImageRefError> {
+        if s.is_empty() || s.len() > 256 {
+            return Err(ImageRefError::Length);
+        }
+        if let Some(bad) = s.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-/:@".contains(*c)) {
+            return Err(ImageRefError::Character(bad));
+        }
+        match s.chars().next().filter(|c| !c.is_ascii_alphanumeric()) {
+            Some(bad) => Err(ImageRefError::Character(bad)),
+            None => Ok(Self(s.to_owned())),
+        }
+    }
+}
+
+/// A number of bytes, written as pody's config does: `512`, `64g`, `1.5t`, also `64GiB`. Units are powers of 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ByteSize(pub u64);
+
+/// Why a text is no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no size; write bytes or a number with k, m, g or t, for example 64g")]
+pub struct ByteSizeError(String);
+
+impl FromStr for ByteSize {
+    type Err = ByteSizeError;
+
+    fn from_str(s: &str) -> Result<Self, ByteSizeError> {
+        let error = || ByteSizeError(s.chars().take(40).collect());
+        let lower = s.trim().to_ascii_lowercase();
+        let split = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+        let (digits, unit) = lower.split_at(split);
+        let factor: u64 = match unit.trim().trim_end_matches("ib").trim_end_matches('b') {
+            "" => 1,
+            "k" => 1 << 10,
+            "m" => 1 << 20,
+            "g" => 1 << 30,
+            "t" => 1 << 40,
+            _ => return Err(error()),
+        };
+        let bytes = match digits.parse::<u64>() {
+            Ok(whole) => whole.checked_mul(factor),
+            Err(_) => digits.parse::<f64>().ok().map(|f| (f * factor as f64) as u64),
+        };
+        // The engine takes signed 64-bit numbers.
+        bytes.filter(|&b| b <= i64::MAX as u64).map(Self).ok_or_else(error)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// Two decimals and a unit (`1.50g`), exact whole units without decimals (`64g`).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(40, "t"), (30, "g"), (20, "m"), (10, "k")] {
+            let whole = 1u64 << shift;
+            if self.0 >= whole {
+                return if self.0.is_multiple_of(whole) {
+                    write!(f, "{}{unit}", self.0 >> shift)
+                } else {
+                    write!(f, "{:.2}{unit}", self.0 as f64 / whole as f64)
+                };
+            }
+        }
+        write!(f, "{}b", self.0)
+    }
+}
+
+/// Which GPUs: all there are, none, or these indices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuSet {
+    All,
+    Only(BTreeSet<u32>),
+}
+
+impl GpuSet {
+    pub fn none() -> Self {
+        Self::Only(BTreeSet::new())
+    }
+
+    /// `None` = all, as the API's `gpu_ids` has it.
+    pub fn ids(&self) -> Option<Vec<u32>> {
+        match self {
+            Self::All => None,
+            Self::Only(ids) => Some(ids.iter().copied().collect()),
+        }
+    }
+}
+
+/// Why a text names no set of GPUs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no set of GPUs; write \"all\", \"none\" or indices like \"0,1\"")]
+pub struct GpuSetError(String);
+
+impl FromStr for GpuSet {
+    type Err = GpuSetError;
+
+    fn from_str(s: &str) -> Result<Self, GpuSetError> {
+        match s.trim().to_ascii_lowercase().as_str() {
+            "" | "all" => Ok(Self::All),
+            "none" => Ok(Self::none()),
+            list => list
+                .split(',')
+                .map(|id| id.trim().parse::<u32>())
+                .collect::<Result<_, _>>()
+                .map(Self::Only)
+                .map_err(|_| GpuSetError(s.chars().take(40).collect())),
+        }
+    }
+}
+
+impl fmt::Display for GpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Only(ids) if ids.is_empty() => f.write_str("none"),
+            Self::Only(ids) => f.write_str(&ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")),
+        }
+    }
+}
+
+impl Serialize for GpuSet {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GpuSet {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// GPUs that someone asks for: none, so many, or these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuRequest {
+    Count(u32),
+    Ids(BTreeSet<u32>),
+}
+
+/// Why a text asks for no GPUs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} asks for no GPUs; write a count like 2, indices with a comma like \"0,1\" or \"3,\", or none")]
+pub struct GpuRequestError(String);
+
+impl FromStr for GpuRequest {
+    type Err = GpuRequestError;
+
+    /// A bare number is a count; indices have a comma, if only behind them.
+    fn from_str(s: &str) -> Result<Self, GpuRequestError> {
+        let error = || GpuRequestError(s.chars().take(40).collect());
+        match s.trim() {
+            "none" => Ok(Self::Count(0)),
+            list if list.contains(',') => {
+                let ids = list.split(',').map(str::trim).filter(|id| !id.is_empty()).map(|id| id.parse::<u32>());
+                let ids: BTreeSet<u32> = ids.collect::<Result<_, _>>().map_err(|_| error())?;
+                if ids.is_empty() { Err(error()) } else { Ok(Self::Ids(ids)) }
+            }
+            count => count.parse().map(Self::Count).map_err(|_| error()),
+        }
+    }
+}
+
+/// Host ports that pods may get: `20000,20002-20010`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortRanges(Vec<RangeInclusive<u16>>);
+
+/// Why a text is no list of ports.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortRangesError {
+    #[error("{0:?} is no port; ports are numbers from 1 to 65535 and ranges like 20000-20100")]
+    Port(String),
+    #[error("the range {0:?} ends before it starts")]
+    Backwards(String),
+}
+
+impl PortRanges {
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        self.0.iter().cloned().flatten()
+    }
+
+    /// How many ports there are, counting an overlap once.
+    pub fn count(&self) -> usize {
+        self.iter().collect::<BTreeSet<_>>().len()
+    }
+}
+
+impl FromStr for PortRanges {
+    type Err = PortRangesError;
+
+    fn from_str(s: &str) -> Result<Self, PortRangesError> {
+        let port = |text: &str| match text.trim().parse::<u16>() {
+            Ok(0) | Err(_) => Err(PortRangesError::Port(text.trim().to_owned())),
+            Ok(port) => Ok(port),
+        };
+        let range = |part: &str| match part.split_once('-') {
+            None => port(part).map(|p| p..=p),
+            Some((start, end)) => match port(start)?..=port(end)? {
+                range if range.is_empty() => Err(PortRangesError::Backwards(part.to_owned())),
+                range => Ok(range),
+            },
+        };
+        s.split(',').filter(|part| !part.trim().is_empty()).map(range).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRanges {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A span of time as the statistics routes take it: `1y`, `2w`, `3d`, `4h`, `30m`, `10s` or bare seconds.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Span(pub f64);
+
+/// Why a text is no span of time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds")]
+pub struct SpanError(String);
+
+impl FromStr for Span {
+    type Err = SpanError;
+
+    fn from_str(s: &str) -> Result<Self, SpanError> {
+        let lower = s.trim().to_ascii_lowercase();
+        let (number, factor) = match lower.char_indices().next_back() {
+            Some((at, 'y')) => (&lower[..at], 365.0 * 86_400.0),
+            Some((at, 'w')) => (&lower[..at], 7.0 * 86_400.0),
+            Some((at, 'd')) => (&lower[..at], 86_400.0),
+            Some((at, 'h')) => (&lower[..at], 3_600.0),
+            Some((at, 'm')) => (&lower[..at], 60.0),
+            Some((at, 's')) => (&lower[..at], 1.0),
+            _ => (lower.as_str(), 1.0),
+        };
+        match number.parse::<f64>() {
+            Ok(n) if n.is_finite() && n >= 0.0 => Ok(Self(n * factor)),
+            _ => Err(SpanError(s.chars().take(40).collect())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_that_the_original_refuses_are_refused() {
+        for bad in ["", "a-b", "a:b", "_a", "a_", "1a", "../x", "-x", "a\0b", "ünï", "a b", &"x".repeat(300)] {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad:?}");
+        }
+        for good in ["a", "A1", "a_b", &"x".repeat(20)] {
+            assert!(good.parse::<InstanceName>().is_ok(), "{good:?}");
+        }
+        assert_eq!("share".parse::<UserName>(), Err(NameError::Reserved("share".into())));
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("8k", 8192), ("1.5g", 3 << 29), ("64GiB", 64 << 30), ("2mb", 2 << 20)]
+        {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for bad in ["", "g", "-1", "1x", "99999999t", "1..2g"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bare_number_of_gpus_is_a_count() {
+        assert_eq!("2".parse(), Ok(GpuRequest::Count(2)));
+        assert_eq!("none".parse(), Ok(GpuRequest::Count(0)));
+        assert_eq!("0,2".parse(), Ok(GpuRequest::Ids([0, 2].into())));
+        assert_eq!("3,".parse(), Ok(GpuRequest::Ids([3].into())));
+        for bad in ["", ",", "x", "1,x", "-1"] {
+            assert!(bad.parse::<GpuRequest>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports() {
+        let ranges: PortRanges = "20000, 20002-20004".parse().unwrap();
+        assert_eq!(ranges.iter().collect::<Vec<_>>(), [20000, 20002, 20003, 20004]);
+        assert_eq!("5-4".parse::<PortRanges>(), Err(PortRangesError::Backwards("5-4".into())));
+        assert!("0-70000".parse::<PortRanges>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn container_names_read_back(user in "[a-z][a-z0-9]{0,18}", instance in "[a-z][a-z0-9]{0,18}", prefixed: bool) {
+            prop_assume!(user != "share");
+            let prefix: Option<NamePrefix> = prefixed.then(|| "pd".parse().unwrap());
+            let (user, instance): (UserName, InstanceName) = (user.parse().unwrap(), instance.parse().unwrap());
+            let name = container_name(prefix.as_ref(), &user, &instance);
+            prop_assert_eq!(parse_container_name(prefix.as_ref(), &name), Some((user, instance)));
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_panic(text in ".{0,60}") {
+            let _ = (text.parse::<PodRef>(), text.parse::<ImageRef>(), text.parse::<ByteSize>(), text.parse::<Span>());
+            let _ = (text.parse::<GpuSet>(), text.parse::<PortRanges>());
+        }
+
+        #[test]
+        fn sizes_read_back(bytes in 0u64..1 << 50) {
+            let shown = ByteSize(bytes).to_string().parse::<ByteSize>().unwrap();
+            prop_assert!(shown.0.abs_diff(bytes) <= bytes / 100);
+        }
+    }
+}

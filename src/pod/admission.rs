@@ -1,0 +1,217 @@
+//! Whether a user may have one more of something. Pure: numbers in, a reason out.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    account::quota::{Limit, Quota},
+    names::{ByteSize, GpuRequest, GpuSet},
+};
+
+/// A pod that counts against its user's quota.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub name: String,
+    /// Bytes; `None` = unlimited.
+    pub memory: Option<u64>,
+}
+
+/// Which rule says no, with its numbers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("max_pods is {limit} and you have {}: {}; delete one with `pody rm NAME`", .pods.len(), .pods.join(", "))]
+    MaxPods { limit: u64, pods: Vec<String> },
+    #[error("total_memory is {} and your pods hold {} of it; this one would take {}; delete one with `pody rm NAME`",
+        ByteSize(*.limit), ByteSize(*.held), ByteSize(*.asked))]
+    TotalMemory { limit: u64, held: u64, asked: u64 },
+    #[error("total_memory is {} and {pod} has no limit of its own; create it again, or ask an admin", ByteSize(*.limit))]
+    UnlimitedPod { limit: u64, pod: String },
+    #[error("gpu_count is {limit} and you ask for {asked} GPUs; ask for fewer, or ask an admin")]
+    GpuCount { limit: u64, asked: u64 },
+    #[error(
+        "your quota lets your pods see the GPUs {allowed} and you ask for {asked}; choose among those, or ask an admin"
+    )]
+    Gpus { allowed: GpuSet, asked: GpuSet },
+    #[error("you ask for {asked} GPUs and your pods may see {there} of this host's")]
+    TooFewGpus { there: usize, asked: u32 },
+    #[error("commit_count is {limit} and you have {}: {}; delete one with `pody post image/delete image:NAME`", .images.len(), .images.join(", "))]
+    CommitCount { limit: u64, images: Vec<String> },
+    #[error("commit_size_limit is {} and the pod has written {}; delete files in it, or move them to a volume", ByteSize(*.limit), ByteSize(*.size))]
+    CommitSize { limit: u64, size: u64 },
+}
+
+/// What a new pod gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Bytes; `None` = unlimited.
+    pub memory: Option<u64>,
+}
+
+/// Admits one more pod beside those held. A pod without a memory limit of its own takes what is left of `total_memory`.
+pub fn admit_pod(quota: &Quota, held: &[Held]) -> Result<Grant, Refusal> {
+    if let Limit(Some(limit)) = quota.max_pods
+        && held.len() as u64 >= limit
+    {
+        return Err(Refusal::MaxPods { limit, pods: held.iter().map(|pod| pod.name.clone()).collect() });
+    }
+    let Limit(Some(total)) = quota.total_memory else { return Ok(Grant { memory: quota.memory_limit.0 }) };
+    let mut used: u64 = 0;
+    for pod in held {
+        let memory = pod.memory.ok_or_else(|| Refusal::UnlimitedPod { limit: total, pod: pod.name.clone() })?;
+        used = used.saturating_add(memory);
+    }
+    let left = total.saturating_sub(used);
+    let asked = quota.memory_limit.0.unwrap_or(left);
+    if asked > left || left == 0 {
+        return Err(Refusal::TotalMemory { limit: total, held: used, asked });
+    }
+    Ok(Grant { memory: Some(asked) })
+}
+
+/// A GPU of the host and how much it is used: the smaller the load, the sooner it is given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuLoad {
+    pub index: u32,
+    pub load: f64,
+}
+
+/// The GPUs that a new pod sees: what was asked for, within the quota. Of a count, the least used.
+pub fn choose_gpus(quota: &Quota, request: &GpuRequest, gpus: &[GpuLoad]) -> Result<GpuSet, Refusal> {
+    let asked = match request {
+        GpuRequest::Count(count) => u64::from(*count),
+        GpuRequest::Ids(ids) => ids.len() as u64,
+    };
+    if let Limit(Some(limit)) = quota.gpu_count
+        && asked > limit
+    {
+        return Err(Refusal::GpuCount { limit, asked });
+    }
+    let is_allowed = |index: &u32| match &quota.gpus {
+        GpuSet::All => gpus.iter().any(|gpu| gpu.index == *index),
+        GpuSet::Only(allowed) => allowed.contains(index),
+    };
+    match request {
+        GpuRequest::Ids(ids) if ids.iter().all(is_allowed) => Ok(GpuSet::Only(ids.clone())),
+        GpuRequest::Ids(ids) => {
+            let there = gpus.iter().map(|gpu| gpu.index).filter(|index| is_allowed(index)).collect();
+            Err(Refusal::Gpus { allowed: GpuSet::Only(there), asked: GpuSet::Only(ids.clone()) })
+        }
+        GpuRequest::Count(count) => {
+            let mut there: Vec<&GpuLoad> = gpus.iter().filter(|gpu| is_allowed(&gpu.index)).collect();
+            there.sort_by(|a, b| a.load.total_cmp(&b.load).then(a.index.cmp(&b.index)));
+            let chosen: BTreeSet<u32> = there.iter().take(*count as usize).map(|gpu| gpu.index).collect();
+            match chosen.len() == *count as usize {
+                true => Ok(GpuSet::Only(chosen)),
+                false => Err(Refusal::TooFewGpus { there: there.len(), asked: *count }),
+            }
+        }
+    }
+}
+
+/// Admits one more committed image beside those held.
+pub fn admit_commit(quota: &Quota, held: &[String], size: u64) -> Result<(), Refusal> {
+    if let Limit(Some(limit)) = quota.commit_count
+        && held.len() as u64 >= limit
+    {
+        return Err(Refusal::CommitCount { limit, images: held.to_vec() });
+    }
+    match quota.commit_size_limit {
+        Limit(Some(limit)) if size > limit => Err(Refusal::CommitSize { limit, size }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::account::quota::DefaultQuota;
+
+    fn quota(max_pods: Option<u64>, memory: Option<u64>, total: Option<u64>) -> Quota {
+        let mut quota = Quota::from(&DefaultQuota::default());
+        quota.max_pods = Limit(max_pods);
+        quota.memory_limit = Limit(memory);
+        quota.total_memory = Limit(total);
+        quota
+    }
+
+    #[test]
+    fn a_refusal_names_rule_numbers_and_next_step() {
+        let held = [Held { name: "alice-a".into(), memory: None }];
+        let refusal = admit_pod(&quota(Some(1), None, None), &held).unwrap_err();
+        assert_eq!(refusal.to_string(), "max_pods is 1 and you have 1: alice-a; delete one with `pody rm NAME`");
+    }
+
+    #[test]
+    fn a_count_takes_the_least_used_within_the_quota() {
+        let gpus = [(0, 0.9), (1, 0.1), (2, 0.0), (3, 0.5)].map(|(index, load)| GpuLoad { index, load });
+        let mut quota = quota(None, None, None);
+        let choose =
+            |quota: &Quota, text: &str| choose_gpus(quota, &text.parse().unwrap(), &gpus).map(|set| set.to_string());
+        assert_eq!(choose(&quota, "2").unwrap(), "1,2");
+        assert_eq!(choose(&quota, "0").unwrap(), "none");
+        assert_eq!(choose(&quota, "0,3").unwrap(), "0,3");
+        assert!(matches!(choose(&quota, "4,"), Err(Refusal::Gpus { .. })));
+        quota.gpus = "0,3".parse().unwrap();
+        assert_eq!(choose(&quota, "1").unwrap(), "3");
+        assert!(matches!(choose(&quota, "3"), Err(Refusal::TooFewGpus { there: 2, asked: 3 })));
+        assert_eq!(
+            choose(&quota, "1,").unwrap_err().to_string(),
+            "your quota lets your pods see the GPUs 0,3 and you ask for 1; choose among those, or ask an admin"
+        );
+        quota.gpu_count = Limit(Some(1));
+        assert!(matches!(choose(&quota, "0,3"), Err(Refusal::GpuCount { limit: 1, asked: 2 })));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Create,
+        Delete(usize),
+    }
+
+    proptest! {
+        /// Whatever is created and deleted in whatever order, what is held never passes the quota, and nothing is
+        /// refused that fits.
+        #[test]
+        fn what_is_held_never_passes_the_quota(
+            max_pods in prop::option::of(0u64..6),
+            memory in prop::option::of(1u64..50),
+            total in prop::option::of(0u64..120),
+            steps in prop::collection::vec(prop_oneof![3 => Just(Step::Create), 1 => (0usize..6).prop_map(Step::Delete)], 0..40),
+        ) {
+            let quota = quota(max_pods, memory, total);
+            let mut held: Vec<Held> = Vec::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Delete(at) if at < held.len() => { held.remove(at); }
+                    Step::Delete(_) => {}
+                    Step::Create => {
+                        let used: u64 = held.iter().filter_map(|pod| pod.memory).sum();
+                        let left = total.map(|total| total - used);
+                        let fits = max_pods.is_none_or(|max| (held.len() as u64) < max)
+                            && left.is_none_or(|left| left > 0 && memory.unwrap_or(left) <= left);
+                        match admit_pod(&quota, &held) {
+                            Ok(grant) => {
+                                prop_assert!(fits);
+                                held.push(Held { name: number.to_string(), memory: grant.memory });
+                            }
+                            Err(_) => prop_assert!(!fits),
+                        }
+                    }
+                }
+                prop_assert!(max_pods.is_none_or(|max| held.len() as u64 <= max));
+                prop_assert!(total.is_none_or(|total| held.iter().filter_map(|pod| pod.memory).sum::<u64>() <= total));
+            }
+        }
+
+        #[test]
+        fn commits_never_pass_the_quota(count in prop::option::of(0u64..5), limit in prop::option::of(0u64..100), held in 0usize..8, size in 0u64..120) {
+            let mut quota = quota(None, None, None);
+            quota.commit_count = Limit(count);
+            quota.commit_size_limit = Limit(limit);
+            let images: Vec<String> = (0..held).map(|n| n.to_string()).collect();
+            let fits = count.is_none_or(|count| (held as u64) < count) && limit.is_none_or(|limit| size <= limit);
+            prop_assert_eq!(admit_commit(&quota, &images, size).is_ok(), fits);
+        }
+    }
+}

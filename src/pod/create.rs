@@ -1,0 +1,391 @@
+//! Creating a pod: the row first, then the engine, each step so that it can be done again.
+//!
+//! 1. `reserve`: one transaction checks the quota, takes name and ports, writes the row as `creating`.
+//! 2. `build`: folders of the volumes, container, SSH keys, start. A port that another program took meanwhile is changed.
+//! 3. `finish`: one transaction to `running`.
+//!
+//! Whatever fails after 1 goes through [`super::delete`]'s `undo`, which leaves nothing behind.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use fail::fail_point;
+
+use super::{
+    Pod, PodError, PodSpec, Pods, State, admission, admission::Held, begin_event, images::AllowedImage, label, ports,
+};
+use crate::{
+    account::{Actor, quota::Quota},
+    config::VolumeMapping,
+    db::{DbError, Outcome, now},
+    engine::{Bind, ContainerSpec, EngineError, Tmpfs},
+    ids::{ContainerId, OpId, PodId},
+    names::{GpuRequest, GpuSet, ImageRef, InstanceName, UserName, container_name},
+};
+
+/// How often another port is tried when one was taken between choice and start.
+const PORT_TRIES: usize = 5;
+/// How long a create may wait and work while no other create succeeds either. Behind it comes the undo.
+const PATIENCE: Duration = Duration::from_secs(7);
+
+/// What is asked for.
+pub struct NewPod {
+    pub owner: UserName,
+    pub instance: InstanceName,
+    pub image: ImageRef,
+    /// `None` = all that the quota allows.
+    pub gpus: Option<GpuRequest>,
+}
+
+impl Pods {
+    /// Creates and starts a pod.
+    pub async fn create(&self, actor: Actor, wanted: NewPod) -> Result<Arc<Pod>, PodError> {
+        self.engine.wait_ready(super::FIRST_LIST).await;
+        self.engine.ensure_up()?;
+        if !self.engine.inventory().is_ready() {
+            return Err(EngineError::Unavailable("its images are not listed yet".to_owned()).into());
+        }
+        let image = self.allowed_image(&wanted.owner, &wanted.image)?;
+        let id = PodId::generate();
+        let _guard = self.locks.lock(id).await;
+        if wanted.gpus.is_some() {
+            // The least used are wanted as of now.
+            self.gpus.look().await;
+        }
+        let spec = self.spec(&wanted, &image)?;
+        let mut pod = self.reserve(actor, id, wanted, image, spec).await?;
+        fail_point!("create-reserved");
+        match self.build_in_time(&mut pod).await {
+            Ok(container) => {
+                fail_point!("create-built");
+                self.finish_create(pod, container).await
+            }
+            Err(error) => {
+                self.undo(pod, error.to_string()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What a new pod of this user is made of; its ports and memory are decided when it is admitted.
+    fn spec(&self, NewPod { owner, instance, gpus, .. }: &NewPod, image: &AllowedImage) -> Result<PodSpec, PodError> {
+        let config = self.config.get();
+        let quota = self.accounts.quota(owner);
+        let mut binds = Vec::new();
+        let mut tmpfs = Vec::new();
+        for mapping in &config.volume_mappings {
+            match mapping {
+                VolumeMapping::Bind { source, target, read_only } => binds.push(Bind {
+                    source: VolumeMapping::source_for(source, owner),
+                    target: target.replace("${username}", owner.as_str()).replace("$username", owner.as_str()),
+                    read_only: *read_only,
+                }),
+                VolumeMapping::Tmpfs { target } if quota.tmpfs_size.0 != Some(0) => {
+                    tmpfs.push(Tmpfs { target: target.clone(), size: quota.tmpfs_size.0 });
+                }
+                VolumeMapping::Tmpfs { .. } => {}
+            }
+        }
+        // pody takes 0 for "no limit" in these three, and so does the engine.
+        let positive = |limit: Option<u64>| limit.filter(|&n| n > 0);
+        let gpus = self.gpus_for(&quota, gpus.as_ref())?;
+        Ok(PodSpec {
+            image: image.name.clone(),
+            hostname: instance.to_string(),
+            binds,
+            tmpfs,
+            ports: Vec::new(),
+            network: config.network.clone(),
+            gpus,
+            memory: None,
+            cpu: positive(quota.cpu_limit.0),
+            pids: positive(quota.pids_limit.0),
+            shm: positive(quota.shm_size.0),
+            storage: positive(quota.storage_size.0),
+            new_privileges: image.new_privileges,
+        })
+    }
+
+    /// The GPUs of a new pod. Who asks for none in particular gets what the quota and the host allow, maybe nothing.
+    fn gpus_for(&self, quota: &Quota, request: Option<&GpuRequest>) -> Result<Option<GpuSet>, PodError> {
+        let Some(request) = request else { return Ok(host_gives_gpus().then(|| quota.gpus.clone())) };
+        let chosen = admission::choose_gpus(quota, request, &self.gpus.loads())?;
+        match chosen != GpuSet::none() && !host_gives_gpus() {
+            true => Err(PodError::NoGpuDriver),
+            false => Ok(Some(chosen)),
+        }
+    }
+
+    async fn reserve(
+        &self,
+        actor: Actor,
+        id: PodId,
+        NewPod { owner, instance, .. }: NewPod,
+        image: AllowedImage,
+        mut spec: PodSpec,
+    ) -> Result<Pod, PodError> {
+        let config = self.config.get();
+        let quota = self.accounts.quota(&owner);
+        let name = container_name(config.name_prefix.as_ref(), &owner, &instance);
+        let foreign = self.engine.inventory().find_by_name(&name).is_some();
+        let used_elsewhere = self.engine.inventory().used_ports();
+        self.db
+            .write(move |tx| {
+                let live = tx.list_live_pods()?;
+                if live.iter().any(|pod| pod.container_name == name) {
+                    return Err(PodError::Exists(name));
+                }
+                if foreign {
+                    return Err(PodError::Foreign(name));
+                }
+                let held: Vec<Held> = live
+                    .iter()
+                    .filter(|pod| pod.user == owner)
+                    .map(|pod| Held { name: pod.container_name.clone(), memory: pod.spec.memory })
+                    .collect();
+                spec.memory = admission::admit_pod(&quota, &held)?.memory.filter(|&bytes| bytes > 0);
+                let mut taken: HashSet<u16> = tx.list_ports()?.into_iter().collect();
+                taken.extend(used_elsewhere);
+                spec.ports = ports::choose(&config.available_ports, &taken, &image.ports)?;
+                let event = begin_event(tx, &actor, "pod.create", &name, &owner)?;
+                let pod = Pod {
+                    id,
+                    workload: tx.ensure_workload(&owner, &instance)?,
+                    user: owner,
+                    instance,
+                    container_name: name,
+                    state: State::Creating,
+                    spec,
+                    adopted: false,
+                    container: None,
+                    op: OpId::generate(),
+                    event,
+                    reason: None,
+                    created_at: now(),
+                };
+                tx.insert_pod(&pod)?;
+                Ok(pod)
+            })
+            .await
+    }
+
+    /// Many creates wait for one another, and that is well as long as some succeed. Behind an engine that hangs they all give
+    /// up.
+    async fn build_in_time(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
+        let mut created = self.created.subscribe();
+        let mut build = std::pin::pin!(self.build(pod));
+        loop {
+            tokio::select! {
+                built = &mut build => {
+                    if built.is_ok() {
+                        self.created.send_replace(());
+                    }
+                    return built;
+                }
+                Ok(()) = created.changed() => {}
+                () = tokio::time::sleep(PATIENCE) => return Err(EngineError::TimedOut(PATIENCE).into()),
+            }
+        }
+    }
+
+    async fn build(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
+        make_folders(&mut pod.spec)?;
+        let _turn = self.engine_turns.acquire().await;
+        for _ in 0..PORT_TRIES {
+            let container = self.make_container(pod).await?;
+            fail_point!("create-made");
+            match self.start_container(pod, &container).await {
+                Err(PodError::Engine(EngineError::PortTaken(port))) => {
+                    tracing::info!(pod = pod.container_name, port, "taken by another program, another is chosen");
+                    self.engine.remove(&container).await?;
+                    self.change_ports(pod, port).await?;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(container),
+            }
+        }
+        Err(PodError::NoPort { needed: pod.spec.ports.len(), free: 0, all: self.config.get().available_ports.count() })
+    }
+
+    /// The container of this row, made or found.
+    async fn make_container(&self, pod: &Pod) -> Result<ContainerId, PodError> {
+        let config = self.config.get();
+        let spec = ContainerSpec {
+            name: pod.container_name.clone(),
+            labels: pod.labels(),
+            shape: pod.spec.clone(),
+            log_max_size: config.pod.log_max_size.clone(),
+            log_max_files: config.pod.log_max_files,
+            stop_grace: config.pod.stop_grace_seconds,
+        };
+        self.engine.ensure_created(&spec, (label::OP, &pod.op.to_string())).await.map_err(|error| match error {
+            EngineError::Conflict(_) => PodError::Foreign(pod.container_name.clone()),
+            EngineError::NotFound(message) if message.to_ascii_lowercase().contains("image") => PodError::Image {
+                image: pod.spec.image.parse().expect("an image that the engine listed"),
+                allowed: Vec::new(),
+            },
+            EngineError::Failed { message, .. }
+                if message.contains("storage-opt") || message.contains("storage opt") =>
+            {
+                PodError::StorageUnsupported
+            }
+            error => error.into(),
+        })
+    }
+
+    async fn start_container(&self, pod: &Pod, container: &ContainerId) -> Result<(), PodError> {
+        let keys = self.keys_of(&pod.user).await;
+        if !keys.is_empty()
+            && let Err(error) = self.put_keys(container, &keys).await
+        {
+            tracing::warn!(pod = pod.container_name, %error, "SSH keys not put into the pod");
+        }
+        self.engine.start(container).await.map_err(|error| match error {
+            EngineError::NotFound(message) if message.contains("network") => {
+                PodError::Network(pod.spec.network.clone())
+            }
+            EngineError::Failed { message, .. } if message.contains("could not select device driver") => {
+                PodError::NoGpuDriver
+            }
+            error => error.into(),
+        })?;
+        // Bindings can be dropped without a word: what was asked for must be there.
+        let running = self.engine.look(container).await?;
+        let published = running.map(|container| container.ports.clone()).unwrap_or_default();
+        match pod.spec.ports.iter().find(|port| !published.contains(port)) {
+            // A pod that ended at once publishes nothing, which is its own affair.
+            Some(port) if !published.is_empty() => Err(EngineError::PortTaken(port.host).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the row other ports, without the one that is taken.
+    async fn change_ports(&self, pod: &mut Pod, taken_port: u16) -> Result<(), PodError> {
+        let ranges = self.config.get().available_ports.clone();
+        let mut used_elsewhere = self.engine.inventory().used_ports();
+        used_elsewhere.insert(taken_port);
+        let mut changed = pod.clone();
+        *pod = self
+            .db
+            .write(move |tx| {
+                tx.delete_ports(changed.id)?;
+                let mut taken: HashSet<u16> = tx.list_ports()?.into_iter().collect();
+                taken.extend(used_elsewhere);
+                let wanted: Vec<u16> = changed.spec.ports.iter().map(|port| port.container).collect();
+                changed.spec.ports = ports::choose(&ranges, &taken, &wanted)?;
+                tx.insert_ports(changed.id, &changed.spec.ports)?;
+                tx.update_pod(&changed)?;
+                Ok::<_, PodError>(changed)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// The last step: from here on the pod is there for good.
+    pub(super) async fn finish_create(&self, mut pod: Pod, container: ContainerId) -> Result<Arc<Pod>, PodError> {
+        pod.become_state(State::Running);
+        pod.container = Some(container);
+        let row = pod.clone();
+        self.db
+            .write(move |tx| {
+                tx.update_pod(&row)?;
+                tx.close_event(row.event, Outcome::Ok, None)
+            })
+            .await?;
+        fail_point!("create-finished");
+        Ok(Arc::new(pod))
+    }
+
+    /// Takes a container over that is named like a pod of a known user and that no row tells of.
+    pub(super) async fn adopt(
+        &self,
+        owner: UserName,
+        instance: InstanceName,
+        container: &crate::engine::Container,
+    ) -> Result<(), DbError> {
+        let Some(detail) = container.detail.clone() else { return Ok(()) };
+        let actor = Actor::daemon();
+        let name = container.name.clone();
+        let wanted = detail.host_config.port_bindings.iter().chain(&container.ports).copied();
+        let mut bound: Vec<_> = wanted.collect();
+        bound.sort_by_key(|port| port.host);
+        bound.dedup_by_key(|port| port.host);
+        let spec = PodSpec {
+            image: container.image.clone(),
+            hostname: detail.host_config.hostname,
+            binds: Vec::new(),
+            tmpfs: Vec::new(),
+            ports: Vec::new(),
+            network: detail.host_config.network,
+            gpus: Some(detail.gpus),
+            memory: detail.memory,
+            cpu: None,
+            pids: detail.host_config.pids,
+            shm: detail.shm,
+            storage: None,
+            new_privileges: true,
+        };
+        let id = container.id.clone();
+        let shown = name.clone();
+        self.db
+            .write(move |tx| {
+                if tx
+                    .list_live_pods()?
+                    .iter()
+                    .any(|pod| pod.container_name == name || pod.container.as_ref() == Some(&id))
+                {
+                    return Ok(());
+                }
+                let taken = tx.list_ports()?;
+                let mut pod = Pod {
+                    id: PodId::generate(),
+                    workload: tx.ensure_workload(&owner, &instance)?,
+                    user: owner.clone(),
+                    instance,
+                    container_name: name.clone(),
+                    state: State::Running,
+                    spec,
+                    adopted: true,
+                    container: Some(id),
+                    op: OpId::generate(),
+                    event: begin_event(tx, &actor, "pod.adopt", &name, &owner)?,
+                    reason: None,
+                    created_at: now(),
+                };
+                pod.spec.ports = bound.into_iter().filter(|port| !taken.contains(&port.host)).collect();
+                tx.insert_pod(&pod)?;
+                tx.close_event(pod.event, Outcome::Ok, None)
+            })
+            .await?;
+        tracing::info!(pod = shown, "adopted");
+        Ok(())
+    }
+}
+
+/// Makes the folders of the host that are not there, and resolves all of them: a bind whose source is a symbolic link can
+/// be checkpointed but not restored.
+fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
+    for bind in &mut spec.binds {
+        let path = bind.source.clone();
+        let made = std::fs::create_dir_all(&path).or_else(|error| match path.exists() {
+            // A file may be mounted too.
+            true => Ok(()),
+            false => Err(error),
+        });
+        let resolved = made.and_then(|()| std::fs::canonicalize(&path));
+        bind.source = resolved.map_err(|source| PodError::Volume { path, source })?;
+    }
+    Ok(())
+}
+
+/// Whether the engine can hand out GPUs: it can as soon as NVIDIA's hook is on its PATH when it starts.
+fn host_gives_gpus() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/bin", "/usr/local/bin", "/usr/local/nvidia/toolkit"].map(std::path::PathBuf::from);
+    let mut folders = std::env::split_paths(&path).chain(usual);
+    folders.any(|folder| folder.join("nvidia-container-runtime-hook").is_file())
+}
+
+/// GPUs of a pod as the API shows them: `None` = all.
+pub(super) fn shown_gpus(gpus: Option<&GpuSet>) -> Option<Vec<u32>> {
+    gpus.map_or(Some(Vec::new()), GpuSet::ids)
+}

@@ -1,0 +1,124 @@
+//! Deleting a pod, and undoing one that could not be created: both are the state `deleting`, told apart by its reason.
+
+use std::time::Duration;
+
+use fail::fail_point;
+
+use super::{Pod, PodError, Pods, State, begin_event, label};
+use crate::{
+    account::{Actor, Caller},
+    db::{DbError, Outcome},
+    engine::EngineError,
+    ids::OpId,
+    names::{PodRef, UserName},
+};
+
+/// How long whoever deletes a pod waits, for their turn at it too. What was begun by then is ended by reconciliation.
+const DELETE: Duration = Duration::from_secs(9);
+/// How long whoever wanted a pod waits for its undoing; reconciliation has all the time that it takes.
+const UNDO: Duration = Duration::from_secs(2);
+
+impl Pods {
+    /// Deletes a pod with all that is in it; its volumes stay. Returns the container's name.
+    pub async fn delete(&self, caller: &Caller, wanted: &PodRef) -> Result<String, PodError> {
+        let deleted = async {
+            let (_guard, pod) = self.lock(caller, wanted).await?;
+            self.delete_locked(Actor::from(caller), Pod::clone(&pod)).await?;
+            Ok(pod.container_name.clone())
+        };
+        tokio::time::timeout(DELETE, deleted).await.map_err(|_| EngineError::TimedOut(DELETE))?
+    }
+
+    /// Deletes all pods of a user. Returns the containers' names.
+    pub async fn delete_all(&self, actor: Actor, user: &UserName) -> Result<Vec<String>, PodError> {
+        let mut deleted = Vec::new();
+        for pod in self.db.snapshot().pods.of_user(user).to_vec() {
+            let _guard = self.locks.lock(pod.id).await;
+            let Some(pod) = self.db.snapshot().pods.get(pod.id).cloned() else { continue };
+            if pod.state == State::Running {
+                self.delete_locked(actor.clone(), Pod::clone(&pod)).await?;
+                deleted.push(pod.container_name.clone());
+            }
+        }
+        Ok(deleted)
+    }
+
+    async fn delete_locked(&self, actor: Actor, mut pod: Pod) -> Result<(), PodError> {
+        self.engine.ensure_up()?;
+        pod.become_state(State::Deleting);
+        pod.op = OpId::generate();
+        let mut row = pod;
+        let pod = self
+            .write_urgent(move |tx| {
+                row.event = begin_event(tx, &actor, "pod.delete", &row.container_name, &row.user)?;
+                tx.update_pod(&row)?;
+                Ok(row.clone())
+            })
+            .await?;
+        fail_point!("delete-written");
+        self.remove_container(&pod).await?;
+        fail_point!("delete-removed");
+        self.finish_delete(pod).await?;
+        Ok(())
+    }
+
+    /// Leaves nothing behind of a pod that was not created. What cannot be done now, reconciliation does later.
+    pub(super) async fn undo(&self, mut pod: Pod, reason: String) {
+        tracing::warn!(pod = pod.container_name, reason, "not created");
+        pod.become_state(State::Deleting);
+        pod.reason = Some(reason);
+        let row = pod.clone();
+        let undone = async {
+            self.write_urgent(move |tx| tx.update_pod(&row)).await?;
+            fail_point!("undo-written", |_| Ok(()));
+            self.remove_container(&pod).await?;
+            self.finish_delete(pod.clone()).await?;
+            Ok::<_, PodError>(())
+        };
+        match tokio::time::timeout(UNDO, undone).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(pod = pod.container_name, %error, "undone later"),
+            Err(_) => tracing::warn!(pod = pod.container_name, "undone later: it takes long"),
+        }
+    }
+
+    /// Removes the container of a row, known by its id or by its name and the label of its pod.
+    pub(super) async fn remove_container(&self, pod: &Pod) -> Result<(), EngineError> {
+        if let Some(id) = &pod.container {
+            return self.engine.remove(id).await;
+        }
+        match self.engine.look_for(&pod.container_name).await? {
+            Some(found) if found.has_label(label::POD, &pod.id.to_string()) => self.engine.remove(&found.id).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The last step of a deletion: frees name and ports.
+    pub(super) async fn finish_delete(&self, mut pod: Pod) -> Result<(), DbError> {
+        let outcome = if pod.reason.is_some() { Outcome::Failed } else { Outcome::Ok };
+        pod.become_state(if pod.reason.is_some() { State::Failed } else { State::Deleted });
+        self.write_urgent(move |tx| {
+            tx.update_pod(&pod)?;
+            tx.delete_ports(pod.id)?;
+            tx.end_workload(pod.workload)?;
+            tx.close_event(pod.event, outcome, pod.reason.as_deref())
+        })
+        .await
+    }
+
+    /// A write that gives room back: with the disk full it may use the ballast.
+    pub(super) async fn write_urgent<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&crate::db::Tx) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let work = std::sync::Arc::new(std::sync::Mutex::new(work));
+        let attempt = || {
+            let work = work.clone();
+            self.db.write(move |tx| (work.lock().unwrap_or_else(std::sync::PoisonError::into_inner))(tx))
+        };
+        match attempt().await {
+            Err(DbError::Full) if self.db.drop_ballast() => attempt().await,
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Commands in pods.
+
+use std::time::Duration;
+
+use super::{PodError, Pods, processes};
+use crate::{
+    account::{Actor, Caller},
+    db::{NewEvent, Outcome},
+    engine::{EngineError, ExecRequest, LogOptions, Terminal},
+    ids::ContainerId,
+    names::PodRef,
+};
+
+/// Bytes of a command line: the kernel's limit on one argument of a program (MAX_ARG_STRLEN), without its final NUL.
+const MAX_COMMAND: usize = (128 << 10) - 1;
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Executed {
+    Ended {
+        exit_code: i64,
+        output: String,
+        truncated: bool,
+    },
+    /// It was killed; this is what it had written.
+    TimedOut {
+        output: String,
+    },
+}
+
+impl Pods {
+    /// Runs a command line as root by `/bin/bash -c` on a terminal.
+    pub async fn exec(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+        command: String,
+        timeout: Option<u64>,
+    ) -> Result<Executed, PodError> {
+        let pod = self.find(caller, wanted)?;
+        check_command(&command)?;
+        let limits = self.config.get().exec.clone();
+        let seconds = timeout.unwrap_or(limits.timeout_seconds);
+        if seconds == 0 || seconds > limits.max_timeout_seconds {
+            return Err(PodError::Timeout { asked: seconds, max: limits.max_timeout_seconds });
+        }
+        let container = self.running(&pod).await?;
+        // The command itself is the member's own affair and may hold secrets.
+        self.note(caller, "pod.exec", &pod).await?;
+        let request = ExecRequest {
+            command: vec!["/bin/bash".to_owned(), "-c".to_owned(), command],
+            timeout: Duration::from_secs(seconds),
+            output_limit: usize::try_from(limits.output_limit.0).unwrap_or(usize::MAX),
+        };
+        let inside = container.clone();
+        let kill = |pid| async move { processes::end_session(pid, &inside) };
+        let ran = self.engine.exec(&container, request, kill).await.map_err(|error| self.exec_error(&pod, error))?;
+        let output = String::from_utf8_lossy(&ran.output).into_owned();
+        Ok(match ran.exit_code {
+            Some(exit_code) => Executed::Ended { exit_code, output, truncated: ran.truncated },
+            None => Executed::TimedOut { output },
+        })
+    }
+
+    fn exec_error(&self, pod: &super::Pod, error: EngineError) -> PodError {
+        let no_pids = |message: &str| message.to_ascii_lowercase().contains("resource temporarily unavailable");
+        match error {
+            EngineError::Failed { message, .. } | EngineError::Conflict(message) if no_pids(&message) => {
+                PodError::NoPids { pod: pod.container_name.clone(), limit: pod.spec.pids.unwrap_or(0) }
+            }
+            // The image lacks bash, or it cannot be run.
+            EngineError::Conflict(message) if message.contains("exec: \"/bin/bash\"") => {
+                PodError::NoShell { pod: pod.container_name.clone() }
+            }
+            EngineError::Conflict(message) if message.contains("paused") => ended(pod, "paused"),
+            EngineError::Conflict(_) => ended(pod, "not running"),
+            EngineError::Failed { message, .. } if message.contains("is not running") => ended(pod, "not running"),
+            EngineError::NotFound(_) => PodError::NotFound(pod.container_name.clone()),
+            error => error.into(),
+        }
+    }
+
+    /// Opens a shell, or a command line by `/bin/bash -c`, on a terminal for someone to type at.
+    pub async fn open_shell(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+        command: Option<String>,
+    ) -> Result<(ContainerId, Terminal), PodError> {
+        let pod = self.find(caller, wanted)?;
+        command.as_deref().map_or(Ok(()), check_command)?;
+        let container = self.running(&pod).await?;
+        self.note(caller, "pod.shell", &pod).await?;
+        let command = match command {
+            Some(line) => vec!["/bin/bash".to_owned(), "-c".to_owned(), line],
+            None => vec!["/bin/bash".to_owned(), "-l".to_owned()],
+        };
+        let env = vec!["TERM=xterm-256color".to_owned()];
+        let terminal =
+            self.engine.open_terminal(&container, command, env).await.map_err(|error| self.exec_error(&pod, error))?;
+        Ok((container, terminal))
+    }
+
+    pub async fn resize_shell(&self, exec_id: &str, rows: u16, columns: u16) -> Result<(), EngineError> {
+        self.engine.resize_terminal(exec_id, rows, columns).await
+    }
+
+    pub async fn shell_exit_code(&self, exec_id: &str) -> Option<i64> {
+        self.engine.exit_code(exec_id).await.ok().flatten()
+    }
+
+    /// Ends a shell whose user has left.
+    pub async fn end_shell(&self, exec_id: &str, container: &ContainerId) {
+        if let Some(pid) = self.engine.exec_pid(exec_id).await {
+            processes::end_session(pid, container);
+        }
+    }
+
+    /// The output of the pod's own process.
+    pub fn log_source(&self, caller: &Caller, wanted: &PodRef) -> Result<ContainerId, PodError> {
+        let pod = self.find(caller, wanted)?;
+        pod.container.clone().ok_or_else(|| PodError::NotFound(pod.container_name.clone()))
+    }
+
+    /// The end of the output, at most `limit` bytes.
+    pub async fn logs(&self, container: &ContainerId, options: LogOptions, limit: usize) -> Result<String, PodError> {
+        let output = self.engine.tail(container, options, limit, Duration::from_secs(5)).await?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// The output as it comes, until the reader leaves.
+    pub fn follow_logs(
+        &self,
+        container: &ContainerId,
+        options: LogOptions,
+    ) -> Result<impl futures_util::Stream<Item = Result<bytes::Bytes, EngineError>> + Send + use<>, PodError> {
+        Ok(self.engine.logs(container, options)?)
+    }
+
+    /// Writes down what was asked for; its outcome is the asker's to see.
+    async fn note(&self, caller: &Caller, action: &'static str, pod: &super::Pod) -> Result<(), PodError> {
+        let actor = Actor::from(caller);
+        let (object, user) = (pod.container_name.clone(), pod.user.clone());
+        self.db
+            .write(move |tx| {
+                tx.insert_event(&NewEvent {
+                    actor: actor.name,
+                    source: actor.source,
+                    action,
+                    object,
+                    user: Some(user),
+                    outcome: Outcome::Ok,
+                    detail: None,
+                })
+            })
+            .await?;
+        Ok(())
+    }
+}
+
+/// The pod was stopped, paused or deleted between our look and the engine's.
+fn ended(pod: &super::Pod, status: &str) -> PodError {
+    PodError::NotRunning { pod: pod.container_name.clone(), status: status.to_owned(), next: "see `pody inspect`" }
+}
+
+/// Refuses what no program can be started with.
+fn check_command(command: &str) -> Result<(), PodError> {
+    match command.len() > MAX_COMMAND || command.contains('\0') {
+        true => Err(PodError::Command { max: MAX_COMMAND }),
+        false => Ok(()),
+    }
+}

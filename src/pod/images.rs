@@ -1,0 +1,127 @@
+//! Images that a member may use: those of the config that exist, and their own commits.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{PodError, Pods, begin_event, commit::is_commit_of};
+use crate::{
+    account::{Actor, Caller},
+    engine::Image,
+    names::{ImageRef, UserName},
+};
+
+/// An image and the rules for pods of it.
+#[derive(Clone, Debug)]
+pub struct AllowedImage {
+    /// As the engine knows it.
+    pub name: String,
+    pub ports: Vec<u16>,
+    pub new_privileges: bool,
+}
+
+/// What `/image/inspect` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageView {
+    pub name: String,
+    pub id: String,
+    pub tags: Vec<String>,
+    pub comment: String,
+    /// Bytes.
+    pub size: i64,
+    pub exposed_ports: serde_json::Map<String, serde_json::Value>,
+    /// RFC 3339.
+    pub created: String,
+}
+
+impl Pods {
+    /// Names of the images that a user may use, their own commits without the repository.
+    pub fn list_images(&self, user: &UserName) -> Vec<String> {
+        let config = self.config.get();
+        let mut names = BTreeSet::new();
+        for tag in self.engine.inventory().images().iter().flat_map(|image| &image.tags) {
+            if is_commit_of(&config.commit_name.0, user, tag) {
+                names.insert(tag[config.commit_name.0.len() + 1..].to_owned());
+            } else if config.image(tag).is_some() {
+                names.insert(tag.clone());
+            }
+        }
+        let mut names: Vec<String> = names.into_iter().collect();
+        // As the original sorts: commits first.
+        names.sort_by_key(|name| name.contains(':'));
+        names
+    }
+
+    /// The image that a user means: `name:tag`, `name` for its `latest`, or the name of one of their commits.
+    pub(super) fn allowed_image(&self, user: &UserName, wanted: &ImageRef) -> Result<AllowedImage, PodError> {
+        let config = self.config.get();
+        let images = self.engine.inventory().images();
+        let repository = &config.commit_name.0;
+        let exists = |name: &str| images.iter().any(|image| image.tags.iter().any(|tag| tag == name));
+        for name in candidates(repository, wanted) {
+            if !exists(&name) {
+                continue;
+            }
+            if is_commit_of(repository, user, &name) {
+                let ports = config.commit_image_ports.0.clone();
+                return Ok(AllowedImage { name, ports, new_privileges: false });
+            }
+            // Commits of others are not there, whatever the config says of their repository.
+            if !name.starts_with(&format!("{repository}:"))
+                && let Some(rule) = config.image(&name)
+            {
+                return Ok(AllowedImage { name, ports: rule.ports.clone(), new_privileges: rule.new_privileges });
+            }
+        }
+        Err(PodError::Image { image: wanted.clone(), allowed: self.list_images(user) })
+    }
+
+    pub fn inspect_image(&self, user: &UserName, wanted: &ImageRef) -> Result<ImageView, PodError> {
+        let allowed = self.allowed_image(user, wanted)?;
+        let images = self.engine.inventory().images();
+        let found = images.iter().find(|image| image.tags.contains(&allowed.name));
+        let image: &Image =
+            found.ok_or_else(|| PodError::Image { image: wanted.clone(), allowed: self.list_images(user) })?;
+        Ok(ImageView {
+            name: allowed.name,
+            id: image.id.clone(),
+            tags: image.tags.clone(),
+            comment: image.comment.clone(),
+            size: image.size,
+            exposed_ports: image.exposed_ports.iter().map(|port| (port.clone(), serde_json::json!({}))).collect(),
+            created: image.created.clone(),
+        })
+    }
+
+    /// Deletes one of the caller's own commits.
+    pub async fn delete_image(&self, caller: &Caller, wanted: &ImageRef) -> Result<String, PodError> {
+        self.engine.wait_ready(super::FIRST_LIST).await;
+        self.engine.ensure_up()?;
+        let repository = self.config.get().commit_name.0.clone();
+        let name = self.allowed_image(&caller.user, wanted)?.name;
+        if !is_commit_of(&repository, &caller.user, &name) {
+            return Err(PodError::NotYourImage(wanted.to_string()));
+        }
+        let rows = self.db.snapshot();
+        let pods: Vec<String> =
+            rows.pods.iter().filter(|pod| pod.spec.image == name).map(|pod| pod.container_name.clone()).collect();
+        if !pods.is_empty() {
+            return Err(PodError::ImageInUse { image: name, pods });
+        }
+        let (actor, user, object) = (Actor::from(caller), caller.user.clone(), name.clone());
+        let event = self.db.write(move |tx| begin_event(tx, &actor, "image.delete", &object, &user)).await?;
+        let done = self.engine.remove_image(&name).await;
+        self.close_event(event, &done).await;
+        done?;
+        Ok(name)
+    }
+}
+
+/// Full names that a user may have meant, most likely first.
+fn candidates(repository: &str, wanted: &ImageRef) -> Vec<String> {
+    let wanted = wanted.as_str();
+    match wanted.contains(':') {
+        true => vec![wanted.to_owned()],
+        false => vec![format!("{repository}:{wanted}"), format!("{wanted}:latest")],
+    }
+}

@@ -1,0 +1,80 @@
+//! Start, stop, restart: the engine keeps the state, we keep the event.
+
+use super::{PodError, Pods, begin_event, keys::Before};
+use crate::{
+    account::{Actor, Caller},
+    db::DbError,
+    engine::{EngineError, LogOptions},
+    ids::ContainerId,
+    names::PodRef,
+};
+
+/// What to do with a pod's container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Start,
+    Stop,
+    Restart,
+}
+
+/// Lines and bytes of output shown behind an action.
+const SHOWN_LINES: u32 = 100;
+const SHOWN_BYTES: usize = 64 << 10;
+
+impl Pods {
+    /// Does it and returns the end of the container's output.
+    pub async fn act(&self, caller: &Caller, wanted: &PodRef, action: Action) -> Result<String, PodError> {
+        let (_guard, pod) = self.lock(caller, wanted).await?;
+        self.engine.ensure_up()?;
+        let container = pod.container.clone().ok_or_else(|| PodError::NotFound(pod.container_name.clone()))?;
+        let name = match action {
+            Action::Start => "pod.start",
+            Action::Stop => "pod.stop",
+            Action::Restart => "pod.restart",
+        };
+        let (actor, row) = (Actor::from(caller), pod.clone());
+        let event = self.db.write(move |tx| begin_event(tx, &actor, name, &row.container_name, &row.user)).await?;
+        let done = self.act_on(&pod, &container, action).await;
+        self.close_event(event, &done).await;
+        // The next read shows what was done.
+        let _ = self.engine.look(&container).await;
+        done?;
+        Ok(self.last_output(&container).await)
+    }
+
+    async fn act_on(&self, pod: &super::Pod, container: &ContainerId, action: Action) -> Result<(), PodError> {
+        let grace = self.config.get().pod.stop_grace_seconds;
+        let done = match action {
+            Action::Stop => self.engine.stop(container, grace).await,
+            Action::Start => {
+                self.refresh_keys(pod, container, Before::Start).await;
+                let _turn = self.engine_turns.acquire().await;
+                self.engine.start(container).await
+            }
+            Action::Restart => {
+                self.refresh_keys(pod, container, Before::Start).await;
+                self.engine.restart(container, grace).await
+            }
+        };
+        done.map_err(|error| match error {
+            EngineError::NotFound(_) => PodError::NotFound(pod.container_name.clone()),
+            error => error.into(),
+        })
+    }
+
+    /// The end of the container's output, or nothing where the engine does not tell it quickly.
+    pub async fn last_output(&self, container: &ContainerId) -> String {
+        let options = LogOptions { tail: Some(SHOWN_LINES), since: None, follow: false };
+        let output = self.engine.tail(container, options, SHOWN_BYTES, std::time::Duration::from_secs(1)).await;
+        String::from_utf8_lossy(&output.unwrap_or_default()).into_owned()
+    }
+
+    /// Closes what a kill left open.
+    pub async fn interrupt_events(&self) -> Result<(), DbError> {
+        let open = self.db.write(|tx| tx.interrupt_events()).await?;
+        if open > 0 {
+            tracing::info!(open, "events of work that a kill ended are closed as interrupted");
+        }
+        Ok(())
+    }
+}

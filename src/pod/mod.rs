@@ -1,0 +1,400 @@
+//! Pods: their life, their rules, and what is done with them.
+//!
+//! ```text
+//!            create                     delete
+//! (nothing) ───────► creating ─────► running ─────► deleting ─────► deleted
+//!                        │     done               ▲     done
+//!                        └─────────► deleting ────┘
+//!                          failed    (reason set) ─────► failed
+//! ```
+//!
+//! A row is written before the engine is asked and names the operation; the container carries the operation's id as a label.
+//! So a kill between any two steps leaves a (row, container) pair that [`reconcile`] settles: forward where the container
+//! exists, back where it does not. Whether a `running` pod's container runs, is paused or has exited is the engine's to
+//! say, and is read from its inventory.
+//!
+//! Locks: [`Locks`] holds one lock per pod while something is done to it. It is taken before a row shows the work, so
+//! reconciliation never touches work in progress. No other lock is held across an await.
+
+pub mod admission;
+mod commit;
+mod create;
+mod delete;
+mod exec;
+pub mod images;
+mod keys;
+mod lifecycle;
+mod overuse;
+mod ports;
+mod processes;
+pub mod reconcile;
+mod view;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+
+pub use self::{
+    admission::Refusal,
+    commit::Committed,
+    create::NewPod,
+    exec::Executed,
+    images::ImageView,
+    lifecycle::Action,
+    view::{PodStats, PodView},
+};
+use crate::{
+    account::{Accounts, Actor, Caller, ssh_keys::SshKey},
+    config::LiveConfig,
+    db::{Db, DbError, NewEvent, Outcome, Tx},
+    engine::{Container, Engine, EngineError},
+    gpu::Gpus,
+    ids::{ContainerId, OpId, PodId, WorkloadId},
+    names::{ImageRef, InstanceName, PodRef, UserName, container_name},
+};
+
+/// How long something waits for what is being done with the same pod.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long a read waits for the first list of the engine after a start.
+const FIRST_LIST: Duration = Duration::from_secs(2);
+
+/// Labels of our containers.
+pub mod label {
+    pub const USER: &str = "pody.user";
+    pub const INSTANCE: &str = "pody.instance";
+    pub const WORKLOAD: &str = "pody.workload";
+    pub const POD: &str = "pody.pod";
+    pub const OP: &str = "pody.op";
+    /// All of them: an image made of a pod must not carry them on.
+    pub const ALL: [&str; 5] = [USER, INSTANCE, WORKLOAD, POD, OP];
+}
+
+/// Where a pod is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    Creating,
+    Running,
+    Deleting,
+    Deleted,
+    Failed,
+}
+
+impl State {
+    pub const ALL: [Self; 5] = [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed];
+
+    /// The table of the module's picture.
+    pub fn may_become(self, next: Self) -> bool {
+        use State::{Creating, Deleted, Deleting, Failed, Running};
+        matches!(
+            (self, next),
+            (Creating, Running | Deleting) | (Running, Deleting | Deleted) | (Deleting, Deleted | Failed)
+        )
+    }
+}
+
+/// What a pod is made of, kept in its row.
+pub type PodSpec = crate::engine::Shape;
+
+/// A row of the table `pods`.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub id: PodId,
+    pub workload: WorkloadId,
+    pub user: UserName,
+    pub instance: InstanceName,
+    pub container_name: String,
+    pub state: State,
+    pub spec: PodSpec,
+    /// Made by pody 0.4.1 or by hand, and taken over.
+    pub adopted: bool,
+    pub container: Option<ContainerId>,
+    /// The operation under way, or the last one.
+    pub op: OpId,
+    /// The event of that operation.
+    pub event: i64,
+    /// Why it is being undone.
+    pub reason: Option<String>,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+}
+
+impl Pod {
+    fn labels(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (label::USER.to_owned(), self.user.to_string()),
+            (label::INSTANCE.to_owned(), self.instance.to_string()),
+            (label::WORKLOAD.to_owned(), self.workload.to_string()),
+            (label::POD.to_owned(), self.id.to_string()),
+            (label::OP.to_owned(), self.op.to_string()),
+        ])
+    }
+
+    /// Moves on in the life of a pod. A step that the table does not allow is a bug of ours.
+    fn become_state(&mut self, next: State) {
+        assert!(self.state.may_become(next), "a pod cannot go from {:?} to {next:?}", self.state);
+        self.state = next;
+    }
+}
+
+/// Why something was not done with a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    #[error("there is no pod {0}")]
+    NotFound(String),
+    #[error("there is a pod {0} already; choose another name, or delete it with `pody rm {0}`")]
+    Exists(String),
+    #[error("a container named {0} is there that pody did not make; choose another name")]
+    Foreign(String),
+    #[error("{pod} is busy: {what}; try again in a moment")]
+    Busy { pod: String, what: &'static str },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{image} is no image that you may use; there are: {}", .allowed.join(", "))]
+    Image { image: ImageRef, allowed: Vec<String> },
+    #[error("{0} is no image of yours; only your own commits can be deleted")]
+    NotYourImage(String),
+    #[error("{image} is in use by {}; delete that first", .pods.join(", "))]
+    ImageInUse { image: String, pods: Vec<String> },
+    #[error("there is an image {0} already; choose another tag, or delete it with `pody post image/delete image:{0}`")]
+    ImageExists(String),
+    #[error(
+        "no free port: the pod needs {needed}, and {free} of the {all} ports of this host are free; ask an admin for more in available_ports, or delete a pod"
+    )]
+    NoPort { needed: usize, free: usize, all: usize },
+    #[error("{pod} is {status}; {next}")]
+    NotRunning { pod: String, status: String, next: &'static str },
+    #[error("{pod} has no /bin/bash that runs; put one into its image")]
+    NoShell { pod: String },
+    #[error("a command line has at most {max} bytes and no NUL; put a longer one into a file in the pod and run that")]
+    Command { max: usize },
+    #[error("a command may run for 1 to {max} s, you asked for {asked}")]
+    Timeout { asked: u64, max: u64 },
+    #[error("the folder {path} of a volume cannot be made: {source}")]
+    Volume { path: std::path::PathBuf, source: std::io::Error },
+    #[error("{pod} has used up its pids_limit of {limit} processes; end some of them, or restart it")]
+    NoPids { pod: String, limit: u64 },
+    #[error(
+        "the quota storage_size needs an engine on overlay2 over xfs with pquota, and this one is not; ask an admin to set storage_size to \"\""
+    )]
+    StorageUnsupported,
+    #[error(
+        "Docker cannot give GPUs to pods on this host; ask an admin to install the NVIDIA container toolkit and restart Docker, or to set the quota gpus to none"
+    )]
+    NoGpuDriver,
+    #[error("the network {0} of the config does not exist; ask an admin to make it with `docker network create {0}`")]
+    Network(String),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// One lock per pod.
+#[derive(Clone, Default)]
+struct Locks(Arc<Mutex<HashMap<PodId, Weak<tokio::sync::Mutex<()>>>>>);
+
+impl Locks {
+    fn of(&self, id: PodId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(&id).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::default();
+        locks.insert(id, Arc::downgrade(&lock));
+        lock
+    }
+
+    async fn lock(&self, id: PodId) -> OwnedMutexGuard<()> {
+        self.of(id).lock_owned().await
+    }
+
+    fn try_lock(&self, id: PodId) -> Option<OwnedMutexGuard<()>> {
+        self.of(id).try_lock_owned().ok()
+    }
+}
+
+/// Everything that is done with pods. Cheap to clone.
+#[derive(Clone)]
+pub struct Pods {
+    db: Db,
+    config: LiveConfig,
+    engine: Engine,
+    gpus: Gpus,
+    accounts: Accounts,
+    locks: Locks,
+    /// Creates and starts at a time: the engine gets slower with more, not faster.
+    engine_turns: Arc<Semaphore>,
+    /// Told of each create that succeeds: as long as others do, one may wait for its turn.
+    created: watch::Sender<()>,
+    commits: commit::Commits,
+    /// Ends of work that the database could not take.
+    unclosed: Arc<Mutex<Vec<Ended>>>,
+}
+
+/// How work ended whose event is still open.
+struct Ended {
+    event: i64,
+    outcome: Outcome,
+    detail: Option<String>,
+}
+
+impl Pods {
+    pub fn new(db: Db, config: LiveConfig, engine: Engine, gpus: Gpus, accounts: Accounts) -> Self {
+        let engine_turns = Arc::new(Semaphore::new(config.get().pod.engine_parallelism));
+        Self {
+            db,
+            config,
+            engine,
+            gpus,
+            accounts,
+            locks: Locks::default(),
+            engine_turns,
+            created: watch::Sender::new(()),
+            commits: commit::Commits::default(),
+            unclosed: Arc::default(),
+        }
+    }
+
+    /// The pod that a caller means. Others' pods are not there for members.
+    pub fn find(&self, caller: &Caller, wanted: &PodRef) -> Result<Arc<Pod>, PodError> {
+        let config = self.config.get();
+        let not_found = || PodError::NotFound(wanted.to_string());
+        let user = wanted.user.as_ref().unwrap_or(&caller.user);
+        if wanted.prefix.is_some() && wanted.prefix != config.name_prefix || user != &caller.user && !caller.is_admin {
+            return Err(not_found());
+        }
+        let name = container_name(config.name_prefix.as_ref(), user, &wanted.instance);
+        self.db.snapshot().pods.find(&name).cloned().ok_or_else(not_found)
+    }
+
+    /// The pod under its lock, to change it.
+    async fn lock(&self, caller: &Caller, wanted: &PodRef) -> Result<(OwnedMutexGuard<()>, Arc<Pod>), PodError> {
+        let id = self.find(caller, wanted)?.id;
+        let busy = |pod: &Pod| PodError::Busy {
+            pod: pod.container_name.clone(),
+            what: match pod.state {
+                State::Creating => "it is being created",
+                State::Deleting => "it is being deleted",
+                State::Running | State::Deleted | State::Failed => "something else is being done with it",
+            },
+        };
+        let Ok(guard) = tokio::time::timeout(LOCK_WAIT, self.locks.lock(id)).await else {
+            return Err(busy(&*self.find(caller, wanted)?));
+        };
+        // It may have changed, or gone and come back as another, while we waited.
+        let pod = self.find(caller, wanted)?;
+        if pod.id != id || pod.state != State::Running {
+            return Err(busy(&pod));
+        }
+        Ok((guard, pod))
+    }
+
+    /// The pod's container as the inventory has it.
+    fn container(&self, pod: &Pod) -> Option<Arc<Container>> {
+        self.engine.inventory().get(pod.container.as_ref()?)
+    }
+
+    /// The running container of a pod.
+    async fn running(&self, pod: &Pod) -> Result<ContainerId, PodError> {
+        self.engine.wait_ready(FIRST_LIST).await;
+        let Some(container) = self.container(pod) else {
+            return Err(match &self.engine.health() {
+                crate::engine::Health::Down(why) => EngineError::Unavailable(why.clone()).into(),
+                _ => PodError::NotFound(pod.container_name.clone()),
+            });
+        };
+        let next = match container.status.as_str() {
+            "running" => return Ok(container.id.clone()),
+            "paused" => "it goes on when whoever paused it unpauses it",
+            "restarting" => "its first process ends again and again: see `pody logs`",
+            _ => "start it with `pody start`",
+        };
+        Err(PodError::NotRunning { pod: pod.container_name.clone(), status: container.status.clone(), next })
+    }
+
+    /// Closes the event of work that has ended. What came of the work is not changed by a database that cannot take it now:
+    /// it is written when it can.
+    async fn close_event<T, E: std::fmt::Display>(&self, event: i64, done: &Result<T, E>) {
+        let outcome = if done.is_ok() { Outcome::Ok } else { Outcome::Failed };
+        let detail = done.as_ref().err().map(ToString::to_string);
+        let text = detail.clone();
+        let closed = self.db.write(move |tx| tx.close_event(event, outcome, text.as_deref())).await;
+        if let Err::<_, DbError>(error) = closed {
+            tracing::warn!(event, %error, "an event is closed later");
+            self.unclosed.lock().unwrap_or_else(PoisonError::into_inner).push(Ended { event, outcome, detail });
+        }
+    }
+
+    async fn close_left_events(&self) {
+        let left = std::mem::take(&mut *self.unclosed.lock().unwrap_or_else(PoisonError::into_inner));
+        if left.is_empty() {
+            return;
+        }
+        // The closure may be dropped without having run: what is left is kept here, too.
+        let closing: Vec<_> = left.iter().map(|ended| (ended.event, ended.outcome, ended.detail.clone())).collect();
+        let closed: Result<(), DbError> = self
+            .db
+            .write(move |tx| {
+                closing
+                    .iter()
+                    .try_for_each(|(event, outcome, detail)| tx.close_event(*event, *outcome, detail.as_deref()))
+            })
+            .await;
+        if closed.is_err() {
+            self.unclosed.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
+        }
+    }
+
+    /// Public keys for a user's pods; without them where the database cannot tell.
+    async fn keys_of(&self, user: &UserName) -> Vec<SshKey> {
+        self.accounts.list_ssh_keys(user).await.unwrap_or_else(|error| {
+            tracing::warn!(%user, %error, "SSH keys not read");
+            Vec::new()
+        })
+    }
+}
+
+/// Writes down that work on a pod begins. It is closed when the work ends.
+fn begin_event(tx: &Tx, actor: &Actor, action: &'static str, pod: &str, user: &UserName) -> Result<i64, DbError> {
+    tx.insert_event(&NewEvent {
+        actor: actor.name.clone(),
+        source: actor.source.clone(),
+        action,
+        object: pod.to_owned(),
+        user: Some(user.clone()),
+        outcome: Outcome::Pending,
+        detail: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every pair of states, against the table in the module's picture.
+    #[test]
+    fn only_the_pictured_steps_are_allowed() {
+        let allowed: Vec<(State, State)> = State::ALL
+            .iter()
+            .flat_map(|from| State::ALL.iter().map(move |to| (*from, *to)))
+            .filter(|(from, to)| from.may_become(*to))
+            .collect();
+        use State::*;
+        assert_eq!(
+            allowed,
+            [
+                (Creating, Running),
+                (Creating, Deleting),
+                (Running, Deleting),
+                (Running, Deleted),
+                (Deleting, Deleted),
+                (Deleting, Failed)
+            ]
+        );
+    }
+}

@@ -1,0 +1,175 @@
+//! Brings rows and containers together: after a kill, after the engine was away, after someone used `docker` by hand.
+//!
+//! | row | container | what is done |
+//! | --- | --- | --- |
+//! | `creating`, nobody at work on it | there | started if need be, then `running` |
+//! | `creating`, nobody at work on it | not there | undone: `failed` |
+//! | `deleting` | there or not | removed, then `deleted` or `failed` |
+//! | `running` | not there | `deleted`, with an event: it was removed outside pody |
+//! | `deleted` or `failed` | there, with the row's own label and name | removed: an answer came after we had given up |
+//! | none | named like a pod of a known user | adopted |
+//! | none | anything else | not ours: not touched |
+//!
+//! A container counts as gone only after the engine was asked for it by id.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Pod, PodError, Pods, State, begin_event, keys::Before, label};
+use crate::{
+    account::Actor,
+    db::Outcome,
+    engine::{Container, Health},
+    ids::PodId,
+    names::{UserName, parse_container_name},
+};
+
+/// At least this often, and on every change of the inventory.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// At most this often.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl Pods {
+    /// Runs for the life of the daemon.
+    pub async fn reconcile_loop(self, stop: CancellationToken) {
+        let mut changes = self.engine.inventory().changes();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tokio::time::timeout(INTERVAL, changes.changed()) => {}
+            }
+            self.close_left_events().await;
+            if self.engine.health() != Health::Up || self.engine.inventory().age().is_none() {
+                continue;
+            }
+            if let Err(error) = self.settle_commits().await {
+                tracing::warn!(%error, "commits not settled, tried again");
+            }
+            if let Err(error) = self.reconcile_step().await {
+                tracing::warn!(%error, "not reconciled, tried again");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Settles what can be settled now. One pod that fails does not keep the others.
+    pub async fn reconcile_step(&self) -> Result<(), PodError> {
+        for pod in self.db.snapshot().pods.iter() {
+            if pod.state == State::Running && self.container(pod).is_some() {
+                continue;
+            }
+            let Some(_guard) = self.locks.try_lock(pod.id) else { continue };
+            // Read again under the lock.
+            let Some(pod) = self.db.snapshot().pods.get(pod.id).cloned() else { continue };
+            if let Err(error) = self.settle(&pod).await {
+                tracing::warn!(pod = pod.container_name, %error, "not settled, tried again");
+            }
+        }
+        self.settle_strangers().await
+    }
+
+    async fn settle(&self, pod: &Arc<Pod>) -> Result<(), PodError> {
+        match pod.state {
+            State::Creating => self.settle_creating(Pod::clone(pod)).await,
+            State::Deleting => {
+                self.remove_container(pod).await?;
+                Ok(self.finish_delete(Pod::clone(pod)).await?)
+            }
+            State::Running => self.settle_running(pod).await,
+            State::Deleted | State::Failed => Ok(()),
+        }
+    }
+
+    async fn settle_creating(&self, pod: Pod) -> Result<(), PodError> {
+        let found = self.engine.look_for(&pod.container_name).await?;
+        let Some(container) = found.filter(|container| container.has_label(label::OP, &pod.op.to_string())) else {
+            self.undo(pod, "pody was ended while it created the pod".to_owned()).await;
+            return Ok(());
+        };
+        if container.status == "created" {
+            self.refresh_keys(&pod, &container.id, Before::Start).await;
+            if let Err(error) = self.engine.start(&container.id).await {
+                if error.is_ambiguous() {
+                    return Err(error.into());
+                }
+                self.undo(pod, error.to_string()).await;
+                return Ok(());
+            }
+        }
+        tracing::info!(pod = pod.container_name, "its creation is finished");
+        let _ = self.engine.look(&container.id).await;
+        self.finish_create(pod, container.id.clone()).await?;
+        Ok(())
+    }
+
+    async fn settle_running(&self, pod: &Pod) -> Result<(), PodError> {
+        let Some(id) = &pod.container else { return Ok(()) };
+        if self.engine.inventory().get(id).is_some() || self.engine.look(id).await?.is_some() {
+            return Ok(());
+        }
+        tracing::warn!(pod = pod.container_name, "its container was removed outside pody");
+        let mut row = pod.clone();
+        row.become_state(State::Deleted);
+        row.reason = Some("its container was removed outside pody".to_owned());
+        self.write_urgent(move |tx| {
+            let event = begin_event(tx, &Actor::daemon(), "pod.lost", &row.container_name, &row.user)?;
+            tx.update_pod(&row)?;
+            tx.delete_ports(row.id)?;
+            tx.end_workload(row.workload)?;
+            tx.close_event(event, Outcome::Ok, row.reason.as_deref())
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Containers that no live row tells of.
+    async fn settle_strangers(&self) -> Result<(), PodError> {
+        let rows = self.db.snapshot();
+        let ours: HashSet<_> = rows.pods.iter().filter_map(|pod| pod.container.clone()).collect();
+        let prefix = self.config.get().name_prefix.clone();
+        // Asked for once, and only when somebody is to be known: the accounts may be another node's.
+        let mut users: Option<HashSet<UserName>> = None;
+        for container in self.engine.inventory().list() {
+            if ours.contains(&container.id)
+                || rows.pods.find(&container.name).is_some()
+                || container.status == "removing"
+            {
+                continue;
+            }
+            let Some((user, instance)) = parse_container_name(prefix.as_ref(), &container.name) else { continue };
+            if self.is_leftover(&container).await? {
+                tracing::info!(container = container.name, "left over of a pod that is gone, removed");
+                self.engine.remove(&container.id).await?;
+                continue;
+            }
+            if users.is_none() {
+                let list = self.accounts.list_users().await.unwrap_or_default();
+                users = Some(list.into_iter().map(|user| user.name).collect());
+            }
+            if users.as_ref().is_some_and(|users| users.contains(&user)) {
+                // The list may be a moment old: ask once more, and for what only an inspect tells.
+                if let Some(container) = self.engine.look(&container.id).await? {
+                    self.adopt(user, instance, &container).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the container is what our own row, ended meanwhile, asked the engine for. Labels alone do not prove that: an
+    /// image or a person may carry them; name and operation must be the row's too.
+    async fn is_leftover(&self, container: &Container) -> Result<bool, PodError> {
+        let Some(Ok(id)) = container.labels.get(label::POD).map(|id| id.parse::<PodId>()) else { return Ok(false) };
+        let row = self.db.read(move |tx| tx.find_pod(id)).await?;
+        Ok(row.is_some_and(|row| {
+            matches!(row.state, State::Deleted | State::Failed)
+                && row.container_name == container.name
+                && match &row.container {
+                    Some(id) => id == &container.id,
+                    // It was never created as far as the row knows: then the operation tells.
+                    None => container.has_label(label::OP, &row.op.to_string()),
+                }
+        }))
+    }
+}

@@ -1,0 +1,140 @@
+//! What is shown of pods. Nothing here asks the engine: rows and inventory are in memory.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+use super::{Pod, PodError, Pods, State, create::shown_gpus};
+use crate::{
+    account::Caller,
+    db::rfc3339,
+    host::cgroup::{Cgroup, Sample},
+    names::{InstanceName, PodRef, UserName},
+};
+
+/// Time between the two looks that tell how many cores a pod uses.
+const CPU_WINDOW: Duration = Duration::from_millis(100);
+
+/// A pod, as `/pod/inspect` and `/pod/ps` show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodView {
+    pub instance: InstanceName,
+    pub container_id: Option<String>,
+    pub name: String,
+    /// The engine's word: `running`, `exited`, `created`, `paused`, …; `creating` and `deleting` are ours.
+    pub status: String,
+    pub image: String,
+    pub networks: Vec<String>,
+    /// `"20806:22"`: host, pod.
+    pub port_mapping: Vec<String>,
+    /// `None` = all.
+    pub gpu_ids: Option<Vec<u32>>,
+    /// Bytes, -1 = no limit.
+    pub memory_limit: i64,
+    pub shm_size: i64,
+    pub user: UserName,
+    /// RFC 3339.
+    pub created_at: String,
+}
+
+/// What a pod uses now, from its cgroup.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodStats {
+    pub instance: InstanceName,
+    /// Since the start of its container.
+    pub cpu_seconds: f64,
+    /// Over the last tenth of a second.
+    pub cpu_cores: f64,
+    /// Bytes, without page cache that can be given up.
+    pub memory_used: u64,
+    /// Bytes, -1 = no limit.
+    pub memory_limit: i64,
+    pub pids: u64,
+    pub pids_limit: i64,
+}
+
+impl Pods {
+    /// Pods of one user that were created, oldest first.
+    pub fn list(&self, user: &UserName) -> Vec<Arc<Pod>> {
+        let rows = self.db.snapshot();
+        rows.pods.of_user(user).iter().filter(|pod| pod.state != State::Creating).cloned().collect()
+    }
+
+    /// Everybody's, by name.
+    pub fn list_all(&self) -> Vec<Arc<Pod>> {
+        self.db.snapshot().pods.iter().filter(|pod| pod.state != State::Creating).cloned().collect()
+    }
+
+    /// Waits for the first look at the engine after a start, so that the first read is not blind.
+    pub async fn wait_ready(&self) {
+        self.engine.wait_ready(super::FIRST_LIST).await;
+    }
+
+    pub fn view(&self, pod: &Pod) -> PodView {
+        let container = self.container(pod);
+        let detail = container.as_ref().and_then(|container| container.detail.as_ref());
+        let signed = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok()).unwrap_or(-1);
+        let ports = match &container {
+            Some(container) if !container.ports.is_empty() => &container.ports,
+            Some(_) if self.status(pod) == "exited" => &Vec::new(),
+            _ => &pod.spec.ports,
+        };
+        PodView {
+            instance: pod.instance.clone(),
+            container_id: pod.container.as_ref().map(|id| id.short().to_owned()),
+            name: pod.container_name.clone(),
+            status: self.status(pod),
+            image: pod.spec.image.clone(),
+            networks: container.as_ref().map(|container| container.networks.clone()).unwrap_or_default(),
+            port_mapping: ports.iter().map(|port| format!("{}:{}", port.host, port.container)).collect(),
+            gpu_ids: match detail {
+                Some(detail) => detail.gpus.ids(),
+                None => shown_gpus(pod.spec.gpus.as_ref()),
+            },
+            memory_limit: signed(detail.map_or(pod.spec.memory, |detail| detail.memory)),
+            shm_size: signed(detail.map_or(pod.spec.shm, |detail| detail.shm)),
+            user: pod.user.clone(),
+            created_at: rfc3339(pod.created_at),
+        }
+    }
+
+    fn status(&self, pod: &Pod) -> String {
+        match pod.state {
+            State::Creating => "creating".to_owned(),
+            State::Deleting => "deleting".to_owned(),
+            State::Running | State::Deleted | State::Failed => {
+                self.container(pod).map_or_else(|| "unknown".to_owned(), |container| container.status.clone())
+            }
+        }
+    }
+
+    /// What the pod's cgroup says now; `None` when it does not run.
+    pub fn sample(&self, pod: &Pod) -> Option<Sample> {
+        let pid = self.container(pod)?.detail.as_ref()?.pid;
+        Cgroup::of_process(pid)?.read()
+    }
+
+    /// Looks at the pod's cgroup twice, [`CPU_WINDOW`] apart.
+    pub async fn stats(&self, caller: &Caller, wanted: &PodRef) -> Result<PodStats, PodError> {
+        let pod = self.find(caller, wanted)?;
+        self.running(&pod).await?;
+        let not_running = || PodError::NotRunning {
+            pod: pod.container_name.clone(),
+            status: "exited".into(),
+            next: "start it with `pody start`",
+        };
+        let first = self.sample(&pod).ok_or_else(not_running)?;
+        tokio::time::sleep(CPU_WINDOW).await;
+        let last = self.sample(&pod).ok_or_else(not_running)?;
+        let view = self.view(&pod);
+        Ok(PodStats {
+            instance: pod.instance.clone(),
+            cpu_seconds: last.cpu_seconds,
+            cpu_cores: (last.cpu_seconds - first.cpu_seconds).max(0.0) / CPU_WINDOW.as_secs_f64(),
+            memory_used: last.memory_bytes,
+            memory_limit: view.memory_limit,
+            pids: last.pids,
+            pids_limit: pod.spec.pids.and_then(|n| i64::try_from(n).ok()).unwrap_or(-1),
+        })
+    }
+}

@@ -1,0 +1,324 @@
+//! From snapshots of the GPUs to seconds of GPU use. Pure: what was seen goes in, amounts come out.
+//!
+//! A process that is on a GPU in two snapshots was there between them. One that is new was there since its start, but not before
+//! the snapshot that lacked it. One that is gone is credited half of the time to the snapshot that lacks it. A GPU that is used
+//! by several of one user's pods is one GPU: its time is shared among them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Amount, GpuAmount, Subject};
+use crate::{
+    gpu::{Device, GpuProcess, GpuUuid, Health, Owner, Snapshot},
+    host::process::ProcessId,
+    names::UserName,
+};
+
+/// Milliseconds credited at most to a process that ended while nobody looked.
+const MAX_GUESS: i64 = 30_000;
+/// Milliseconds a GPU may be unknown before what was on it is forgotten: what it did meanwhile is unknown too.
+const MAX_UNKNOWN: i64 = 60_000;
+
+/// A process on a GPU.
+pub type Seat = (GpuUuid, ProcessId);
+
+/// Where a process sat at the last snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seated {
+    pub user: UserName,
+    pub pod: String,
+    /// Milliseconds since 1970, until which it is counted.
+    pub counted: i64,
+    pub active: bool,
+}
+
+/// What was used between two snapshots.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Used {
+    /// Begin and end in milliseconds, whose, how much.
+    pub pods: Vec<(i64, i64, Subject, Amount)>,
+    pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
+}
+
+/// Follows the snapshots.
+#[derive(Debug, Default)]
+pub struct GpuClock {
+    seats: HashMap<Seat, Seated>,
+    /// The last snapshot's time; `None` before the first.
+    last: Option<i64>,
+}
+
+impl GpuClock {
+    /// Goes on where an earlier clock stopped.
+    pub fn resume(seats: HashMap<Seat, Seated>, last: Option<i64>) -> Self {
+        Self { seats, last }
+    }
+
+    pub fn seats(&self) -> &HashMap<Seat, Seated> {
+        &self.seats
+    }
+
+    pub fn last(&self) -> Option<i64> {
+        self.last
+    }
+
+    /// Counts up to this snapshot.
+    pub fn advance(&mut self, snapshot: &Snapshot) -> Used {
+        let at = snapshot.at;
+        let mut used = Used::default();
+        let last = self.last.unwrap_or(at);
+        if at <= last && self.last.is_some() {
+            // The clock was set back: nothing is counted for the time that did not pass.
+            self.seats.values_mut().for_each(|seat| seat.counted = at);
+            self.last = Some(at);
+            return used;
+        }
+        let mut now_seated: HashMap<Seat, Seated> = HashMap::new();
+        let mut known: BTreeSet<&GpuUuid> = BTreeSet::new();
+        for device in &snapshot.devices {
+            match &device.health {
+                Health::Unknown { .. } => {}
+                Health::Known(reading) => {
+                    known.insert(&device.uuid);
+                    self.count_device(device, last, at, &mut used, &mut now_seated);
+                    let seconds = (at - last) as f64 / 1000.0;
+                    let free = device.processes.is_empty();
+                    let amount = GpuAmount {
+                        known_seconds: seconds,
+                        free_seconds: if free { seconds } else { 0.0 },
+                        busy_seconds: seconds * f64::from(reading.utilization.unwrap_or(0)) / 100.0,
+                        memory_byte_seconds: seconds * reading.memory_used.unwrap_or(0) as f64,
+                        joules: seconds * reading.power.unwrap_or(0.0),
+                    };
+                    if seconds > 0.0 {
+                        used.gpus.push((last, at, device.uuid.clone(), amount));
+                    }
+                }
+            }
+        }
+        for (seat, seated) in std::mem::take(&mut self.seats) {
+            if now_seated.contains_key(&seat) {
+                continue;
+            }
+            let missed = at - seated.counted;
+            if known.contains(&seat.0) {
+                let until = seated.counted + (missed / 2).min(MAX_GUESS);
+                let amount = seconds(until - seated.counted, seated.active);
+                used.pods.push((seated.counted, until, subject(&seated.user, &seated.pod, &seat.0), amount));
+            } else if missed < MAX_UNKNOWN {
+                // Nothing is known of it now; it is counted, or not, when the GPU is known again.
+                now_seated.insert(seat, seated);
+            }
+        }
+        self.seats = now_seated;
+        self.last = Some(at);
+        used
+    }
+
+    fn count_device(
+        &self,
+        device: &Device,
+        last: i64,
+        at: i64,
+        used: &mut Used,
+        now_seated: &mut HashMap<Seat, Seated>,
+    ) {
+        let Health::Known(reading) = &device.health else { return };
+        // Per pod: since when, whether it computes, how much memory it holds.
+        struct Share<'a> {
+            user: &'a UserName,
+            begin: i64,
+            active: bool,
+            memory: u64,
+        }
+        let mut pods: BTreeMap<&str, Share> = BTreeMap::new();
+        let any_told = device.processes.iter().any(|process| process.utilization.is_some());
+        for process in &device.processes {
+            let Owner::Pod { user, name, .. } = &process.owner else { continue };
+            let seat = (device.uuid.clone(), process.id);
+            let begin = self.begin_of(&seat, process, last, at);
+            let active = is_active(process, reading.utilization, any_told);
+            let share = pods.entry(name).or_insert(Share { user, begin, active: false, memory: 0 });
+            share.begin = share.begin.min(begin);
+            share.active |= active;
+            share.memory += process.gpu_memory.unwrap_or(0);
+            now_seated.insert(seat, Seated { user: user.clone(), pod: name.clone(), counted: at, active });
+        }
+        let active_pods = pods.values().filter(|share| share.active).count();
+        for (pod, share) in &pods {
+            let of_user = pods.values().filter(|other| other.user == share.user).count() as f64;
+            let mut amount = seconds(at - share.begin, share.active).scaled(1.0 / of_user);
+            amount.gpu_memory_byte_seconds = share.memory as f64 * (at - share.begin) as f64 / 1000.0;
+            // Power goes to those who compute; if none does, to all who hold the GPU.
+            let sharers = if active_pods > 0 { active_pods } else { pods.len() };
+            if share.active || active_pods == 0 {
+                amount.gpu_joules = reading.power.unwrap_or(0.0) * (at - share.begin) as f64 / 1000.0 / sharers as f64;
+            }
+            if at > share.begin {
+                used.pods.push((share.begin, at, subject(share.user, pod, &device.uuid), amount));
+            }
+        }
+    }
+
+    /// Since when a process is to be counted.
+    fn begin_of(&self, seat: &Seat, process: &GpuProcess, last: i64, at: i64) -> i64 {
+        match self.seats.get(seat) {
+            Some(seated) => seated.counted.min(at),
+            None => last.max(at - (process.uptime * 1000.0) as i64).min(at),
+        }
+    }
+}
+
+/// Whether a process computes: as the driver tells of it, or, where the driver tells of no process, as the GPU does.
+fn is_active(process: &GpuProcess, device: Option<u32>, any_told: bool) -> bool {
+    match process.utilization {
+        Some(percent) => percent > 0,
+        None if any_told => false,
+        None => device.unwrap_or(0) > 0,
+    }
+}
+
+fn subject(user: &UserName, pod: &str, gpu: &GpuUuid) -> Subject {
+    Subject { user: user.clone(), pod: pod.to_owned(), gpu: Some(gpu.clone()) }
+}
+
+fn seconds(milliseconds: i64, active: bool) -> Amount {
+    let seconds = milliseconds.max(0) as f64 / 1000.0;
+    match active {
+        true => Amount { gpu_active_seconds: seconds, ..Amount::default() },
+        false => Amount { gpu_held_seconds: seconds, ..Amount::default() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        gpu::{Library, Reading},
+        ids::PodId,
+    };
+
+    fn process(pid: i32, pod: &str, uptime: f64, utilization: Option<u32>) -> GpuProcess {
+        let (user, _) = pod.split_once('-').unwrap();
+        GpuProcess {
+            id: ProcessId { pid, started: 1 },
+            owner: Owner::Pod {
+                pod: PodId::generate(),
+                user: user.parse().unwrap(),
+                name: pod.to_owned(),
+                container: "a".repeat(64).parse().unwrap(),
+            },
+            pid_inside: None,
+            command: None,
+            uptime,
+            resident: 0,
+            gpu_memory: Some(100),
+            utilization,
+            kinds: vec!["compute"],
+            gpu_instance: None,
+        }
+    }
+
+    fn snapshot(at: i64, processes: Vec<GpuProcess>) -> Snapshot {
+        let reading = Reading { power: Some(200.0), utilization: Some(50), ..Reading::default() };
+        let device = Device {
+            index: 0,
+            uuid: GpuUuid("G".into()),
+            name: String::new(),
+            health: Health::Known(reading),
+            processes,
+            mig: Vec::new(),
+        };
+        Snapshot { at, library: Library::Working { driver: String::new() }, devices: vec![device] }
+    }
+
+    fn totals(used: &[Used]) -> BTreeMap<String, (f64, f64)> {
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for (_, _, subject, amount) in used.iter().flat_map(|used| &used.pods) {
+            let sum = sums.entry(subject.pod.clone()).or_default();
+            sum.0 += amount.gpu_active_seconds;
+            sum.1 += amount.gpu_held_seconds;
+        }
+        sums
+    }
+
+    #[test]
+    fn active_and_held_are_told_apart() {
+        let mut clock = GpuClock::default();
+        let used = [
+            clock.advance(&snapshot(0, vec![])),
+            clock.advance(&snapshot(10_000, vec![process(1, "a-x", 4.0, Some(80)), process(2, "b-y", 100.0, Some(0))])),
+            clock
+                .advance(&snapshot(20_000, vec![process(1, "a-x", 14.0, Some(80)), process(2, "b-y", 110.0, Some(0))])),
+            clock.advance(&snapshot(30_000, vec![process(2, "b-y", 120.0, Some(0))])),
+        ];
+        // a: from its start at 6 s to 20 s, and half of the 10 s in which it ended.
+        assert_eq!(totals(&used), BTreeMap::from([("a-x".into(), (19.0, 0.0)), ("b-y".into(), (0.0, 30.0))]));
+    }
+
+    #[test]
+    fn a_restart_counts_the_gap_of_a_process_that_went_on_and_nothing_twice() {
+        let mut clock = GpuClock::default();
+        let mut used = vec![
+            clock.advance(&snapshot(0, vec![])),
+            clock.advance(&snapshot(5_000, vec![process(1, "a-x", 5.0, Some(1))])),
+        ];
+        let mut resumed = GpuClock::resume(clock.seats().clone(), clock.last());
+        used.push(resumed.advance(&snapshot(65_000, vec![process(1, "a-x", 65.0, Some(1))])));
+        assert_eq!(totals(&used)["a-x"], (65.0, 0.0));
+    }
+
+    #[test]
+    fn a_reused_pid_is_another_process() {
+        let mut clock = GpuClock::default();
+        clock.advance(&snapshot(0, vec![process(1, "a-x", 1.0, Some(1))]));
+        let mut other = process(1, "b-y", 2.0, Some(1));
+        other.id.started = 99;
+        let used = clock.advance(&snapshot(10_000, vec![other]));
+        assert_eq!(totals(&[used]), BTreeMap::from([("a-x".into(), (5.0, 0.0)), ("b-y".into(), (2.0, 0.0))]));
+    }
+
+    #[test]
+    fn two_pods_of_one_user_on_one_gpu_are_one_gpu() {
+        let mut clock = GpuClock::default();
+        clock.advance(&snapshot(0, vec![]));
+        let used =
+            clock.advance(&snapshot(10_000, vec![process(1, "a-x", 99.0, Some(1)), process(2, "a-y", 99.0, Some(1))]));
+        let sum: f64 = totals(&[used]).values().map(|(active, held)| active + held).sum();
+        assert_eq!(sum, 10.0);
+    }
+
+    #[test]
+    fn an_unknown_gpu_counts_nothing_until_it_is_known_again() {
+        let mut clock = GpuClock::default();
+        clock.advance(&snapshot(0, vec![process(1, "a-x", 1.0, Some(1))]));
+        let mut lost = snapshot(10_000, vec![]);
+        lost.devices[0].health = Health::Unknown { reason: String::new() };
+        let gap = clock.advance(&lost);
+        assert_eq!((gap.pods.len(), gap.gpus.len()), (0, 0));
+        let used = clock.advance(&snapshot(20_000, vec![process(1, "a-x", 21.0, Some(1))]));
+        assert_eq!(totals(&[used])["a-x"], (20.0, 0.0));
+    }
+
+    #[test]
+    fn what_happened_in_a_long_gap_is_not_guessed() {
+        let mut clock = GpuClock::default();
+        clock.advance(&snapshot(0, vec![process(1, "a-x", 1.0, Some(1))]));
+        let mut resumed = GpuClock::resume(clock.seats().clone(), clock.last());
+        assert_eq!(totals(&[resumed.advance(&snapshot(36_000_000, vec![]))])["a-x"], (30.0, 0.0));
+        let mut lost = snapshot(0, vec![]);
+        lost.devices.clear();
+        for at in [100_000, 200_000] {
+            clock.advance(&Snapshot { at, ..lost.clone() });
+        }
+        assert!(clock.seats().is_empty());
+    }
+
+    #[test]
+    fn a_clock_set_back_counts_nothing() {
+        let mut clock = GpuClock::default();
+        clock.advance(&snapshot(100_000, vec![process(1, "a-x", 1.0, Some(1))]));
+        assert_eq!(clock.advance(&snapshot(50_000, vec![process(1, "a-x", 2.0, Some(1))])), Used::default());
+        let used = clock.advance(&snapshot(51_000, vec![process(1, "a-x", 3.0, Some(1))]));
+        assert_eq!(totals(&[used])["a-x"], (1.0, 0.0));
+    }
+}

@@ -1,0 +1,99 @@
+//! Answers from the buckets.
+
+use std::collections::BTreeMap;
+
+use super::{Amount, GpuAmount, Subject, buckets::step_for};
+use crate::{
+    db::{Db, DbError, now},
+    gpu::GpuUuid,
+    names::UserName,
+};
+
+/// A span of time, Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub from: i64,
+    pub to: i64,
+}
+
+impl Window {
+    /// From so many seconds ago, or from the beginning, to now.
+    pub fn last(seconds: Option<f64>) -> Self {
+        let to = now() / 1000 + 1;
+        Self { from: seconds.map_or(0, |seconds| (to - seconds as i64).max(0)), to }
+    }
+
+    /// The part of a bucket that lies in the window.
+    fn share(self, at: i64, step: i64) -> f64 {
+        if step == 0 || at == 0 {
+            return 1.0;
+        }
+        let inside = (at + step).min(self.to) - at.max(self.from);
+        // The bucket that is being filled now is not divided by the time that has not passed.
+        let length = (at + step).min(self.to) - at;
+        if length <= 0 { 0.0 } else { (inside as f64 / length as f64).clamp(0.0, 1.0) }
+    }
+}
+
+/// What each subject used in the window.
+pub async fn totals(db: &Db, window: Window) -> Result<BTreeMap<Subject, Amount>, DbError> {
+    let step = step_for(window.from, now() / 1000);
+    let rows = db.read(move |tx| tx.list_usage(step, window.from, window.to)).await?;
+    let mut totals: BTreeMap<Subject, Amount> = BTreeMap::new();
+    for row in rows {
+        totals.entry(row.subject).or_default().add(&row.amount.scaled(window.share(row.at, step)));
+    }
+    Ok(totals)
+}
+
+/// CPU and GPU seconds per user in the window, with what an import brought over.
+pub async fn seconds_by_user(db: &Db, window: Window) -> Result<BTreeMap<UserName, (f64, f64)>, DbError> {
+    let mut sums = db.read(move |tx| tx.sum_legacy_usage(window.from * 1000)).await?;
+    for (subject, amount) in totals(db, window).await? {
+        let sum = sums.entry(subject.user).or_default();
+        sum.0 += amount.cpu_seconds;
+        sum.1 += amount.gpu_seconds();
+    }
+    Ok(sums)
+}
+
+/// What each GPU did in the window.
+pub async fn gpu_totals(db: &Db, window: Window) -> Result<BTreeMap<GpuUuid, GpuAmount>, DbError> {
+    let step = step_for(window.from, now() / 1000);
+    let rows = db.read(move |tx| tx.list_gpu_usage(step, window.from, window.to)).await?;
+    let mut totals: BTreeMap<GpuUuid, GpuAmount> = BTreeMap::new();
+    for row in rows {
+        totals.entry(row.gpu).or_default().add(&row.amount.scaled(window.share(row.at, step)));
+    }
+    Ok(totals)
+}
+
+/// The finest buckets that reach back to the window's begin: their seconds, and each with its subject.
+pub async fn series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::UsageRow>), DbError> {
+    let step = step_for(window.from, now() / 1000);
+    let mut rows = db.read(move |tx| tx.list_usage(step, window.from.max(1), window.to)).await?;
+    rows.retain(|row| row.at > 0);
+    Ok((step, rows))
+}
+
+/// The same of the GPUs.
+pub async fn gpu_series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::GpuUsageRow>), DbError> {
+    let step = step_for(window.from, now() / 1000);
+    let rows = db.read(move |tx| tx.list_gpu_usage(step, window.from, window.to)).await?;
+    Ok((step, rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_on_the_edge_counts_in_part() {
+        let window = Window { from: 1005, to: 2000 };
+        assert_eq!(window.share(1000, 10), 0.5);
+        assert_eq!(window.share(1010, 10), 1.0);
+        assert_eq!(window.share(0, 0), 1.0);
+        // Being filled: 1990 to 2000 of an hour that began at 1800.
+        assert_eq!(Window { from: 1990, to: 2000 }.share(1800, 3600), 0.05);
+    }
+}
