@@ -1,0 +1,241 @@
+//! Who may do what: every route of the list × who asks. A route without its row here fails.
+
+use std::time::Duration;
+
+use pody::http::router::{Access, Route, routes};
+
+use crate::common::{Answer, Client, Server, eventually};
+
+/// Whose affair a route's object is.
+#[derive(Clone, Copy)]
+enum Object {
+    /// Nobody's, or the caller's own: there is no way to name another's.
+    None,
+    /// The query that names something of alice's, and one that names nothing. Another member gets the same status and, but
+    /// for the name, the same words for both.
+    Alices { there: &'static str, not_there: &'static str, status: u16 },
+}
+
+const fn alices(there: &'static str, not_there: &'static str, status: u16) -> Object {
+    Object::Alices { there, not_there, status }
+}
+
+const POD: Object = alices("ins=alice-main", "ins=alice-nope", 404);
+const QUOTA: Object = alices("username=alice&max_pods=1", "username=nobody&max_pods=1", 403);
+const USER: Object = alices("username=alice&admin=true&password=x", "username=nobody&admin=true&password=x", 403);
+
+/// Rows by method and path.
+const ROWS: &[(&str, &str, Object)] = &[
+    ("GET", "/version", Object::None),
+    ("GET", "/healthz", Object::None),
+    ("GET", "/help", Object::None),
+    ("GET", "/openapi.json", Object::None),
+    ("GET", "/metrics", Object::None),
+    ("GET", "/events", alices("user=alice", "user=nobody", 403)),
+    ("GET", "/user/info", Object::None),
+    // Names are no secret: pods of others show up in what the GPUs run.
+    ("GET", "/user/list", Object::None),
+    ("POST", "/user/ch-passwd", Object::None),
+    ("GET", "/user/ch-passwd", Object::None),
+    ("GET", "/user/tokens", Object::None),
+    ("POST", "/user/tokens/create", Object::None),
+    ("POST", "/user/tokens/revoke", alices("id=1", "id=9", 404)),
+    ("GET", "/user/ssh-keys", Object::None),
+    ("POST", "/user/ssh-keys/add", Object::None),
+    ("POST", "/user/ssh-keys/delete", alices("id=1", "id=9", 404)),
+    ("GET", "/pod/list", Object::None),
+    ("GET", "/pod/listall", Object::None),
+    ("GET", "/pod/ps", alices("user=alice", "user=nobody", 403)),
+    ("GET", "/pod/inspect", POD),
+    ("GET", "/pod/info", POD),
+    ("POST", "/pod/create", alices("ins=alice-main&image=pody-base", "ins=alice-nope&image=pody-base", 400)),
+    ("POST", "/pod/delete", POD),
+    ("POST", "/pod/start", POD),
+    ("POST", "/pod/stop", POD),
+    ("POST", "/pod/restart", POD),
+    ("POST", "/pod/exec", alices("ins=alice-main&cmd=id", "ins=alice-nope&cmd=id", 404)),
+    ("POST", "/pod/commit", POD),
+    ("GET", "/pod/logs", POD),
+    ("GET", "/pod/stats", POD),
+    ("GET", "/pod/series", POD),
+    // Not a WebSocket here; `pod::shell` asks as one.
+    ("GET", "/pod/shell", alices("ins=alice-main", "ins=alice-nope", 400)),
+    ("GET", "/image/list", Object::None),
+    ("GET", "/host/images", Object::None),
+    ("GET", "/image/inspect", alices("image=alice", "image=nope", 400)),
+    ("POST", "/image/inspect", alices("image=alice", "image=nope", 400)),
+    ("POST", "/image/delete", alices("image=alice", "image=nope", 400)),
+    ("GET", "/host/gpu-ps", Object::None),
+    // Whose processes and how much is everybody's to see, what is run only where the config says so.
+    ("GET", "/host/gpus", Object::None),
+    ("GET", "/host/series", Object::None),
+    ("GET", "/host/spec", Object::None),
+    // Everybody sees who uses how much.
+    ("GET", "/stat/cputime", Object::None),
+    ("GET", "/stat/gputime", Object::None),
+    ("GET", "/stat/usage", Object::None),
+    ("GET", "/admin/user/list", Object::None),
+    ("POST", "/admin/user/add", USER),
+    ("POST", "/admin/user/update", USER),
+    ("POST", "/admin/user/delete", USER),
+    ("POST", "/admin/user/purge", USER),
+    ("GET", "/admin/quota/list", QUOTA),
+    ("POST", "/admin/quota/update", QUOTA),
+    ("POST", "/admin/quota/reset", QUOTA),
+    ("POST", "/user_api/add_user", Object::None),
+    ("POST", "/user_api/update_user", Object::None),
+    ("POST", "/user_api/delete_user", Object::None),
+    ("GET", "/user_api/get_user", Object::None),
+    ("GET", "/user_api/check_user", Object::None),
+    ("GET", "/user_api/list_users", Object::None),
+];
+
+fn object(route: &Route) -> Object {
+    let row = ROWS.iter().find(|(method, path, _)| route.method.as_str() == *method && route.path == *path);
+    row.unwrap_or_else(|| panic!("{} {} has no row in the matrix: add one", route.method, route.path)).2
+}
+
+#[test]
+fn every_route_has_one_row() {
+    let mut rows: Vec<(&str, &str)> = ROWS.iter().map(|(method, path, _)| (*method, *path)).collect();
+    let all = routes();
+    let mut listed: Vec<(&str, &str)> = all.iter().map(|route| (route.method.as_str(), route.path)).collect();
+    rows.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(rows, listed);
+}
+
+/// What somebody gets who asks without parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// Let in: 200, or a word about parameters.
+    In,
+    Refused(u16),
+}
+
+fn expected(access: Access, who: &str) -> Expected {
+    use Expected::{In, Refused};
+    match (access, who) {
+        (Access::Open, _) => In,
+        (Access::Member, "bob" | "boss" | "bob's token") => In,
+        (Access::Member | Access::Admin, "disabled" | "disabled's token") => Refused(403),
+        (Access::Admin, "boss") => In,
+        (Access::Admin, "bob" | "bob's token") => Refused(403),
+        (Access::Member | Access::Admin, _) => Refused(401),
+        (Access::Node, "node") => In,
+        // A bearer token that is not the nodes'.
+        (Access::Node, "bob's token" | "disabled's token" | "expired token" | "revoked token" | "made-up token") => {
+            Refused(403)
+        }
+        (Access::Node, _) => Refused(401),
+    }
+}
+
+fn ask(client: &Client, route: &Route, query: &str) -> Answer {
+    let path = if query.is_empty() { route.path.to_owned() } else { format!("{}?{query}", route.path) };
+    client.send(route.method.as_str(), &path, &[])
+}
+
+/// Everything that a request could have changed.
+fn state(server: &Server) -> Vec<i64> {
+    let tables = ["users", "tokens", "ssh_keys", "quotas", "pods", "ports", "events"];
+    let mut counts: Vec<i64> =
+        tables.iter().map(|table| server.count(&format!("SELECT count(*) FROM {table}"))).collect();
+    counts.push(server.count("SELECT count(*) FROM pods WHERE state = 'running'"));
+    counts
+}
+
+#[test]
+fn every_route_for_everybody() {
+    let config = "[throttle]\naccount_failures = 100000\naddress_failures = 100000\n\
+                  [remote_user_profile.service]\nenabled = true\nreadonly = false\naccess_token = \"between-nodes\"";
+    let Some(server) = Server::builder().member("disabled").config(config).start() else { return };
+    let (alice, admin) = (server.member("alice"), server.admin());
+    let token = |client: &Client, expires: &str| {
+        let made = client.post(&format!("/user/tokens/create?expires={expires}")).ok().json();
+        (made["id"].as_i64().unwrap(), made["token"].as_str().unwrap().to_owned())
+    };
+    let bearer = |token: &str| server.anon().with_authorization(&Client::bearer(token));
+
+    // Something of alice's of each kind; all of them are her first.
+    token(&alice, "1h");
+    alice.post_with("/user/ssh-keys/add", &[("key", crate::user::KEY)]).ok();
+    alice.post("/pod/create?ins=main&image=pody-base").ok();
+    alice.post("/pod/commit?ins=main").ok();
+
+    let expired = bearer(&token(&alice, "1s").1);
+    let (id, revoked) = token(&alice, "1h");
+    alice.post(&format!("/user/tokens/revoke?id={id}")).ok();
+    let disabled = token(&server.member("disabled"), "1h").1;
+    admin.post("/admin/user/update?username=disabled&disabled=true").ok();
+    eventually(Duration::from_secs(3), "the token ends", || expired.get("/user/info").status == 401);
+
+    let bobs = token(&server.member("bob"), "1h").1;
+    let everybody = [
+        ("anon", server.anon()),
+        ("wrong password", server.client("alice", "wrong")),
+        ("nobody", server.client("nobody", "wrong")),
+        ("disabled", server.member("disabled")),
+        ("disabled's token", bearer(&disabled)),
+        ("expired token", expired),
+        ("revoked token", bearer(&revoked)),
+        ("made-up token", bearer("pody_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")),
+        ("bob", server.member("bob")),
+        ("bob's token", bearer(&bobs)),
+        ("boss", server.admin()),
+        ("node", bearer("between-nodes")),
+    ];
+
+    // Those who are refused: whatever they name, the same words, and nothing happens.
+    let before = state(&server);
+    for route in routes() {
+        for (who, client) in &everybody {
+            let Expected::Refused(status) = expected(route.access, who) else { continue };
+            let bare = ask(client, &route, "");
+            assert_eq!(bare.status, status, "{} {} by {who}: {bare}", route.method, route.path);
+            assert!(bare.json()["detail"].is_string(), "{} {} by {who}: {bare}", route.method, route.path);
+            if let Object::Alices { there, not_there, .. } = object(&route) {
+                for query in [there, not_there] {
+                    let answer = ask(client, &route, query);
+                    assert_eq!((answer.status, answer.text()), (status, bare.text()), "{} by {who}", route.path);
+                }
+            }
+        }
+    }
+    assert_eq!(state(&server), before);
+
+    // Another member at what is alice's.
+    for route in routes().into_iter().filter(|route| route.access == Access::Member) {
+        let Object::Alices { there, not_there, status } = object(&route) else { continue };
+        for who in ["bob", "bob's token"] {
+            let (_, client) = everybody.iter().find(|(name, _)| *name == who).unwrap();
+            let answers = [there, not_there].map(|query| ask(client, &route, query));
+            assert_eq!(
+                answers.each_ref().map(|answer| answer.status),
+                [status; 2],
+                "{} by {who}: {answers:?}",
+                route.path
+            );
+            let neutral = |answer: &Answer, query: &str| {
+                let name = query.split('&').next().unwrap().split_once('=').unwrap().1;
+                answer.text().replace(name, "NAME")
+            };
+            assert_eq!(neutral(&answers[0], there), neutral(&answers[1], not_there), "{}", route.path);
+        }
+    }
+    assert_eq!(state(&server), before);
+
+    // Those who are let in.
+    for route in routes() {
+        for (who, client) in &everybody {
+            if expected(route.access, who) == Expected::In {
+                let answer = ask(client, &route, "");
+                let required = route.params.iter().any(|param| !param.optional);
+                let wanted: &[u16] = if required { &[422] } else { &[200, 400] };
+                assert!(wanted.contains(&answer.status), "{} {} by {who}: {answer}", route.method, route.path);
+            }
+        }
+    }
+    alice.post("/pod/delete?ins=main").ok();
+    alice.post("/image/delete?image=alice").ok();
+}

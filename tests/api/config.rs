@@ -1,0 +1,89 @@
+//! The config file: taken over while the daemon runs, and refused with file, line and key.
+
+use std::{fs, time::Duration};
+
+use serde_json::json;
+
+use crate::common::{Server, eventually};
+
+fn server() -> Server {
+    Server::builder().without_docker().start().expect("nothing is needed")
+}
+
+#[test]
+fn a_change_is_taken_over_without_a_restart() {
+    let server = server();
+    let alice = server.member("alice");
+    let path = server.home.join("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let max_pods = || alice.get("/user/info").ok().json()["quota"]["max_pods"].clone();
+    assert_eq!(max_pods(), -1);
+    fs::write(&path, text.replace("[default_quota]", "[default_quota]\nmax_pods = 4")).unwrap();
+    eventually(Duration::from_secs(4), "it is read", || max_pods() == 4);
+    // A broken one changes nothing and is told in the log; mended, it counts.
+    fs::write(&path, text.replace("[default_quota]", "[default_quota]\nmax_pod = 9")).unwrap();
+    eventually(Duration::from_secs(4), "it is told", || server.log().contains("max_pod"));
+    assert_eq!(max_pods(), 4);
+    fs::write(&path, text.replace("[default_quota]", "[default_quota]\nmax_pods = 9")).unwrap();
+    eventually(Duration::from_secs(4), "it is read", || max_pods() == 9);
+}
+
+#[test]
+fn a_config_that_is_wrong_stops_the_start_and_says_where() {
+    let mut server = server();
+    server.terminate();
+    let path = server.home.join("config.toml").display().to_string();
+    for (text, word) in [
+        ("max_pods = 3", "max_pods"),
+        ("[default_quota]\nmax_pod = 3", "max_pod"),
+        ("[server]\nmax_connections = 0", "max_connections"),
+        ("[remote_user_profile.provider]\nenabled = true", "access_token"),
+        ("tls_cert = \"/x\"", "tls_key"),
+        ("available_ports = \"70000\"", "70000"),
+        ("volume_mappings = [\"relative:/x\"]", "relative"),
+        ("volume_mappings = [\"/a/../b:/x\"]", ".."),
+    ] {
+        let error = server.fails_to_start(text);
+        assert!(error.contains(word) && error.contains(&path), "{text}: {error}");
+    }
+}
+
+/// The file that pody 0.4.1 writes for itself.
+#[test]
+fn a_config_of_the_original_loads() {
+    use crate::common::{Need, original};
+    if !Need::PythonClient.is_there() {
+        return;
+    }
+    let old = tempfile::tempdir().unwrap();
+    let print = "import pody, pathlib; print((pathlib.Path(pody.__file__).parent / 'config.default.toml').read_text())";
+    let text = original::run(old.path(), "python", &["-c", print]);
+    let mut server = server();
+    server.terminate();
+    fs::write(server.home.join("config.toml"), text).unwrap();
+    server.start_again();
+    let quota = server.member("alice").get("/user/info").ok().json()["quota"].clone();
+    assert_eq!((&quota["max_pods"], &quota["memory_limit"]), (&json!(5), &json!(64_u64 << 30)));
+    assert_eq!((&quota["tmpfs_size"], &quota["commit_count"]), (&json!(1 << 30), &json!(1)));
+}
+
+#[test]
+fn a_second_daemon_is_kept_out() {
+    let server = server();
+    let output = server.command(&["serve", "--host", "127.0.0.1", "--port", "0"]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("another pody serves"), "{error}");
+    server.member("alice").get("/user/info").ok();
+}
+
+#[test]
+fn a_newer_database_stops_the_start_and_names_both_versions() {
+    let mut server = server();
+    server.terminate();
+    let known: i64 = server.database().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    server.database().pragma_update(None, "user_version", 99).unwrap();
+    let error = server.fails_to_start("");
+    assert!(error.contains("format 99") && error.contains(&format!("up to {known}")), "{error}");
+    server.database().pragma_update(None, "user_version", known).unwrap();
+    server.start_again();
+}

@@ -1,0 +1,50 @@
+//! `pody exec`: words, exit codes, output.
+
+use serde_json::json;
+
+use super::fake::Fake;
+
+#[test]
+fn one_argument_is_a_command_line_and_several_are_words() {
+    let fake = Fake::start();
+    fake.on("/pod/exec", json!({"exit_code": 0, "log": "hi\r\n", "truncated": false}));
+    for (args, cmd) in [
+        (&["exec", "main", "--", "echo $HOME | wc"][..], "echo $HOME | wc"),
+        (&["exec", "main", "--", "echo", "$HOME", "it's"], r"echo '$HOME' 'it'\''s'"),
+        (&["exec", "main", "ls", "-la", "--json"], "ls -la --json"),
+    ] {
+        assert_eq!(fake.run(args).ok(), "hi\r\n");
+        let seen = fake.seen_one();
+        assert_eq!((seen.line.as_str(), seen.form), ("POST /pod/exec", format!("ins=main&cmd={cmd}")));
+    }
+    fake.run(&["exec", "--timeout", "5", "main", "--", "true"]).ok();
+    assert_eq!(fake.seen_one().form, "ins=main&cmd=true&timeout=5");
+    fake.run(&["exec", "main", "--timeout", "5", "--", "true"]).ok();
+    assert_eq!(fake.seen_one().form, "ins=main&cmd=true&timeout=5");
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let fake = Fake::start();
+    fake.on("/pod/exec", json!({"exit_code": 42, "log": "", "truncated": false}));
+    assert_eq!(fake.run(&["exec", "main", "false"]).code, 42);
+    let json = fake.run(&["exec", "--json", "main", "false"]);
+    assert_eq!(json.code, 42);
+    assert_eq!(json.json(), json!({"exit_code": 42, "log": "", "truncated": false}));
+}
+
+#[test]
+fn a_command_out_of_time_is_124_with_what_it_wrote() {
+    let fake = Fake::start();
+    fake.on("/pod/exec", json!({"exit_code": -1, "log": "Timeout", "truncated": false, "output": "half"}));
+    let late = fake.run(&["exec", "main", "sleep 99"]);
+    assert_eq!((late.code, late.stdout.as_str()), (124, "half"));
+    assert!(late.stderr.starts_with("warning: the command ran out of time"), "{late:?}");
+}
+
+#[test]
+fn cut_output_is_said() {
+    let fake = Fake::start();
+    fake.on("/pod/exec", json!({"exit_code": 0, "log": "x", "truncated": true}));
+    assert!(fake.run(&["exec", "main", "yes"]).stderr.starts_with("warning: the output was longer"));
+}

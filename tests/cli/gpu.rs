@@ -1,0 +1,227 @@
+//! `pody gpu`: printed once, as JSON, and live on a terminal that is as before afterwards.
+
+use serde_json::{Value, json};
+
+use super::{fake::Fake, terminal::Terminal};
+
+/// What switches a terminal to the other screen, and back.
+const ENTERED: &str = "\x1b[?1049h";
+const LEFT: &str = "\x1b[?1049l";
+
+fn process(user: &str, pod: &str, pid: u32) -> Value {
+    json!({"pid": pid, "pid_in_pod": 7, "pod": pod, "cmd": "python train.py", "uptime": 3661.5, "memory_used": 1,
+        "gpu_memory_used": 10u64 << 30, "user": user, "utilization": 40, "kinds": ["compute"]})
+}
+
+fn gpu(index: u32, processes: Value) -> Value {
+    json!({"index": index, "uuid": format!("GPU-{index}"), "name": "NVIDIA H200", "state": "ok",
+        "reading": {"memory_total": 140u64 << 30, "memory_used": 70u64 << 30, "utilization": 50, "power": 411.6,
+            "power_limit": 700.0, "temperature": 45, "sm_clock": 1980, "memory_clock": null, "ecc_errors": 0,
+            "throttle_reasons": []},
+        "users": [], "processes": processes})
+}
+
+fn answer(library: Value, gpus: Value) -> Value {
+    json!({"at": "2026-01-02T03:04:05Z", "age": 0.2, "library": library, "gpus": gpus})
+}
+
+fn working() -> Value {
+    json!({"state": "working", "driver": "570.86.15"})
+}
+
+/// Two GPUs, of which one is lost; processes of two users and of the host.
+fn some_gpus() -> Value {
+    let mut host = process("", "", 5);
+    (host["user"], host["pid_in_pod"], host["cmd"]) = (Value::Null, Value::Null, json!("[host process]"));
+    (host["gpu_memory_used"], host["utilization"]) = (Value::Null, Value::Null);
+    let mut rude = process("alice", "alice-main", 9);
+    (rude["cmd"], rude["gpu_instance"]) = (json!("a\x1b[2J\nb\u{202e}c"), json!(1));
+    let mut first = gpu(0, json!([process("bob", "bob-x", 8), rude, host]));
+    first["users"] = json!(["alice", "bob"]);
+    first["mig"] = json!([{"index": 1, "uuid": "MIG-1", "name": "NVIDIA H200 MIG 1g.18gb", "memory_total": 16u64 << 30,
+        "memory_used": 4u64 << 30}]);
+    let mut lost = gpu(1, json!([process("alice", "alice-b", 10)]));
+    (lost["state"], lost["reason"], lost["reading"]) = (json!("unknown"), json!("the GPU is lost"), Value::Null);
+    answer(working(), json!([first, lost]))
+}
+
+#[test]
+fn in_a_pipe_it_is_printed_once() {
+    let fake = Fake::start();
+    fake.on("/host/gpus", some_gpus());
+    let shown = fake.run(&["gpu"]).ok();
+    assert_eq!(fake.seen_one().line, "GET /host/gpus");
+    let lines: Vec<_> = shown.lines().collect();
+    let words = |line: usize| lines[line].split_whitespace().collect::<Vec<_>>();
+    assert_eq!(lines[0], "NVIDIA driver 570.86.15");
+    assert_eq!(words(1), ["GPU", "NAME", "UTILIZATION", "MEMORY", "POWER", "TEMP", "USERS"]);
+    let half = "██████████░░░░░░░░░░";
+    let first = ["0", "H200", half, "50%", half, "70.0G/140.0G", "412/700W", "45°C", "alice", "bob", "(host)"];
+    assert_eq!(words(2), first);
+    assert_eq!(words(3), ["└", "MIG", "1", "1g.18gb", "█████░░░░░░░░░░░░░░░", "4.0G/16.0G"]);
+    // Not zero, and why.
+    assert_eq!(words(4), ["1", "H200", "unknown", "-", "-", "-"]);
+    assert_eq!(lines[5], "GPU 1 is unknown: the GPU is lost");
+    assert_eq!(lines[6], "");
+    assert_eq!(words(7)[..8], ["GPU", "PID", "IN", "POD", "USER", "POD", "MEMORY", "UTIL"]);
+    // By owner, and nothing that moves a cursor or turns the text.
+    let tail = ["10.0G", "40%", "1h", "1m"];
+    assert_eq!(words(8), [&["1", "10", "7", "alice", "alice-b"][..], &tail, &["python", "train.py"]].concat());
+    let rude = "a\u{fffd}[2J\u{fffd}b\u{fffd}c";
+    assert_eq!(words(9), [&["0:1", "9", "7", "alice", "alice-main"][..], &tail, &[rude]].concat());
+    assert_eq!(words(10)[..5], ["0", "8", "7", "bob", "bob-x"]);
+    assert_eq!(words(11), ["0", "5", "-", "-", "-", "-", "-", "1h", "1m", "[host", "process]"]);
+    assert_eq!(lines.len(), 12);
+}
+
+#[test]
+fn what_a_gpu_does_not_tell_is_no_zero_and_trouble_is_noted() {
+    let fake = Fake::start();
+    let mut quiet = gpu(0, json!([]));
+    for key in ["utilization", "power", "power_limit", "temperature"] {
+        quiet["reading"][key] = Value::Null;
+    }
+    quiet["mig"] = json!([{"index": 0, "uuid": "", "name": "", "memory_total": null, "memory_used": null}]);
+    quiet["reading"]["ecc_errors"] = json!(3);
+    quiet["reading"]["throttle_reasons"] = json!(["sw_power_cap"]);
+    fake.on("/host/gpus", answer(working(), json!([quiet])));
+    let shown = fake.run(&["gpu", "--once"]).ok();
+    let row: Vec<_> = shown.lines().nth(2).unwrap().split_whitespace().collect();
+    assert_eq!((row[2], &row[5..]), ("-", &["-", "-"][..]), "{shown}");
+    assert!(shown.contains("└ MIG 0                -\n"), "{shown}");
+    assert!(shown.contains("\nGPU 0 runs slower than it could: sw_power_cap\n"), "{shown}");
+    assert!(shown.contains("\nGPU 0 has uncorrected memory errors since boot: 3\n"), "{shown}");
+    assert!(shown.ends_with("\n\nno processes on the GPUs\n"), "{shown}");
+}
+
+#[test]
+fn json_is_the_servers_answer() {
+    let fake = Fake::start();
+    fake.on("/host/gpus", some_gpus());
+    assert_eq!(fake.run(&["gpu", "--json"]).json(), some_gpus());
+    assert_eq!(fake.seen().len(), 1);
+}
+
+#[test]
+fn a_host_without_gpus_is_a_sentence() {
+    let fake = Fake::start();
+    for (library, sentence) in [
+        (json!({"state": "absent"}), "there is no NVIDIA driver on this host, so there are no GPUs for pods"),
+        (json!({"state": "starting"}), "the GPUs are not read yet: the daemon has just started"),
+        (json!({"state": "failing", "reason": "reboot"}), "the NVIDIA driver does not work: reboot"),
+        (working(), "NVIDIA driver 570.86.15 sees no GPU"),
+    ] {
+        fake.on("/host/gpus", answer(library, json!([])));
+        assert_eq!(fake.run(&["gpu"]).ok(), format!("{sentence}\n"));
+    }
+    // Nor does a terminal change it where there is nothing to watch.
+    fake.on("/host/gpus", answer(json!({"state": "absent"}), json!([])));
+    let shown = Terminal::start(&fake, "$PODY gpu; echo code $?").end();
+    assert!(shown.starts_with("there is no NVIDIA driver") && shown.contains("code 0"), "{shown:?}");
+}
+
+/// Runs a command and says afterwards how it ended and whether the terminal is as before.
+fn watched(command: &str) -> String {
+    format!("before=$(stty -g); {command}; echo code $?; [ \"$before\" = \"$(stty -g)\" ] && echo as before")
+}
+
+/// Shell words that wait for `tell`.
+const UNTIL_TOLD: &str = "until [ -e $HOME/told ]; do sleep 0.05; done";
+
+fn tell(fake: &Fake) {
+    std::fs::write(fake.home.path().join("told"), "").unwrap();
+}
+
+#[track_caller]
+fn assert_restored(shown: &str, code: u8) {
+    let (_, after) = shown.split_once(LEFT).unwrap_or_else(|| panic!("not left: {shown:?}"));
+    assert!(shown.contains(ENTERED) && shown.contains("\x1b[?25h") && shown.contains("\x1b[?7h"), "{shown:?}");
+    assert!(after.contains(&format!("code {code}")) && after.contains("as before"), "{after:?}");
+}
+
+#[test]
+fn on_a_terminal_it_is_live_until_q_or_control_c() {
+    let fake = Fake::start();
+    for end in [b"q", b"\x03"] {
+        fake.on("/host/gpus", some_gpus());
+        let mut terminal = Terminal::start(&fake, &watched("$PODY gpu"));
+        let first = terminal.wait_for("[host process]");
+        assert!(first.contains("03:04:05  q ends") && first.contains("\x1b[31mGPU 1 is unknown"), "{first:?}");
+        // Drawn anew with what is new.
+        let mut next = some_gpus();
+        next["gpus"][0]["reading"]["temperature"] = json!(77);
+        fake.on("/host/gpus", next);
+        terminal.wait_for("77°C");
+        terminal.type_in(end);
+        assert_restored(&terminal.end(), 0);
+    }
+}
+
+#[test]
+fn no_color_holds_for_the_live_screen_too() {
+    let fake = Fake::start();
+    fake.on("/host/gpus", some_gpus());
+    let mut terminal = Terminal::start(&fake, "NO_COLOR=1 $PODY gpu");
+    terminal.wait_for("[host process]");
+    terminal.type_in(b"q");
+    let shown = terminal.end();
+    let is_style =
+        |rest: &&str| rest.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, ';' | ':')).starts_with('m');
+    assert_eq!(shown.split("\x1b[").skip(1).find(is_style), None, "{shown:?}");
+}
+
+#[test]
+fn a_signal_restores_the_terminal() {
+    let fake = Fake::start();
+    fake.on("/host/gpus", some_gpus());
+    let command = format!("($PODY gpu & pid=$!; {UNTIL_TOLD}; kill -TERM $pid; wait $pid) < /dev/tty");
+    let mut terminal = Terminal::start(&fake, &watched(&command));
+    terminal.wait_for("[host process]");
+    tell(&fake);
+    assert_restored(&terminal.end(), 143);
+}
+
+#[test]
+fn a_server_that_is_away_is_said_and_one_that_refuses_ends_it() {
+    let fake = Fake::start();
+    fake.on("/host/gpus", some_gpus());
+    let mut terminal = Terminal::start(&fake, &watched("$PODY gpu"));
+    terminal.wait_for("[host process]");
+    fake.on_status("/host/gpus", 503, json!({"detail": "the daemon is stopping"}));
+    terminal.wait_for("as it was at 03:04:05: the daemon is stopping");
+    fake.on("/host/gpus", some_gpus());
+    terminal.wait_for("q ends");
+    fake.on_status("/host/gpus", 401, json!({"detail": "the token was revoked"}));
+    let shown = terminal.end();
+    assert_restored(&shown, 4);
+    // On the screen that stays.
+    assert!(shown.split_once(LEFT).unwrap().1.contains("the token was revoked"), "{shown:?}");
+}
+
+#[test]
+fn it_fits_a_terminal_that_shrinks_and_scrolls_there() {
+    let fake = Fake::start();
+    let mut gpus = some_gpus();
+    let many = (100..120).map(|pid| process("bob", "bob-x", pid)).collect::<Vec<_>>();
+    gpus["gpus"][0]["processes"] = json!(many);
+    gpus["gpus"][1]["reason"] = json!("it fell off the bus or needs a reset; a reboot usually brings it back");
+    fake.on("/host/gpus", gpus);
+    let shrink = format!("{UNTIL_TOLD}; stty rows 12 cols 70");
+    let words = format!("(NO_COLOR=1 $PODY gpu & pid=$!; {shrink}; wait $pid) < /dev/tty");
+    let mut terminal = Terminal::start(&fake, &words);
+    terminal.wait_for("\x1b[30;1H");
+    tell(&fake);
+    terminal.wait_for("more lines");
+    // The one after that: crossterm may leave a key that comes together with a new size until the next key.
+    let small = terminal.wait_for("more lines");
+    // All of the reason, broken where the line ends.
+    assert!(small.contains("brings it back") && !small.contains("\x1b[13;1H"), "{small:?}");
+    for line in small.split(";1H").skip(1) {
+        let text = line.trim_start_matches("\x1b[2K").split('\x1b').next().unwrap();
+        assert!(text.chars().count() <= 70, "{text:?}");
+    }
+    terminal.type_in(&b"\x1b[6~".repeat(6));
+    terminal.wait_for(" 119 ");
+    terminal.type_in(b"q");
+    terminal.end();
+}

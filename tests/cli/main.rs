@@ -1,0 +1,18 @@
+//! The command line from outside: the program against a server that answers what the test says.
+
+mod doctor;
+mod exec;
+mod fake;
+mod general;
+mod gpu;
+mod login;
+#[path = "../common/need.rs"]
+#[allow(dead_code, reason = "the command line needs little of the machine")]
+mod need;
+mod original;
+mod pods;
+mod request;
+mod shell;
+mod ssh;
+mod terminal;
+mod usage;

@@ -1,0 +1,56 @@
+//! Against the client of pody 0.4.1: the same words make the same requests, and the same JSON with `--raw`.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::{
+    fake::{Ended, Fake, ended},
+    need::{Need, python},
+};
+
+fn original(fake: &Fake, program: &str, args: &[&str], stdin: &str) -> Ended {
+    let mut command = Command::new(python(program).unwrap());
+    command.args(args).env("PODY_API_BASE", &fake.base).env("PODY_USERNAME", "alice").env("PODY_PASSWORD", "secret");
+    ended(command.env("HOME", fake.home.path()), stdin)
+}
+
+#[test]
+fn requests_and_raw_answers_are_the_same() {
+    if !Need::PythonClient.is_there() {
+        return;
+    }
+    let fake = Fake::start();
+    fake.on("/help", json!([{"path": "/pod/stop", "methods": ["POST"], "params": []}]));
+    fake.on("/pod/stop", json!({"log": "ü\n"})).on("/pod/inspect", json!({"b": null, "a": [1, 2.5, "x"]}));
+    fake.on_status("/pod/exec", 504, json!({"detail": "late"}));
+    fake.on_status(
+        "/pod/start",
+        422,
+        json!({"detail": [{"type": "missing", "loc": ["query", "ins"], "msg": "Field required"}]}),
+    );
+    for (args, stdin) in [
+        (vec!["get", "/pod/inspect", "ins:main", "--raw"], ""),
+        (vec!["get", "pod/inspect", "ins=a:b", "x:y=z", "--raw"], ""),
+        (vec!["post", "pod/stop", "ins:main", "--raw"], ""),
+        (vec!["post", "pod/exec", "ins:main", "cmd:", "--raw"], " echo 'a b' & \n"),
+        (vec!["post", "pod/start", "--raw"], ""),
+        (vec!["fetch", "pod/stop", "ins:main", "--raw"], ""),
+        (vec!["get", "pod/inspect", "nonsense", "--raw"], ""),
+    ] {
+        let theirs = original(&fake, "pody", &args, stdin);
+        let their_requests = fake.seen();
+        let ours = ended(&mut fake.pody(&args), stdin);
+        assert_eq!(fake.seen(), their_requests, "{args:?}");
+        assert_eq!(ours.code, theirs.code, "{args:?}");
+        assert_eq!(without_url(ours.json()), without_url(theirs.json()), "{args:?}");
+    }
+}
+
+/// The spelling of a URL may differ where its meaning does not; the requests were compared.
+fn without_url(mut answer: Value) -> Value {
+    if let Some(url) = answer.pointer_mut("/context/URL") {
+        *url = Value::Null;
+    }
+    answer
+}

@@ -1,0 +1,446 @@
+//! An engine that fails, hangs, loses its answers or garbles them.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    common::{docker, eventually},
+    help::{
+        DEADLINE, Pending, Proxied, SETTLE, assert_reads_fast, assert_settled, assert_unavailable, begin, container_id,
+        create, create_path, delete, exec, inspect, runs, state,
+    },
+    proxy::Fault,
+};
+
+/// Reads that must not mind what befalls the engine or another pod.
+const READS: [&str; 4] = ["/pod/list", "/pod/ps", "/user/info", "/image/list"];
+
+/// Hand-made changes are seen within this time, with or without events.
+const SEEN: Duration = Duration::from_secs(5);
+
+fn names(server: &Proxied) -> Vec<String> {
+    server.containers()
+}
+
+/// What is listed once the engine has what it was asked for, whatever became of the answer.
+#[test]
+fn a_lost_answer_to_a_create_makes_one_pod() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    for fault in [Fault::LoseAnswer, Fault::Cut(3), Fault::Garble] {
+        let rule = server.proxy.once("POST /containers/create*", fault);
+        let answer = create(&alice, "main");
+        assert_eq!(rule.hits(), 1);
+        assert_eq!(answer.status, 200, "{fault:?}: {answer}");
+        assert_eq!(names(&server), [server.container("alice", "main")], "{fault:?}");
+        assert_settled(&server);
+        delete(&alice, "main").ok();
+    }
+}
+
+#[test]
+fn a_lost_answer_to_a_start_makes_one_pod() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    let rule = server.proxy.once("POST /containers/*/start*", Fault::LoseAnswer);
+    create(&alice, "main").ok();
+    assert_eq!(rule.hits(), 1);
+    assert_settled(&server);
+    assert_eq!(inspect(&server.container("alice", "main"), "{{.State.Status}}"), "running");
+    drop(rule);
+
+    // Lost again and again: a refusal, and nothing left behind.
+    let _rule = server.proxy.on("POST /containers/*/start*", Fault::LoseAnswer);
+    let begun = Instant::now();
+    assert_unavailable(&create(&alice, "second"), begun.elapsed());
+    assert_settled(&server);
+    assert_eq!(names(&server), [server.container("alice", "main")]);
+    delete(&alice, "main").ok();
+}
+
+#[test]
+fn a_lost_answer_to_a_delete_deletes() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let rule = server.proxy.once("DELETE /containers/*", Fault::LoseAnswer);
+    delete(&alice, "main").ok();
+    assert_eq!(rule.hits(), 1);
+    assert_settled(&server);
+    assert_eq!(state(&server, "alice", "main").as_deref(), Some("deleted"));
+}
+
+#[test]
+fn a_lost_answer_to_a_commit_leaves_no_doubt() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let rule = server.proxy.once("POST /commit*", Fault::LoseAnswer);
+    let answer = alice.post("/pod/commit?ins=main&tag=v1");
+    assert_eq!(rule.hits(), 1);
+    // The image is there: whoever is told "no" would run into it when they try again.
+    assert_eq!(answer.status, 200, "{answer}");
+    assert_settled(&server);
+    assert!(alice.get("/image/list").ok().text().contains("alice-v1"));
+    alice.post("/image/delete?image=alice-v1").ok();
+    delete(&alice, "main").ok();
+}
+
+#[test]
+fn a_hung_create_is_refused_in_time_and_leaves_nothing() {
+    let Some(server) = Proxied::start() else { return };
+    let (alice, bob) = (server.member("alice"), server.member("bob"));
+    create(&bob, "main").ok();
+    let held = server.proxy.on("POST /containers/create*", Fault::Hold);
+    let request = begin(&alice, &create_path("main"));
+    held.wait_hit();
+    assert_reads_fast(&bob, &READS);
+    assert_reads_fast(&alice, &READS);
+    let (answer, took) = request.answer();
+    assert_unavailable(&answer, took);
+    held.lift();
+    // The engine goes on with it now, although nobody wants it any more.
+    eventually(SETTLE, "the late container is removed", || server.log().contains("left over"));
+    assert_settled(&server);
+    assert_eq!(names(&server), [server.container("bob", "main")]);
+    create(&alice, "main").ok();
+    delete(&alice, "main").ok();
+    delete(&bob, "main").ok();
+}
+
+/// Creates wait for their turn at the engine: those behind the hung ones must not wait for ever either.
+#[test]
+fn many_creates_behind_hung_ones_are_refused_in_time() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    let held = server.proxy.on("POST /containers/create*", Fault::Hold);
+    let requests: Vec<Pending> = (0..10).map(|number| begin(&alice, &create_path(&format!("p{number}")))).collect();
+    let answers: Vec<_> = requests.into_iter().map(Pending::answer).collect();
+    for (answer, took) in answers {
+        assert_unavailable(&answer, took);
+    }
+    held.lift();
+    eventually(SETTLE, "nothing is left", || names(&server).is_empty());
+    assert_settled(&server);
+}
+
+#[test]
+fn a_hung_start_or_delete_is_refused_in_time_and_settled_later() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    let held = server.proxy.on("POST /containers/*/start*", Fault::Hold);
+    let (answer, took) = begin(&alice, &create_path("main")).answer();
+    assert_unavailable(&answer, took);
+    held.lift();
+    assert_settled(&server);
+    assert_eq!(names(&server), Vec::<String>::new());
+
+    create(&alice, "main").ok();
+    let held = server.proxy.on("DELETE /containers/*", Fault::Hold);
+    let (answer, took) = begin(&alice, "/pod/delete?ins=main").answer();
+    assert_unavailable(&answer, took);
+    assert_reads_fast(&alice, &READS);
+    held.lift();
+    eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
+    assert_settled(&server);
+}
+
+#[test]
+fn an_engine_that_hangs_altogether() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let held = server.proxy.on("*", Fault::Hold);
+    // Before the daemon has noticed, and after.
+    let (answer, took) = begin(&alice, &create_path("second")).answer();
+    assert_unavailable(&answer, took);
+    eventually(DEADLINE, "it is noticed", || server.anon().get("/healthz").ok().json()["docker"] == "down");
+    for path in [
+        create_path("third"),
+        "/pod/delete?ins=main".into(),
+        "/pod/stop?ins=main".into(),
+        "/pod/exec?ins=main&cmd=true".into(),
+    ] {
+        let (answer, took) = begin(&alice, &path).answer();
+        assert_unavailable(&answer, took);
+        assert!(took < Duration::from_secs(1), "{path} took {took:?} although the engine is known to be down");
+    }
+    assert_reads_fast(&alice, &READS);
+    let listed = alice.get("/pod/inspect?ins=main").ok();
+    let age = listed.header("x-pody-inventory-age").and_then(|age| age.parse::<f64>().ok());
+    assert!(age.is_some_and(|age| age > 0.5), "its age: {age:?}");
+    assert_eq!(listed.json()["status"], "running");
+    held.lift();
+    eventually(SETTLE, "it is back", || create(&alice, "fourth").status == 200);
+    assert_eq!(alice.get("/pod/inspect?ins=main").ok().header("x-pody-inventory-age"), None);
+    delete(&alice, "fourth").ok();
+    delete(&alice, "main").ok();
+    eventually(SETTLE, "nothing is left", || names(&server).is_empty());
+    assert_settled(&server);
+}
+
+#[test]
+fn one_container_whose_inspect_hangs_keeps_nobody_waiting() {
+    let Some(server) = Proxied::start() else { return };
+    let (alice, bob) = (server.member("alice"), server.member("bob"));
+    create(&alice, "bad").ok();
+    create(&alice, "good").ok();
+    create(&bob, "main").ok();
+    let bad = container_id(&server, "alice", "bad");
+    let held = server.proxy.on(&format!("GET /containers/{bad}/json*"), Fault::Hold);
+    // So that it is wanted.
+    docker(&["pause", &bad]);
+    held.wait_hit();
+    assert_reads_fast(&alice, &READS);
+    assert_reads_fast(&alice, &["/pod/inspect?ins=bad", "/pod/inspect?ins=good"]);
+    assert_reads_fast(&bob, &READS);
+    eventually(SEEN, "the list's word holds", || alice.get("/pod/inspect?ins=bad").ok().json()["status"] == "paused");
+    exec(&alice, "good", "true", 5).ok();
+    create(&bob, "second").ok();
+    delete(&bob, "second").ok();
+    // Others' changes are still seen.
+    docker(&["pause", &container_id(&server, "bob", "main")]);
+    eventually(SEEN, "the pause is seen", || bob.get("/pod/inspect?ins=main").ok().json()["status"] == "paused");
+    docker(&["unpause", &container_id(&server, "bob", "main")]);
+    let begun = Instant::now();
+    delete(&alice, "bad").ok();
+    assert!(begun.elapsed() < DEADLINE);
+    held.lift();
+    assert_settled(&server);
+    delete(&alice, "good").ok();
+    delete(&bob, "main").ok();
+}
+
+/// Also when one of many requests hangs, a create whose container cannot be looked at ends in time.
+#[test]
+fn a_create_whose_look_ups_hang_is_refused_in_time() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    let create_held = server.proxy.on("POST /containers/create*", Fault::Hold);
+    let look_held = server.proxy.on(&format!("GET /containers/{}*", server.prefix), Fault::Hold);
+    let (answer, took) = begin(&alice, &create_path("main")).answer();
+    assert_unavailable(&answer, took);
+    create_held.lift();
+    look_held.lift();
+    eventually(SETTLE, "nothing is left", || names(&server).is_empty());
+    assert_settled(&server);
+}
+
+#[test]
+fn an_engine_that_answers_500() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    let secret = r#"{"message":"open /var/lib/docker/internal: broken"}"#;
+    for pattern in ["POST /containers/create*", "POST /containers/*/start*"] {
+        let rule = server.proxy.on(pattern, Fault::Answer(500, secret));
+        let answer = create(&alice, "main");
+        assert_eq!(answer.status, 500, "{pattern}: {answer}");
+        assert!(!answer.text().contains("internal: broken"), "the engine's inside in an answer: {answer}");
+        rule.lift();
+        assert_settled(&server);
+        assert_eq!(names(&server), Vec::<String>::new(), "{pattern}");
+    }
+    create(&alice, "main").ok();
+    let rule = server.proxy.on("DELETE /containers/*", Fault::Answer(500, secret));
+    assert_eq!(delete(&alice, "main").status, 500);
+    rule.lift();
+    // What was begun is ended.
+    eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
+    assert_settled(&server);
+}
+
+/// A list or an inspect that makes no sense changes nothing.
+#[test]
+fn garbled_looks_change_nothing() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    for fault in
+        [Fault::Garble, Fault::Cut(40), Fault::Answer(500, r#"{"message":"broken"}"#), Fault::Answer(200, "[]x")]
+    {
+        let list = server.proxy.on("GET /containers/json*", fault);
+        let look = server.proxy.on("GET /containers/*/json*", fault);
+        thread::sleep(Duration::from_millis(1500));
+        assert!(list.hits() > 0, "{fault:?}");
+        assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running", "{fault:?}");
+        assert_reads_fast(&alice, &READS);
+        drop((list, look));
+        assert_settled(&server);
+    }
+    assert_eq!(state(&server, "alice", "main").as_deref(), Some("running"));
+    eventually(SETTLE, "it is well again", || server.anon().get("/healthz").ok().json()["docker"] == "ok");
+    delete(&alice, "main").ok();
+}
+
+/// An engine that has lost everything it knew would empty the list for a moment: pods are not given up for that alone.
+#[test]
+fn an_empty_list_is_not_believed() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let list = server.proxy.on("GET /containers/json*", Fault::Answer(200, "[]"));
+    thread::sleep(Duration::from_secs(3));
+    assert!(list.hits() > 1);
+    drop(list);
+    assert_settled(&server);
+    assert_eq!(state(&server, "alice", "main").as_deref(), Some("running"));
+    assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running");
+    delete(&alice, "main").ok();
+}
+
+/// Without events the list tells, within a few seconds.
+#[test]
+fn an_event_stream_that_is_silent_or_closed() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let id = container_id(&server, "alice", "main");
+    let status = || alice.get("/pod/inspect?ins=main").ok().json()["status"].clone();
+
+    let mute = server.proxy.on("GET /events*", Fault::Mute);
+    assert_eq!(server.proxy.cut("GET /events*"), 1, "one stream was open");
+    mute.wait_hit();
+    docker(&["pause", &id]);
+    eventually(SEEN, "the pause is seen", || status() == "paused");
+    docker(&["unpause", &id]);
+    docker(&["stop", "-t", "0", &id]);
+    eventually(SEEN, "the stop is seen", || status() == "exited");
+    drop(mute);
+
+    let refuse = server.proxy.on("GET /events*", Fault::Refuse);
+    server.proxy.cut("GET /events*");
+    docker(&["start", &id]);
+    eventually(SEEN, "the start is seen", || status() == "running");
+    docker(&["rm", "-f", &id]);
+    eventually(SEEN, "the removal is seen", || alice.get("/pod/inspect?ins=main").status == 404);
+    let attempts = refuse.hits();
+    thread::sleep(Duration::from_secs(2));
+    assert!(refuse.hits() - attempts <= 4, "it tries again too often");
+    drop(refuse);
+    eventually(SEEN, "it listens to events again", || server.proxy.open("GET /events*") == 1);
+    assert_settled(&server);
+}
+
+/// Cut in the middle of everything: each connection of the daemon breaks every now and then while pods come and go.
+#[test]
+fn connections_that_break_all_the_time() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    let workers: Vec<_> = (0..3)
+        .map(|number| {
+            let alice = alice.clone();
+            let name = format!("w{number}");
+            thread::spawn(move || {
+                let begun = Instant::now();
+                let mut made = 0;
+                while begun.elapsed() < Duration::from_secs(8) {
+                    made += usize::from(create(&alice, &name).status == 200);
+                    let answer = delete(&alice, &name);
+                    assert!(matches!(answer.status, 200 | 404 | 409 | 503), "{answer}");
+                }
+                made
+            })
+        })
+        .collect();
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        thread::sleep(Duration::from_millis(300 + u64::from(rand::random::<u16>() % 700)));
+        server.proxy.cut("*");
+    }
+    let made: usize = workers.into_iter().map(|worker| worker.join().expect("expected answers only")).sum();
+    assert!(made > 0, "nothing was made at all");
+    assert_settled(&server);
+    for pod in alice.get("/pod/list").ok().json().as_array().expect("names") {
+        delete(&alice, pod.as_str().expect("a name")).ok();
+    }
+    assert_settled(&server);
+}
+
+/// The connection of a command breaks: its time goes on to count, and it is ended then.
+#[test]
+fn a_command_whose_connection_breaks_is_ended() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let request = begin(&alice, "/pod/exec?ins=main&cmd=exec+sleep+7654&timeout=3");
+    eventually(Duration::from_secs(3), "the command runs", || runs(&alice, "main", "sleep 7654"));
+    assert_eq!(server.proxy.cut("POST /exec/*/start*"), 1);
+    let (answer, took) = request.answer();
+    assert!(took < DEADLINE, "{took:?}: {answer}");
+    assert!(answer.status == 503 || answer.ok().json()["log"] == "Timeout");
+    eventually(SETTLE, "the command is ended", || !runs(&alice, "main", "sleep 7654"));
+    delete(&alice, "main").ok();
+}
+
+/// The engine starts the command and does not say so: it must not go on for ever either.
+#[test]
+fn a_command_whose_start_is_not_answered_is_ended() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let rule = server.proxy.once("POST /exec/*/start*", Fault::LoseAnswer);
+    let request = begin(&alice, "/pod/exec?ins=main&cmd=exec+sleep+7655&timeout=3600");
+    rule.wait_hit();
+    eventually(Duration::from_secs(3), "the command runs", || runs(&alice, "main", "sleep 7655"));
+    let (answer, took) = request.answer();
+    assert_unavailable(&answer, took);
+    eventually(SETTLE, "the command is ended", || !runs(&alice, "main", "sleep 7655"));
+    delete(&alice, "main").ok();
+}
+
+/// A command that lets go of its terminal is waited for like any other.
+#[test]
+fn a_command_that_closes_its_terminal_is_waited_for() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let begun = Instant::now();
+    let answer = exec(&alice, "main", "exec </dev/null >/dev/null 2>&1; sleep 3; exit 7", 20).ok().json();
+    assert_eq!(answer["exit_code"], 7, "{answer}");
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+    let answer = exec(&alice, "main", "exec </dev/null >/dev/null 2>&1; exec sleep 7656", 3).ok().json();
+    assert_eq!(answer["log"], "Timeout", "{answer}");
+    eventually(SETTLE, "the command is ended", || !runs(&alice, "main", "sleep 7656"));
+    delete(&alice, "main").ok();
+}
+
+/// The engine goes away for good while a command runs. Its process is known by then, and is ended from outside.
+#[test]
+fn a_command_whose_engine_goes_away_is_ended() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let request = begin(&alice, "/pod/exec?ins=main&cmd=exec+sleep+7657&timeout=3600");
+    eventually(Duration::from_secs(3), "the command runs", || runs(&alice, "main", "sleep 7657"));
+    thread::sleep(Duration::from_secs(1));
+    server.proxy.vanish();
+    let (answer, took) = request.answer();
+    assert_unavailable(&answer, took);
+    thread::sleep(Duration::from_secs(2));
+    let left = docker(&["top", &server.container("alice", "main"), "-o", "pid,args"]);
+    assert!(!left.contains("sleep 7657"), "{left}");
+    server.proxy.appear();
+    eventually(SETTLE, "it is back", || server.anon().get("/healthz").ok().json()["docker"] == "ok");
+    delete(&alice, "main").ok();
+}
+
+/// Two who delete a pod that cannot be deleted: the second waits for the first, and no longer than it may.
+#[test]
+fn deletes_that_wait_for_one_another_are_refused_in_time() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let held = server.proxy.on("DELETE /containers/*", Fault::Hold);
+    let first = begin(&alice, "/pod/delete?ins=main");
+    held.wait_hit();
+    thread::sleep(Duration::from_millis(2500));
+    let second = begin(&alice, "/pod/delete?ins=main");
+    let (answer, took) = first.answer();
+    assert_unavailable(&answer, took);
+    let (answer, took) = second.answer();
+    assert!(matches!(answer.status, 409 | 503) && took < DEADLINE, "after {took:?}: {answer}");
+    held.lift();
+    eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
+    assert_settled(&server);
+}

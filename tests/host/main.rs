@@ -1,0 +1,16 @@
+//! Faults and kills: what the daemon must survive, on a real engine with a proxy on its socket.
+//!
+//! Each test ends with [`help::assert_settled`]: rows, containers, ports and events agree again.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod by_hand;
+mod database;
+mod docker_down;
+mod door;
+mod engine;
+mod exec;
+mod help;
+mod kills;
+mod proxy;

@@ -1,0 +1,266 @@
+//! Rules of the repository.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use pody::{config::Config, http::router::routes};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files below a folder with this extension, by their path from the root.
+fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
+    fn walk(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(&path, extension, found);
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), extension, &mut found);
+    found.sort();
+    let relative = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("a text");
+        (path.strip_prefix(root()).expect("below the root").display().to_string(), text)
+    };
+    found.into_iter().map(relative).collect()
+}
+
+/// A source file without comments and without its tests.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a path of this crate or module is named: `bollard::`, `use bollard`.
+fn names(code: &str, module: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(module).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + module.len()..];
+        !before.is_some_and(is_name) && (after.starts_with("::") || after.starts_with(';') || after.starts_with(" as "))
+    })
+}
+
+#[test]
+fn each_outside_system_has_one_place() {
+    let places = [
+        ("bollard", "src/engine/"),
+        ("rusqlite", "src/db/"),
+        ("axum", "src/http/"),
+        ("nvml_wrapper", "src/gpu/"),
+        ("clap", "src/cli/"),
+        ("prometheus_client", "src/metrics.rs"),
+    ];
+    let mut wrong = Vec::new();
+    for (path, text) in files("src", "rs") {
+        let code = code(&text);
+        for (module, place) in places {
+            if names(&code, module) && !path.starts_with(place) {
+                wrong.push(format!("{path} names {module}, which is {place}'s"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn policy_is_pure() {
+    // The enforcement and retention policies come with their own modules.
+    let modules = ["src/pod/admission.rs", "src/account/quota.rs", "src/gpu/policy.rs", "src/checkpoint/retention.rs"];
+    let mut seen = 0;
+    for path in modules {
+        let Ok(text) = fs::read_to_string(root().join(path)) else { continue };
+        seen += 1;
+        let code = code(&text);
+        for module in ["bollard", "rusqlite", "axum", "tokio", "reqwest", "std::fs", "std::process", "std::net"] {
+            assert!(!names(&code, module), "{path} names {module}");
+        }
+        assert!(!code.contains("async "), "{path} is async");
+    }
+    assert!(seen >= 2);
+}
+
+#[test]
+fn handlers_call_the_domain_not_the_engine() {
+    // `facts` and `health` tell about the engine itself, for /host/spec and /healthz; `Terminal` is what a shell relays.
+    for (path, text) in files("src/http", "rs") {
+        let code = code(&text);
+        for call in
+            ["create_container", "start_container", "stop_container", "remove_container", "create_exec", "docker("]
+        {
+            assert!(!code.contains(call), "{path} calls {call}");
+        }
+        for (at, _) in code.match_indices(".engine.") {
+            let method: String = code[at + 8..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            assert!(["facts", "health", "inventory"].contains(&method.as_str()), "{path} calls engine.{method}");
+        }
+    }
+}
+
+#[test]
+fn main_dispatches_and_no_more() {
+    let text = fs::read_to_string(root().join("src/main.rs")).expect("src/main.rs");
+    assert!(text.lines().count() < 60, "{} lines", text.lines().count());
+}
+
+/// An `expect` carries its reason; an `unwrap` does not. Nothing half done is left in, and no test is switched off.
+#[test]
+fn nothing_is_left_half_done() {
+    let mut wrong = Vec::new();
+    for (path, text) in files("src", "rs") {
+        let code = code(&text);
+        let banned =
+            [".unwrap()", "todo!", "unimplemented!", "dbg!", "#[allow(dead_code)]", "static mut", "println!(\"DEBUG"];
+        wrong.extend(banned.iter().filter(|word| code.contains(**word)).map(|word| format!("{path} has {word}")));
+        for (at, _) in code.match_indices("#[allow(").chain(code.match_indices("#[expect(")) {
+            let attribute = code[at..].split(")]").next().unwrap_or_default();
+            if !attribute.contains("reason") {
+                wrong.push(format!("{path} allows without a reason: {attribute}"));
+            }
+        }
+    }
+    let ignore = concat!("#[ig", "nore");
+    for (path, text) in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+        if text.contains(ignore) {
+            wrong.push(format!("{path} has {ignore}"));
+        }
+        for mark in [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")] {
+            if text.contains(mark) {
+                wrong.push(format!("{path} has {mark}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    for (path, text) in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+        assert!(text.starts_with("//!"), "{path} does not begin with a word about itself");
+    }
+}
+
+#[test]
+fn the_example_config_loads_and_names_every_key() {
+    let config = Config::load(&root().join("config.toml.example")).expect("config.toml.example loads");
+    assert!(!config.images.is_empty());
+}
+
+/// Whether a word in backticks looks like a path in this repository.
+fn is_repository_path(word: &str) -> bool {
+    let folders = ["src/", "tests/", "docs/", "images/", "benches/", "static/", "examples/", ".ci/"];
+    let files = ["install.sh", "config.toml.example", "Cargo.toml", "Cargo.lock", "README.md", "rustfmt.toml"];
+    let clean = word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+    clean && (folders.iter().any(|folder| word.starts_with(folder)) || files.contains(&word))
+}
+
+#[test]
+fn paths_named_in_the_documents_exist() {
+    let mut documents = files("docs", "md");
+    documents.extend(files("images", "md"));
+    documents.extend(fs::read_to_string(root().join("README.md")).map(|text| ("README.md".to_owned(), text)));
+    let mut wrong = Vec::new();
+    for (document, text) in documents {
+        // Code blocks show commands; what stands in backticks names things.
+        for word in text.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2)) {
+            if is_repository_path(word) && !root().join(word).exists() {
+                wrong.push(format!("{document} names {word}"));
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let outside = link.contains("://") || link.is_empty() || link.starts_with("mailto:");
+            let base = root().join(Path::new(&document).parent().unwrap_or(Path::new("")));
+            if !outside && !base.join(link).exists() && !root().join(link.trim_start_matches('/')).exists() {
+                wrong.push(format!("{document} links to {link}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_layout_in_the_crate_doc_is_complete() {
+    let text = fs::read_to_string(root().join("src/lib.rs")).expect("src/lib.rs");
+    let declared = text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    for module in declared {
+        assert!(text.contains(&format!("[`{module}`]")), "the list in src/lib.rs lacks {module}");
+    }
+}
+
+#[test]
+fn every_route_is_documented_and_tested() {
+    let document = fs::read_to_string(root().join("docs/API.md")).unwrap_or_default();
+    let tests: String = files("tests", "rs").into_iter().map(|(_, text)| text).collect();
+    for route in routes() {
+        assert!(
+            document.is_empty() || document.contains(&format!("`{}`", route.path)),
+            "docs/API.md lacks {}",
+            route.path
+        );
+        assert!(tests.contains(route.path), "no test names {}", route.path);
+        assert!(!route.summary.is_empty() && !route.summary.ends_with('.'), "{}: {:?}", route.path, route.summary);
+    }
+}
+
+/// Statuses of the table in the document are those that the dialect gives.
+#[test]
+fn every_status_is_documented() {
+    let Ok(document) = fs::read_to_string(root().join("docs/API.md")) else { return };
+    let errors = document.split("## Errors").nth(1).expect("a chapter on errors");
+    let documented: BTreeSet<u16> = errors
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .flat_map(|row| row.split(" | ").next().unwrap_or_default().split(", ").filter_map(|n| n.trim().parse().ok()))
+        .collect();
+    let source = fs::read_to_string(root().join("src/http/pody/error.rs")).expect("error.rs");
+    let constants = [
+        ("BAD_REQUEST", 400),
+        ("UNAUTHORIZED", 401),
+        ("FORBIDDEN", 403),
+        ("NOT_FOUND", 404),
+        ("METHOD_NOT_ALLOWED", 405),
+        ("REQUEST_TIMEOUT", 408),
+        ("CONFLICT", 409),
+        ("PAYLOAD_TOO_LARGE", 413),
+        ("UNPROCESSABLE_ENTITY", 422),
+        ("TOO_MANY_REQUESTS", 429),
+        ("INTERNAL_SERVER_ERROR", 500),
+        ("BAD_GATEWAY", 502),
+        ("SERVICE_UNAVAILABLE", 503),
+    ];
+    let given: Vec<&str> = source
+        .split("StatusCode::")
+        .skip(1)
+        .map(|rest| rest.split(|c: char| !c.is_ascii_uppercase() && c != '_').next().unwrap_or_default())
+        .filter(|name| !name.is_empty())
+        .collect();
+    for name in given {
+        let (_, status) =
+            constants.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{name} is new here"));
+        assert!(documented.contains(status), "docs/API.md does not tell of {status}");
+    }
+}
+
+/// What a clone holds is all there is: nothing built, nothing secret.
+#[test]
+fn no_stray_files_are_in_the_repository() {
+    let Ok(output) = Command::new("git").args(["ls-files"]).current_dir(root()).output() else { return };
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    for path in list.lines() {
+        let extension = Path::new(path).extension().and_then(|e| e.to_str()).unwrap_or_default();
+        assert!(!["db", "snap", "pending-snap", "orig", "rej", "log", "pem", "key"].contains(&extension), "{path}");
+        let size = fs::metadata(root().join(path)).map_or(0, |file| file.len());
+        assert!(size < 1 << 20 || path.starts_with("static/"), "{path} has {size} bytes");
+    }
+}
