@@ -1,5 +1,7 @@
 //! `pody shell`: frames, exit code, and a terminal that is as before.
 
+use std::process::Command;
+
 use super::{
     fake::{Fake, ended},
     terminal::Terminal,
@@ -46,8 +48,14 @@ fn the_terminal_is_raw_meanwhile_and_as_before_afterwards() {
 #[test]
 fn the_terminal_is_restored_when_the_program_is_terminated() {
     let fake = Fake::start();
-    let words = "before=$(stty -g); ($PODY shell main & pid=$!; sleep 0.7; kill -TERM $pid; wait $pid; echo code $?) < /dev/tty; \
+    // A shell without job control gives a command of its background /dev/null, unless it is told otherwise.
+    let words = "before=$(stty -g); $PODY shell main < /dev/tty & echo pid=$!.; wait $!; echo code $?; \
                  [ \"$before\" = \"$(stty -g)\" ] && echo restored";
-    let shown = on_terminal(&fake, words, b"");
+    let mut terminal = Terminal::start(&fake, words);
+    let greeted = terminal.wait_for("]");
+    let (_, pid) = greeted.split_once("pid=").expect("the shell has said whom it started");
+    let (pid, _) = pid.split_once('.').unwrap();
+    assert!(Command::new("kill").args(["-TERM", pid]).status().unwrap().success());
+    let shown = terminal.end();
     assert!(shown.contains("code 143") && shown.contains("restored"), "{shown:?}");
 }

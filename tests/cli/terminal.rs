@@ -25,6 +25,7 @@ impl Terminal {
         command.args(["-qec", &format!("stty rows 30 cols 100; {words}"), "/dev/null"]);
         command.env("PODY_API_BASE", &fake.base).env("PODY_TOKEN", "t").env("PODY", env!("CARGO_BIN_EXE_pody"));
         command.env("HOME", fake.home.path()).env("TERM", "xterm").env("TZ", "UTC").env_remove("NO_COLOR");
+        command.env("SHELL", "/bin/sh"); // script runs the words with it
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         Self { child, input, output, shown: Vec::new() }
