@@ -184,7 +184,12 @@ impl Remote {
             423 => Err(RemoteError::ReadOnly { endpoint }),
             501 => Err(RemoteError::Disabled { endpoint }),
             status => {
-                let detail = response.text().await.unwrap_or_default().chars().take(200).collect();
+                let text = response.text().await.unwrap_or_default();
+                // Its errors are JSON with a sentence; whatever else comes is shown as it is.
+                let sentence = serde_json::from_str(&text)
+                    .ok()
+                    .and_then(|answer: serde_json::Value| answer["detail"].as_str().map(str::to_owned));
+                let detail = sentence.unwrap_or(text).chars().take(200).collect();
                 Err(RemoteError::Refused { endpoint, status, detail })
             }
         }

@@ -1,6 +1,8 @@
-//! `pody log`: the events of this host, read from its database.
+//! `pody log`: the events of this host, read from its database; given a file, the log of a pody 0.4.1 installation.
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{
@@ -9,49 +11,69 @@ use super::{
     output::{Format, Output},
     user::open,
 };
-use crate::db::EventFilter;
+use crate::db::{EventFilter, OldLog};
 
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
     /// Show the newest events, oldest first
     Show {
-        /// Accepted for scripts of pody 0.4.1, whose logs are files; not needed
+        /// Show this log file of pody 0.4.1 instead
         #[arg(value_name = "DB_FILE")]
-        file: Option<String>,
-        /// Events to show
-        #[arg(long, default_value_t = 100)]
+        file: Option<PathBuf>,
+        /// Entries to show
+        #[arg(long, default_value_t = 1000)]
         limit: u32,
-        /// Newer events to skip
+        /// Newer entries to skip
         #[arg(long, default_value_t = 0)]
         offset: u32,
-        /// Only this level and worse: info, warning (work that failed or was interrupted)
-        #[arg(long)]
-        level: Option<String>,
+        /// Only this level and worse; an event that failed or was interrupted is a warning
+        #[arg(long, ignore_case = true)]
+        level: Option<Level>,
     },
     /// Delete old events
     Shrink {
-        /// Accepted for scripts of pody 0.4.1; not needed
+        /// Shrink this log file of pody 0.4.1 instead
         #[arg(value_name = "DB_FILE")]
-        file: Option<String>,
-        /// Events to keep
+        file: Option<PathBuf>,
+        /// Entries to keep
         #[arg(long, default_value_t = 1000)]
         keep: u64,
     },
 }
 
+/// Levels with Python's numbers, which are in the log files of 0.4.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Level {
+    Debug = 10,
+    Info = 20,
+    Warning = 30,
+    Error = 40,
+    Critical = 50,
+}
+
 impl LogCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let (Self::Show { file, .. } | Self::Shrink { file, .. }) = &self;
-        if let Some(file) = file {
-            out.warn(format!("{file} is not read: events are in the database of this host"));
-        }
-        let app = open()?;
         match self {
-            Self::Show { limit, offset, level, .. } => {
-                let troubles =
-                    level.is_some_and(|level| !matches!(level.to_ascii_lowercase().as_str(), "debug" | "info"));
+            Self::Show { file: Some(file), limit, offset, level } => {
+                let mut messages = OldLog::open(&file)?.list(level.map_or(0, |level| level as u32), limit, offset)?;
+                messages.reverse();
+                match out.format() {
+                    Format::Json => out.json(&messages)?,
+                    Format::People => {
+                        for entry in messages {
+                            out.line(format!("{} [{}] {}", entry.created, entry.level, entry.message))?;
+                        }
+                    }
+                }
+            }
+            Self::Shrink { file: Some(file), keep } => {
+                let gone = OldLog::open(&file)?.shrink(keep)?;
+                out.done(&json!({ "deleted": gone }), format!("{gone} messages deleted"))?;
+            }
+            Self::Show { file: None, limit, offset, level } => {
+                let troubles = level.is_some_and(|level| level > Level::Info);
                 let filter = EventFilter { user: None, before: None, limit: u32::MAX };
-                let mut events = app.db.read(move |tx| tx.list_events(&filter)).await?;
+                let mut events = open()?.db.read(move |tx| tx.list_events(&filter)).await?;
                 events.retain(|event| !troubles || !matches!(event.outcome.as_str(), "ok" | "pending"));
                 let mut shown: Vec<_> = events.into_iter().skip(offset as usize).take(limit as usize).collect();
                 shown.reverse();
@@ -65,8 +87,8 @@ impl LogCommand {
                     }
                 }
             }
-            Self::Shrink { keep, .. } => {
-                let gone = app.db.write(move |tx| tx.shrink_events(keep)).await?;
+            Self::Shrink { file: None, keep } => {
+                let gone = open()?.db.write(move |tx| tx.shrink_events(keep)).await?;
                 out.done(&json!({ "deleted": gone }), format!("{gone} events deleted"))?;
             }
         }

@@ -14,6 +14,7 @@
 mod commits;
 mod events;
 mod legacy;
+mod legacy_log;
 mod pods;
 mod schema;
 mod snapshot;
@@ -36,6 +37,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 pub use commits::Commit;
 pub use events::{Event, EventFilter, NewEvent, Outcome, rfc3339};
 pub use legacy::{LegacyUsage, OldInstallation};
+pub use legacy_log::OldLog;
 pub use snapshot::{Accounts, PodRows, Snapshot};
 pub use usage::{CpuCursor, GpuUsageRow, UsageBatch, UsageRow};
 

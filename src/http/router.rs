@@ -232,7 +232,7 @@ async fn answer(
     *user = caller.as_ref().map(|caller| caller.user.to_string());
     let query = request.uri().query().unwrap_or_default().to_owned();
     if query.len() > MAX_QUERY {
-        return Err(ApiError::TooLong(MAX_QUERY));
+        return Err(ApiError::TooLong { part: "query", max: MAX_QUERY });
     }
     let mut input = Input::new(&query);
     let is_read = route.method == Method::GET;
@@ -311,7 +311,7 @@ async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
     let read = axum::body::to_bytes(body, MAX_BODY);
     match tokio::time::timeout(limit, read).await {
         Ok(Ok(bytes)) => Ok(bytes.into()),
-        Ok(Err(_)) => Err(ApiError::TooLong(MAX_BODY)),
+        Ok(Err(_)) => Err(ApiError::TooLong { part: "body", max: MAX_BODY }),
         Err(_) => Err(ApiError::SlowBody),
     }
 }

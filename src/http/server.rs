@@ -3,10 +3,15 @@
 //! `axum::serve` has no deadline for a request's head, so a few thousand half-open requests would hold the server; here a
 //! connection that does not finish its head in time, or idles longer, is closed.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use axum::{Router, extract::ConnectInfo};
-use hyper::{Request, body::Incoming, server::conn::http1};
+use hyper::{
+    Request, StatusCode,
+    body::{Body, Incoming},
+    header::{self, HeaderValue},
+    server::conn::http1,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -133,6 +138,12 @@ async fn shake_hands(tls: &TlsAcceptor, stream: TcpStream) -> Option<tokio_rustl
     tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await.ok()?.ok()
 }
 
+/// Refusals that do not wait for the request's body. The connection ends with them, and that must be announced: the client
+/// would send its next request into it.
+fn may_be_unread(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 413 | 429)
+}
+
 async fn serve<S>(
     stream: TokioIo<S>,
     peer: SocketAddr,
@@ -144,7 +155,15 @@ async fn serve<S>(
 {
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
+        let has_body = !request.body().is_end_stream();
+        let answer = router.clone().oneshot(request);
+        async move {
+            let mut response = answer.await?;
+            if has_body && may_be_unread(response.status()) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HEAD).pipeline_flush(true);

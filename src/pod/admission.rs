@@ -18,10 +18,11 @@ pub struct Held {
 /// Which rule says no, with its numbers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("max_pods is {limit} and you have {}: {}; delete one with `pody rm NAME`", .pods.len(), .pods.join(", "))]
+    #[error("{}", too_many("max_pods", *.limit, .pods, "pody rm NAME"))]
     MaxPods { limit: u64, pods: Vec<String> },
-    #[error("total_memory is {} and your pods hold {} of it; this one would take {}; delete one with `pody rm NAME`",
-        ByteSize(*.limit), ByteSize(*.held), ByteSize(*.asked))]
+    #[error("total_memory is {} and your pods hold {} of it; {}; delete one with `pody rm NAME`, or ask an admin",
+        ByteSize(*.limit), ByteSize(*.held),
+        if *.asked == 0 { "nothing is left for another".to_owned() } else { format!("this one would take {}", ByteSize(*.asked)) })]
     TotalMemory { limit: u64, held: u64, asked: u64 },
     #[error("total_memory is {} and {pod} has no limit of its own; create it again, or ask an admin", ByteSize(*.limit))]
     UnlimitedPod { limit: u64, pod: String },
@@ -33,10 +34,17 @@ pub enum Refusal {
     Gpus { allowed: GpuSet, asked: GpuSet },
     #[error("you ask for {asked} GPUs and your pods may see {there} of this host's")]
     TooFewGpus { there: usize, asked: u32 },
-    #[error("commit_count is {limit} and you have {}: {}; delete one with `pody post image/delete image:NAME`", .images.len(), .images.join(", "))]
+    #[error("{}", too_many("commit_count", *.limit, .images, "pody post image/delete image:NAME"))]
     CommitCount { limit: u64, images: Vec<String> },
     #[error("commit_size_limit is {} and the pod has written {}; delete files in it, or move them to a volume", ByteSize(*.limit), ByteSize(*.size))]
     CommitSize { limit: u64, size: u64 },
+}
+
+fn too_many(rule: &str, limit: u64, held: &[String], delete: &str) -> String {
+    match held {
+        [] => format!("{rule} is {limit} and lets you have none; ask an admin for more"),
+        _ => format!("{rule} is {limit} and you have {}: {}; delete one with `{delete}`", held.len(), held.join(", ")),
+    }
 }
 
 /// What a new pod gets.

@@ -1,5 +1,9 @@
 //! Start, stop, restart: the engine keeps the state, we keep the event.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
 use super::{PodError, Pods, begin_event, keys::Before};
 use crate::{
     account::{Actor, Caller},
@@ -17,6 +21,11 @@ pub enum Action {
     Restart,
 }
 
+/// How long whoever acts on a pod waits, for their turn at it too; the grace of a stop comes on top. Behind it the event is
+/// closed, and the answer is still there within 10 s.
+const ACT: Duration = Duration::from_secs(8);
+/// How long the inventory and the output are looked at behind an action that succeeded.
+const LOOK: Duration = Duration::from_secs(1);
 /// Lines and bytes of output shown behind an action.
 const SHOWN_LINES: u32 = 100;
 const SHOWN_BYTES: usize = 64 << 10;
@@ -24,6 +33,12 @@ const SHOWN_BYTES: usize = 64 << 10;
 impl Pods {
     /// Does it and returns the end of the container's output.
     pub async fn act(&self, caller: &Caller, wanted: &PodRef, action: Action) -> Result<String, PodError> {
+        let grace = match action {
+            Action::Start => Duration::ZERO,
+            Action::Stop | Action::Restart => Duration::from_secs(self.config.get().pod.stop_grace_seconds.into()),
+        };
+        let patience = ACT + grace;
+        let deadline = Instant::now() + patience;
         let (_guard, pod) = self.lock(caller, wanted).await?;
         self.engine.ensure_up()?;
         let container = pod.container.clone().ok_or_else(|| PodError::NotFound(pod.container_name.clone()))?;
@@ -34,11 +49,12 @@ impl Pods {
         };
         let (actor, row) = (Actor::from(caller), pod.clone());
         let event = self.db.write(move |tx| begin_event(tx, &actor, name, &row.container_name, &row.user)).await?;
-        let done = self.act_on(&pod, &container, action).await;
+        let done = timeout_at(deadline, self.act_on(&pod, &container, action)).await;
+        let done = done.unwrap_or_else(|_| Err(EngineError::TimedOut(patience).into()));
         self.close_event(event, &done).await;
-        // The next read shows what was done.
-        let _ = self.engine.look(&container).await;
         done?;
+        // The next read shows what was done.
+        let _ = timeout(LOOK, self.engine.look(&container)).await;
         Ok(self.last_output(&container).await)
     }
 
@@ -65,7 +81,7 @@ impl Pods {
     /// The end of the container's output, or nothing where the engine does not tell it quickly.
     pub async fn last_output(&self, container: &ContainerId) -> String {
         let options = LogOptions { tail: Some(SHOWN_LINES), since: None, follow: false };
-        let output = self.engine.tail(container, options, SHOWN_BYTES, std::time::Duration::from_secs(1)).await;
+        let output = self.engine.tail(container, options, SHOWN_BYTES, LOOK).await;
         String::from_utf8_lossy(&output.unwrap_or_default()).into_owned()
     }
 

@@ -153,7 +153,9 @@ pub enum PodError {
     Busy { pod: String, what: &'static str },
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("{image} is no image that you may use; there are: {}", .allowed.join(", "))]
+    #[error("{image} is no image that you may use; {}", if .allowed.is_empty() {
+        "there are none yet: ask an admin to name one under [[images]] in config.toml and to build or pull it".to_owned()
+    } else { format!("there are: {}", .allowed.join(", ")) })]
     Image { image: ImageRef, allowed: Vec<String> },
     #[error("{0} is no image of yours; only your own commits can be deleted")]
     NotYourImage(String),

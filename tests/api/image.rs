@@ -95,7 +95,7 @@ fn a_rule_with_a_tag_is_for_that_tag() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=pody-base"), @r#"
     400
     {
-      "detail": "pody-base is no image that you may use; there are: "
+      "detail": "pody-base is no image that you may use; there are none yet: ask an admin to name one under [[images]] in config.toml and to build or pull it"
     }
     "#);
 }

@@ -119,15 +119,15 @@ fn between_two_of_ours() {
     assert_eq!(alice.get("/user/info").status, 401);
     let said = |answer: crate::common::Answer| answer.to_string().replace(&home.base(), "[home]");
     assert_snapshot!(said(boss.post("/admin/user/add?username=alice&password=x")), @r#"
-    502
+    409
     {
-      "detail": "the node at [home] answered 409: {\"detail\":\"there is a user alice already\"}"
+      "detail": "the node at [home] answered 409: there is a user alice already"
     }
     "#);
     assert_snapshot!(said(boss.post("/admin/user/delete?username=nobody")), @r#"
-    502
+    404
     {
-      "detail": "the node at [home] answered 404: {\"detail\":\"there is no user nobody\"}"
+      "detail": "the node at [home] answered 404: there is no user nobody"
     }
     "#);
 }

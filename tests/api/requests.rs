@@ -167,7 +167,7 @@ fn what_is_too_large_is_refused() {
     assert_snapshot!(query(40_000), @r#"
     413
     {
-      "detail": "a request has at most 32768 bytes of this"
+      "detail": "the query of a request has at most 32768 bytes"
     }
     "#);
     let form = [("content-type", "application/x-www-form-urlencoded")];
@@ -176,7 +176,7 @@ fn what_is_too_large_is_refused() {
     assert_snapshot!(body(1_100_000), @r#"
     413
     {
-      "detail": "a request has at most 1048576 bytes of this"
+      "detail": "the body of a request has at most 1048576 bytes"
     }
     "#);
     // A head that hyper does not take: what matters is that it ends and that the daemon lives.
@@ -187,6 +187,19 @@ fn what_is_too_large_is_refused() {
     let answer = raw(&server, &[many.as_bytes()]);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     server.anon().get("/version").ok();
+}
+
+/// Who is refused before the body was read is told that the connection ends: what follows would be taken for the body.
+#[test]
+fn an_early_refusal_announces_the_end() {
+    let server = server();
+    let head = "POST /pod/create HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n";
+    let answer = raw(&server, &[head.as_bytes()]).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 401") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    // Without a body it goes on.
+    let twice = b"GET /pod/list HTTP/1.1\r\nhost: x\r\n\r\nGET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = raw(&server, &[twice]);
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("HTTP/1.1 200"), "{answer}");
 }
 
 #[test]

@@ -47,6 +47,42 @@ fn requests_and_raw_answers_are_the_same() {
     }
 }
 
+/// Messages as its own handler writes them.
+const LOG: &str = r#"
+import logging, sys
+from pody.eng.log import SQLiteFileHandler
+handler = SQLiteFileHandler(sys.argv[1])
+for number, (level, message) in enumerate([(20, "first"), (30, "careful"), (40, "broken\nbadly"), (20, "last")]):
+    record = logging.LogRecord("default", level, "", 0, message, (), None)
+    record.created = 1700000000 + number
+    handler.emit(record)
+handler.close()
+"#;
+
+#[test]
+fn log_files_are_read_and_shrunk_alike() {
+    if !Need::PythonServer.is_there() {
+        return;
+    }
+    let fake = Fake::start();
+    let file = fake.home.path().join("default.log.db");
+    let file = file.to_str().unwrap();
+    assert_eq!(original(&fake, "python", &["-c", LOG, file], "").code, 0);
+    for options in [&[][..], &["--level", "warning"], &["--limit", "2"], &["--limit", "1", "--offset", "1"]] {
+        let theirs = original(&fake, "pody-log", &[&["show", file], options].concat(), "");
+        let ours = fake.run(&[&["log", "show", file], options].concat());
+        assert_eq!((ours.code, &ours.stdout), (0, &theirs.stdout), "{options:?}");
+    }
+    let json = fake.run(&["log", "show", file, "--level", "ERROR", "--json"]).json();
+    assert_eq!(json[0]["message"], "broken\nbadly");
+
+    let shrunk = fake.run(&["log", "shrink", file, "--keep", "1"]);
+    assert_eq!((shrunk.code, shrunk.stdout.as_str()), (0, "3 messages deleted\n"));
+    assert!(original(&fake, "pody-log", &["show", file], "").stdout.ends_with("[INFO] last\n"));
+    let missing = fake.run(&["log", "show", &format!("{file}.none")]);
+    assert_eq!(missing.code, 1);
+}
+
 /// The spelling of a URL may differ where its meaning does not; the requests were compared.
 fn without_url(mut answer: Value) -> Value {
     if let Some(url) = answer.pointer_mut("/context/URL") {

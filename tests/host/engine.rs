@@ -444,3 +444,26 @@ fn deletes_that_wait_for_one_another_are_refused_in_time() {
     eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
     assert_settled(&server);
 }
+
+/// The same for starts: waiting for one's turn and for the engine together stays below the limit.
+#[test]
+fn starts_that_wait_for_one_another_are_refused_in_time() {
+    let Some(server) = Proxied::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    alice.post("/pod/stop?ins=main").ok();
+    let held = server.proxy.on("POST /containers/*/start*", Fault::Hold);
+    let first = begin(&alice, "/pod/start?ins=main");
+    held.wait_hit();
+    // The second gets its turn just before it would give up.
+    thread::sleep(Duration::from_secs(4));
+    let second = begin(&alice, "/pod/start?ins=main");
+    let (answer, took) = first.answer();
+    assert_unavailable(&answer, took);
+    let (answer, took) = second.answer();
+    assert!(matches!(answer.status, 409 | 503) && took < DEADLINE, "after {took:?}: {answer}");
+    held.lift();
+    eventually(SETTLE, "the pod runs or can be started", || alice.post("/pod/start?ins=main").status == 200);
+    assert_settled(&server);
+    delete(&alice, "main").ok();
+}

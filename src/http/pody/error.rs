@@ -12,7 +12,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
-    account::{AccountError, AuthError},
+    account::{AccountError, AuthError, remote::RemoteError},
     app::PurgeError,
     db::DbError,
     engine::EngineError,
@@ -39,8 +39,8 @@ pub enum ApiError {
     AdminsOnly,
     #[error("this request was made by another web site; open this server's own pages")]
     OtherSite,
-    #[error("a request has at most {0} bytes of this")]
-    TooLong(usize),
+    #[error("the {part} of a request has at most {max} bytes")]
+    TooLong { part: &'static str, max: usize },
     #[error("the request's body came too slowly")]
     SlowBody,
     #[error("Not Found")]
@@ -84,7 +84,7 @@ impl ApiError {
                 AuthError::Busy | AuthError::Remote(_) => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::AdminsOnly | Self::OtherSite => StatusCode::FORBIDDEN,
-            Self::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -96,7 +96,7 @@ impl ApiError {
                 | AccountError::HasPods { .. }
                 | AccountError::TooMany(_) => StatusCode::CONFLICT,
                 AccountError::Password => StatusCode::BAD_REQUEST,
-                AccountError::Remote(_) => StatusCode::BAD_GATEWAY,
+                AccountError::Remote(error) => remote_status(error),
                 AccountError::Db(error) => db_status(error),
             },
             Self::Service(status, _) => StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
@@ -131,6 +131,20 @@ impl ApiError {
             other if other.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY),
             _ => None,
         }
+    }
+}
+
+/// What the other node says of the request holds here, too; the rest is between the two nodes.
+fn remote_status(error: &RemoteError) -> StatusCode {
+    match error {
+        RemoteError::Refused { status: status @ (400 | 404 | 409 | 422), .. } => {
+            StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY)
+        }
+        RemoteError::Unreachable { .. }
+        | RemoteError::Token { .. }
+        | RemoteError::ReadOnly { .. }
+        | RemoteError::Disabled { .. }
+        | RemoteError::Refused { .. } => StatusCode::BAD_GATEWAY,
     }
 }
 

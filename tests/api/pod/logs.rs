@@ -22,14 +22,17 @@ fn the_end_of_the_output_is_shown() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    for number in 1..=3 {
-        say(&alice, &format!("line {number}"));
-    }
     // A pod writes to a terminal.
     let tail = |query: &str| {
         let log = alice.get(&format!("/pod/logs?ins=main{query}")).ok().json()["log"].clone();
         log.as_str().unwrap().replace('\r', "")
     };
+    // What sshd has to say about its two addresses comes first, and not in between.
+    eventually(Duration::from_secs(10), "sshd listens", || tail("").contains("Server listening"));
+    std::thread::sleep(Duration::from_millis(300));
+    for number in 1..=3 {
+        say(&alice, &format!("line {number}"));
+    }
     eventually(Duration::from_secs(3), "the last line is there", || tail("").ends_with("line 1\nline 2\nline 3\n"));
     assert_eq!(tail("&tail=2"), "line 2\nline 3\n");
     assert_eq!(tail("&tail=0"), "");

@@ -46,7 +46,7 @@ fn none_at_all() {
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     403
     {
-      "detail": "max_pods is 0 and you have 0: ; delete one with `pody rm NAME`"
+      "detail": "max_pods is 0 and lets you have none; ask an admin for more"
     }
     "#);
 }
@@ -64,7 +64,7 @@ fn total_memory_with_a_limit_per_pod() {
     assert_snapshot!(try_create(&alice, "three"), @r#"
     403
     {
-      "detail": "total_memory is 500m and your pods hold 400m of it; this one would take 200m; delete one with `pody rm NAME`"
+      "detail": "total_memory is 500m and your pods hold 400m of it; this one would take 200m; delete one with `pody rm NAME`, or ask an admin"
     }
     "#);
     delete(&alice, "two");
@@ -81,7 +81,7 @@ fn total_memory_alone() {
     assert_snapshot!(try_create(&alice, "two"), @r#"
     403
     {
-      "detail": "total_memory is 300m and your pods hold 300m of it; this one would take 0b; delete one with `pody rm NAME`"
+      "detail": "total_memory is 300m and your pods hold 300m of it; nothing is left for another; delete one with `pody rm NAME`, or ask an admin"
     }
     "#);
     delete(&alice, "one");
