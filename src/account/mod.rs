@@ -18,12 +18,13 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
+pub use remote::RemoteError;
 pub use tokens::{NewToken, Token, TokenHash, TokenInfo};
 
 use self::{
     passwords::{Credential, Passwords},
     quota::{Quota, QuotaChange, StoredQuota},
-    remote::{Remote, RemoteError},
+    remote::Remote,
     throttle::Throttle,
 };
 use crate::{

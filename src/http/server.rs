@@ -32,8 +32,8 @@ const MAX_HEAD: usize = 64 << 10;
 /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`. Beyond it a client waits a second
 /// and asks again.
 const BACKLOG: u32 = 4096;
-/// Files, sockets and pipes that are not connections.
-const SPARE_FILES: u64 = 256;
+/// Files, sockets and handles of processes that are not connections; at most half of what the host allows.
+const SPARE_FILES: u64 = 4096;
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -194,5 +194,5 @@ fn raise_file_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 768 };
     let files = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    files.saturating_sub(SPARE_FILES).max(16)
+    files - SPARE_FILES.min(files / 2)
 }

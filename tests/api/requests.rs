@@ -197,7 +197,8 @@ fn an_early_refusal_announces_the_end() {
     let answer = raw(&server, &[head.as_bytes()]).to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 401") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
     // Without a body it goes on.
-    let twice = b"GET /pod/list HTTP/1.1\r\nhost: x\r\n\r\nGET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let twice =
+        b"GET /pod/list HTTP/1.1\r\nhost: x\r\n\r\nGET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let answer = raw(&server, &[twice]);
     assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("HTTP/1.1 200"), "{answer}");
 }

@@ -12,7 +12,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
-    account::{AccountError, AuthError, remote::RemoteError},
+    account::{AccountError, AuthError, RemoteError},
     app::PurgeError,
     db::DbError,
     engine::EngineError,
