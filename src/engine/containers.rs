@@ -36,6 +36,10 @@ const CAPABILITIES: [&str; 10] = [
     "AUDIT_WRITE",
 ];
 
+/// How often the engine is asked to let a container stand still: on a busy machine with cgroup version 1 the runtime gives up
+/// at times.
+const FREEZES: usize = 4;
+
 /// A port of the host that leads into a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
@@ -348,8 +352,20 @@ impl Engine {
             CommitContainerOptionsBuilder::new().container(id.as_str()).repo(repo).tag(tag).author(author).pause(true);
         options = options.comment(comment.unwrap_or_default()).changes(&changes.join("\n"));
         let options = options.build();
-        let config = bollard::models::ContainerConfig::default();
-        self.call(LONG, |docker| async move { docker.commit_container(options, config).await }).await?;
+        let commit = |docker: std::sync::Arc<bollard::Docker>| {
+            let options = options.clone();
+            async move { docker.commit_container(options, bollard::models::ContainerConfig::default()).await }
+        };
+        let mut done = self.call(LONG, commit).await;
+        for _ in 1..FREEZES {
+            match &done {
+                Err(EngineError::Failed { message, .. }) if message.contains("unable to freeze") => {
+                    done = self.call(LONG, commit).await;
+                }
+                _ => break,
+            }
+        }
+        done?;
         self.refresh_images().await
     }
 

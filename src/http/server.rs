@@ -141,7 +141,7 @@ async fn shake_hands(tls: &TlsAcceptor, stream: TcpStream) -> Option<tokio_rustl
 /// Refusals that do not wait for the request's body. The connection ends with them, and that must be announced: the client
 /// would send its next request into it.
 fn may_be_unread(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 413 | 429)
+    matches!(status.as_u16(), 401 | 408 | 413 | 429)
 }
 
 async fn serve<S>(

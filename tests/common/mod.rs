@@ -592,6 +592,15 @@ pub fn docker(arguments: &[&str]) -> String {
     run("docker", arguments)
 }
 
+/// Pauses a container. On a busy machine with cgroup version 1 runc's freezer gives up at times, and is asked again.
+pub fn pause(container: &str) {
+    eventually(Duration::from_secs(20), "the container is paused", || {
+        let asked =
+            Command::new("docker").args(["pause", container]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        asked.is_ok_and(|status| status.success())
+    });
+}
+
 /// Runs a program that must succeed, and returns its standard output.
 #[track_caller]
 pub fn run(program: impl AsRef<OsStr>, arguments: &[&str]) -> String {

@@ -3,7 +3,7 @@
 use std::{net::TcpListener, process::Command, thread, time::Duration};
 
 use crate::{
-    common::{IMAGE, Server, docker, eventually},
+    common::{IMAGE, Server, docker, eventually, pause},
     help::{
         Foreign, Proxied, SETTLE, assert_settled, begin, container_id, create, create_path, delete, exec, inspect,
         state,
@@ -67,7 +67,7 @@ fn stopped_paused_and_renamed_by_hand() {
     let id = container_id(&server, "alice", "main");
     let status = || alice.get("/pod/inspect?ins=main").ok().json()["status"].clone();
 
-    docker(&["pause", &id]);
+    pause(&id);
     eventually(SETTLE, "the pause is seen", || status() == "paused");
     let refused = exec(&alice, "main", "true", 5);
     assert_eq!(refused.status, 409, "{refused}");
@@ -105,7 +105,7 @@ fn a_paused_pod_can_be_deleted() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
-    docker(&["pause", &container_id(&server, "alice", "main")]);
+    pause(&container_id(&server, "alice", "main"));
     delete(&alice, "main").ok();
     assert_settled(&server);
 }

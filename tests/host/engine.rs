@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    common::{docker, eventually},
+    common::{docker, eventually, pause},
     help::{
         DEADLINE, Pending, Proxied, SETTLE, assert_reads_fast, assert_settled, assert_unavailable, begin, container_id,
         create, create_path, delete, exec, inspect, runs, state,
@@ -191,7 +191,7 @@ fn one_container_whose_inspect_hangs_keeps_nobody_waiting() {
     let bad = container_id(&server, "alice", "bad");
     let held = server.proxy.on(&format!("GET /containers/{bad}/json*"), Fault::Hold);
     // So that it is wanted.
-    docker(&["pause", &bad]);
+    pause(&bad);
     held.wait_hit();
     assert_reads_fast(&alice, &READS);
     assert_reads_fast(&alice, &["/pod/inspect?ins=bad", "/pod/inspect?ins=good"]);
@@ -201,7 +201,7 @@ fn one_container_whose_inspect_hangs_keeps_nobody_waiting() {
     create(&bob, "second").ok();
     delete(&bob, "second").ok();
     // Others' changes are still seen.
-    docker(&["pause", &container_id(&server, "bob", "main")]);
+    pause(&container_id(&server, "bob", "main"));
     eventually(SEEN, "the pause is seen", || bob.get("/pod/inspect?ins=main").ok().json()["status"] == "paused");
     docker(&["unpause", &container_id(&server, "bob", "main")]);
     let begun = Instant::now();
@@ -302,7 +302,7 @@ fn an_event_stream_that_is_silent_or_closed() {
     let mute = server.proxy.on("GET /events*", Fault::Mute);
     assert_eq!(server.proxy.cut("GET /events*"), 1, "one stream was open");
     mute.wait_hit();
-    docker(&["pause", &id]);
+    pause(&id);
     eventually(SEEN, "the pause is seen", || status() == "paused");
     docker(&["unpause", &id]);
     docker(&["stop", "-t", "0", &id]);

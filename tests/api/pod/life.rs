@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use serde_json::json;
 
 use super::{create, delete, engine_says, exec, try_create};
-use crate::common::{Server, docker};
+use crate::common::{Server, docker, pause};
 
 #[test]
 fn from_create_to_delete() {
@@ -190,7 +190,7 @@ fn changes_by_hand_are_seen() {
             alice.get("/pod/inspect?ins=main").json()["status"] == status
         });
     };
-    docker(&["pause", &name]);
+    pause(&name);
     becomes("paused");
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
