@@ -3,6 +3,9 @@
 //! What does not change in a process's life (its container, its PID inside, its command line) is found out once and kept
 //! under (PID, start time). Each poll only asks whether that process still lives, through a file that was opened when it was
 //! first seen: once the process is gone the file says so, whoever has its PID now.
+//!
+//! A process that was started after the driver was asked cannot be the one that it told of: it has the PID of one that ended
+//! in between. It is left out of this poll; if it is on the GPU, the next one shows it.
 
 use std::{
     collections::HashMap,
@@ -31,8 +34,11 @@ const MAX_READERS: usize = 16;
 /// A process that was looked at.
 struct Known {
     id: ProcessId,
-    /// `/proc/PID/stat`, open.
-    stat: File,
+    /// `/proc/PID/statm`, open: a fifth of the cost of `stat`, of which there may be a thousand a second.
+    statm: File,
+    /// The last poll that found it alive, and its memory then, bytes.
+    polled: u64,
+    resident: u64,
     container: Option<ContainerId>,
     pid_inside: Option<i32>,
     command: Arc<OnceLock<Option<Arc<str>>>>,
@@ -43,72 +49,79 @@ struct Known {
 pub struct Attribution {
     known: HashMap<i32, Known>,
     readers: Arc<AtomicUsize>,
+    /// Counts the polls.
+    poll: u64,
 }
 
 impl Attribution {
-    /// The processes of one GPU, named. Those that ended meanwhile are left out.
+    /// The processes of one GPU, named. Those that ended meanwhile are left out. `listed_at` is when the driver was asked, in
+    /// ticks since boot.
     pub fn name(
         &mut self,
         raw: impl IntoIterator<Item = (i32, RawProcess)>,
+        listed_at: u64,
         rows: &Rows,
         inventory: &Inventory,
     ) -> Vec<GpuProcess> {
         let uptime = process::uptime();
         let patience = Instant::now() + COMMAND_WAIT;
-        raw.into_iter().filter_map(|(pid, raw)| self.name_one(pid, raw, rows, inventory, uptime, patience)).collect()
-    }
-
-    fn name_one(
-        &mut self,
-        pid: i32,
-        raw: RawProcess,
-        rows: &Rows,
-        inventory: &Inventory,
-        uptime: f64,
-        patience: Instant,
-    ) -> Option<GpuProcess> {
-        let resident = match self.known.get(&pid).and_then(Known::resident) {
-            Some(resident) => resident,
-            None => {
-                let known = self.meet(pid)?;
-                let resident = known.resident()?;
-                self.known.insert(pid, known);
-                resident
+        let mut named = Vec::new();
+        for (pid, raw) in raw {
+            let Some(known) = self.find(pid, listed_at) else { continue };
+            while known.command.get().is_none() && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(1));
             }
-        };
-        let known = self.known.get(&pid)?;
-        while known.command.get().is_none() && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(1));
+            named.push(GpuProcess {
+                id: known.id,
+                owner: owner(known.container.as_ref(), rows, inventory),
+                pid_inside: known.pid_inside,
+                command: known.command.get().cloned().flatten(),
+                uptime: (uptime - known.id.started as f64 / process::ticks_per_second()).max(0.0),
+                resident: known.resident,
+                gpu_memory: raw.memory,
+                utilization: raw.utilization,
+                kinds: raw.kinds,
+                gpu_instance: raw.gpu_instance,
+            });
         }
-        Some(GpuProcess {
-            id: known.id,
-            owner: owner(known.container.as_ref(), rows, inventory),
-            pid_inside: known.pid_inside,
-            command: known.command.get().cloned().flatten(),
-            uptime: (uptime - known.id.started as f64 / process::ticks_per_second()).max(0.0),
-            resident,
-            gpu_memory: raw.memory,
-            utilization: raw.utilization,
-            kinds: raw.kinds,
-            gpu_instance: raw.gpu_instance,
-        })
+        named
     }
 
-    /// Forgets processes that are gone.
-    pub fn forget_ended(&mut self) {
-        self.known.retain(|_, known| known.resident().is_some());
+    /// The process that had this PID when the driver was asked, if it still lives.
+    fn find(&mut self, pid: i32, listed_at: u64) -> Option<&Known> {
+        let poll = self.poll;
+        // On several GPUs it is asked for once.
+        if !self.known.get_mut(&pid).is_some_and(|known| known.polled == poll || known.look(poll)) {
+            self.known.remove(&pid);
+            let mut known = self.meet(pid, listed_at)?;
+            if !known.look(poll) {
+                return None;
+            }
+            self.known.insert(pid, known);
+        }
+        self.known.get(&pid)
+    }
+
+    /// Ends a poll of all GPUs: processes that are on none of them are forgotten.
+    pub fn end_poll(&mut self) {
+        let poll = self.poll;
+        self.known.retain(|_, known| known.polled == poll);
+        self.poll += 1;
     }
 
     /// Finds out what stays. The start time is read again after the cgroup: both are then of one process.
-    fn meet(&self, pid: i32) -> Option<Known> {
-        let stat = File::open(format!("/proc/{pid}/stat")).ok()?;
+    fn meet(&self, pid: i32, listed_at: u64) -> Option<Known> {
+        let statm = File::open(format!("/proc/{pid}/statm")).ok()?;
         let id = Stat::read(pid)?.id;
+        if id.started >= listed_at {
+            return None;
+        }
         let container = process::container_of(pid);
         let pid_inside = process::pid_inside(pid);
         if Stat::read(pid)?.id != id {
             return None;
         }
-        Some(Known { id, stat, container, pid_inside, command: self.read_command(id) })
+        Some(Known { id, statm, polled: 0, resident: 0, container, pid_inside, command: self.read_command(id) })
     }
 
     /// Reads the command line beside the poll.
@@ -136,11 +149,14 @@ impl Attribution {
 }
 
 impl Known {
-    /// Bytes of memory, `None` once the process is gone.
-    fn resident(&self) -> Option<u64> {
-        let mut buffer = [0; 1024];
-        let length = self.stat.read_at(&mut buffer, 0).ok()?;
-        Stat::parse(self.id.pid, std::str::from_utf8(&buffer[..length]).ok()?).map(|stat| stat.resident)
+    /// Whether it lives, in this poll.
+    fn look(&mut self, poll: u64) -> bool {
+        let mut buffer = [0; 128];
+        // Gone, whoever has its PID now: the file is of this process.
+        let Ok(length) = self.statm.read_at(&mut buffer, 0) else { return false };
+        let Some(resident) = process::parse_statm(&buffer[..length]) else { return false };
+        (self.polled, self.resident) = (poll, resident);
+        true
     }
 }
 

@@ -11,6 +11,7 @@ mod attribution;
 pub mod enforcement;
 pub mod health;
 mod nvml;
+mod old_memory;
 mod poller;
 
 use std::{
@@ -32,12 +33,15 @@ use crate::{
     engine::Inventory,
     host::process::ProcessId,
     ids::{ContainerId, PodId},
-    names::UserName,
-    pod::admission::GpuLoad,
+    names::{GpuSet, UserName},
+    pod::{Pod, admission::GpuLoad},
 };
 
 /// Someone is interested as long as the last look was not longer ago.
 const INTEREST: Duration = Duration::from_secs(15);
+
+/// A pod that was given a GPU and is not on it counts as so much of one that is: more than the memory that an idle GPU shows.
+const GIVEN: f64 = 0.5;
 
 /// What one GPU's own identifier says: the index is for display and may change between boots.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -119,6 +123,8 @@ pub struct MigInstance {
     /// Bytes; `None` where the driver does not tell.
     pub memory_total: Option<u64>,
     pub memory_used: Option<u64>,
+    /// Percent. NVML does not tell it of an instance with the drivers that there are today, and so it is `None` there.
+    pub utilization: Option<u32>,
 }
 
 /// A process on a GPU.
@@ -229,8 +235,13 @@ impl Gpus {
         self.snapshot()
     }
 
-    /// How much each GPU is used: by memory, by work, and by how many sit on it.
+    /// How much each GPU is used: by memory, by work, by how many sit on it, and by pods that were given it and may sit down.
     pub fn loads(&self) -> Vec<GpuLoad> {
+        let rows = self.0.db.snapshot();
+        let given = |index: u32| {
+            let has = |pod: &&Arc<Pod>| matches!(&pod.spec.gpus, Some(GpuSet::Only(ids)) if ids.contains(&index));
+            rows.pods.iter().filter(has).count() as f64 * GIVEN
+        };
         let load = |device: &Device| match &device.health {
             // Not given while there is another.
             Health::Unknown { .. } => f64::INFINITY,
@@ -239,7 +250,13 @@ impl Gpus {
                 device.processes.len() as f64 + memory + f64::from(reading.utilization.unwrap_or(0)) / 100.0
             }
         };
-        self.snapshot().devices.iter().map(|device| GpuLoad { index: device.index, load: load(device) }).collect()
+        let loads = |device: &Device| GpuLoad { index: device.index, load: load(device) + given(device.index) };
+        self.snapshot().devices.iter().map(loads).collect()
+    }
+
+    /// Snapshots taken since the start.
+    pub fn polls(&self) -> i64 {
+        i64::try_from(*self.0.taken.borrow()).unwrap_or(i64::MAX)
     }
 
     /// Tells of each new snapshot.

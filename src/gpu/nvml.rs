@@ -1,6 +1,6 @@
 //! NVML itself: opening the library and reading one GPU.
 
-use std::{collections::BTreeMap, ffi::OsStr, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, path::Path};
 
 use nvml_wrapper::{
     Device as Handle, Nvml,
@@ -11,7 +11,8 @@ use nvml_wrapper::{
     struct_wrappers::device::ProcessInfo,
 };
 
-use super::{GpuUuid, MigInstance, Reading};
+use super::{GpuUuid, MigInstance, Reading, old_memory::OldMemory};
+use crate::host::process;
 
 /// Drivers often ship the first only.
 const NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
@@ -60,12 +61,15 @@ impl From<NvmlError> for Trouble {
 /// The opened library.
 pub struct Library {
     nvml: Nvml,
+    old_memory: OldMemory,
     pub driver: String,
 }
 
 /// A GPU as NVML shows it.
 pub struct RawDevice {
     pub reading: Reading,
+    /// When the processes were asked for, in ticks since boot.
+    pub listed_at: u64,
     /// By PID: on a GPU a process is one, however many contexts it has.
     pub processes: BTreeMap<i32, RawProcess>,
     pub mig: Vec<MigInstance>,
@@ -84,13 +88,9 @@ pub struct RawProcess {
 
 /// Opens the configured library, or the first that the loader finds.
 pub fn open(path: Option<&Path>) -> Result<Nvml, Trouble> {
-    let names: Vec<&OsStr> = match path {
-        Some(path) => vec![path.as_os_str()],
-        None => NAMES.iter().map(OsStr::new).collect(),
-    };
     let mut last = Trouble::Absent;
-    for name in names {
-        match Nvml::builder().lib_path(name).init().map_err(Trouble::from) {
+    for name in names(path) {
+        match Nvml::builder().lib_path(&name).init().map_err(Trouble::from) {
             Ok(nvml) => return Ok(nvml),
             Err(Trouble::Absent) => {}
             Err(trouble) => last = trouble,
@@ -99,11 +99,16 @@ pub fn open(path: Option<&Path>) -> Result<Nvml, Trouble> {
     Err(last)
 }
 
+/// What to load, in this order.
+fn names(path: Option<&Path>) -> Vec<OsString> {
+    path.map_or_else(|| NAMES.iter().map(OsString::from).collect(), |path| vec![path.into()])
+}
+
 impl Library {
     pub fn open(path: Option<&Path>) -> Result<Self, Trouble> {
         let nvml = open(path)?;
         let driver = nvml.sys_driver_version().unwrap_or_default();
-        Ok(Self { nvml, driver })
+        Ok(Self { nvml, old_memory: OldMemory::new(names(path)), driver })
     }
 
     pub fn count(&self) -> Result<u32, Trouble> {
@@ -120,12 +125,11 @@ impl Library {
     /// trouble.
     pub fn read(&self, index: u32, last_sample: u64) -> Result<RawDevice, Trouble> {
         let handle = self.nvml.device_by_index(index)?;
-        let mig = read_mig(&handle)?;
-        // Drivers before 510 have another call for it, which the wrapper does not make.
-        let memory = optional(handle.memory_info())?;
+        let mig = self.read_mig(&handle)?;
+        let memory = self.memory(&handle)?;
         let reading = Reading {
-            memory_total: memory.as_ref().map(|memory| memory.total),
-            memory_used: memory.as_ref().map(|memory| memory.used),
+            memory_total: memory.map(|(total, _)| total),
+            memory_used: memory.map(|(_, used)| used),
             // Not there for a GPU that is cut into MIG instances.
             utilization: optional(handle.utilization_rates())?.map(|rates| rates.gpu),
             power: optional(handle.power_usage())?.map(watts),
@@ -136,6 +140,7 @@ impl Library {
             ecc_errors: optional(handle.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile))?,
             throttle_reasons: optional(handle.current_throttle_reasons())?.map(throttle_reasons).unwrap_or_default(),
         };
+        let listed_at = process::ticks_now();
         let mut processes = BTreeMap::new();
         let compute = listed(handle.running_compute_processes(), || handle.running_compute_processes_v2())?;
         let graphics = listed(handle.running_graphics_processes(), || handle.running_graphics_processes_v2())?;
@@ -149,28 +154,38 @@ impl Library {
                 process.utilization = Some(process.utilization.unwrap_or(0).max(sample.sm_util));
             }
         }
-        Ok(RawDevice { reading, processes, mig, last_sample: newest })
+        Ok(RawDevice { reading, listed_at, processes, mig, last_sample: newest })
     }
-}
 
-fn read_mig(handle: &Handle) -> Result<Vec<MigInstance>, Trouble> {
-    if optional(handle.mig_mode())?.is_none_or(|mode| mode.current == 0) {
-        return Ok(Vec::new());
+    /// Total and used, bytes. Drivers before 510 have only the first version of the call.
+    fn memory(&self, handle: &Handle) -> Result<Option<(u64, u64)>, Trouble> {
+        let newer = handle.memory_info().map(|memory| (memory.total, memory.used));
+        optional(match newer {
+            Err(NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) => self.old_memory.ask(handle),
+            other => other,
+        })
     }
-    let mut instances = Vec::new();
-    for index in 0..optional(handle.mig_device_count())?.unwrap_or(0) {
-        // Numbers may be free in between.
-        let Some(instance) = optional(handle.mig_device_by_index(index))? else { continue };
-        let memory = optional(instance.memory_info())?;
-        instances.push(MigInstance {
-            index,
-            uuid: GpuUuid(optional(instance.uuid())?.unwrap_or_default()),
-            name: optional(instance.name())?.unwrap_or_default(),
-            memory_total: memory.as_ref().map(|memory| memory.total),
-            memory_used: memory.as_ref().map(|memory| memory.used),
-        });
+
+    fn read_mig(&self, handle: &Handle) -> Result<Vec<MigInstance>, Trouble> {
+        if optional(handle.mig_mode())?.is_none_or(|mode| mode.current == 0) {
+            return Ok(Vec::new());
+        }
+        let mut instances = Vec::new();
+        for index in 0..optional(handle.mig_device_count())?.unwrap_or(0) {
+            // Numbers may be free in between.
+            let Some(instance) = optional(handle.mig_device_by_index(index))? else { continue };
+            let memory = self.memory(&instance)?;
+            instances.push(MigInstance {
+                index,
+                uuid: GpuUuid(optional(instance.uuid())?.unwrap_or_default()),
+                name: optional(instance.name())?.unwrap_or_default(),
+                memory_total: memory.map(|(total, _)| total),
+                memory_used: memory.map(|(_, used)| used),
+                utilization: optional(instance.utilization_rates())?.map(|rates| rates.gpu),
+            });
+        }
+        Ok(instances)
     }
-    Ok(instances)
 }
 
 /// `None` for what this GPU, driver or moment does not have.

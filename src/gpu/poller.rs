@@ -174,7 +174,7 @@ impl Poller {
                     }
                 });
             }
-            self.attribution.forget_ended();
+            self.attribution.end_poll();
             self.gpus.publish(Snapshot {
                 at: now(),
                 library: Library::Working { driver: library.driver.clone() },
@@ -200,7 +200,7 @@ impl Poller {
             self.identities.insert(index, (uuid.clone(), name.clone()));
             self.last_samples.insert(index, raw.last_sample);
             let rows = self.gpus.0.db.snapshot();
-            let processes = self.attribution.name(raw.processes, &rows, &self.gpus.0.inventory);
+            let processes = self.attribution.name(raw.processes, raw.listed_at, &rows, &self.gpus.0.inventory);
             Device { index, uuid, name, health: Health::Known(raw.reading), processes, mig: raw.mig }
         }))
     }

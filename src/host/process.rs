@@ -87,6 +87,17 @@ pub fn uptime() -> f64 {
     text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0)
 }
 
+/// Ticks from boot to now, to be compared with [`ProcessId::started`]: both are cut to whole ticks by the kernel.
+pub fn ticks_now() -> u64 {
+    (uptime() * ticks_per_second()).round() as u64
+}
+
+/// Bytes of memory, from `/proc/PID/statm` (proc_pid_statm(5)): its second number, in pages.
+pub fn parse_statm(statm: &[u8]) -> Option<u64> {
+    let resident = std::str::from_utf8(statm).ok()?.split_whitespace().nth(1)?;
+    Some(resident.parse::<u64>().ok()? * page_size())
+}
+
 /// Tells one boot from another: start times and PIDs mean nothing across them.
 pub fn boot_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();
@@ -124,6 +135,8 @@ mod tests {
         assert!(list().contains(&pid));
         assert!(command_line(pid).is_some());
         assert_eq!(pid_inside(pid), Some(pid));
+        assert!(stat.id.started <= ticks_now());
+        assert!(parse_statm(&fs::read(format!("/proc/{pid}/statm")).unwrap()).unwrap() > 0);
         assert_eq!(Stat::read(-1), None);
     }
 
