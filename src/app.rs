@@ -22,7 +22,7 @@ use crate::{
     metrics::Metrics,
     names::UserName,
     pod::{PodError, Pods},
-    usage,
+    usage::{self, Usage},
 };
 
 /// Upkeep of the database: ballast, tokens that expired.
@@ -41,6 +41,7 @@ pub struct App {
     pub engine: Engine,
     pub gpus: Gpus,
     pub pods: Pods,
+    pub usage: Usage,
     pub metrics: Metrics,
 }
 
@@ -78,7 +79,7 @@ impl App {
         let accounts = Accounts::new(db.clone(), config.clone());
         let gpus = Gpus::new(config.clone(), db.clone(), engine.inventory().clone());
         let pods = Pods::new(db.clone(), config.clone(), engine.clone(), gpus.clone(), accounts.clone());
-        Ok(Self { config, db, accounts, engine, gpus, pods, metrics: Metrics::default() })
+        Ok(Self { config, db, accounts, engine, gpus, pods, usage: Usage::default(), metrics: Metrics::default() })
     }
 
     /// Deletes a user's pods, then the user.
@@ -146,6 +147,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     spawn("gpus", Box::pin(gpu::run(app.gpus.clone(), stop.clone())));
     spawn("gpu health", Box::pin(gpu::health::run(app.gpus.clone(), stop.clone())));
     spawn("overuse", Box::pin(app.pods.clone().enforce_loop(app.gpus.clone(), stop.clone())));
+    spawn("gpu access", Box::pin(app.pods.clone().watch_gpu_access(stop.clone())));
     spawn("usage", Box::pin(usage::run(app.clone(), stop.clone())));
     spawn("config", until_stop(Box::pin(app.config.clone().watch())));
     spawn("upkeep", until_stop(Box::pin(upkeep(app.db.clone()))));

@@ -217,28 +217,41 @@ impl Tx<'_> {
         })
     }
 
-    /// Clears buckets that are older than their step is kept; of the coarsest the sums stay, as step 0.
+    /// Clears buckets that are older than their step is kept. Of the coarsest the sums stay, as step 0, per user and GPU: pods
+    /// come and go, and what is kept of them for ever would have no bound.
     pub fn prune_usage(&self, now: i64) -> Result<(), DbError> {
         let coarsest = &STEPS[STEPS.len() - 1];
+        let old = params![coarsest.seconds, now - coarsest.kept];
         self.0.execute(
+            "INSERT OR IGNORE INTO usage_subjects (user, pod, gpu) SELECT DISTINCT user, '', gpu
+             FROM usage JOIN usage_subjects ON usage_subjects.id = subject WHERE step = ?1 AND at < ?2",
+            old,
+        )?;
+        let summed = self.0.execute(
             "INSERT INTO usage (step, at, subject, cpu_seconds, memory_byte_seconds, gpu_active_seconds, gpu_held_seconds,
                  gpu_memory_byte_seconds, gpu_joules)
-             SELECT 0, 0, subject, sum(cpu_seconds), sum(memory_byte_seconds), sum(gpu_active_seconds), sum(gpu_held_seconds),
+             SELECT 0, 0, whole.id, sum(cpu_seconds), sum(memory_byte_seconds), sum(gpu_active_seconds), sum(gpu_held_seconds),
                  sum(gpu_memory_byte_seconds), sum(gpu_joules)
-             FROM usage WHERE step = ?1 AND at < ?2 GROUP BY subject
+             FROM usage JOIN usage_subjects AS part ON part.id = subject
+                 JOIN usage_subjects AS whole ON whole.user = part.user AND whole.pod = '' AND whole.gpu = part.gpu
+             WHERE step = ?1 AND at < ?2 GROUP BY whole.id
              ON CONFLICT DO UPDATE SET cpu_seconds = cpu_seconds + excluded.cpu_seconds,
                  memory_byte_seconds = memory_byte_seconds + excluded.memory_byte_seconds,
                  gpu_active_seconds = gpu_active_seconds + excluded.gpu_active_seconds,
                  gpu_held_seconds = gpu_held_seconds + excluded.gpu_held_seconds,
                  gpu_memory_byte_seconds = gpu_memory_byte_seconds + excluded.gpu_memory_byte_seconds,
                  gpu_joules = gpu_joules + excluded.gpu_joules",
-            params![coarsest.seconds, now - coarsest.kept],
+            old,
         )?;
         for step in &STEPS {
             for table in ["usage", "gpu_usage"] {
                 let query = format!("DELETE FROM {table} WHERE step = ?1 AND at < ?2");
                 self.0.execute(&query, params![step.seconds, now - step.kept])?;
             }
+        }
+        if summed > 0 {
+            // A look at every row: only when there may be a subject without one.
+            self.0.execute("DELETE FROM usage_subjects WHERE id NOT IN (SELECT subject FROM usage)", [])?;
         }
         Ok(())
     }

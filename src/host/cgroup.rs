@@ -1,9 +1,11 @@
 //! A container's cgroup, version 1 or 2, under either cgroup driver: found through its first process, read from files. The
-//! engine's own statistics take a second; this takes microseconds.
+//! engine's own statistics take a second; this takes microseconds. [`Meter`] is for who looks again and again.
 
 use std::{
     collections::HashMap,
     fs,
+    fs::File,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -35,53 +37,107 @@ impl Cgroup {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
     }
 
-    /// Reads `/proc/PID/cgroup` (cgroups(7)): `ID:CONTROLLERS:PATH` per hierarchy.
     fn parse(text: &str) -> Option<Self> {
-        let mut paths: HashMap<&str, &str> = HashMap::new();
-        for line in text.lines() {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (parts.next()?, parts.next()?);
-            paths.extend(controllers.split(',').map(|controller| (controller, path)));
-        }
-        let below = |controller: &str| {
-            Some(Path::new(ROOT).join(controller).join(paths.get(controller)?.trim_start_matches('/')))
-        };
-        match (below("cpuacct"), below("memory"), below("pids")) {
+        let folders = folders(text);
+        let of = |controller: &str| folders.get(controller).cloned();
+        match (of("cpuacct"), of("memory"), of("pids")) {
             (Some(cpu), Some(memory), Some(pids)) => Some(Self::V1 { cpu, memory, pids }),
-            _ => Some(Self::V2(Path::new(ROOT).join(paths.get("")?.trim_start_matches('/')))),
+            _ => of("").map(Self::V2),
         }
     }
 
     /// `None` when the group is gone.
     pub fn read(&self) -> Option<Sample> {
+        let pids = match self {
+            Self::V1 { pids, .. } => pids,
+            Self::V2(group) => group,
+        };
+        Some(Sample {
+            cpu_seconds: self.parse_cpu(&fs::read_to_string(self.cpu_file()).ok()?)?,
+            memory_bytes: self.memory_bytes()?,
+            pids: number(&pids.join("pids.current"))?,
+        })
+    }
+
+    fn cpu_file(&self) -> PathBuf {
         match self {
-            Self::V1 { cpu, memory, pids } => {
-                let used = number(&memory.join("memory.usage_in_bytes"))?;
-                Some(Sample {
-                    cpu_seconds: number(&cpu.join("cpuacct.usage"))? as f64 / 1e9,
-                    memory_bytes: used
-                        .saturating_sub(field(&memory.join("memory.stat"), "total_inactive_file").unwrap_or(0)),
-                    pids: number(&pids.join("pids.current"))?,
-                })
-            }
-            Self::V2(group) => {
-                let used = number(&group.join("memory.current"))?;
-                Some(Sample {
-                    cpu_seconds: field(&group.join("cpu.stat"), "usage_usec")? as f64 / 1e6,
-                    memory_bytes: used.saturating_sub(field(&group.join("memory.stat"), "inactive_file").unwrap_or(0)),
-                    pids: number(&group.join("pids.current"))?,
-                })
-            }
+            Self::V1 { cpu, .. } => cpu.join("cpuacct.usage"),
+            Self::V2(group) => group.join("cpu.stat"),
         }
     }
+
+    /// Seconds.
+    fn parse_cpu(&self, text: &str) -> Option<f64> {
+        match self {
+            Self::V1 { .. } => Some(text.trim().parse::<u64>().ok()? as f64 / 1e9),
+            Self::V2(_) => Some(field(text, "usage_usec")? as f64 / 1e6),
+        }
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        let (group, usage, cache) = match self {
+            Self::V1 { memory, .. } => (memory, "memory.usage_in_bytes", "total_inactive_file"),
+            Self::V2(group) => (group, "memory.current", "inactive_file"),
+        };
+        let used = number(&group.join(usage))?;
+        let stat = fs::read_to_string(group.join("memory.stat")).ok();
+        Some(used.saturating_sub(stat.and_then(|stat| field(&stat, cache)).unwrap_or(0)))
+    }
+}
+
+/// A group whose files were found, and opened where that pays.
+pub struct Meter {
+    group: Cgroup,
+    cpu: File,
+}
+
+impl Meter {
+    /// `None` when the process is gone.
+    pub fn of_process(pid: i32) -> Option<Self> {
+        let group = Cgroup::of_process(pid)?;
+        let cpu = File::open(group.cpu_file()).ok()?;
+        Some(Self { group, cpu })
+    }
+
+    /// Since the group was made; `None` when it is gone.
+    pub fn cpu_seconds(&self) -> Option<f64> {
+        let mut buffer = [0; 1024];
+        let length = self.cpu.read_at(&mut buffer, 0).ok()?;
+        self.group.parse_cpu(std::str::from_utf8(&buffer[..length]).ok()?)
+    }
+
+    /// Without file cache that can be given up; `None` when the group is gone.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.group.memory_bytes()
+    }
+}
+
+/// The group whose rules say which devices a process may open; `None` when the process is gone.
+pub fn of_devices(pid: i32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let folders = folders(&text);
+    folders.get("devices").or_else(|| folders.get("")).cloned()
+}
+
+/// Reads `/proc/PID/cgroup` (cgroups(7)), `ID:CONTROLLERS:PATH` per hierarchy: the folder of each controller, and of version 2
+/// under no name.
+fn folders(text: &str) -> HashMap<&str, PathBuf> {
+    let mut folders = HashMap::new();
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        for controller in controllers.split(',') {
+            folders.insert(controller, Path::new(ROOT).join(controller).join(path.trim_start_matches('/')));
+        }
+    }
+    folders
 }
 
 fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn field(path: &Path, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
+fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.split_once(' ').filter(|(key, _)| *key == name)?.1.trim().parse().ok())
 }
 
@@ -103,5 +159,13 @@ mod tests {
         let v2 = "0::/system.slice/docker-ab.scope\n";
         assert_eq!(Cgroup::parse(v2), Some(Cgroup::V2("/sys/fs/cgroup/system.slice/docker-ab.scope".into())));
         assert_eq!(Cgroup::of_process(0), None);
+    }
+
+    #[test]
+    fn cpu_time_reads_under_both_versions() {
+        let v1 = Cgroup::V1 { cpu: PathBuf::new(), memory: PathBuf::new(), pids: PathBuf::new() };
+        assert_eq!(v1.parse_cpu("1500000000\n"), Some(1.5));
+        assert_eq!(Cgroup::V2(PathBuf::new()).parse_cpu("usage_usec 2500000\nuser_usec 1\n"), Some(2.5));
+        assert_eq!(v1.parse_cpu(""), None);
     }
 }

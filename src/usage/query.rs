@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Amount, GpuAmount, Subject, buckets::step_for};
+use super::{Amount, Subject, buckets::step_for};
 use crate::{
     db::{Db, DbError, now},
-    gpu::GpuUuid,
     names::UserName,
 };
 
@@ -57,15 +56,11 @@ pub async fn seconds_by_user(db: &Db, window: Window) -> Result<BTreeMap<UserNam
     Ok(sums)
 }
 
-/// What each GPU did in the window.
-pub async fn gpu_totals(db: &Db, window: Window) -> Result<BTreeMap<GpuUuid, GpuAmount>, DbError> {
-    let step = step_for(window.from, now() / 1000);
-    let rows = db.read(move |tx| tx.list_gpu_usage(step, window.from, window.to)).await?;
-    let mut totals: BTreeMap<GpuUuid, GpuAmount> = BTreeMap::new();
-    for row in rows {
-        totals.entry(row.gpu).or_default().add(&row.amount.scaled(window.share(row.at, step)));
-    }
-    Ok(totals)
+/// What the GPUs did in the window, bucket by bucket, those on its edges in part.
+pub async fn gpu_parts(db: &Db, window: Window) -> Result<Vec<crate::db::GpuUsageRow>, DbError> {
+    let (step, mut rows) = gpu_series(db, window).await?;
+    rows.iter_mut().for_each(|row| row.amount = row.amount.scaled(window.share(row.at, step)));
+    Ok(rows)
 }
 
 /// The finest buckets that reach back to the window's begin: their seconds, and each with its subject.

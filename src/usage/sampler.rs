@@ -1,29 +1,40 @@
 //! The worker that looks and writes down.
+//!
+//! It looks every `sample_seconds`, counts in memory, and writes every [`WRITE`], or when a reader asks: cursors and amounts in
+//! one transaction. What a kill takes from memory is counted again from the cursors that were written.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Amount, GpuAmount, Subject,
-    gpu_time::{GpuClock, Seat, Seated},
+    Amount, GpuAmount, STEPS, Subject,
+    gpu_time::{GpuClock, Seat},
 };
 use crate::{
     app::App,
     db::{CpuCursor, DbError, UsageBatch, now},
     gpu::{GpuUuid, Snapshot},
     host::{
-        cgroup::Cgroup,
+        cgroup::Meter,
         process::{self, ProcessId, Stat},
     },
     ids::ContainerId,
     pod::State,
 };
 
-/// Old buckets are cleared this often.
+/// What was counted is written this often, where nobody asks for it earlier. A write with a hundred pods on GPUs costs more
+/// than ten looks. Less than the usual `sample_seconds`, so that each of those looks is written.
+const WRITE: Duration = Duration::from_secs(4);
+/// For who asks, it is not written more often than this.
+const FRESH: Duration = Duration::from_secs(1);
+/// A group's memory is read this often, milliseconds: it takes the kernel longer than all the rest.
+const MEMORY: i64 = 5000;
+/// Old buckets are cleared this often, and at the start.
 const PRUNE: Duration = Duration::from_secs(600);
 /// What a pod that was taken over used before we knew it is not counted; it may have run for months.
 const ADOPTED_GRACE: f64 = 30.0;
@@ -38,30 +49,44 @@ pub async fn run(app: App, stop: CancellationToken) {
         }
     };
     let mut snapshots = app.gpus.changes();
-    let mut pruned = tokio::time::Instant::now();
-    let mut next = tokio::time::Instant::now();
+    let mut pruned: Option<Instant> = None;
+    let mut written = Instant::now();
+    let mut next = Instant::now();
     loop {
-        tokio::select! {
+        let is_asked = tokio::select! {
             () = stop.cancelled() => {
-                let _ = sampler.step(&app).await;
+                sampler.look(&app);
+                let _ = sampler.write(&app).await;
                 return;
             }
             Ok(()) = snapshots.changed() => {
-                let snapshot = app.gpus.snapshot();
-                sampler.follow(&snapshot);
+                sampler.follow(&app.gpus.snapshot());
+                continue;
             }
+            () = app.usage.asked() => true,
             () = tokio::time::sleep_until(next) => {
-                if let Err(error) = sampler.step(&app).await {
-                    tracing::warn!(%error, "usage not written, tried again");
-                }
                 let seconds = app.config.get().usage.sample_seconds.max(0.5);
-                next = tokio::time::Instant::now() + Duration::from_secs_f64(seconds);
-                if pruned.elapsed() > PRUNE {
-                    pruned = tokio::time::Instant::now();
-                    if let Err::<_, DbError>(error) = app.db.write(|tx| tx.prune_usage(now() / 1000)).await {
-                        tracing::warn!(%error, "old usage not cleared");
-                    }
-                }
+                next = Instant::now() + Duration::from_secs_f64(seconds);
+                sampler.look(&app);
+                false
+            }
+        };
+        if written.elapsed() < if is_asked { FRESH } else { WRITE } {
+            app.usage.tell();
+            continue;
+        }
+        if is_asked {
+            sampler.look(&app);
+        }
+        if let Err(error) = sampler.write(&app).await {
+            tracing::warn!(%error, "usage not written, tried again");
+        }
+        written = Instant::now();
+        app.usage.tell();
+        if pruned.is_none_or(|at| at.elapsed() > PRUNE) {
+            pruned = Some(Instant::now());
+            if let Err::<_, DbError>(error) = app.db.write(|tx| tx.prune_usage(now() / 1000)).await {
+                tracing::warn!(%error, "old usage not cleared");
             }
         }
     }
@@ -72,19 +97,61 @@ struct Sampler {
     clock: GpuClock,
     /// CPU seconds already counted, by container.
     cpu: HashMap<String, CpuCursor>,
+    meters: HashMap<ContainerId, Watched>,
     pending: Pending,
+}
+
+/// A pod's group.
+struct Watched {
+    meter: Meter,
+    /// Its first process.
+    pid: i32,
+    /// Whose start tells one run of the container from the next: each counts from zero.
+    run: String,
+    /// Seconds from its start to when it was first seen here.
+    age: f64,
+    /// Bytes, and when they were read, milliseconds since 1970.
+    memory: u64,
+    memory_at: i64,
+}
+
+impl Watched {
+    fn open(pid: i32) -> Option<Self> {
+        let first = Stat::read(pid)?;
+        let meter = Meter::of_process(pid)?;
+        Some(Self {
+            meter,
+            pid,
+            run: format!("{} {}", process::boot_id(), first.id.started),
+            age: process::uptime() - first.id.started as f64 / process::ticks_per_second(),
+            memory: 0,
+            memory_at: 0,
+        })
+    }
 }
 
 /// What was counted and is not written yet.
 #[derive(Default)]
 struct Pending {
-    pods: BTreeMap<(i64, i64, Subject), Amount>,
-    gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
+    pods: HashMap<Subject, Vec<(i64, i64, Amount)>>,
+    gpus: HashMap<GpuUuid, Vec<(i64, i64, GpuAmount)>>,
 }
 
 impl Pending {
     fn is_empty(&self) -> bool {
         self.pods.is_empty() && self.gpus.is_empty()
+    }
+}
+
+/// Adds a span to the last one where both lie in one of the finest buckets: they end up there anyway.
+fn push<T>(spans: &mut Vec<(i64, i64, T)>, begin: i64, end: i64, amount: T, add: impl FnOnce(&mut T, &T)) {
+    let bucket = |time: i64| time.div_euclid(STEPS[0].seconds * 1000);
+    match spans.last_mut() {
+        Some((first, last, sum)) if [*first, *last, begin].iter().all(|time| bucket(*time) == bucket(end)) => {
+            (*first, *last) = (begin.min(*first), end.max(*last));
+            add(sum, &amount);
+        }
+        _ => spans.push((begin, end, amount)),
     }
 }
 
@@ -108,82 +175,103 @@ impl Sampler {
             .read(|tx| Ok::<_, DbError>((tx.list_cpu_cursors()?, tx.list_seats()?, tx.last_gpu_snapshot()?)))
             .await?;
         let seats = seats.into_iter().filter_map(|(key, seated)| Some((parse_seat(&key)?, seated))).collect();
-        Ok(Self { clock: GpuClock::resume(seats, last), cpu, pending: Pending::default() })
+        Ok(Self { clock: GpuClock::resume(seats, last), cpu, ..Self::default() })
     }
 
     fn follow(&mut self, snapshot: &Snapshot) {
         let used = self.clock.advance(snapshot);
         for (begin, end, subject, amount) in used.pods {
-            self.pending.pods.entry((begin, end, subject)).or_default().add(&amount);
+            push(self.pending.pods.entry(subject).or_default(), begin, end, amount, Amount::add);
         }
-        self.pending.gpus.extend(used.gpus);
+        for (begin, end, gpu, amount) in used.gpus {
+            push(self.pending.gpus.entry(gpu).or_default(), begin, end, amount, GpuAmount::add);
+        }
     }
 
-    /// Looks at the cgroups and writes down all that was counted.
-    async fn step(&mut self, app: &App) -> Result<(), DbError> {
-        let looked = self.look(app);
-        if looked.is_empty() && self.cpu.is_empty() && self.pending.is_empty() {
-            return Ok(());
-        }
-        let mut pods = self.pending.pods.clone();
-        // The cursor of a pod that was not seen now stays: a container that is not listed yet, or stopped, is not a new one.
+    /// Moves the cursor of each running pod to now, and counts what lies between.
+    fn look(&mut self, app: &App) {
         let rows = app.db.snapshot();
-        let live: HashSet<&str> =
-            rows.pods.iter().filter_map(|pod| pod.container.as_ref()).map(ContainerId::as_str).collect();
-        let mut cpu = self.cpu.clone();
-        cpu.retain(|container, _| live.contains(container.as_str()));
-        for (cursor, subject, begin, amount) in looked {
-            pods.entry((begin, cursor.at, subject)).or_default().add(&amount);
-            cpu.insert(cursor.container.clone(), cursor);
-        }
-        let seats: Vec<(String, Seated)> =
-            self.clock.seats().iter().map(|(seat, seated)| (seat_key(seat), seated.clone())).collect();
-        let batch = UsageBatch {
-            pods: pods.into_iter().map(|((begin, end, subject), amount)| (begin, end, subject, amount)).collect(),
-            gpus: self.pending.gpus.clone(),
-            cpu: cpu.values().cloned().collect(),
-            seats,
-            last_gpu_snapshot: self.clock.last(),
-        };
-        app.db.write(move |tx| tx.write_usage(&batch)).await?;
-        // Only what is written is no longer pending, and only then do the cursors move.
-        self.pending = Pending::default();
-        self.cpu = cpu;
-        Ok(())
-    }
-
-    /// Each running pod's cursor moved to now, and what lies between.
-    fn look(&self, app: &App) -> Vec<(CpuCursor, Subject, i64, Amount)> {
-        let rows = app.db.snapshot();
-        let mut looked = Vec::new();
         for pod in rows.pods.iter().filter(|pod| pod.state == State::Running) {
             let Some(container) = pod.container.as_ref().and_then(|id| app.engine.inventory().get(id)) else {
                 continue;
             };
             let pid = container.detail.as_ref().map_or(0, |detail| detail.pid);
-            // The first process's start tells one run of the container from the next: each has a cgroup of its own.
-            let Some(first) = Stat::read(pid) else { continue };
-            let Some(sample) = Cgroup::of_process(pid).and_then(|group| group.read()) else { continue };
+            if self.meters.get(&container.id).is_none_or(|watched| watched.pid != pid) {
+                self.meters.remove(&container.id);
+                let Some(watched) = Watched::open(pid) else { continue };
+                self.meters.insert(container.id.clone(), watched);
+            }
+            let Some(watched) = self.meters.get_mut(&container.id) else { continue };
+            let Some(cpu_seconds) = watched.meter.cpu_seconds() else {
+                // That run is over.
+                self.meters.remove(&container.id);
+                continue;
+            };
             let at = now();
-            let run = format!("{} {}", process::boot_id(), first.id.started);
-            let age = process::uptime() - first.id.started as f64 / process::ticks_per_second();
-            let known = self.cpu.get(container.id.as_str()).filter(|cursor| cursor.run == run);
+            if at - watched.memory_at >= MEMORY || at < watched.memory_at {
+                watched.memory = watched.meter.memory_bytes().unwrap_or(watched.memory);
+                watched.memory_at = at;
+            }
+            let known = self.cpu.get(container.id.as_str()).filter(|cursor| cursor.run == watched.run);
             let (begin, counted) = match known {
                 Some(cursor) => (cursor.at.min(at), cursor.cpu_seconds),
                 // Never seen: all of it since the start of the container, unless somebody else made it long ago.
-                None if pod.adopted && age > ADOPTED_GRACE => (at, sample.cpu_seconds),
-                None => (at - (age * 1000.0) as i64, 0.0),
+                None if pod.adopted && watched.age > ADOPTED_GRACE => (at, cpu_seconds),
+                None => (at - (watched.age * 1000.0) as i64, 0.0),
             };
-            let seconds = (at - begin) as f64 / 1000.0;
             let amount = Amount {
-                cpu_seconds: (sample.cpu_seconds - counted).max(0.0),
-                memory_byte_seconds: sample.memory_bytes as f64 * seconds,
+                cpu_seconds: (cpu_seconds - counted).max(0.0),
+                memory_byte_seconds: watched.memory as f64 * (at - begin) as f64 / 1000.0,
                 ..Amount::default()
             };
             let subject = Subject { user: pod.user.clone(), pod: pod.container_name.clone(), gpu: None };
-            let cursor = CpuCursor { container: container.id.to_string(), run, cpu_seconds: sample.cpu_seconds, at };
-            looked.push((cursor, subject, begin, amount));
+            push(self.pending.pods.entry(subject).or_default(), begin, at, amount, Amount::add);
+            let cursor = CpuCursor { container: container.id.to_string(), run: watched.run.clone(), cpu_seconds, at };
+            self.cpu.insert(cursor.container.clone(), cursor);
         }
-        looked
+    }
+
+    /// Writes down all that was counted, and up to where.
+    async fn write(&mut self, app: &App) -> Result<(), DbError> {
+        if self.cpu.is_empty() && self.pending.is_empty() {
+            return Ok(());
+        }
+        // The cursor of a pod that was not seen now stays: a container that is not listed yet, or stopped, is not a new one.
+        let rows = app.db.snapshot();
+        let live: HashSet<&str> =
+            rows.pods.iter().filter_map(|pod| pod.container.as_ref()).map(ContainerId::as_str).collect();
+        self.cpu.retain(|container, _| live.contains(container.as_str()));
+        self.meters.retain(|container, _| live.contains(container.as_str()));
+        let pods = self.pending.pods.iter().flat_map(|(subject, spans)| {
+            spans.iter().map(move |(begin, end, amount)| (*begin, *end, subject.clone(), *amount))
+        });
+        let gpus = self.pending.gpus.iter().flat_map(|(gpu, spans)| {
+            spans.iter().map(move |(begin, end, amount)| (*begin, *end, gpu.clone(), *amount))
+        });
+        let batch = UsageBatch {
+            pods: pods.collect(),
+            gpus: gpus.collect(),
+            cpu: self.cpu.values().cloned().collect(),
+            seats: self.clock.seats().iter().map(|(seat, seated)| (seat_key(seat), seated.clone())).collect(),
+            last_gpu_snapshot: self.clock.last(),
+        };
+        app.db.write(move |tx| tx.write_usage(&batch)).await?;
+        // Only what is written is no longer pending.
+        self.pending = Pending::default();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_of_one_bucket_become_one_and_others_stay_apart() {
+        let mut spans = Vec::new();
+        for (begin, end) in [(0, 2_000), (2_000, 9_999), (9_999, 10_001), (10_001, 12_000), (11_000, 13_000)] {
+            push(&mut spans, begin, end, 1.0, |sum: &mut f64, more| *sum += more);
+        }
+        assert_eq!(spans, [(0, 9_999, 2.0), (9_999, 10_001, 1.0), (10_001, 13_000, 2.0)]);
     }
 }
