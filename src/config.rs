@@ -206,6 +206,10 @@ pub struct GpuConfig {
     pub on_overuse: OnOveruse,
     /// Members see the command lines of each other's processes.
     pub show_commands: bool,
+    /// Seconds between two looks at whether pods with GPUs can still open them.
+    pub probe_seconds: f64,
+    /// The device that every program on a GPU opens first.
+    pub control_device: PathBuf,
 }
 
 impl Default for GpuConfig {
@@ -217,6 +221,8 @@ impl Default for GpuConfig {
             overuse_grace_seconds: 60.0,
             on_overuse: OnOveruse::KillProcess,
             show_commands: false,
+            probe_seconds: 30.0,
+            control_device: "/dev/nvidiactl".into(),
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
 //! - [`db`]: the only place with SQL
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
-//! - [`host`]: processes and cgroups as /proc and /sys show them
+//! - [`host`]: processes and cgroups as /proc and /sys show them; whether a pod may open a device
 //! - [`http`]: the only place that knows axum; every route in one list, one folder per dialect
 //! - [`cli`]: one file per command
 //! - [`usage`]: sampler, accounting, time series

@@ -65,6 +65,7 @@ struct Readings {
     gpu_temperature: Family<GpuLabels, Number>,
     gpu_pod_memory: Family<GpuPodLabels, Number>,
     gpu_pod_processes: Family<GpuPodLabels, Gauge>,
+    gpu_pod_utilization: Family<GpuPodLabels, Number>,
 }
 
 impl Readings {
@@ -90,6 +91,11 @@ impl Readings {
         registry.register_with_unit("gpu_temperature", "Temperature", Unit::Celsius, self.gpu_temperature.clone());
         registry.register_with_unit("gpu_pod_memory", "GPU memory by pod", Unit::Bytes, self.gpu_pod_memory.clone());
         registry.register("gpu_pod_processes", "Processes on the GPU by pod", self.gpu_pod_processes.clone());
+        registry.register(
+            "gpu_pod_utilization_percent",
+            "Time in which a kernel of the pod ran, as far as the driver tells",
+            self.gpu_pod_utilization.clone(),
+        );
     }
 
     fn clear(&self) {
@@ -104,6 +110,7 @@ impl Readings {
         self.gpu_temperature.clear();
         self.gpu_pod_memory.clear();
         self.gpu_pod_processes.clear();
+        self.gpu_pod_utilization.clear();
     }
 
     fn read_pods(&self, app: &App) {
@@ -149,6 +156,9 @@ impl Readings {
                 };
                 self.gpu_pod_memory.get_or_create(&labels).inc_by(process.gpu_memory.unwrap_or(0) as f64);
                 self.gpu_pod_processes.get_or_create(&labels).inc();
+                if let Some(percent) = process.utilization {
+                    self.gpu_pod_utilization.get_or_create(&labels).inc_by(f64::from(percent));
+                }
             }
         }
     }
@@ -163,6 +173,7 @@ pub struct Metrics {
     pods: Family<PodLabels, Gauge>,
     docker_up: Gauge,
     inventory_age: Number,
+    gpu_polls: Gauge,
     readings: Readings,
     /// One reader at a time: the gauges are shared.
     reading: Arc<Mutex<()>>,
@@ -185,6 +196,8 @@ impl Default for Metrics {
             Unit::Seconds,
             inventory_age.clone(),
         );
+        let gpu_polls = Gauge::default();
+        registry.register("gpu_polls", "Looks at the GPUs since the start of the daemon", gpu_polls.clone());
         let readings = Readings::default();
         readings.register(&mut registry);
         let reading = Arc::default();
@@ -196,6 +209,7 @@ impl Default for Metrics {
             pods,
             docker_up,
             inventory_age,
+            gpu_polls,
             reading,
         }
     }
@@ -218,6 +232,7 @@ impl Metrics {
         self.readings.clear();
         self.readings.read_pods(app);
         self.readings.read_gpus(app);
+        self.gpu_polls.set(app.gpus.polls());
         self.docker_up.set(i64::from(app.engine.health() == Health::Up));
         self.inventory_age.set(app.engine.inventory().age().map_or(-1.0, |age| age.as_secs_f64()));
         let mut text = String::new();

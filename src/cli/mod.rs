@@ -2,7 +2,7 @@
 //!
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
 //! - `pods`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a person types
-//! - `serve`, `user`, `quota`, `util`, `log`, `import`: what an admin does on the host
+//! - `serve`, `user`, `quota`, `util`, `log`, `import`: what an admin does on the host; `probe`: what the daemon starts
 //! - `output`, `bars`, `terminal`, `error`, `exit`, `original`, `shell_words`: what they share
 //!
 //! Client commands only speak HTTP. Admin commands work on the database, with or without a running daemon.
@@ -25,6 +25,7 @@ mod logs;
 mod original;
 mod output;
 mod pods;
+mod probe;
 mod quota;
 mod request;
 mod serve;
@@ -150,6 +151,10 @@ enum Command {
     /// Bring users, quotas and usage of a pody 0.4.1 installation over
     Import(import::ImportArgs),
 
+    /// Whether a container may open a device; started by the daemon
+    #[command(hide = true)]
+    ProbeDevice(probe::ProbeArgs),
+
     /// Print completions for a shell
     Completions { shell: Shell },
 }
@@ -230,6 +235,7 @@ impl Command {
             Self::Util(command) => command.run(out),
             Self::Log(command) => command.run(out).await,
             Self::Import(args) => args.run(out).await,
+            Self::ProbeDevice(args) => Ok(args.run()),
             Self::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "pody", &mut script);

@@ -83,6 +83,7 @@ struct PodLine {
     gpu_ids: Option<Vec<u32>>,
     memory_limit: i64,
     created_at: String,
+    gpu_trouble: Option<String>,
 }
 
 impl PsArgs {
@@ -98,6 +99,10 @@ impl PsArgs {
                 return "no pods yet; `pody create NAME --image IMAGE` makes one, `pody images` lists images"
                     .to_owned();
             }
+            let notes: String = pods
+                .iter()
+                .filter_map(|pod| Some(format!("\n{}-{}: {}", pod.user, pod.instance, pod.gpu_trouble.as_ref()?)))
+                .collect();
             let row = |pod: PodLine| {
                 let mut row = vec![
                     pod.instance,
@@ -113,7 +118,7 @@ impl PsArgs {
                 }
                 row
             };
-            out.table(&header, pods.into_iter().map(row))
+            out.table(&header, pods.into_iter().map(row)) + &output::printable(&notes)
         })?;
         Ok(exit::OK)
     }

@@ -85,6 +85,8 @@ struct Row {
     gpu_held_seconds: f64,
     gpu_memory_byte_seconds: f64,
     estimated_kwh: f64,
+    /// Only of whole GPUs.
+    gpu_free_seconds: Option<f64>,
 }
 
 impl UsageArgs {
@@ -127,11 +129,13 @@ fn table(mut rows: Vec<Row>, by: &[Part], out: &Output) -> String {
     let most = |of: fn(&Row) -> f64| rows.iter().map(of).fold(0.0, f64::max);
     let (most_cpu, most_gpu) = (most(|row| row.cpu_seconds), most(Row::gpu_seconds));
     let parts: Vec<Part> = Part::COLUMNS.into_iter().filter(|part| by.contains(part)).collect();
-    let used = ["CPU TIME", "", "GPU ACTIVE █", "HELD ▒", "", "GPU GiB·h", "EST. kWh"];
+    let mut used = vec!["CPU TIME", "", "GPU ACTIVE █", "HELD ▒", "", "GPU GiB·h", "EST. kWh"];
+    let has_free = rows.iter().any(|row| row.gpu_free_seconds.is_some());
+    used.extend(has_free.then_some("FREE"));
     let length = out.width().map_or(BAR, |width| usize::from(width.saturating_sub(REST) / 2).clamp(8, 30));
     let header: Vec<_> = parts.iter().map(|part| part.title()).chain(used).collect();
     let lines = rows.iter().map(|row| {
-        let used = [
+        let mut used = vec![
             output::short_duration(row.cpu_seconds),
             bars::bar(row.cpu_seconds, most_cpu, length / 2),
             output::short_duration(row.gpu_active_seconds),
@@ -140,6 +144,7 @@ fn table(mut rows: Vec<Row>, by: &[Part], out: &Output) -> String {
             format!("{:.2}", row.gpu_memory_byte_seconds / f64::from(1 << 30) / 3600.0),
             format!("{:.2}", row.estimated_kwh),
         ];
+        used.extend(has_free.then(|| row.gpu_free_seconds.map_or_else(|| "-".to_owned(), output::short_duration)));
         parts.iter().map(|part| row.key(*part)).chain(used).collect()
     });
     out.table(&header, lines)

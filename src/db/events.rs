@@ -134,6 +134,20 @@ impl Tx<'_> {
         collect(&self.0, query, params![filter.user.as_ref().map(UserName::as_str), filter.before, filter.limit], read)
     }
 
+    /// The newest of these actions on an object since a time, milliseconds since 1970.
+    pub fn last_event_of(
+        &self,
+        user: &UserName,
+        object: &str,
+        actions: [&str; 2],
+        since: i64,
+    ) -> Result<Option<String>, DbError> {
+        let query = "SELECT action FROM events WHERE user = ?1 AND object = ?2 AND action IN (?3, ?4) AND at >= ?5
+                     ORDER BY id DESC LIMIT 1";
+        let params = params![user.as_str(), object, actions[0], actions[1], since];
+        Ok(collect(&self.0, query, params, |row| Ok(row.get(0)?))?.pop())
+    }
+
     /// Keeps the newest `keep` events.
     pub fn shrink_events(&self, keep: u64) -> Result<usize, DbError> {
         let keep = i64::try_from(keep).unwrap_or(i64::MAX);

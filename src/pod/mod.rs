@@ -21,6 +21,7 @@ mod commit;
 mod create;
 mod delete;
 mod exec;
+mod gpu_access;
 pub mod images;
 mod keys;
 mod lifecycle;
@@ -234,6 +235,7 @@ pub struct Pods {
     /// Told of each create that succeeds: as long as others do, one may wait for its turn.
     created: watch::Sender<()>,
     commits: commit::Commits,
+    gpu_access: gpu_access::GpuAccess,
     /// Ends of work that the database could not take.
     unclosed: Arc<Mutex<Vec<Ended>>>,
 }
@@ -258,6 +260,7 @@ impl Pods {
             engine_turns,
             created: watch::Sender::new(()),
             commits: commit::Commits::default(),
+            gpu_access: gpu_access::GpuAccess::default(),
             unclosed: Arc::default(),
         }
     }

@@ -99,7 +99,7 @@ impl Pods {
     }
 
     /// Leaves a message in a pod: `/log/pody/<time>.<level>.log`, as the original does, and on its terminals.
-    async fn tell(&self, pod: PodId, level: &str, message: &str) {
+    pub(super) async fn tell(&self, pod: PodId, level: &str, message: &str) {
         let rows = self.db.snapshot();
         let Some(pod) = rows.pods.get(pod) else { return };
         if let Err(error) = self.try_tell(pod, level, message).await {

@@ -35,6 +35,9 @@ pub struct PodView {
     pub user: UserName,
     /// RFC 3339.
     pub created_at: String,
+    /// Why it has lost its GPUs, if it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_trouble: Option<String>,
 }
 
 /// What a pod uses now, from its cgroup.
@@ -95,6 +98,7 @@ impl Pods {
             shm_size: signed(detail.map_or(pod.spec.shm, |detail| detail.shm)),
             user: pod.user.clone(),
             created_at: rfc3339(pod.created_at),
+            gpu_trouble: self.gpu_trouble(pod),
         }
     }
 

@@ -22,6 +22,15 @@ pub struct Gpus {
     pub at: String,
     pub library: Library,
     gpus: Vec<Gpu>,
+    /// Pods that cannot open their GPUs any more.
+    #[serde(default)]
+    lost_pods: Vec<LostPod>,
+}
+
+#[derive(Deserialize)]
+struct LostPod {
+    pod: String,
+    reason: String,
 }
 
 /// Whether the driver answers.
@@ -73,6 +82,8 @@ struct MigInstance {
     /// Bytes.
     memory_total: Option<i64>,
     memory_used: Option<i64>,
+    /// Percent.
+    utilization: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +126,9 @@ impl Gpus {
             for note in gpu.notes() {
                 lines.extend(coloured(format!("GPU {} {note}", gpu.index), YELLOW));
             }
+        }
+        for lost in &self.lost_pods {
+            lines.extend(coloured(format!("{}: {}", lost.pod, lost.reason), RED));
         }
         lines.push(String::new());
         if self.gpus.iter().all(|gpu| gpu.processes.is_empty()) {
@@ -202,13 +216,7 @@ impl Gpu {
                 row.extend([UNTOLD; 3].map(Cell::new));
             }
             Some(reading) => {
-                row.push(match reading.utilization {
-                    Some(percent) => {
-                        let gauge = bars::gauge(percent.into(), 100.0, bar);
-                        Cell::new(format!("{gauge} {percent:>3}%")).fg(Color::Green)
-                    }
-                    None => Cell::new(UNTOLD),
-                });
+                row.push(utilization(reading.utilization, bar, UNTOLD));
                 row.push(memory(reading.memory_used, reading.memory_total, bar));
                 row.push(Cell::new(of("W", reading.power, reading.power_limit)));
                 row.push(Cell::new(of("°C", reading.temperature.map(f64::from), None)));
@@ -252,10 +260,16 @@ impl MigInstance {
         vec![
             Cell::new(""),
             Cell::new(format!("└ MIG {} {}", self.index, short_name(profile))),
-            Cell::new(""),
+            utilization(self.utilization, bar, ""),
             memory(self.memory_used, self.memory_total, bar),
         ]
     }
+}
+
+fn utilization(percent: Option<u32>, bar: usize, untold: &str) -> Cell {
+    let Some(percent) = percent else { return Cell::new(untold) };
+    let gauge = bars::gauge(percent.into(), 100.0, bar);
+    Cell::new(format!("{gauge} {percent:>3}%")).fg(Color::Green)
 }
 
 /// Every name begins with the maker.

@@ -115,6 +115,15 @@ struct GpusAnswer {
     age: f64,
     library: Library,
     gpus: Vec<DeviceView>,
+    /// The caller's pods that lost their GPUs; for admins everybody's.
+    lost_pods: Vec<LostPod>,
+}
+
+#[derive(Serialize)]
+struct LostPod {
+    pod: String,
+    user: UserName,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -160,7 +169,21 @@ pub async fn gpus(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError>
         }
     });
     let age = (now() - snapshot.at).max(0) as f64 / 1000.0;
-    Ok(Json(GpusAnswer { at: rfc3339(snapshot.at), age, library: snapshot.library.clone(), gpus: gpus.collect() }))
+    let pods = match cx.caller().is_admin {
+        true => cx.app.pods.list_all(),
+        false => cx.app.pods.list(&cx.caller().user),
+    };
+    let lost_pods = pods.iter().filter_map(|pod| {
+        let reason = cx.app.pods.gpu_trouble(pod)?;
+        Some(LostPod { pod: pod.container_name.clone(), user: pod.user.clone(), reason })
+    });
+    Ok(Json(GpusAnswer {
+        at: rfc3339(snapshot.at),
+        age,
+        library: snapshot.library.clone(),
+        gpus: gpus.collect(),
+        lost_pods: lost_pods.collect(),
+    }))
 }
 
 #[derive(Serialize)]

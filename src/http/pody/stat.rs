@@ -37,6 +37,7 @@ pub async fn gpu_time(cx: Cx, params: Times) -> Result<Json<impl Serialize>, Api
 
 async fn seconds(cx: Cx, params: Times, pick: impl Fn((f64, f64)) -> f64) -> Result<BTreeMap<UserName, f64>, ApiError> {
     let wanted = params.user.map(names);
+    cx.app.usage.catch_up().await;
     let sums = query::seconds_by_user(&cx.app.db, Window::last(params.t.map(|span| span.0))).await?;
     let sums = sums.into_iter().map(|(user, both)| (user, pick(both)));
     Ok(sums.filter(|(user, seconds)| *seconds > 0.0 && is_wanted(wanted.as_ref(), user.as_str())).collect())
@@ -77,6 +78,9 @@ struct UsageRow {
     gpu_memory_byte_seconds: f64,
     /// From the GPU's power, shared by those who computed: an estimate.
     estimated_kwh: f64,
+    /// Nobody was on the GPU. Only where the sums are of whole GPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_free_seconds: Option<f64>,
 }
 
 impl UsageRow {
@@ -89,6 +93,7 @@ impl UsageRow {
             gpu_held_seconds: amount.gpu_held_seconds,
             gpu_memory_byte_seconds: amount.gpu_memory_byte_seconds,
             estimated_kwh: amount.gpu_joules / JOULES_PER_KWH,
+            gpu_free_seconds: None,
         }
     }
 }
@@ -122,9 +127,23 @@ impl Split {
         Ok(split)
     }
 
+    /// Whether a sum is of all that happened on a GPU.
+    fn is_of_gpus(&self) -> bool {
+        self.gpu && !self.user && !self.pod
+    }
+
+    fn key_of_gpu(&self, at: i64, gpu: GpuUuid) -> Key {
+        Key { at: self.begin(at), gpu: Some(gpu), ..Key::default() }
+    }
+
+    /// Of the period.
+    fn begin(&self, at: i64) -> Option<String> {
+        self.period.map(|period| rfc3339(at.div_euclid(period) * period * 1000))
+    }
+
     fn key(&self, at: i64, subject: &Subject) -> Key {
         Key {
-            at: self.period.map(|period| rfc3339(at.div_euclid(period) * period * 1000)),
+            at: self.begin(at),
             user: self.user.then(|| subject.user.clone()),
             pod: self.pod.then(|| subject.pod.clone()),
             gpu: self.gpu.then(|| subject.gpu.clone()).flatten(),
@@ -135,6 +154,7 @@ impl Split {
 pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
     let split = Split::parse(params.by.as_deref().unwrap_or("user"))?;
     let wanted = params.user.map(names);
+    cx.app.usage.catch_up().await;
     let window = Window::last(params.t.map(|span| span.0));
     let mut sums: BTreeMap<Key, Amount> = BTreeMap::new();
     if split.period.is_some() {
@@ -149,7 +169,24 @@ pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
             }
         }
     }
-    let rows: Vec<UsageRow> = sums.into_iter().map(|(key, amount)| UsageRow::new(key, amount)).collect();
+    let mut free: BTreeMap<Key, f64> = BTreeMap::new();
+    if split.is_of_gpus() && wanted.is_none() {
+        let rows = match split.period {
+            Some(_) => query::gpu_series(&cx.app.db, window).await?.1,
+            None => query::gpu_parts(&cx.app.db, window).await?,
+        };
+        for row in rows {
+            *free.entry(split.key_of_gpu(row.at, row.gpu)).or_default() += row.amount.free_seconds;
+        }
+        // Those that nobody used have their line, too.
+        for key in free.keys() {
+            sums.entry(key.clone()).or_default();
+        }
+    }
+    let rows: Vec<UsageRow> = sums
+        .into_iter()
+        .map(|(key, amount)| UsageRow { gpu_free_seconds: free.get(&key).copied(), ..UsageRow::new(key, amount) })
+        .collect();
     match params.format.as_deref() {
         None | Some("json") => Ok(Json(rows).into_response()),
         Some("csv") => Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], csv(&rows)).into_response()),
@@ -159,11 +196,11 @@ pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
 
 /// No value holds a comma or a quote: names are parsed, the rest are numbers and UUIDs.
 fn csv(rows: &[UsageRow]) -> String {
-    let head = "at,user,pod,gpu,cpu_seconds,memory_byte_seconds,gpu_active_seconds,gpu_held_seconds,gpu_memory_byte_seconds,estimated_kwh\n";
+    let head = "at,user,pod,gpu,cpu_seconds,memory_byte_seconds,gpu_active_seconds,gpu_held_seconds,gpu_memory_byte_seconds,estimated_kwh,gpu_free_seconds\n";
     let lines = rows.iter().map(|row| {
         let Key { at, user, pod, gpu } = &row.key;
         format!(
-            "{},{},{},{},{:.3},{:.0},{:.3},{:.3},{:.0},{:.6}\n",
+            "{},{},{},{},{:.3},{:.0},{:.3},{:.3},{:.0},{:.6},{}\n",
             at.as_deref().unwrap_or_default(),
             user.as_ref().map(UserName::as_str).unwrap_or_default(),
             pod.as_deref().unwrap_or_default(),
@@ -174,6 +211,7 @@ fn csv(rows: &[UsageRow]) -> String {
             row.gpu_held_seconds,
             row.gpu_memory_byte_seconds,
             row.estimated_kwh,
+            row.gpu_free_seconds.map(|seconds| format!("{seconds:.3}")).unwrap_or_default(),
         )
     });
     std::iter::once(head.to_owned()).chain(lines).collect()
@@ -203,6 +241,7 @@ struct PodPoint {
 
 pub async fn pod_series(cx: Cx, params: PodSeries) -> Result<Json<impl Serialize>, ApiError> {
     let pod = cx.app.pods.find(cx.caller(), &params.ins)?;
+    cx.app.usage.catch_up().await;
     let window = Window::last(Some(params.t.map_or(SERIES, |span| span.0)));
     let (step, rows) = query::series(&cx.app.db, window).await?;
     let mut points: BTreeMap<i64, Amount> = BTreeMap::new();
@@ -239,6 +278,7 @@ struct GpuPoint {
 }
 
 pub async fn host_series(cx: Cx, params: HostSeries) -> Result<Json<impl Serialize>, ApiError> {
+    cx.app.usage.catch_up().await;
     let window = Window::last(Some(params.t.map_or(SERIES, |span| span.0)));
     let (step, rows) = query::gpu_series(&cx.app.db, window).await?;
     let points = rows.into_iter().map(|row| {

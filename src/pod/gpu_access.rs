@@ -1,0 +1,155 @@
+//! Pods that lost their GPUs: the driver works on the host, and the pod may not open it.
+//!
+//! It happens to containers while they run. The best known way: Docker uses the systemd cgroup driver, somebody runs `systemctl
+//! daemon-reload`, and systemd writes the device rules of each container anew, without those that NVIDIA's toolkit had added
+//! behind its back (NVIDIA/nvidia-container-toolkit, issue 48). What runs goes on; what is started next fails with "Failed to
+//! initialize NVML: Unknown Error". So each pod with GPUs is looked at every `[gpu] probe_seconds`; its owner is told when they
+//! are lost and when they are back, by an event, a line in the pod's log folder and on its terminals, and in all that shows the
+//! pod.
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::FileTypeExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Pod, Pods, State};
+use crate::{
+    account::Actor,
+    db::{DbError, NewEvent, Outcome},
+    gpu::Library,
+    host::device::{self, Access},
+    ids::{ContainerId, PodId},
+    names::GpuSet,
+};
+
+const LOST: &str = "pod.gpu-lost";
+const BACK: &str = "pod.gpu-back";
+
+/// What is known of the pods that were looked at. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct GpuAccess(Arc<Mutex<HashMap<PodId, Seen>>>);
+
+#[derive(Clone)]
+struct Seen {
+    /// The first process then: another is another run of the pod.
+    pid: i32,
+    /// Why it has no GPUs; `None` while it has.
+    trouble: Option<String>,
+}
+
+impl GpuAccess {
+    fn get(&self, pod: PodId) -> Option<Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&pod).cloned()
+    }
+
+    fn put(&self, pod: PodId, seen: Seen) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod, seen);
+    }
+
+    fn retain(&self, is_there: impl Fn(PodId) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|pod, _| is_there(*pod));
+    }
+}
+
+impl Pods {
+    /// Why the pod has lost its GPUs, if it has.
+    pub fn gpu_trouble(&self, pod: &Pod) -> Option<String> {
+        let (_, pid) = self.with_gpus(pod)?;
+        self.gpu_access.get(pod.id).filter(|seen| seen.pid == pid)?.trouble
+    }
+
+    /// Runs for the life of the daemon.
+    pub async fn watch_gpu_access(self, stop: CancellationToken) {
+        loop {
+            let pause = Duration::from_secs_f64(self.config.get().gpu.probe_seconds.max(0.1));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            let device = self.config.get().gpu.control_device.clone();
+            // Where the host itself has no GPUs at work, the pods' are not lost on the way.
+            if !matches!(self.gpus.snapshot().library, Library::Working { .. }) || !is_device(&device) {
+                continue;
+            }
+            let rows = self.db.snapshot();
+            self.gpu_access.retain(|pod| rows.pods.get(pod).is_some());
+            for pod in rows.pods.iter() {
+                let Some((container, pid)) = self.with_gpus(pod) else { continue };
+                let access = device::ask(&container, pid, &device).await;
+                if let Err(error) = self.note_access(pod, pid, access, &device).await {
+                    tracing::warn!(pod = pod.container_name, %error, "the state of its GPUs is not written down, tried again");
+                }
+            }
+        }
+    }
+
+    /// Container and first process of a running pod that was given GPUs.
+    fn with_gpus(&self, pod: &Pod) -> Option<(ContainerId, i32)> {
+        let container =
+            self.container(pod).filter(|container| pod.state == State::Running && container.status == "running")?;
+        let detail = container.detail.as_ref().filter(|detail| detail.pid > 0 && detail.gpus != GpuSet::none())?;
+        Some((container.id.clone(), detail.pid))
+    }
+
+    async fn note_access(&self, pod: &Pod, pid: i32, access: Access, device: &Path) -> Result<(), DbError> {
+        let trouble = match access {
+            Access::Untold => return Ok(()),
+            Access::Open => None,
+            Access::Denied | Access::Missing => Some(trouble(pod, access, device)),
+        };
+        let was_lost = match self.gpu_access.get(pod.id) {
+            Some(seen) => seen.trouble.is_some(),
+            // Told before the daemon was restarted.
+            None => self.was_told_of_loss(pod).await?,
+        };
+        if was_lost != trouble.is_some() {
+            let (action, level, message) = match &trouble {
+                Some(trouble) => (LOST, "warning", trouble.clone()),
+                None => (BACK, "info", "this pod can open its GPUs again".to_owned()),
+            };
+            tracing::warn!(pod = pod.container_name, message, "GPUs of a pod");
+            let Actor { name, source } = Actor::daemon();
+            let (object, user, detail) = (pod.container_name.clone(), Some(pod.user.clone()), Some(message.clone()));
+            let event = NewEvent { actor: name, source, action, object, user, outcome: Outcome::Ok, detail };
+            self.db.write(move |tx| tx.insert_event(&event)).await?;
+            self.gpu_access.put(pod.id, Seen { pid, trouble });
+            self.tell(pod.id, level, &message).await;
+        } else {
+            self.gpu_access.put(pod.id, Seen { pid, trouble });
+        }
+        Ok(())
+    }
+
+    /// Whether the last that was written down about its GPUs is that they are lost.
+    async fn was_told_of_loss(&self, pod: &Pod) -> Result<bool, DbError> {
+        let (user, object, since) = (pod.user.clone(), pod.container_name.clone(), pod.created_at);
+        let last = self.db.read(move |tx| tx.last_event_of(&user, &object, [LOST, BACK], since)).await?;
+        Ok(last.is_some_and(|action| action == LOST))
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.file_type().is_char_device())
+}
+
+fn trouble(pod: &Pod, access: Access, device: &Path) -> String {
+    let (device, name) = (device.display(), &pod.instance);
+    match access {
+        Access::Missing => format!(
+            "this pod has lost its GPUs: the driver works on the host, and there is no {device} in the pod; either NVIDIA's \
+             container toolkit was not at work when it started, or the file was removed in it; `pody restart {name}` brings it \
+             back, and if it does not, ask an admin to run `pody doctor`"
+        ),
+        Access::Open | Access::Denied | Access::Untold => format!(
+            "this pod has lost its GPUs: the driver works on the host, and the pod may no longer open {device}, so new \
+             programs in it end with \"Failed to initialize NVML: Unknown Error\"; the usual cause is `systemctl daemon-reload` \
+             on a host whose Docker uses the systemd cgroup driver; `pody restart {name}` brings them back, and an admin ends \
+             it for good with `nvidia-ctk system create-dev-char-symlinks --create-all` or with Docker's cgroupfs driver"
+        ),
+    }
+}
