@@ -16,6 +16,8 @@ pub const IMAGE: &str = "pody-base:latest";
 pub enum Need {
     /// A Docker Engine that answers, and the image `pody-base`.
     Docker,
+    /// `dockerd`, and root to start one of the test's own.
+    PrivateEngine,
     /// A CRIU that passes `criu check`.
     Criu,
     /// A virtual environment with the PyPI client `pody==0.4.1`, named by `PODY_TEST_PYCLIENT`.
@@ -52,6 +54,14 @@ impl Need {
                         .map_err(|_| format!("there is no image {IMAGE}; make it with images/build.sh"))
                 })
                 .clone(),
+            Self::PrivateEngine => {
+                succeeds("docker", &["--version"])?;
+                succeeds("dockerd", &["--version"])?;
+                match nix::unistd::geteuid().is_root() {
+                    true => Ok(()),
+                    false => Err("only root starts a dockerd".to_owned()),
+                }
+            }
             Self::Criu => CRIU.get_or_init(|| succeeds("criu", &["check"])).clone(),
             Self::PythonClient => python("podx").map(drop),
             Self::PythonServer => {

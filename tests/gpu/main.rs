@@ -1,11 +1,15 @@
-//! GPUs over HTTP: real pods, real cgroups, real PIDs, and the stand-in for NVIDIA's library.
+//! GPUs over HTTP: real pods, real cgroups, real PIDs, and the stand-in for NVIDIA's library. `run.sh` beside this asks a real
+//! card.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod accounting;
+mod assignment;
 mod attribution;
+mod engine;
 mod health;
+mod lost;
 mod overuse;
 
 use std::{
