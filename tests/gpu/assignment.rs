@@ -55,7 +55,8 @@ fn a_pod_gets_the_gpus_asked_for_within_the_quota_and_whatever_its_image_says() 
         (0..3).map(|_| std::process::Command::new("sleep").arg("4713").spawn().expect("sleep is there")).collect();
     seat(&gpus, 0, &[(sleepers[0].id(), 1), (sleepers[1].id(), 1)]);
     seat(&gpus, 2, &[(sleepers[2].id(), 1)]);
-    let on = |gpu: usize| server.admin().get("/host/gpus").ok().json()["gpus"][gpu]["processes"].as_array().map(Vec::len);
+    let on =
+        |gpu: usize| server.admin().get("/host/gpus").ok().json()["gpus"][gpu]["processes"].as_array().map(Vec::len);
     wait_for("the processes", || (on(0), on(2)), |seen| *seen == (Some(2), Some(1)));
     let (_, visible, shown) = create(&server, &engine, "two", Some("2"));
     assert_eq!((visible.as_str(), shown), ("1,3", json!([1, 3])));
@@ -90,7 +91,10 @@ fn a_pod_gets_the_gpus_asked_for_within_the_quota_and_whatever_its_image_says() 
     };
     assert_eq!(
         refused("1,"),
-        (403, "your quota lets your pods see the GPUs 0,2 and you ask for 1; choose among those, or ask an admin".into())
+        (
+            403,
+            "your quota lets your pods see the GPUs 0,2 and you ask for 1; choose among those, or ask an admin".into()
+        )
     );
     assert_eq!(refused("3"), (403, "you ask for 3 GPUs and your pods may see 2 of this host's".into()));
     server.pody(&["quota", "update", "alice", "--gpu-count", "1"]);

@@ -110,7 +110,10 @@ fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
     assert_eq!(actions(&server, "bob"), Vec::<String>::new());
     let shown = |arguments: &[&str]| {
         let mut command: Command = server.command(arguments);
-        command.env("PODY_API_BASE", server.base()).env("PODY_USERNAME", "alice").env("PODY_PASSWORD", password("alice"));
+        command
+            .env("PODY_API_BASE", server.base())
+            .env("PODY_USERNAME", "alice")
+            .env("PODY_PASSWORD", password("alice"));
         String::from_utf8_lossy(&command.output().expect("the binary runs").stdout).into_owned()
     };
     for arguments in [&["ps"][..], &["gpu", "--once"], &["inspect", "main"]] {

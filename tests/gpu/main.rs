@@ -10,7 +10,10 @@ mod attribution;
 mod engine;
 mod health;
 mod lost;
+mod mix;
 mod overuse;
+mod reuse;
+mod twin;
 
 use std::{
     process::Command,

@@ -1,0 +1,84 @@
+//! Processes with a PID of the test's choosing: what the kernel does by chance when it gives a PID away again, at will.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+use nix::libc;
+
+/// A `sleep` whose PID another process had. It ends with this.
+pub struct Twin(pub u32);
+
+impl Twin {
+    /// Waits until the PID is free, and takes it. With the PID of a container's process it lives in that container's cgroup,
+    /// where it belongs to the container as far as anybody can tell from outside.
+    pub fn start(pid: u32, container: Option<&str>, seconds: u32) -> Self {
+        let groups: Vec<File> = container.map(groups_of).unwrap_or_default();
+        let program = CString::new("/bin/sleep").expect("no NUL");
+        let seconds = CString::new(seconds.to_string()).expect("no NUL");
+        let arguments = [program.as_ptr(), seconds.as_ptr(), std::ptr::null()];
+        let wanted = [libc::pid_t::try_from(pid).expect("a PID")];
+        let begun = Instant::now();
+        loop {
+            // SAFETY: all zeroes is a value of this struct of integers.
+            let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+            how.exit_signal = libc::SIGCHLD as u64;
+            how.set_tid = wanted.as_ptr() as u64;
+            how.set_tid_size = 1;
+            // SAFETY: like fork. The child shares nothing; until it execs it makes system calls only, with what was made ready
+            // before.
+            unsafe {
+                match libc::syscall(libc::SYS_clone3, &how, size_of::<libc::clone_args>()) {
+                    0 => {
+                        for group in &groups {
+                            libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
+                        }
+                        libc::execv(program.as_ptr(), arguments.as_ptr());
+                        libc::_exit(127);
+                    }
+                    made if made > 0 => break,
+                    _ => {}
+                }
+            }
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::EEXIST), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{pid} does not become free");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Until it is what it is to be.
+        while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.starts_with(b"/bin/sleep")) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "no /bin/sleep");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Self(pid)
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        let pid = libc::pid_t::try_from(self.0).expect("a PID");
+        // SAFETY: our own child, which nobody has waited for.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// The lists of processes of a container's cgroups, open.
+fn groups_of(container: &str) -> Vec<File> {
+    let first = super::run("docker", &["inspect", container, "--format", "{{.State.Pid}}"]);
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", first.trim())).expect("a running container");
+    let lines = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let controllers = controllers.strip_prefix("name=").unwrap_or(controllers);
+        File::options().write(true).open(format!("/sys/fs/cgroup/{controllers}{path}/cgroup.procs")).ok()
+    });
+    let lists: Vec<File> = lines.collect();
+    assert!(!lists.is_empty(), "{groups}");
+    lists
+}
