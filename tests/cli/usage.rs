@@ -53,6 +53,19 @@ fn usage_can_be_split() {
 }
 
 #[test]
+fn how_long_gpus_were_free_is_a_column_where_the_server_tells_it() {
+    let fake = Fake::start();
+    let mut idle = row(json!({"gpu": "GPU-1"}), 0.0, 0.0, 0.0);
+    idle["gpu_free_seconds"] = json!(3600.0);
+    fake.on("/stat/usage", json!([row(json!({"gpu": "GPU-0"}), 0.0, 60.0, 0.0), idle]));
+    let shown = fake.run(&["stat", "usage", "--by", "gpu"]).ok();
+    let lines: Vec<&str> = shown.lines().map(str::trim_end).collect();
+    assert!(lines[0].ends_with("EST. kWh  FREE"), "{shown}");
+    assert!(lines[1].starts_with("GPU-0") && lines[1].ends_with("-"), "{shown}");
+    assert!(lines[2].starts_with("GPU-1") && lines[2].ends_with("1h 0m"), "{shown}");
+}
+
+#[test]
 fn csv_passes_through_and_errors_are_as_elsewhere() {
     let fake = Fake::start();
     fake.on_text("/stat/usage", 200, "at,user\n,alice\n");

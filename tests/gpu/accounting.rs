@@ -8,7 +8,7 @@ use super::{
     FAST,
     common::{
         Server,
-        gpus::{Gpus, State},
+        gpus::{Gpus, Process, State},
     },
     create, end, run, seat, sleep_in, wait_for,
 };
@@ -76,4 +76,103 @@ fn time_is_counted_over_a_kill_in_mid_run() {
     end(job);
     server.member("alice").post("/pod/delete?ins=main").ok();
     assert!(seconds(&server, "/stat/cputime", "alice") >= 0.99 * counted);
+}
+
+/// A window that begins while a job runs counts the part inside, on the CPU as on GPUs; GPUs are active, held or free.
+#[test]
+fn a_window_counts_what_falls_inside_it() {
+    let gpus = Gpus::new(State::with_gpus(3));
+    let Some(server) = Server::builder().config(FAST).gpus(&gpus).start() else { return };
+    let alice = create(&server, "alice", "main");
+    wait_for(
+        "the GPUs",
+        || server.admin().get("/host/gpus").ok().json()["gpus"].as_array().map_or(0, Vec::len),
+        |n| *n == 3,
+    );
+    // One core's worth, by a process that the cgroup's limit does not slow down.
+    run("docker", &["exec", "-d", &alice, "sh", "-c", "while :; do :; done"]);
+    let job = sleep_in(&alice, 3101);
+    let stats = || server.member("alice").get("/pod/stats?ins=main").ok().json()["cpu_seconds"].as_f64().unwrap();
+    gpus.change(|state| {
+        state.devices[0].processes = vec![Process { sm_util: Some(90), ..Process::computing(job, 1 << 30) }];
+        state.devices[1].processes = vec![Process { sm_util: Some(0), ..Process::computing(job, 1 << 30) }];
+    });
+    std::thread::sleep(Duration::from_secs(22));
+    let (begun, cpu) = (Instant::now(), stats());
+    std::thread::sleep(Duration::from_secs(13));
+    // The job goes on: the window begins and ends in it. A bucket has ten seconds, of which a part is taken.
+    let window = begun.elapsed().as_secs_f64().round();
+    let t = format!("t={window}s");
+    let used = stats() - cpu;
+    let counted = seconds(&server, &format!("/stat/cputime?{t}"), "alice");
+    assert!((counted - used).abs() <= 0.15 * used + 1.0, "CPU: counted {counted}, true {used}");
+    let counted = seconds(&server, &format!("/stat/gputime?{t}"), "alice");
+    assert!((counted - 2.0 * window).abs() <= 3.0, "GPU: counted {counted}, true {}", 2.0 * window);
+    let all = seconds(&server, "/stat/gputime", "alice");
+    assert!(all > counted + 30.0, "all of it is {all}");
+
+    let usage = server.admin().get(&format!("/stat/usage?by=gpu&{t}")).ok().json();
+    let of = |gpu: usize, key: &str| {
+        let uuid = &gpus_uuid(gpu);
+        let rows = usage.as_array().unwrap();
+        rows.iter().find(|row| row["gpu"] == *uuid).unwrap_or_else(|| panic!("no {uuid} in {usage}"))[key]
+            .as_f64()
+            .unwrap()
+    };
+    let near = |seconds: f64| (seconds - window).abs() <= 2.0;
+    assert!(near(of(0, "gpu_active_seconds")) && of(0, "gpu_held_seconds") == 0.0, "{usage}");
+    assert!(near(of(1, "gpu_held_seconds")) && of(1, "gpu_active_seconds") == 0.0, "{usage}");
+    assert!(near(of(2, "gpu_free_seconds")) && of(0, "gpu_free_seconds") == 0.0, "{usage}");
+    let csv = server.admin().get("/stat/usage?by=gpu&format=csv").ok().text();
+    assert_eq!(csv.lines().next().and_then(|line| line.rsplit(',').next()), Some("gpu_free_seconds"));
+    assert!(server.admin().get("/stat/usage?by=user").ok().json()[0].get("gpu_free_seconds").is_none());
+    server.member("alice").post("/pod/delete?ins=main").ok();
+}
+
+fn gpus_uuid(gpu: usize) -> String {
+    State::with_gpus(3).devices[gpu].uuid.clone()
+}
+
+/// Buckets go when their time is over, those of hours into one sum for each user and GPU, and pods of which nothing is left go
+/// with them.
+#[test]
+fn what_is_kept_has_a_bound_and_nothing_is_lost() {
+    const DAY: i64 = 86_400;
+    let gpus = Gpus::new(State::with_gpus(1));
+    let Some(mut server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
+    server.terminate();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
+    let database = server.database();
+    for (id, pod, gpu) in [(1, "p-alice-a", ""), (2, "p-alice-b", ""), (3, "p-alice-b", "GPU-1")] {
+        let insert = "INSERT INTO usage_subjects (id, user, pod, gpu) VALUES (?1, 'alice', ?2, ?3)";
+        database.execute(insert, rusqlite::params![id, pod, gpu]).unwrap();
+    }
+    let insert = "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, 0, ?5, 0, 0, 0)";
+    for (step, kept) in [(10, DAY), (60, 14 * DAY), (3600, 730 * DAY)] {
+        for age in [kept - 7200, kept + 7200] {
+            let at = (now - age).div_euclid(step) * step;
+            for (subject, cpu, gpu) in [(1, 1.0, 0.0), (2, 2.0, 0.0), (3, 0.0, 4.0)] {
+                // Only the old one of `a` in hours: then nothing is left of that pod.
+                if subject != 1 || step == 3600 && age > kept {
+                    database.execute(insert, rusqlite::params![step, at, subject, cpu, gpu]).unwrap();
+                }
+            }
+            let insert = "INSERT INTO gpu_usage VALUES (?1, ?2, 'GPU-1', 1, 1, 0, 0, 0)";
+            database.execute(insert, rusqlite::params![step, at]).unwrap();
+        }
+    }
+    drop(database);
+    server.start_again();
+    let count = |query: &str| server.count(query);
+    wait_for("the clearing", || count("SELECT count(*) FROM usage WHERE step > 0 AND subject <= 3"), |rows| *rows == 6);
+    // The test's GPU is looked at meanwhile and has rows of its own.
+    assert_eq!(count("SELECT count(*) FROM gpu_usage WHERE gpu = 'GPU-1'"), 3);
+    assert_eq!(count("SELECT count(*) FROM usage_subjects WHERE pod = 'p-alice-a'"), 0);
+    let sums = server.admin().get("/stat/usage?by=user,pod").ok().json();
+    let sum = |pod: &str| {
+        let row = sums.as_array().unwrap().iter().find(|row| row["pod"] == pod).cloned().unwrap_or_default();
+        (row["cpu_seconds"].as_f64(), row["gpu_active_seconds"].as_f64())
+    };
+    assert_eq!((sum(""), sum("p-alice-b")), ((Some(3.0), Some(4.0)), (Some(2.0), Some(4.0))), "{sums}");
+    assert_eq!(seconds(&server, "/stat/cputime", "alice"), 5.0);
 }

@@ -6,7 +6,7 @@ use super::{
     FAST,
     common::{
         Server,
-        gpus::{Code, Fault, Faults, Gpus, State},
+        gpus::{Code, Fault, Faults, Gpus, Mig, MigInstance, State},
     },
     wait_for,
 };
@@ -77,9 +77,91 @@ fn an_older_driver_lists_its_processes_too() {
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
     let mut host = std::process::Command::new("sleep").arg("4712").spawn().expect("sleep is there");
     super::seat(&gpus, 0, &[(host.id(), 400)]);
+    // Its memory, too, which it tells by another call.
+    gpus.change(|state| state.devices[0].memory_used = 5 << 30);
+    let reading = || server.admin().get("/host/gpus").ok().json()["gpus"][0]["reading"].clone();
+    let total = State::with_gpus(1).devices[0].memory_total;
+    let seen = wait_for("its memory", reading, |seen| seen["memory_used"].as_u64().is_some_and(|used| used >= 5 << 30));
+    assert_eq!(seen["memory_total"], json!(total));
     let look = || server.admin().get("/host/gpu-ps").ok().json();
     wait_for("the process", look, |seen| seen["0"][0]["pid"] == host.id());
     host.kill().expect("our own child");
     host.wait().expect("our own child");
     wait_for("its end", look, |seen| seen["0"] == json!([]));
+}
+
+/// An Xid error is an event for admins; its GPU goes on as long as it answers.
+#[test]
+fn an_xid_error_is_told() {
+    let gpus = Gpus::new(State::with_gpus(2));
+    let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
+    wait_for("two GPUs", || states(&server), |seen| *seen == ["ok", "ok"]);
+    // Who registers later is not told of earlier ones.
+    let number = std::cell::Cell::new(0);
+    let told = || {
+        number.set(number.get() + 1);
+        gpus.change(|state| state.devices[1].xids.push(79));
+        actions(&server)
+    };
+    wait_for("the event", told, |seen| seen.iter().any(|action| *action == "gpu.xid"));
+    let events = server.admin().get("/events").ok().json();
+    let event = events.as_array().unwrap().iter().find(|event| event["action"] == "gpu.xid").unwrap().clone();
+    assert_eq!(event["object"], json!(State::with_gpus(2).devices[1].uuid));
+    assert_eq!(event["detail"], "Xid 79: `dmesg | grep Xid` shows the process");
+    assert_eq!(states(&server), ["ok", "ok"]);
+    let of_members = server.member("alice").get("/events").ok().json();
+    let is_told = |event: &Value| event["action"] == "gpu.xid";
+    assert!(!of_members.as_array().unwrap().iter().any(is_told), "it is nobody's in particular");
+}
+
+/// A GPU that is cut up tells memory by instance and utilisation of none: that is null, never zero.
+#[test]
+fn mig_instances_are_listed_and_what_nvml_does_not_tell_of_them_is_null() {
+    let mut state = State::with_gpus(1);
+    let instance = |number: u32| MigInstance {
+        uuid: format!("MIG-{number}"),
+        name: "NVIDIA A100-SXM4-80GB MIG 3g.40gb".to_owned(),
+        gpu_instance: number,
+        compute_instance: 0,
+        memory_total: 40 << 30,
+        memory_used: 1 << 30,
+    };
+    state.devices[0].mig = Some(Mig { enabled: true, instances: vec![instance(1), instance(2)] });
+    let gpus = Gpus::new(state);
+    let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
+    let first = || server.admin().get("/host/gpus").ok().json()["gpus"][0].clone();
+    let seen = wait_for("the instances", first, |gpu| gpu["mig"].as_array().is_some_and(|list| list.len() == 2));
+    assert_eq!(
+        seen["mig"][1],
+        json!({"index": 1, "uuid": "MIG-2", "name": "NVIDIA A100-SXM4-80GB MIG 3g.40gb", "memory_total": 40u64 << 30,
+            "memory_used": 1u64 << 30, "utilization": null})
+    );
+    assert_eq!(seen["reading"]["utilization"], Value::Null);
+}
+
+/// As often as the config says: seldom while nobody looks, often while somebody does.
+#[test]
+fn it_looks_more_often_while_somebody_looks_at_it() {
+    const SECONDS: u64 = 6;
+    let gpus = Gpus::new(State::with_gpus(1));
+    let config = "[gpu]\npoll_seconds = 0.25\nidle_poll_seconds = 1.0\n";
+    let Some(server) = Server::builder().config(config).gpus(&gpus).without_docker().start() else { return };
+    let polls = || {
+        // Prometheus, which asks day and night, is nobody.
+        let text = server.admin().get("/metrics").ok().text();
+        let line = text.lines().find_map(|line| line.strip_prefix("pody_gpu_polls ")).expect("the number");
+        line.trim().parse::<i64>().expect("a number")
+    };
+    wait_for("the first", polls, |count| *count > 0);
+    let before = polls();
+    std::thread::sleep(std::time::Duration::from_secs(SECONDS));
+    let idle = polls() - before;
+    assert!((5..=7).contains(&idle), "{idle} while nobody looked");
+    let before = polls();
+    for _ in 0..SECONDS * 2 {
+        server.member("alice").get("/host/gpu-ps").ok();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    let watched = polls() - before;
+    assert!((18..=26).contains(&watched), "{watched} while somebody looked");
 }

@@ -1,5 +1,11 @@
 //! Past the quota: the right process and nothing else.
 
+use std::{
+    io::Read,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
 use super::{
     FAST,
     common::{
@@ -8,6 +14,13 @@ use super::{
     },
     create, is_alive, run, seat, sleep_in, wait_for,
 };
+
+/// What alice can read of it.
+fn actions(server: &Server) -> Vec<String> {
+    let events = server.member("alice").get("/events").ok().json();
+    let actions = events.as_array().expect("a list").iter().filter_map(|event| event["action"].as_str());
+    actions.filter(|action| action.starts_with("gpu.")).map(str::to_owned).collect()
+}
 
 #[test]
 fn over_use_is_warned_of_and_ends_the_newest_process_too_many() {
@@ -22,22 +35,13 @@ fn over_use_is_warned_of_and_ends_the_newest_process_too_many() {
     let old = sleep_in(&alice, 2001);
     let others = sleep_in(&bob, 2002);
     // Start times are counted in hundredths of a second.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     let new = sleep_in(&alice, 2003);
     let bystander = sleep_in(&alice, 2004);
     seat(&gpus, 0, &[(old, 1)]);
     seat(&gpus, 1, &[(new, 1), (others, 1)]);
     seat(&gpus, 2, &[(others, 1)]);
-    let actions = || {
-        let events = server.member("alice").get("/events").ok().json();
-        events
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|e| e["action"].as_str().unwrap().to_owned())
-            .filter(|a| a.starts_with("gpu."))
-            .collect::<Vec<_>>()
-    };
+    let actions = || actions(&server);
     wait_for("the warning", actions, |seen| seen == &["gpu.overuse"]);
     assert!(is_alive(new), "there is a grace");
     wait_for("the end of the newest", || is_alive(new), |alive| !alive);
@@ -52,4 +56,77 @@ fn over_use_is_warned_of_and_ends_the_newest_process_too_many() {
     assert!(run("docker", &["exec", &alice, "sh", "-c", "cat /log/pody/*.warning.log"]).contains("within 2 s"));
     server.member("alice").post("/pod/delete?ins=main").ok();
     server.member("bob").post("/pod/delete?ins=main").ok();
+}
+
+/// A terminal in the pod reads the warning, the pod's log has it, and nothing is ever ended.
+#[test]
+fn a_warning_is_all_where_the_config_says_so() {
+    let gpus = Gpus::new(State::with_gpus(2));
+    let config = "[gpu]\noveruse_grace_seconds = 0.5\non_overuse = \"warn\"\n";
+    let Some(server) = Server::builder().config(FAST).config(config).gpus(&gpus).start() else { return };
+    server.pody(&["quota", "update", "alice", "--gpu-count", "1"]);
+    let alice = create(&server, "alice", "main");
+    let (first, second) = (sleep_in(&alice, 2101), sleep_in(&alice, 2102));
+    let mut terminal = Command::new("docker")
+        .args(["exec", "--tty", &alice, "sh", "-c", "echo opened; exec sleep 2103"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("docker is there");
+    let mut shown = terminal.stdout.take().expect("a pipe");
+    let mut opened = [0; 6];
+    shown.read_exact(&mut opened).expect("the terminal opens");
+    seat(&gpus, 0, &[(first, 1)]);
+    seat(&gpus, 1, &[(second, 1)]);
+    wait_for("the warning", || actions(&server), |seen| seen == &["gpu.overuse"]);
+    let log = || run("docker", &["exec", &alice, "sh", "-c", "cat /log/pody/*.warning.log 2>/dev/null || true"]);
+    let message = wait_for("the log", log, |text| !text.is_empty());
+    assert_eq!(message.trim(), "gpu_count is 1 and your processes are on 2 GPUs (0, 1): end some of them");
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(is_alive(first) && is_alive(second), "nothing is ended");
+    assert_eq!(actions(&server), ["gpu.overuse"], "it is said once");
+    server.member("alice").post("/pod/delete?ins=main").ok();
+    let mut text = String::new();
+    shown.read_to_string(&mut text).expect("what the terminal showed");
+    assert!(text.contains(&format!("[pody] {}", message.trim())), "{text:?}");
+    terminal.wait().expect("our own child");
+}
+
+/// The pod of the newest process is stopped, as `pody stop` does, and others of that user go on.
+#[test]
+fn the_pod_is_stopped_where_the_config_says_so() {
+    let gpus = Gpus::new(State::with_gpus(2));
+    let config = "[gpu]\noveruse_grace_seconds = 1.0\non_overuse = \"stop_pod\"\n";
+    let Some(server) = Server::builder().config(FAST).config(config).gpus(&gpus).start() else { return };
+    server.pody(&["quota", "update", "alice", "--gpu-count", "1"]);
+    let (kept, newer) = (create(&server, "alice", "kept"), create(&server, "alice", "newer"));
+    let bob = create(&server, "bob", "main");
+    let (old, others) = (sleep_in(&kept, 2201), sleep_in(&bob, 2202));
+    std::thread::sleep(Duration::from_millis(50));
+    let new = sleep_in(&newer, 2203);
+    seat(&gpus, 0, &[(old, 1), (others, 1)]);
+    seat(&gpus, 1, &[(new, 1), (others, 1)]);
+    let status = |user: &str, instance: &str| {
+        let pod = server.member(user).get(&format!("/pod/inspect?ins={instance}")).ok().json();
+        pod["status"].as_str().expect("a word").to_owned()
+    };
+    wait_for("the stop", || status("alice", "newer"), |status| status == "exited");
+    assert!(is_alive(old) && is_alive(others) && !is_alive(new));
+    assert_eq!((status("alice", "kept"), status("bob", "main")), ("running".to_owned(), "running".to_owned()));
+    wait_for("the events", || actions(&server), |seen| seen == &["gpu.stop-pod", "gpu.overuse"]);
+    let events = server.member("alice").get("/events?limit=1").ok().json();
+    let detail = events[0]["detail"].as_str().expect("a sentence");
+    assert!(
+        detail.starts_with("gpu_count is 1 and your processes are on 2 GPUs (0, 1) for more than 1 s: pod ")
+            && detail.ends_with(&format!("{newer} was stopped; start it with `pody start`")),
+        "{detail}"
+    );
+    // It stays stopped until its owner starts it, although pods start again by themselves.
+    seat(&gpus, 1, &[]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(status("alice", "newer"), "exited");
+    server.member("alice").post("/pod/start?ins=newer").ok();
+    assert!(run("docker", &["logs", &newer]).contains("[pody] gpu_count is 1"), "its own terminal was told");
+    for (user, instance) in [("alice", "kept"), ("alice", "newer"), ("bob", "main")] {
+        server.member(user).post(&format!("/pod/delete?ins={instance}")).ok();
+    }
 }
