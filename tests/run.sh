@@ -62,6 +62,9 @@ output=$(mktemp)
 status=0
 cargo test --locked --features failpoints --no-fail-fast 2>&1 | tee "$output" || status=$?
 
+step "a real card, where there is one"
+tests/gpu/run.sh || status=$?
+
 step "summary"
 note "$(summary "$output") ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
 rm -f "$output"

@@ -71,12 +71,14 @@ pub async fn run(app: App, stop: CancellationToken) {
                 false
             }
         };
-        if written.elapsed() < if is_asked { FRESH } else { WRITE } {
-            app.usage.tell();
-            continue;
-        }
-        if is_asked {
-            sampler.look(&app);
+        match is_asked {
+            true if written.elapsed() < FRESH => {
+                app.usage.tell();
+                continue;
+            }
+            true => sampler.look(&app),
+            false if written.elapsed() < WRITE => continue,
+            false => {}
         }
         if let Err(error) = sampler.write(&app).await {
             tracing::warn!(%error, "usage not written, tried again");

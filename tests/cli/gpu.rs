@@ -98,8 +98,10 @@ fn what_a_gpu_does_not_tell_is_no_zero_and_trouble_is_noted() {
 fn pods_that_lost_their_gpus_are_named() {
     let fake = Fake::start();
     let mut seen = answer(working(), json!([gpu(0, json!([]))]));
-    seen["lost_pods"] = json!([{"pod": "alice-main", "user": "alice", "reason": "this pod has lost its GPUs: \u{1b}[2Jwhy"}]);
-    seen["gpus"][0]["mig"] = json!([{"index": 0, "uuid": "", "name": "", "memory_total": null, "memory_used": null, "utilization": 25}]);
+    seen["lost_pods"] =
+        json!([{"pod": "alice-main", "user": "alice", "reason": "this pod has lost its GPUs: \u{1b}[2Jwhy"}]);
+    seen["gpus"][0]["mig"] =
+        json!([{"index": 0, "uuid": "", "name": "", "memory_total": null, "memory_used": null, "utilization": 25}]);
     fake.on("/host/gpus", seen);
     let shown = fake.run(&["gpu"]).ok();
     assert!(shown.contains("\nalice-main: this pod has lost its GPUs: \u{fffd}[2Jwhy\n"), "{shown}");

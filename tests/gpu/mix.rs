@@ -37,6 +37,9 @@ fn now() -> i64 {
     SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64
 }
 
+/// What stands where, by GPU and PID.
+type Rows = BTreeMap<(usize, u32), Value>;
+
 /// Where a process lives, as the API shows it.
 #[derive(Clone, Debug, PartialEq)]
 struct Home {
@@ -68,7 +71,7 @@ impl Book {
         (stay.times[2], stay.times[3]) = (since, now());
     }
 
-    fn check(&self, (from, to): (i64, i64), seen: &BTreeMap<(usize, u32), Value>) {
+    fn check(&self, (from, to): (i64, i64), seen: &Rows) {
         for (key, row) in seen {
             let stays = self.0.get(key).unwrap_or_else(|| panic!("{key:?} was never there: {row}"));
             let may = |stay: &&Stay| stay.times[0] <= to && stay.times[3] >= from;
@@ -87,7 +90,7 @@ impl Book {
 }
 
 /// What stands in a snapshot, and when it was taken.
-fn read(snapshot: &Value) -> (i64, BTreeMap<(usize, u32), Value>) {
+fn read(snapshot: &Value) -> (i64, Rows) {
     let at: jiff::Timestamp = snapshot["at"].as_str().expect("a time").parse().expect("RFC 3339");
     let mut seen = BTreeMap::new();
     for (gpu, device) in snapshot["gpus"].as_array().expect("a list").iter().enumerate() {
@@ -248,8 +251,8 @@ impl Mix<'_> {
 }
 
 /// Every different snapshot until told to stop.
-fn watch(admin: &Client, done: &AtomicBool) -> Vec<(i64, BTreeMap<(usize, u32), Value>)> {
-    let mut seen: Vec<(i64, BTreeMap<(usize, u32), Value>)> = Vec::new();
+fn watch(admin: &Client, done: &AtomicBool) -> Vec<(i64, Rows)> {
+    let mut seen: Vec<(i64, Rows)> = Vec::new();
     while !done.load(Ordering::Relaxed) {
         let snapshot = read(&admin.get("/host/gpus").ok().json());
         if seen.last().is_none_or(|last| last.0 != snapshot.0) {
