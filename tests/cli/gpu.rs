@@ -105,7 +105,7 @@ fn pods_that_lost_their_gpus_are_named() {
     fake.on("/host/gpus", seen);
     let shown = fake.run(&["gpu"]).ok();
     assert!(shown.contains("\nalice-main: this pod has lost its GPUs: \u{fffd}[2Jwhy\n"), "{shown}");
-    assert!(shown.contains("└ MIG 0  █████░░░░░░░░░░░░░░░  25%"), "{shown}");
+    assert!(shown.contains("└ MIG 0   █████░░░░░░░░░░░░░░░  25%"), "{shown}");
 }
 
 #[test]

@@ -24,6 +24,21 @@ fn ps_is_a_table_or_the_servers_json() {
 }
 
 #[test]
+fn ps_names_pods_that_lost_their_gpus() {
+    let fake = Fake::start();
+    fake.on(
+        "/pod/ps",
+        json!([{
+            "instance": "main", "status": "running", "image": "x", "port_mapping": [], "gpu_ids": [0], "memory_limit": -1,
+            "user": "alice", "created_at": "2020-01-01T00:00:00Z", "gpu_trouble": "this pod has lost its GPUs: why",
+        }]),
+    );
+    let shown = fake.run(&["ps"]).ok();
+    assert_eq!(shown.lines().count(), 3, "{shown}");
+    assert!(shown.ends_with("\nalice-main: this pod has lost its GPUs: why\n"), "{shown}");
+}
+
+#[test]
 fn create_start_stop_and_commit_post_forms() {
     let fake = Fake::start();
     let info = json!({"port_mapping": ["20806:22"]});
