@@ -97,17 +97,19 @@ fn a_window_counts_what_falls_inside_it() {
         state.devices[0].processes = vec![Process { sm_util: Some(90), ..Process::computing(job, 1 << 30) }];
         state.devices[1].processes = vec![Process { sm_util: Some(0), ..Process::computing(job, 1 << 30) }];
     });
-    std::thread::sleep(Duration::from_secs(22));
+    std::thread::sleep(Duration::from_secs(18));
     let (begun, cpu) = (Instant::now(), stats());
-    std::thread::sleep(Duration::from_secs(13));
-    // The job goes on: the window begins and ends in it. A bucket has ten seconds, of which a part is taken.
+    std::thread::sleep(Duration::from_secs(22));
+    // The job goes on: the window begins and ends in it. Of the bucket of ten seconds in which it begins a part is taken, as
+    // if the job had been as fast all through it, which on a busy machine it is not.
     let window = begun.elapsed().as_secs_f64().round();
     let t = format!("t={window}s");
     let used = stats() - cpu;
     let counted = seconds(&server, &format!("/stat/cputime?{t}"), "alice");
-    assert!((counted - used).abs() <= 0.15 * used + 1.0, "CPU: counted {counted}, true {used}");
+    assert!((counted - used).abs() <= 0.15 * used + 2.0, "CPU: counted {counted}, true {used}");
+    assert!(seconds(&server, "/stat/cputime", "alice") > 1.3 * counted, "all of it is more");
     let counted = seconds(&server, &format!("/stat/gputime?{t}"), "alice");
-    assert!((counted - 2.0 * window).abs() <= 3.0, "GPU: counted {counted}, true {}", 2.0 * window);
+    assert!((counted - 2.0 * window).abs() <= 5.0, "GPU: counted {counted}, true {}", 2.0 * window);
     let all = seconds(&server, "/stat/gputime", "alice");
     assert!(all > counted + 30.0, "all of it is {all}");
 
@@ -119,7 +121,7 @@ fn a_window_counts_what_falls_inside_it() {
             .as_f64()
             .unwrap()
     };
-    let near = |seconds: f64| (seconds - window).abs() <= 2.0;
+    let near = |seconds: f64| (seconds - window).abs() <= 3.0;
     assert!(near(of(0, "gpu_active_seconds")) && of(0, "gpu_held_seconds") == 0.0, "{usage}");
     assert!(near(of(1, "gpu_held_seconds")) && of(1, "gpu_active_seconds") == 0.0, "{usage}");
     assert!(near(of(2, "gpu_free_seconds")) && of(0, "gpu_free_seconds") == 0.0, "{usage}");

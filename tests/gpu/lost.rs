@@ -105,6 +105,7 @@ fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
     let flagged: Vec<&Value> = ps.as_array().unwrap().iter().filter(|pod| pod.get("gpu_trouble").is_some()).collect();
     assert!(flagged.len() == 1 && flagged[0]["instance"] == "main", "{ps}");
     let lost = |user: &str| server.member(user).get("/host/gpus").ok().json()["lost_pods"].clone();
+    wait_for("the list", || lost("alice"), |list| list.as_array().is_some_and(|list| !list.is_empty()));
     assert_eq!((lost("alice")[0]["pod"].as_str(), lost("boss")[0]["user"].as_str()), (Some(&*name), Some("alice")));
     assert_eq!(lost("bob"), serde_json::json!([]));
     assert_eq!(actions(&server, "bob"), Vec::<String>::new());
@@ -120,8 +121,8 @@ fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
         let text = shown(arguments);
         assert!(text.contains("this pod has lost its GPUs"), "{arguments:?}: {text}");
     }
-    let log = engine.docker(&["exec", &name, "/bin/sh", "-c", "cat /log/pody/*.warning.log"]);
-    assert!(log.contains("this pod has lost its GPUs"), "{log}");
+    let log = || engine.docker(&["exec", &name, "/bin/sh", "-c", "cat /log/pody/*.warning.log || true"]);
+    wait_for("the line in its log", log, |log| log.contains("this pod has lost its GPUs"));
 
     // A daemon that is started anew has it from the database that this was told.
     server.restart();
