@@ -78,7 +78,7 @@ impl App {
         let db = Db::open(home)?;
         let accounts = Accounts::new(db.clone(), config.clone());
         let gpus = Gpus::new(config.clone(), db.clone(), engine.inventory().clone());
-        let pods = Pods::new(db.clone(), config.clone(), engine.clone(), gpus.clone(), accounts.clone());
+        let pods = Pods::new(home, db.clone(), config.clone(), engine.clone(), gpus.clone(), accounts.clone());
         Ok(Self { config, db, accounts, engine, gpus, pods, usage: Usage::default(), metrics: Metrics::default() })
     }
 

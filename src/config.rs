@@ -89,6 +89,9 @@ pub struct ImageConfig {
     /// Lets set-user-id programs such as sudo gain privileges in pods of this image.
     #[serde(default)]
     pub new_privileges: bool,
+    /// Lets programs use io_uring in pods of this image; what uses it cannot be checkpointed.
+    #[serde(default)]
+    pub io_uring: bool,
 }
 
 /// A node's users may come from another node (provider), and a node may serve its users to others (service).

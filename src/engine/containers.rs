@@ -84,6 +84,58 @@ pub struct Shape {
     pub shm: Option<u64>,
     pub storage: Option<u64>,
     pub new_privileges: bool,
+    /// `None` = the image's own program is PID 1, as in pods that we took over and in those of before.
+    #[serde(default)]
+    pub init: Option<Init>,
+}
+
+/// Our own first process of a container, and what it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Init {
+    /// On the host. Resolved, like a bind's source.
+    pub program: PathBuf,
+    /// The image's own.
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
+    /// Programs may use it, and then cannot be checkpointed.
+    pub io_uring: bool,
+}
+
+impl Init {
+    /// Where the program is in the container. Below `/dev`, which is memory: elsewhere the engine would leave an empty file
+    /// of that name in the container's layer, and so in commits.
+    pub const INSIDE: &'static str = "/dev/pody-init";
+
+    /// The engine's entrypoint and command. Where the image has no entrypoint the container has none either, since one that
+    /// is set could not be unset again in a commit.
+    fn to_run(&self) -> (Option<Vec<String>>, Option<Vec<String>>) {
+        let io_uring = self.io_uring.then_some("--io-uring");
+        let first = [Self::INSIDE, "init"].into_iter().chain(io_uring).chain(["--"]).map(str::to_owned);
+        let command = Some(self.command.clone()).filter(|command| !command.is_empty());
+        match self.entrypoint.is_empty() {
+            true => (None, Some(first.chain(self.command.iter().cloned()).collect())),
+            false => (Some(first.chain(self.entrypoint.iter().cloned()).collect()), command),
+        }
+    }
+
+    fn mount(&self) -> Mount {
+        Mount {
+            typ: Some(MountType::BIND),
+            source: Some(self.program.to_string_lossy().into_owned()),
+            target: Some(Self::INSIDE.to_owned()),
+            read_only: Some(true),
+            ..Mount::default()
+        }
+    }
+
+    /// As lines of a Dockerfile: what an image of the container is to run.
+    fn original(&self) -> Vec<String> {
+        let list = |words: &[String]| serde_json::to_string(words).expect("texts");
+        // In this order: an entrypoint unsets the command.
+        let entrypoint = (!self.entrypoint.is_empty()).then(|| format!("ENTRYPOINT {}", list(&self.entrypoint)));
+        let command = (!self.command.is_empty()).then(|| format!("CMD {}", list(&self.command)));
+        entrypoint.into_iter().chain(command).collect()
+    }
 }
 
 /// A container to be made. What is not here cannot be asked of the engine.
@@ -150,9 +202,12 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         Some(GpuSet::Only(ids)) if !ids.is_empty() => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
         _ => "void".to_owned(),
     };
+    let (entrypoint, cmd) = shape.init.as_ref().map_or((None, None), Init::to_run);
     let log_options = [("max-size", spec.log_max_size.clone()), ("max-file", spec.log_max_files.max(1).to_string())];
     ContainerCreateBody {
         image: Some(shape.image.clone()),
+        entrypoint,
+        cmd,
         hostname: Some(shape.hostname.clone()),
         labels: Some(spec.labels.clone()),
         env: Some(vec![format!("NVIDIA_VISIBLE_DEVICES={visible}")]),
@@ -161,7 +216,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         exposed_ports: Some(shape.ports.iter().map(|port| key(port.container)).collect()),
         stop_timeout: Some(i64::from(spec.stop_grace)),
         host_config: Some(HostConfig {
-            mounts: Some(binds.chain(tmpfs).collect()),
+            mounts: Some(binds.chain(tmpfs).chain(shape.init.as_ref().map(Init::mount)).collect()),
             port_bindings: Some(bindings.collect()),
             network_mode: Some(shape.network.clone()).filter(|network| !network.is_empty()),
             device_requests,
@@ -337,7 +392,8 @@ impl Engine {
         Ok(inspect.size_rw.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
     }
 
-    /// Makes an image of the container's files, with `labels` set in it. The container stands still meanwhile.
+    /// Makes an image of the container's files, with `labels` set in it, that runs what the container's own image does. The
+    /// container stands still meanwhile.
     pub async fn commit(
         &self,
         id: &ContainerId,
@@ -345,9 +401,11 @@ impl Engine {
         comment: Option<&str>,
         author: &str,
         labels: &[(&str, &str)],
+        init: Option<&Init>,
     ) -> Result<(), EngineError> {
         let (repo, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
-        let changes: Vec<String> = labels.iter().map(|(key, value)| format!("LABEL {key}=\"{value}\"")).collect();
+        let labels = labels.iter().map(|(key, value)| format!("LABEL {key}=\"{value}\""));
+        let changes: Vec<String> = labels.chain(init.into_iter().flat_map(Init::original)).collect();
         let mut options =
             CommitContainerOptionsBuilder::new().container(id.as_str()).repo(repo).tag(tag).author(author).pause(true);
         options = options.comment(comment.unwrap_or_default()).changes(&changes.join("\n"));

@@ -93,6 +93,9 @@ pub struct Image {
     pub exposed_ports: BTreeSet<String>,
     /// RFC 3339.
     pub created: String,
+    /// What containers of it run.
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
 }
 
 struct Entry {
@@ -533,18 +536,16 @@ impl Engine {
                     let looked =
                         self.call(LIST_DEADLINE, |docker| async move { docker.inspect_image(&id).await }).await;
                     let Ok(inspect) = looked else { continue };
+                    let config = inspect.config.unwrap_or_default();
                     Image {
                         id: summary.id,
                         tags,
                         comment: inspect.comment.unwrap_or_default(),
                         size: inspect.size.unwrap_or(summary.size),
-                        exposed_ports: inspect
-                            .config
-                            .and_then(|c| c.exposed_ports)
-                            .unwrap_or_default()
-                            .into_iter()
-                            .collect(),
+                        exposed_ports: config.exposed_ports.unwrap_or_default().into_iter().collect(),
                         created: inspect.created.unwrap_or_default(),
+                        entrypoint: config.entrypoint.unwrap_or_default(),
+                        command: config.cmd.unwrap_or_default(),
                     }
                 }
             };

@@ -20,7 +20,7 @@ use bollard::Docker;
 use tokio::sync::watch;
 
 pub use self::{
-    containers::{Bind, ContainerSpec, LogOptions, PublishedPort, Shape, Tmpfs},
+    containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
     exec::{ExecOutput, ExecRequest, Terminal},
     facts::EngineFacts,
     inventory::{Container, Image, Inventory},

@@ -102,6 +102,7 @@ impl Pods {
             shm: positive(quota.shm_size.0),
             storage: positive(quota.storage_size.0),
             new_privileges: image.new_privileges,
+            init: self.init.for_image(image)?,
         })
     }
 
@@ -323,6 +324,7 @@ impl Pods {
             shm: detail.shm,
             storage: None,
             new_privileges: true,
+            init: None,
         };
         let id = container.id.clone();
         let shown = name.clone();

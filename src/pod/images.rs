@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{PodError, Pods, begin_event, commit::is_commit_of};
 use crate::{
     account::{Actor, Caller},
+    config::ImageConfig,
     engine::Image,
     names::{ImageRef, UserName},
 };
@@ -18,6 +19,10 @@ pub struct AllowedImage {
     pub name: String,
     pub ports: Vec<u16>,
     pub new_privileges: bool,
+    pub io_uring: bool,
+    /// What pods of it run.
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
 }
 
 /// What `/image/inspect` shows.
@@ -57,20 +62,26 @@ impl Pods {
         let config = self.config.get();
         let images = self.engine.inventory().images();
         let repository = &config.commit_name.0;
-        let exists = |name: &str| images.iter().any(|image| image.tags.iter().any(|tag| tag == name));
         for name in candidates(repository, wanted) {
-            if !exists(&name) {
-                continue;
-            }
-            if is_commit_of(repository, user, &name) {
-                let ports = config.commit_image_ports.0.clone();
-                return Ok(AllowedImage { name, ports, new_privileges: false });
+            let Some(image) = images.iter().find(|image| image.tags.contains(&name)) else { continue };
+            let allowed = AllowedImage {
+                ports: config.commit_image_ports.0.clone(),
+                new_privileges: false,
+                io_uring: false,
+                entrypoint: image.entrypoint.clone(),
+                command: image.command.clone(),
+                name,
+            };
+            let name = &allowed.name;
+            if is_commit_of(repository, user, name) {
+                return Ok(allowed);
             }
             // Commits of others are not there, whatever the config says of their repository.
             if !name.starts_with(&format!("{repository}:"))
-                && let Some(rule) = config.image(&name)
+                && let Some(rule) = config.image(name)
             {
-                return Ok(AllowedImage { name, ports: rule.ports.clone(), new_privileges: rule.new_privileges });
+                let ImageConfig { ports, new_privileges, io_uring, .. } = rule.clone();
+                return Ok(AllowedImage { ports, new_privileges, io_uring, ..allowed });
             }
         }
         Err(PodError::Image { image: wanted.clone(), allowed: self.list_images(user) })

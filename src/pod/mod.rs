@@ -23,6 +23,7 @@ mod delete;
 mod exec;
 mod gpu_access;
 pub mod images;
+mod init;
 mod keys;
 mod lifecycle;
 mod overuse;
@@ -33,6 +34,7 @@ mod view;
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -178,6 +180,8 @@ pub enum PodError {
     Timeout { asked: u64, max: u64 },
     #[error("the folder {path} of a volume cannot be made: {source}")]
     Volume { path: std::path::PathBuf, source: std::io::Error },
+    #[error("the first process of pods cannot be written below {path}: {source}; see that its disk has room and can be written")]
+    Init { path: std::path::PathBuf, source: std::io::Error },
     #[error("{pod} has used up its pids_limit of {limit} processes; end some of them, or restart it")]
     NoPids { pod: String, limit: u64 },
     #[error(
@@ -236,6 +240,7 @@ pub struct Pods {
     created: watch::Sender<()>,
     commits: commit::Commits,
     gpu_access: gpu_access::GpuAccess,
+    init: init::InitStore,
     /// Ends of work that the database could not take.
     unclosed: Arc<Mutex<Vec<Ended>>>,
 }
@@ -248,7 +253,7 @@ struct Ended {
 }
 
 impl Pods {
-    pub fn new(db: Db, config: LiveConfig, engine: Engine, gpus: Gpus, accounts: Accounts) -> Self {
+    pub fn new(home: &Path, db: Db, config: LiveConfig, engine: Engine, gpus: Gpus, accounts: Accounts) -> Self {
         let engine_turns = Arc::new(Semaphore::new(config.get().pod.engine_parallelism));
         Self {
             db,
@@ -261,6 +266,7 @@ impl Pods {
             created: watch::Sender::new(()),
             commits: commit::Commits::default(),
             gpu_access: gpu_access::GpuAccess::default(),
+            init: init::InitStore::new(home),
             unclosed: Arc::default(),
         }
     }

@@ -162,7 +162,7 @@ fn pod_status(error: &PodError) -> StatusCode {
         | PodError::ImageExists(_) => StatusCode::CONFLICT,
         PodError::Refused(_) | PodError::NotYourImage(_) => StatusCode::FORBIDDEN,
         PodError::Image { .. } | PodError::Command { .. } | PodError::Timeout { .. } => StatusCode::BAD_REQUEST,
-        PodError::StorageUnsupported | PodError::NoGpuDriver | PodError::Network(_) | PodError::Volume { .. } => {
+        PodError::StorageUnsupported | PodError::NoGpuDriver | PodError::Network(_) | PodError::Volume { .. } | PodError::Init { .. } => {
             StatusCode::INTERNAL_SERVER_ERROR
         }
         PodError::Engine(error) => match error {

@@ -1,0 +1,74 @@
+//! `pody-init`: the first process of every pod, and how commands get below it.
+//!
+//! One static program, bound read-only into the pod, so that it runs whatever the image holds:
+//!
+//! - `init [--io-uring] -- PROGRAM ARG…` is PID 1 ([`pid1`]): it runs the image's own program on the container's terminal,
+//!   hands signals on, reaps, and holds the terminals of sessions ([`session`]).
+//! - `attach ID ROWS COLS [-- PROGRAM ARG…]` begins a session below PID 1, or comes back to one, and carries its bytes
+//!   ([`attach`]). The engine execs it, and what the engine execs is not part of a checkpoint; the session is.
+//! - `start ID -- PROGRAM ARG…` begins a session that nobody is attached to; `list` tells of all of them.
+//! - `run -- PROGRAM ARG…` becomes that program, without io_uring.
+//!
+//! Everything but `init` tells how it went in lines on its standard error ([`wire`]).
+
+#![cfg_attr(not(test), no_main)]
+
+mod attach;
+mod pid1;
+mod seccomp;
+mod session;
+mod sys;
+mod wire;
+
+use std::ffi::{CStr, CString, c_char, c_int};
+
+/// As shells have it: the program is not there, or cannot be run.
+const NOT_FOUND: i32 = 127;
+const CANNOT_RUN: i32 = 126;
+const USAGE: &str =
+    "usage: pody-init init [--io-uring] -- CMD | attach ID ROWS COLS [-- CMD] | start ID -- CMD | list | run -- CMD";
+
+/// Not std's `main`: that would come with a handler for stack overflows and an ignored SIGPIPE, which what we run inherits.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[cfg_attr(test, expect(dead_code, reason = "tests have a main of their own"))]
+extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
+    let count = usize::try_from(count).unwrap_or(0);
+    // SAFETY: the C runtime hands over `count` texts that live as long as the process.
+    let arguments: Vec<CString> = (1..count).map(|n| unsafe { CStr::from_ptr(*arguments.add(n)) }.to_owned()).collect();
+    let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+    let command = |from: usize| arguments.get(from..).filter(|command| !command.is_empty());
+    match words[..] {
+        ["init", "--", ..] if command(2).is_some() => pid1::run(&arguments[2..], seccomp::IoUring::Refused),
+        ["init", "--io-uring", "--", ..] if command(3).is_some() => pid1::run(&arguments[3..], seccomp::IoUring::Allowed),
+        ["attach", id, rows, cols] => attach::attach(id, size(rows, cols), &[]),
+        ["attach", id, rows, cols, "--", ..] if command(5).is_some() => {
+            attach::attach(id, size(rows, cols), &arguments[5..])
+        }
+        ["start", id, "--", ..] if command(3).is_some() => attach::start(id, &arguments[3..]),
+        ["list"] => attach::list(),
+        ["run", "--", ..] if command(2).is_some() => run(&arguments[2..]),
+        _ => {
+            sys::say(USAGE);
+            CANNOT_RUN
+        }
+    }
+}
+
+fn size(rows: &str, cols: &str) -> sys::WinSize {
+    sys::WinSize::new(rows.parse().unwrap_or(24), cols.parse().unwrap_or(80))
+}
+
+/// Becomes the program.
+fn run(command: &[CString]) -> i32 {
+    if let Err(error) = seccomp::refuse_io_uring() {
+        sys::say(&format!("io_uring stays allowed: {error}"));
+    }
+    exec(command, None)
+}
+
+/// Becomes the program, or says why not; the exit code then.
+fn exec(command: &[CString], environment: Option<&[CString]>) -> i32 {
+    let error = sys::exec(command, environment);
+    sys::say(&format!("exec: {:?}: {error}", command[0]));
+    if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN }
+}

@@ -1,0 +1,111 @@
+//! The first process of every new pod: our own small program (`init/`), which this binary carries in itself.
+//!
+//! Each version of it lies in a file of its own, `$PODY_HOME/init/<hash>/pody-init`, which is bound read-only into pods and
+//! never changed or removed: a pod that is restored from a checkpoint maps the very same file.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use super::{PodError, images::AllowedImage};
+use crate::engine::Init;
+
+/// Made by `build.rs`.
+const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pody-init"));
+
+/// Where the program is kept for pods. Cheap to clone.
+#[derive(Clone)]
+pub struct InitStore {
+    home: PathBuf,
+    /// The file, once it was found to hold what it must.
+    checked: Arc<OnceLock<PathBuf>>,
+}
+
+impl InitStore {
+    pub fn new(home: &Path) -> Self {
+        Self { home: home.to_owned(), checked: Arc::default() }
+    }
+
+    /// The first process of a pod of this image; `None` where the image says nothing to run.
+    pub fn for_image(&self, image: &AllowedImage) -> Result<Option<Init>, PodError> {
+        if image.entrypoint.is_empty() && image.command.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Init {
+            program: self.program().map_err(|source| PodError::Init { path: self.home.join("init"), source })?,
+            entrypoint: image.entrypoint.clone(),
+            command: image.command.clone(),
+            io_uring: image.io_uring || image.new_privileges,
+        }))
+    }
+
+    /// The file, written if it is not there. No part of its path is a symbolic link: a bind whose source is one can be
+    /// checkpointed but not restored.
+    fn program(&self) -> io::Result<PathBuf> {
+        if let Some(path) = self.checked.get().filter(|path| path.exists()) {
+            return Ok(path.clone());
+        }
+        let folder = self.home.join("init").join(blake3::hash(PROGRAM).to_hex().as_str());
+        let path = folder.join("pody-init");
+        if fs::read(&path).ok().as_deref() != Some(PROGRAM) {
+            if path.exists() {
+                return Err(io::Error::other(format!("{} was changed; remove its folder", path.display())));
+            }
+            write(&folder, &path)?;
+        }
+        let path = fs::canonicalize(path)?;
+        Ok(self.checked.get_or_init(|| path).clone())
+    }
+}
+
+/// All of it or nothing, and for good.
+fn write(folder: &Path, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let unfinished = folder.join(format!(".new-{:016x}", rand::random::<u64>()));
+    let written = (|| {
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o755).open(&unfinished)?;
+        file.write_all(PROGRAM)?;
+        // Whatever our umask is.
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)?;
+        // The names too.
+        [folder, folder.parent().unwrap_or(folder)].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_program_is_written_once_and_never_changed() {
+        let home = tempfile::tempdir().unwrap();
+        let link = home.path().join("link");
+        symlink(home.path(), &link).unwrap();
+        let path = InitStore::new(&link).program().unwrap();
+        assert!(path.starts_with(home.path().canonicalize().unwrap()) && path.ends_with("pody-init"), "{path:?}");
+        let first = fs::metadata(&path).unwrap();
+        assert_eq!((first.permissions().mode() & 0o7777, first.len()), (0o755, PROGRAM.len() as u64));
+        assert_eq!(InitStore::new(home.path()).program().unwrap(), path);
+        assert_eq!(fs::metadata(&path).unwrap().ino(), first.ino());
+
+        // Whoever meddled with it is told; pods that run map it.
+        fs::write(&path, "other").unwrap();
+        let error = InitStore::new(home.path()).program().unwrap_err().to_string();
+        assert!(error.contains("was changed"), "{error}");
+        // Removed by hand, it comes back.
+        fs::remove_dir_all(home.path().join("init")).unwrap();
+        assert_eq!(InitStore::new(home.path()).program().unwrap(), path);
+    }
+}
