@@ -18,9 +18,14 @@ fn main() {
     let root = variable("CARGO_MANIFEST_DIR");
     let mut rustc = Command::new(variable("RUSTC"));
     rustc.args(["--edition=2024", "--crate-name=pody_init", "--crate-type=bin", "--target", &variable("TARGET")]);
-    for option in
-        ["target-feature=+crt-static", "relocation-model=static", "panic=abort", "opt-level=s", "lto=fat", "strip=symbols"]
-    {
+    for option in [
+        "target-feature=+crt-static",
+        "relocation-model=static",
+        "panic=abort",
+        "opt-level=s",
+        "lto=fat",
+        "strip=symbols",
+    ] {
         rustc.args(["-C", option]);
     }
     if let Ok(linker) = env::var("RUSTC_LINKER") {

@@ -49,6 +49,10 @@ uuid_id! {
     /// the label `pody.op` of what the work makes, so that a lost answer can be told from work never done.
     OpId
 }
+uuid_id! {
+    /// A terminal that a pod's first process holds.
+    SessionId
+}
 
 /// The engine's full 64-character container id. Never a prefix: a container may be *named* like another's short id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -39,7 +39,9 @@ extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
     let command = |from: usize| arguments.get(from..).filter(|command| !command.is_empty());
     match words[..] {
         ["init", "--", ..] if command(2).is_some() => pid1::run(&arguments[2..], seccomp::IoUring::Refused),
-        ["init", "--io-uring", "--", ..] if command(3).is_some() => pid1::run(&arguments[3..], seccomp::IoUring::Allowed),
+        ["init", "--io-uring", "--", ..] if command(3).is_some() => {
+            pid1::run(&arguments[3..], seccomp::IoUring::Allowed)
+        }
         ["attach", id, rows, cols] => attach::attach(id, size(rows, cols), &[]),
         ["attach", id, rows, cols, "--", ..] if command(5).is_some() => {
             attach::attach(id, size(rows, cols), &arguments[5..])

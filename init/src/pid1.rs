@@ -114,7 +114,9 @@ impl Init {
             if pid == self.main {
                 return Some(code);
             }
-            if let Some(session) = self.sessions.iter_mut().find(|session| session.leader == pid && session.code.is_none()) {
+            if let Some(session) =
+                self.sessions.iter_mut().find(|session| session.leader == pid && session.code.is_none())
+            {
                 session.end(code);
             }
         }
@@ -138,7 +140,8 @@ impl Init {
 
     fn wait(&mut self, next: Option<Instant>) {
         let listener = self.listener.iter().map(|listener| (Source::Listener, listener.as_raw_fd()));
-        let callers = self.callers.iter().enumerate().map(|(at, caller)| (Source::Caller(at), caller.stream.as_raw_fd()));
+        let callers =
+            self.callers.iter().enumerate().map(|(at, caller)| (Source::Caller(at), caller.stream.as_raw_fd()));
         let sessions = self.sessions.iter().enumerate();
         let sessions = sessions.filter_map(|(at, session)| Some((Source::Session(at), session.watched()?)));
         let (sources, mut files): (Vec<Source>, Vec<PollFd>) = listener

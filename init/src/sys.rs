@@ -372,7 +372,8 @@ pub fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     let own = |path: &str, flags: c_int| -> io::Result<OwnedFd> {
         let path = CString::new(path)?;
         // SAFETY: a text with its NUL; the descriptor is nobody else's.
-        checked(unsafe { open(path.as_ptr(), flags | O_CLOEXEC | O_NOCTTY) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+        checked(unsafe { open(path.as_ptr(), flags | O_CLOEXEC | O_NOCTTY) })
+            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
     };
     let master = own("/dev/ptmx", O_RDWR | O_NONBLOCK)?;
     let (mut number, unlocked): (c_int, c_int) = (0, 0);

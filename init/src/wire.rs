@@ -28,7 +28,10 @@ const NAMES: u32 = 64;
 pub enum Request {
     Begin(Begin),
     /// Comes back to a session; whoever is attached to it is let go.
-    Resume { id: String, size: WinSize },
+    Resume {
+        id: String,
+        size: WinSize,
+    },
     List,
 }
 
@@ -320,8 +323,7 @@ mod tests {
             frames.push(&[*byte]);
             seen.extend(std::iter::from_fn(|| frames.next()));
         }
-        let expected =
-            [Frame::Input(b"abc".to_vec()), Frame::Resize(WinSize::new(40, 120)), Frame::Input(Vec::new())];
+        let expected = [Frame::Input(b"abc".to_vec()), Frame::Resize(WinSize::new(40, 120)), Frame::Input(Vec::new())];
         assert_eq!(seen, expected);
     }
 

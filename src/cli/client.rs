@@ -80,6 +80,15 @@ impl Refusal {
 }
 
 impl ClientError {
+    /// Whether the same may work later: the pod or the server is not up, or busy.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::BrokeOff(_) => true,
+            Self::Refused(refusal) => refusal.status == StatusCode::CONFLICT || refusal.status.is_server_error(),
+            _ => false,
+        }
+    }
+
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } => exit::UNREACHABLE,

@@ -52,6 +52,10 @@ pub enum CliError {
     KeyNotAdded(String),
     #[error("the connection to the pod was lost")]
     ShellLost(#[source] Option<tokio_tungstenite::tungstenite::Error>),
+    #[error("nothing goes on in {0} without anybody: there is no session to come back to")]
+    NoSession(String),
+    #[error("more than one session goes on in {0}")]
+    ManySessions(String),
     #[error("the two passwords differ")]
     PasswordsDiffer,
     #[error("the password is empty")]
@@ -101,6 +105,7 @@ impl CliError {
             Self::NoPort { .. } => {
                 Some("`pody inspect` shows which ports the pod has; is its image given port 22?".into())
             }
+            Self::ManySessions(pod) => Some(format!("`pody shell {pod} --list` shows them; name one behind --attach")),
             Self::NotConfirmed(_) => Some("answer y, or add -y".to_owned()),
             _ => None,
         }

@@ -18,6 +18,9 @@ pub struct ExecArgs {
     /// Seconds that the command may run; without it, the server's default
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Do not wait: it runs in the background, is saved in checkpoints, and `pody shell NAME --attach` comes back to it
+    #[arg(short, long, conflicts_with = "timeout")]
+    detach: bool,
     /// The command: one argument goes to the pod's bash as it is, several are words
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<String>,
@@ -42,7 +45,13 @@ impl ExecArgs {
         let timeout = self.timeout.map(|seconds| seconds.to_string());
         let mut form = vec![("ins", self.name.as_str()), ("cmd", command.as_str())];
         form.extend(timeout.as_deref().map(|seconds| ("timeout", seconds)));
+        form.extend(self.detach.then_some(("detach", "true")));
         let value = Client::from_environment()?.post("pod/exec", &form).await?;
+        if self.detach {
+            let session = value["session"].as_str().unwrap_or_default().to_owned();
+            let sentence = format!("runs in the background; `pody shell {} --attach {session}` shows it", self.name);
+            return out.done(&value, sentence).map(|()| exit::OK);
+        }
         let answer: Answer = serde_json::from_value(value.clone()).map_err(ClientError::Unintelligible)?;
         match out.format() {
             Format::Json => out.json(&value)?,

@@ -50,6 +50,20 @@ pub struct Terminal {
     pub input: Pin<Box<dyn AsyncWrite + Send>>,
 }
 
+/// A running command between pipes.
+pub struct Pipes {
+    pub exec_id: String,
+    pub output: Pin<Box<dyn Stream<Item = Result<Piece, EngineError>> + Send>>,
+    pub input: Pin<Box<dyn AsyncWrite + Send>>,
+}
+
+/// A piece of what a command between pipes writes.
+pub enum Piece {
+    Output(Bytes),
+    /// To the standard error.
+    Aside(Bytes),
+}
+
 impl Engine {
     /// Runs a command on a terminal of its own. When it does not end in time, or can no longer be followed, `kill` is given
     /// its host PID.
@@ -68,7 +82,7 @@ impl Engine {
         };
         let exec_id = self.prepare(id, options).await?;
         let begun = tokio::time::Instant::now();
-        let (mut output, _input) = match self.begin(&exec_id).await {
+        let (mut output, _input) = match self.begin(&exec_id, true).await {
             Ok(begun) => begun,
             Err(error) => {
                 // It may have been started all the same.
@@ -141,9 +155,34 @@ impl Engine {
             ..CreateExecOptions::default()
         };
         let exec_id = self.prepare(id, options).await?;
-        let (output, input) = self.begin(&exec_id).await?;
+        let (output, input) = self.begin(&exec_id, true).await?;
         let output = output.map(|item| item.map(LogOutput::into_bytes).map_err(EngineError::from));
         Ok(Terminal { exec_id, output: Box::pin(output), input })
+    }
+
+    /// Starts a command between pipes.
+    pub async fn open_pipes(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        env: Vec<String>,
+    ) -> Result<Pipes, EngineError> {
+        let options = CreateExecOptions {
+            attach_stdin: Some(true),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(command),
+            env: Some(env),
+            ..CreateExecOptions::default()
+        };
+        let exec_id = self.prepare(id, options).await?;
+        let (output, input) = self.begin(&exec_id, false).await?;
+        let output = output.map(|item| match item {
+            Ok(LogOutput::StdErr { message }) => Ok(Piece::Aside(message)),
+            Ok(other) => Ok(Piece::Output(other.into_bytes())),
+            Err(error) => Err(EngineError::from(error)),
+        });
+        Ok(Pipes { exec_id, output: Box::pin(output), input })
     }
 
     async fn prepare(&self, id: &ContainerId, options: CreateExecOptions<String>) -> Result<String, EngineError> {
@@ -154,6 +193,7 @@ impl Engine {
     async fn begin(
         &self,
         exec_id: &str,
+        tty: bool,
     ) -> Result<
         (
             Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>,
@@ -161,7 +201,7 @@ impl Engine {
         ),
         EngineError,
     > {
-        let start = StartExecOptions { detach: false, tty: true, output_capacity: Some(READ_BUFFER) };
+        let start = StartExecOptions { detach: false, tty, output_capacity: Some(READ_BUFFER) };
         let call = |docker: Arc<bollard::Docker>| async move { docker.start_exec(exec_id, Some(start)).await };
         match self.call(SHORT, call).await? {
             StartExecResults::Attached { output, input } => Ok((output, input)),

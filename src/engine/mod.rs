@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 pub use self::{
     containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
-    exec::{ExecOutput, ExecRequest, Terminal},
+    exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::{Container, Image, Inventory},
 };

@@ -10,6 +10,7 @@ use crate::{
         quota::{CoresChange, CountChange, GpusChange, SizeChange},
         ssh_keys::PublicKey,
     },
+    ids::SessionId,
     names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName},
 };
 
@@ -123,6 +124,7 @@ parsed_parameters!(
     InstanceName,
     PodRef,
     PublicKey,
+    SessionId,
     SizeChange,
     Span,
     UserName,

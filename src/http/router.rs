@@ -123,11 +123,12 @@ pub fn routes() -> Vec<Route> {
         POST Member "/pod/start"             pod::start,             "start a stopped pod";
         POST Member "/pod/stop"              pod::stop,              "stop a pod";
         POST Member "/pod/restart"           pod::restart,           "stop and start a pod";
-        POST Member "/pod/exec"              pod::exec,              "run a command line in a pod as root; timeout in seconds";
+        POST Member "/pod/exec"              pod::exec,              "run a command line in a pod as root; timeout in seconds; detach=true: in the background";
         POST Member "/pod/commit"            pod::commit,            "make an image of a pod";
         GET  Member "/pod/logs"              pod::logs,              "output of a pod; tail in lines, since as a span, follow=true to stream";
         GET  Member "/pod/stats"             pod::stats,             "CPU, memory and processes of a pod";
-        GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket)";
+        GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket); session: one to come back to";
+        GET  Member "/pod/sessions"          pod::sessions,          "terminals and background commands of a pod that go on without anybody";
 
         GET  Member "/image/list"            image::list,            "images that you may use";
         GET  Member "/host/images"           image::list,            "images that you may use (older name of /image/list)";

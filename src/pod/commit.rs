@@ -97,7 +97,10 @@ impl Pods {
         let op = op.to_string();
         let mut labels: Vec<(&str, &str)> = label::ALL.iter().map(|key| (*key, "")).collect();
         labels.push((COMMIT_LABEL, &op));
-        let mut done = self.engine.commit(&container, &image, message.as_deref(), pod.user.as_str(), &labels, pod.spec.init.as_ref()).await;
+        let mut done = self
+            .engine
+            .commit(&container, &image, message.as_deref(), pod.user.as_str(), &labels, pod.spec.init.as_ref())
+            .await;
         fail_point!("commit-done");
         // The engine pauses the pod meanwhile: the next read shows that it goes on.
         let _ = self.engine.look(&container).await;

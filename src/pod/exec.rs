@@ -6,13 +6,18 @@ use super::{PodError, Pods, processes};
 use crate::{
     account::{Actor, Caller},
     db::{NewEvent, Outcome},
-    engine::{EngineError, ExecRequest, LogOptions, Terminal},
+    engine::{EngineError, ExecRequest, Init, LogOptions},
     ids::ContainerId,
     names::PodRef,
 };
 
 /// Bytes of a command line: the kernel's limit on one argument of a program (MAX_ARG_STRLEN), without its final NUL.
 const MAX_COMMAND: usize = (128 << 10) - 1;
+
+/// Runs command lines.
+const SHELL: &str = "/bin/bash";
+/// What `pody-init run` says where it is not there.
+const NO_SHELL: &str = "pody-init: exec: \"/bin/bash\"";
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +52,11 @@ impl Pods {
         let container = self.running(&pod).await?;
         // The command itself is the member's own affair and may hold secrets.
         self.note(caller, "pod.exec", &pod).await?;
+        let filters = pod.spec.init.as_ref().is_some_and(|init| !init.io_uring);
+        let filter: &[&str] = if filters { &[Init::INSIDE, "run", "--"] } else { &[] };
+        let words = filter.iter().copied().chain([SHELL, "-c", &command]).map(str::to_owned).collect();
         let request = ExecRequest {
-            command: vec!["/bin/bash".to_owned(), "-c".to_owned(), command],
+            command: words,
             timeout: Duration::from_secs(seconds),
             output_limit: usize::try_from(limits.output_limit.0).unwrap_or(usize::MAX),
         };
@@ -56,13 +64,16 @@ impl Pods {
         let kill = |pid| async move { processes::end_session(pid, &inside) };
         let ran = self.engine.exec(&container, request, kill).await.map_err(|error| self.exec_error(&pod, error))?;
         let output = String::from_utf8_lossy(&ran.output).into_owned();
+        if matches!(ran.exit_code, Some(126 | 127)) && output.starts_with(NO_SHELL) {
+            return Err(PodError::NoShell { pod: pod.container_name.clone() });
+        }
         Ok(match ran.exit_code {
             Some(exit_code) => Executed::Ended { exit_code, output, truncated: ran.truncated },
             None => Executed::TimedOut { output },
         })
     }
 
-    fn exec_error(&self, pod: &super::Pod, error: EngineError) -> PodError {
+    pub(super) fn exec_error(&self, pod: &super::Pod, error: EngineError) -> PodError {
         let no_pids = |message: &str| message.to_ascii_lowercase().contains("resource temporarily unavailable");
         match error {
             EngineError::Failed { message, .. } | EngineError::Conflict(message) if no_pids(&message) => {
@@ -77,42 +88,6 @@ impl Pods {
             EngineError::Failed { message, .. } if message.contains("is not running") => ended(pod, "not running"),
             EngineError::NotFound(_) => PodError::NotFound(pod.container_name.clone()),
             error => error.into(),
-        }
-    }
-
-    /// Opens a shell, or a command line by `/bin/bash -c`, on a terminal for someone to type at.
-    pub async fn open_shell(
-        &self,
-        caller: &Caller,
-        wanted: &PodRef,
-        command: Option<String>,
-    ) -> Result<(ContainerId, Terminal), PodError> {
-        let pod = self.find(caller, wanted)?;
-        command.as_deref().map_or(Ok(()), check_command)?;
-        let container = self.running(&pod).await?;
-        self.note(caller, "pod.shell", &pod).await?;
-        let command = match command {
-            Some(line) => vec!["/bin/bash".to_owned(), "-c".to_owned(), line],
-            None => vec!["/bin/bash".to_owned(), "-l".to_owned()],
-        };
-        let env = vec!["TERM=xterm-256color".to_owned()];
-        let terminal =
-            self.engine.open_terminal(&container, command, env).await.map_err(|error| self.exec_error(&pod, error))?;
-        Ok((container, terminal))
-    }
-
-    pub async fn resize_shell(&self, exec_id: &str, rows: u16, columns: u16) -> Result<(), EngineError> {
-        self.engine.resize_terminal(exec_id, rows, columns).await
-    }
-
-    pub async fn shell_exit_code(&self, exec_id: &str) -> Option<i64> {
-        self.engine.exit_code(exec_id).await.ok().flatten()
-    }
-
-    /// Ends a shell whose user has left.
-    pub async fn end_shell(&self, exec_id: &str, container: &ContainerId) {
-        if let Some(pid) = self.engine.exec_pid(exec_id).await {
-            processes::end_session(pid, container);
         }
     }
 
@@ -138,7 +113,7 @@ impl Pods {
     }
 
     /// Writes down what was asked for; its outcome is the asker's to see.
-    async fn note(&self, caller: &Caller, action: &'static str, pod: &super::Pod) -> Result<(), PodError> {
+    pub(super) async fn note(&self, caller: &Caller, action: &'static str, pod: &super::Pod) -> Result<(), PodError> {
         let actor = Actor::from(caller);
         let (object, user) = (pod.container_name.clone(), pod.user.clone());
         self.db
@@ -164,7 +139,7 @@ fn ended(pod: &super::Pod, status: &str) -> PodError {
 }
 
 /// Refuses what no program can be started with.
-fn check_command(command: &str) -> Result<(), PodError> {
+pub(super) fn check_command(command: &str) -> Result<(), PodError> {
     match command.len() > MAX_COMMAND || command.contains('\0') {
         true => Err(PodError::Command { max: MAX_COMMAND }),
         false => Ok(()),

@@ -30,6 +30,7 @@ mod overuse;
 mod ports;
 mod processes;
 pub mod reconcile;
+mod shell;
 mod view;
 
 use std::{
@@ -48,6 +49,7 @@ pub use self::{
     exec::Executed,
     images::ImageView,
     lifecycle::Action,
+    shell::{NewShell, SessionView, Shell, ShellEvent, ShellsHeld},
     view::{PodStats, PodView},
 };
 use crate::{
@@ -56,7 +58,7 @@ use crate::{
     db::{Db, DbError, NewEvent, Outcome, Tx},
     engine::{Container, Engine, EngineError},
     gpu::Gpus,
-    ids::{ContainerId, OpId, PodId, WorkloadId},
+    ids::{ContainerId, OpId, PodId, SessionId, WorkloadId},
     names::{ImageRef, InstanceName, PodRef, UserName, container_name},
 };
 
@@ -174,13 +176,21 @@ pub enum PodError {
     NotRunning { pod: String, status: String, next: &'static str },
     #[error("{pod} has no /bin/bash that runs; put one into its image")]
     NoShell { pod: String },
+    #[error("{pod} has no session {session}; `pody shell NAME --list` shows those that it has")]
+    NoSession { pod: String, session: SessionId },
+    #[error(
+        "{pod} was made before pods could run commands in the background; make it anew, or end the command line with &"
+    )]
+    NoInit { pod: String },
     #[error("a command line has at most {max} bytes and no NUL; put a longer one into a file in the pod and run that")]
     Command { max: usize },
     #[error("a command may run for 1 to {max} s, you asked for {asked}")]
     Timeout { asked: u64, max: u64 },
     #[error("the folder {path} of a volume cannot be made: {source}")]
     Volume { path: std::path::PathBuf, source: std::io::Error },
-    #[error("the first process of pods cannot be written below {path}: {source}; see that its disk has room and can be written")]
+    #[error(
+        "the first process of pods cannot be written below {path}: {source}; see that its disk has room and can be written"
+    )]
     Init { path: std::path::PathBuf, source: std::io::Error },
     #[error("{pod} has used up its pids_limit of {limit} processes; end some of them, or restart it")]
     NoPids { pod: String, limit: u64 },
@@ -241,6 +251,7 @@ pub struct Pods {
     commits: commit::Commits,
     gpu_access: gpu_access::GpuAccess,
     init: init::InitStore,
+    shells_held: shell::Held,
     /// Ends of work that the database could not take.
     unclosed: Arc<Mutex<Vec<Ended>>>,
 }
@@ -267,6 +278,7 @@ impl Pods {
             commits: commit::Commits::default(),
             gpu_access: gpu_access::GpuAccess::default(),
             init: init::InitStore::new(home),
+            shells_held: shell::Held::default(),
             unclosed: Arc::default(),
         }
     }

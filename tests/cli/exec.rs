@@ -48,3 +48,13 @@ fn cut_output_is_said() {
     fake.on("/pod/exec", json!({"exit_code": 0, "log": "x", "truncated": true}));
     assert!(fake.run(&["exec", "main", "yes"]).stderr.starts_with("warning: the output was longer"));
 }
+
+#[test]
+fn a_command_in_the_background_says_how_to_come_back_to_it() {
+    let fake = Fake::start();
+    fake.on("/pod/exec", json!({"exit_code": 0, "log": "", "truncated": false, "session": "s1"}));
+    let begun = fake.run(&["exec", "--detach", "main", "--", "sleep 9"]).ok();
+    assert!(begun.contains("pody shell main --attach s1"), "{begun}");
+    assert_eq!(fake.seen_one().form, "ins=main&cmd=sleep 9&detach=true");
+    assert_eq!(fake.run(&["--json", "exec", "-d", "main", "sleep 9"]).json()["session"], "s1");
+}

@@ -7,7 +7,10 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI32, Ordering},
+    },
 };
 
 use axum::{
@@ -37,6 +40,8 @@ type Answers = HashMap<&'static str, (u16, String)>;
 struct Shared {
     answers: Arc<Mutex<Answers>>,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// How often who comes back to a session hears that its pod is paused.
+    paused: Arc<AtomicI32>,
 }
 
 /// A server and a home folder of the user who asks it. Both go away with it.
@@ -54,6 +59,7 @@ impl Fake {
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let shared = Shared::default();
+        shared.paused.store(1, Ordering::SeqCst);
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().route("/pod/shell", get(shell)).fallback(answer).with_state(shared.clone());
@@ -178,6 +184,7 @@ fn decoded(query: &[u8]) -> String {
 }
 
 /// A terminal that says its size, echoes what it gets in upper case, and ends with 7 at Ctrl-D. `ins=gone` breaks off.
+/// `ins=saved` lets go at once of who does not come back to its session; the first who does is told that the pod is paused.
 async fn shell(State(shared): State<Shared>, request: Request) -> Response {
     use axum::extract::FromRequestParts;
     let query = decoded(request.uri().query().unwrap_or_default().as_bytes());
@@ -187,12 +194,25 @@ async fn shell(State(shared): State<Shared>, request: Request) -> Response {
     if query.contains("ins=missing") {
         return (StatusCode::NOT_FOUND, json!({"detail": "no pod missing"}).to_string()).into_response();
     }
+    let comes_back = query.contains("session=s1");
+    if query.contains("ins=saved") && comes_back && shared.paused.fetch_sub(1, Ordering::SeqCst) > 0 {
+        return (StatusCode::CONFLICT, json!({"detail": "it is paused"}).to_string()).into_response();
+    }
+    if query.contains("ins=saved") && query.contains("session=s2") {
+        return (StatusCode::NOT_FOUND, json!({"detail": "no session s2"}).to_string()).into_response();
+    }
     upgrade.unwrap().on_upgrade(async move |mut socket| {
+        if query.contains("ins=saved") && !comes_back {
+            let _ = socket.send(Message::Text(r#"{"detached":{"session":"s1"}}"#.into())).await;
+            return;
+        }
         if query.contains("ins=gone") {
             return;
         }
         socket.send(Message::Binary(format!("[{query}]\r\n").into())).await.unwrap();
-        while let Some(Ok(message)) = socket.recv().await {
+        // What was typed at the first connection has gone there, the end of the input too.
+        let is_over = query.contains("ins=saved");
+        while !is_over && let Some(Ok(message)) = socket.recv().await {
             match message {
                 Message::Binary(bytes) if bytes.ends_with(b"\x04") => break,
                 Message::Binary(bytes) => {

@@ -14,3 +14,4 @@ mod exec;
 mod help;
 mod kills;
 mod proxy;
+mod sessions;

@@ -150,7 +150,7 @@ fn remote_status(error: &RemoteError) -> StatusCode {
 
 fn pod_status(error: &PodError) -> StatusCode {
     match error {
-        PodError::NotFound(_) => StatusCode::NOT_FOUND,
+        PodError::NotFound(_) | PodError::NoSession { .. } => StatusCode::NOT_FOUND,
         PodError::Exists(_)
         | PodError::Foreign(_)
         | PodError::Busy { .. }
@@ -158,13 +158,16 @@ fn pod_status(error: &PodError) -> StatusCode {
         | PodError::NotRunning { .. }
         | PodError::NoPids { .. }
         | PodError::NoShell { .. }
+        | PodError::NoInit { .. }
         | PodError::ImageInUse { .. }
         | PodError::ImageExists(_) => StatusCode::CONFLICT,
         PodError::Refused(_) | PodError::NotYourImage(_) => StatusCode::FORBIDDEN,
         PodError::Image { .. } | PodError::Command { .. } | PodError::Timeout { .. } => StatusCode::BAD_REQUEST,
-        PodError::StorageUnsupported | PodError::NoGpuDriver | PodError::Network(_) | PodError::Volume { .. } | PodError::Init { .. } => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        PodError::StorageUnsupported
+        | PodError::NoGpuDriver
+        | PodError::Network(_)
+        | PodError::Volume { .. }
+        | PodError::Init { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         PodError::Engine(error) => match error {
             EngineError::Unavailable(_)
             | EngineError::TimedOut(_)

@@ -17,6 +17,7 @@ use crate::{
         params::NoParams,
         router::{Cx, Json},
     },
+    ids::SessionId,
     names::{CommitTag, GpuRequest, ImageRef, PodRef, Span, UserName},
     params,
     pod::{Action, Executed, NewPod, PodView},
@@ -113,7 +114,7 @@ async fn act(cx: Cx, params: One, action: Action) -> Result<Json<Log>, ApiError>
     Ok(Json(Log { log: cx.app.pods.act(cx.caller(), &params.ins, action).await? }))
 }
 
-params! { Exec { ins: PodRef, cmd: String; timeout: u64 } }
+params! { Exec { ins: PodRef, cmd: String; timeout: u64, detach: bool } }
 
 #[derive(Serialize)]
 struct ExecAnswer {
@@ -124,21 +125,33 @@ struct ExecAnswer {
     /// What a command that was killed had written by then.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
+    /// Of a command in the background: what it is come back to by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<SessionId>,
 }
 
 pub async fn exec(cx: Cx, params: Exec) -> Result<Json<impl Serialize>, ApiError> {
+    if params.detach == Some(true) {
+        let session = Some(cx.app.pods.exec_detached(cx.caller(), &params.ins, params.cmd).await?);
+        return Ok(Json(ExecAnswer { exit_code: 0, log: String::new(), truncated: false, output: None, session }));
+    }
     let limit = cx.app.config.get().exec.output_limit;
     Ok(Json(match cx.app.pods.exec(cx.caller(), &params.ins, params.cmd, params.timeout).await? {
         Executed::Ended { exit_code, mut output, truncated } => {
             if truncated {
                 output.push_str(&format!("\n[pody: the output was cut after {limit}]"));
             }
-            ExecAnswer { exit_code, log: output, truncated, output: None }
+            ExecAnswer { exit_code, log: output, truncated, output: None, session: None }
         }
         Executed::TimedOut { output } => {
-            ExecAnswer { exit_code: -1, log: "Timeout".to_owned(), truncated: false, output: Some(output) }
+            let log = "Timeout".to_owned();
+            ExecAnswer { exit_code: -1, log, truncated: false, output: Some(output), session: None }
         }
     }))
+}
+
+pub async fn sessions(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(cx.app.pods.list_sessions(cx.caller(), &params.ins).await?))
 }
 
 params! { Commit { ins: PodRef; tag: CommitTag, msg: String } }

@@ -4,6 +4,7 @@ mod adopt;
 mod commit;
 mod create;
 mod exec;
+mod init;
 mod life;
 mod logs;
 mod ports;

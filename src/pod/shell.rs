@@ -1,0 +1,436 @@
+//! Terminals in pods.
+//!
+//! A pod with our first process has them as *sessions* of that process (`init/src/session.rs`): the engine execs
+//! `pody-init attach`, which only carries the bytes. What the engine execs is lost in a checkpoint; a session is saved. Before
+//! a checkpoint whoever is attached is let go ([`Pods::detach_shells`]), the sessions live on inside, and one comes back to
+//! them by their ids. A session whose user leaves without that ends, as a terminal does.
+//!
+//! Where there is no such process, or it cannot begin a session, the terminal is an exec of the engine's own.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::StreamExt;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use super::{Pod, PodError, Pods, exec::check_command, processes};
+use crate::{
+    account::Caller,
+    engine::{EngineError, ExecRequest, Init, Piece, Pipes, Terminal},
+    host::process::{self, ProcessId, Stat},
+    ids::{ContainerId, PodId, SessionId},
+    names::PodRef,
+};
+
+/// How long the first process may take to begin a session, or to come back to one.
+const BEGIN: Duration = Duration::from_secs(7);
+/// What asks the first process for something that is done at once.
+const ASK: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: usize = 1 << 20;
+/// The first process takes it as the word to let everybody go (`init/src/pid1.rs`).
+const LET_GO: i32 = 62;
+/// Those who are let go may take this long; then they are ended, which harms no session.
+const LEAVE: Duration = Duration::from_secs(2);
+/// `ENOENT`: there is no such session, program or first process. `EAGAIN`: no process can be made.
+const NO_SUCH: i32 = 2;
+const NO_PROCESS: i32 = 11;
+
+/// What somebody wants a terminal for.
+pub struct NewShell {
+    /// `None` = a login shell.
+    pub command: Option<String>,
+    /// One to come back to, instead.
+    pub session: Option<SessionId>,
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// A terminal under way.
+pub struct Shell {
+    pods: Pods,
+    container: ContainerId,
+    source: Source,
+}
+
+enum Source {
+    Exec(Terminal),
+    Session(Session),
+}
+
+struct Session {
+    id: SessionId,
+    pipes: Pipes,
+    /// Came before the session was known to be begun.
+    early: VecDeque<Bytes>,
+    /// A line of what it says beside the output, so far.
+    line: Vec<u8>,
+    last_word: Option<LastWord>,
+}
+
+#[derive(Clone, Copy)]
+enum LastWord {
+    Exit(i64),
+    Detached,
+}
+
+/// What `pody-init` says beside the output (`init/src/wire.rs`).
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Started,
+    Exit(i64),
+    Detached,
+    Failed(i32),
+}
+
+impl std::str::FromStr for Said {
+    type Err = ();
+
+    fn from_str(line: &str) -> Result<Self, ()> {
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("started", "") => Ok(Self::Started),
+            ("exit", code) => code.parse().map(Self::Exit).map_err(drop),
+            ("detached", "") => Ok(Self::Detached),
+            ("failed", error) => error.parse().map(Self::Failed).map_err(drop),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What comes from a terminal.
+#[derive(Debug)]
+pub enum ShellEvent {
+    Output(Bytes),
+    /// With the exit code, where it is known.
+    Ended(Option<i64>),
+    /// It goes on without us, and can be come back to.
+    Detached(SessionId),
+}
+
+/// A session as the pod's first process tells of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionView {
+    pub session: String,
+    pub command: String,
+    /// Unix seconds.
+    pub started: u64,
+    pub attached: bool,
+    /// `null` while it runs.
+    pub exit_code: Option<i64>,
+}
+
+/// Pods where nobody may attach for now.
+#[derive(Clone, Default)]
+pub(super) struct Held(Arc<Mutex<HashSet<PodId>>>);
+
+/// Nobody attaches to a terminal of the pod as long as this lives.
+#[must_use]
+pub struct ShellsHeld {
+    held: Held,
+    pod: PodId,
+}
+
+impl Drop for ShellsHeld {
+    fn drop(&mut self) {
+        self.held.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.pod);
+    }
+}
+
+impl Pods {
+    /// Opens a shell, or a command line by `/bin/bash -c`, on a terminal for someone to type at; or comes back to one.
+    pub async fn open_shell(&self, caller: &Caller, wanted: &PodRef, new: NewShell) -> Result<Shell, PodError> {
+        let pod = self.find(caller, wanted)?;
+        new.command.as_deref().map_or(Ok(()), check_command)?;
+        if self.shells_held.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pod.id) {
+            return Err(PodError::Busy { pod: pod.container_name.clone(), what: "a checkpoint of it is being made" });
+        }
+        let container = self.running(&pod).await?;
+        self.note(caller, "pod.shell", &pod).await?;
+        let command = match &new.command {
+            Some(line) => vec!["/bin/bash".to_owned(), "-c".to_owned(), line.clone()],
+            None => vec!["/bin/bash".to_owned(), "-l".to_owned()],
+        };
+        let env = vec!["TERM=xterm-256color".to_owned()];
+        let session = match &pod.spec.init {
+            Some(_) => self.open_session(&pod, &container, &new, &command, &env).await?,
+            None => None,
+        };
+        let source = match (session, new.session) {
+            (Some(session), _) => Source::Session(session),
+            (None, Some(session)) => return Err(PodError::NoSession { pod: pod.container_name.clone(), session }),
+            (None, None) => {
+                let opened = self.engine.open_terminal(&container, command, env).await;
+                let terminal = opened.map_err(|error| self.exec_error(&pod, error))?;
+                let _ = self.engine.resize_terminal(&terminal.exec_id, new.rows, new.columns).await;
+                Source::Exec(terminal)
+            }
+        };
+        Ok(Shell { pods: self.clone(), container, source })
+    }
+
+    /// `None` = the first process cannot do it.
+    async fn open_session(
+        &self,
+        pod: &Pod,
+        container: &ContainerId,
+        new: &NewShell,
+        command: &[String],
+        env: &[String],
+    ) -> Result<Option<Session>, PodError> {
+        let id = new.session.unwrap_or_else(SessionId::generate);
+        let mut words = [Init::INSIDE, "attach"].map(str::to_owned).to_vec();
+        words.extend([id.to_string(), new.rows.to_string(), new.columns.to_string()]);
+        if new.session.is_none() {
+            words.push("--".to_owned());
+            words.extend_from_slice(command);
+        }
+        let opened = self.engine.open_pipes(container, words, env.to_vec()).await;
+        let pipes = opened.map_err(|error| self.exec_error(pod, error))?;
+        let mut session = Session { id, pipes, early: VecDeque::new(), line: Vec::new(), last_word: None };
+        match tokio::time::timeout(BEGIN, session.begun()).await {
+            Ok(true) => Ok(Some(session)),
+            Ok(false) => Ok(None),
+            Err(_) => Err(EngineError::TimedOut(BEGIN).into()),
+        }
+    }
+
+    /// Runs a command line in the background, as a session that nobody is attached to.
+    pub async fn exec_detached(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+        command: String,
+    ) -> Result<SessionId, PodError> {
+        let pod = self.find(caller, wanted)?;
+        check_command(&command)?;
+        let container = self.running(&pod).await?;
+        let pod_name = || pod.container_name.clone();
+        if pod.spec.init.is_none() {
+            return Err(PodError::NoInit { pod: pod_name() });
+        }
+        self.note(caller, "pod.exec", &pod).await?;
+        let id = SessionId::generate();
+        let words = ["start", &id.to_string(), "--", "/bin/bash", "-c", &command];
+        match self.ask_init(&pod, &container, &words).await?.lines().find_map(|line| line.trim().parse().ok()) {
+            Some(Said::Started) => Ok(id),
+            Some(Said::Failed(NO_SUCH)) => Err(PodError::NoShell { pod: pod_name() }),
+            Some(Said::Failed(NO_PROCESS)) => {
+                Err(PodError::NoPids { pod: pod_name(), limit: pod.spec.pids.unwrap_or(0) })
+            }
+            other => Err(EngineError::AnswerLost(format!("the pod's first process says {other:?}")).into()),
+        }
+    }
+
+    /// Sessions of a pod that one is at, or can come back to.
+    pub async fn list_sessions(&self, caller: &Caller, wanted: &PodRef) -> Result<Vec<SessionView>, PodError> {
+        let pod = self.find(caller, wanted)?;
+        let container = self.running(&pod).await?;
+        if pod.spec.init.is_none() {
+            return Ok(Vec::new());
+        }
+        let answer = self.ask_init(&pod, &container, &["list"]).await?;
+        let list = serde_json::from_str(answer.trim());
+        Ok(list.map_err(|error| EngineError::AnswerLost(format!("the pod's first process: {error}")))?)
+    }
+
+    async fn ask_init(&self, pod: &Pod, container: &ContainerId, words: &[&str]) -> Result<String, PodError> {
+        let command = std::iter::once(&Init::INSIDE).chain(words).map(|word| (*word).to_owned()).collect();
+        let request = ExecRequest { command, timeout: ASK, output_limit: ANSWER_LIMIT };
+        let inside = container.clone();
+        let kill = |pid| async move { processes::end_session(pid, &inside) };
+        let ran = self.engine.exec(container, request, kill).await.map_err(|error| self.exec_error(pod, error))?;
+        Ok(String::from_utf8_lossy(&ran.output).into_owned())
+    }
+
+    /// Lets everybody go who is attached to a terminal of the pod, and lets nobody attach until the answer is dropped: a
+    /// process outside the checkpoint at the other end of a socket cannot be saved. The sessions go on inside.
+    pub async fn detach_shells(&self, pod: &Pod) -> ShellsHeld {
+        let held = self.shells_held.clone();
+        held.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.id);
+        let held = ShellsHeld { held, pod: pod.id };
+        let (Some(_), Some(container)) = (&pod.spec.init, self.container(pod)) else { return held };
+        let first = container.detail.as_ref().map_or(0, |detail| detail.pid);
+        let id = container.id.clone();
+        // Reading command lines may block.
+        let done = tokio::task::spawn_blocking(move || let_go(first, &id)).await;
+        if let Ok(count @ 1..) = done {
+            tracing::info!(pod = pod.container_name, count, "terminals let go");
+        }
+        held
+    }
+}
+
+/// Blocks until nobody is attached. How many were.
+fn let_go(first: i32, container: &ContainerId) -> usize {
+    let attached = attached(container);
+    // The PID may be another's by now.
+    let is_first = process::container_of(first).as_ref() == Some(container) && process::pid_inside(first) == Some(1);
+    if attached.is_empty() || !is_first {
+        return 0;
+    }
+    // SAFETY: numbers only. nix knows no real-time signals.
+    unsafe { libc::kill(first, LET_GO) };
+    let begun = std::time::Instant::now();
+    while attached.iter().any(processes::is_alive) && begun.elapsed() < LEAVE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let late: Vec<ProcessId> = attached.iter().copied().filter(processes::is_alive).collect();
+    processes::signal(&late, Signal::SIGKILL);
+    attached.len()
+}
+
+/// Processes of the container that carry the bytes of sessions.
+fn attached(container: &ContainerId) -> Vec<ProcessId> {
+    let command = format!("{} attach ", Init::INSIDE);
+    let inside = process::list().into_iter().filter(|pid| process::container_of(*pid).as_ref() == Some(container));
+    let carriers = inside.filter(|pid| process::command_line(*pid).is_some_and(|line| line.starts_with(&command)));
+    carriers.filter_map(|pid| Stat::read(pid).map(|stat| stat.id)).collect()
+}
+
+impl Session {
+    /// Waits until it is begun; `false` = it is not, and another way has to be taken.
+    async fn begun(&mut self) -> bool {
+        while let Some(Ok(piece)) = self.pipes.output.next().await {
+            match piece {
+                Piece::Output(bytes) => self.early.push_back(bytes),
+                Piece::Aside(bytes) => {
+                    self.line.extend_from_slice(&bytes);
+                    match self.said() {
+                        Some(Said::Started) => return true,
+                        Some(Said::Failed(_)) => return false,
+                        Some(Said::Exit(_) | Said::Detached) | None => {}
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// The next whole line that makes sense.
+    fn said(&mut self) -> Option<Said> {
+        while let Some(end) = self.line.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            if let Ok(said) = String::from_utf8_lossy(&line).trim().parse() {
+                return Some(said);
+            }
+        }
+        None
+    }
+
+    /// Output, or `None` at its end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(bytes) = self.early.pop_front() {
+            return Some(bytes);
+        }
+        loop {
+            while let Some(said) = self.said() {
+                match said {
+                    Said::Exit(code) => self.last_word = Some(LastWord::Exit(code)),
+                    Said::Detached => self.last_word = Some(LastWord::Detached),
+                    Said::Started | Said::Failed(_) => {}
+                }
+            }
+            match self.pipes.output.next().await? {
+                Ok(Piece::Output(bytes)) => return Some(bytes),
+                Ok(Piece::Aside(bytes)) => self.line.extend_from_slice(&bytes),
+                Err(_) => return None,
+            }
+        }
+    }
+
+    async fn send(&mut self, kind: u8, payload: &[u8]) -> std::io::Result<()> {
+        let mut frame = BytesMut::with_capacity(5 + payload.len());
+        frame.put_u8(kind);
+        frame.put_u32_le(u32::try_from(payload.len()).unwrap_or(u32::MAX));
+        frame.put_slice(payload);
+        self.pipes.input.write_all(&frame).await?;
+        self.pipes.input.flush().await
+    }
+}
+
+impl Shell {
+    /// What comes next. May be dropped while it waits.
+    pub async fn next(&mut self) -> ShellEvent {
+        let (exec_id, last_word) = match &mut self.source {
+            Source::Exec(terminal) => match terminal.output.next().await {
+                Some(Ok(bytes)) => return ShellEvent::Output(bytes),
+                Some(Err(_)) | None => (&terminal.exec_id, None),
+            },
+            Source::Session(session) => match session.next().await {
+                Some(bytes) => return ShellEvent::Output(bytes),
+                None if matches!(session.last_word, Some(LastWord::Detached)) => {
+                    return ShellEvent::Detached(session.id);
+                }
+                None => (&session.pipes.exec_id, session.last_word),
+            },
+        };
+        match last_word {
+            Some(LastWord::Exit(code)) => ShellEvent::Ended(Some(code)),
+            _ => ShellEvent::Ended(self.pods.engine.exit_code(exec_id).await.ok().flatten()),
+        }
+    }
+
+    pub async fn type_in(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.source {
+            Source::Exec(terminal) => {
+                terminal.input.write_all(bytes).await?;
+                terminal.input.flush().await
+            }
+            Source::Session(session) => session.send(b'i', bytes).await,
+        }
+    }
+
+    pub async fn resize(&mut self, rows: u16, columns: u16) {
+        match &mut self.source {
+            Source::Exec(terminal) => {
+                let _ = self.pods.engine.resize_terminal(&terminal.exec_id, rows, columns).await;
+            }
+            Source::Session(session) => {
+                let [a, b] = rows.to_le_bytes();
+                let [c, d] = columns.to_le_bytes();
+                let _ = session.send(b'w', &[a, b, c, d]).await;
+            }
+        }
+    }
+
+    /// Its user has left: all that was started at it is ended.
+    pub async fn end(self) {
+        let (exec_id, container) = (
+            match &self.source {
+                Source::Exec(terminal) => terminal.exec_id.clone(),
+                Source::Session(session) => session.pipes.exec_id.clone(),
+            },
+            self.container,
+        );
+        // The end of its input tells the first process. Ending the carrier too is for an engine that does not pass it on.
+        drop(self.source);
+        if let Some(pid) = self.pods.engine.exec_pid(&exec_id).await {
+            processes::end_session(pid, &container);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_beside_the_output_is_understood() {
+        for (line, said) in [
+            ("started", Ok(Said::Started)),
+            ("exit 137", Ok(Said::Exit(137))),
+            ("detached", Ok(Said::Detached)),
+            ("failed 11", Ok(Said::Failed(NO_PROCESS))),
+            ("exit", Err(())),
+            ("started today", Err(())),
+            ("OCI runtime exec failed", Err(())),
+        ] {
+            assert_eq!(line.parse::<Said>(), said, "{line}");
+        }
+    }
+}
