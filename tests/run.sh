@@ -60,7 +60,7 @@ cargo clippy --locked --workspace --all-targets --features failpoints -- -D warn
 step "cargo test"
 output=$(mktemp)
 status=0
-cargo test --locked --features failpoints --no-fail-fast 2>&1 | tee "$output" || status=$?
+cargo test --locked --workspace --features failpoints --no-fail-fast 2>&1 | tee "$output" || status=$?
 
 step "a real card, where there is one"
 tests/gpu/run.sh || status=$?

@@ -30,7 +30,6 @@ const USAGE: &str =
 
 /// Not std's `main`: that would come with a handler for stack overflows and an ignored SIGPIPE, which what we run inherits.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-#[cfg_attr(test, expect(dead_code, reason = "tests have a main of their own"))]
 extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);
     // SAFETY: the C runtime hands over `count` texts that live as long as the process.

@@ -106,6 +106,8 @@ struct Entry {
 #[derive(Default)]
 struct Containers {
     by_id: HashMap<ContainerId, Entry>,
+    /// When containers were seen to be gone, until a list that began later: an older one may still show them.
+    gone: HashMap<ContainerId, u64>,
     /// When the newest complete list was taken.
     listed: Option<(u64, Instant)>,
 }
@@ -204,6 +206,7 @@ impl Inventory {
             }
             None => {
                 containers.by_id.remove(id);
+                containers.gone.insert(id.clone(), tick);
             }
         }
         drop(containers);
@@ -217,8 +220,12 @@ impl Inventory {
         let before = containers.by_id.len();
         containers.by_id.retain(|id, entry| entry.seen > tick || present.contains(id));
         let mut changed = containers.by_id.len() != before || containers.listed.is_none();
+        containers.gone.retain(|_, gone| *gone > tick);
         let mut look = Vec::new();
         for summary in list {
+            if containers.gone.contains_key(&summary.id) {
+                continue;
+            }
             match containers.by_id.get_mut(&summary.id) {
                 Some(entry) if entry.seen > tick => {}
                 Some(entry) if entry.container.detail.is_some() && entry.container.agrees_with(&summary) => {
