@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     fs::File,
-    io::Read,
+    io::{Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStringExt, net::UnixStream},
@@ -118,9 +118,8 @@ fn begin(id: &str, command: &[CString], size: WinSize) -> Result<Begin, i32> {
 /// Says it to PID 1 and hears the answer.
 fn ask(request: &Request) -> Result<(UnixStream, Reply, Vec<OwnedFd>), i32> {
     let socket = wire::connect().ok_or(sys::ENOENT)?;
-    if !sys::write_all(socket.as_raw_fd(), &request.encode()) {
-        return Err(sys::EIO);
-    }
+    // Not by `write`: PID 1 closes at once on strangers, and that would be a SIGPIPE.
+    (&socket).write_all(&request.encode()).map_err(|_| sys::EIO)?;
     let (reply, files) = hear(&socket).ok_or(sys::EIO)?;
     Ok((socket, reply, files))
 }

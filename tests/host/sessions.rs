@@ -7,7 +7,13 @@ use std::{
 };
 
 use futures_util::{SinkExt, StreamExt};
-use pody::{account::Caller, app::App, engine::Engine, pod::ShellsHeld};
+use pody::{
+    account::Caller,
+    app::App,
+    engine::Engine,
+    names::PodRef,
+    pod::{NewShell, ShellEvent, ShellsHeld},
+};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
@@ -58,12 +64,17 @@ async fn read_to_end(socket: &mut Socket) -> (String, Value) {
     }
 }
 
-/// Lets everybody go, as a checkpoint does: the daemon's own function, on its own folder.
-async fn detach_shells(server: &Server) -> ShellsHeld {
+/// The daemon's own functions, on its own folder, and alice.
+async fn daemon(server: &Server) -> (App, Caller) {
     let app = App::open(&server.home, None, Engine::connect().await.unwrap()).unwrap();
     app.engine.look(&container_id(server, "alice", "main").parse().unwrap()).await.unwrap();
-    let caller = Caller { user: "alice".parse().unwrap(), is_admin: false, address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
-    let pod = app.pods.find(&caller, &"main".parse().unwrap()).unwrap();
+    (app, Caller { user: "alice".parse().unwrap(), is_admin: false, address: IpAddr::V4(Ipv4Addr::LOCALHOST) })
+}
+
+/// Lets everybody go, as a checkpoint does.
+async fn detach_shells(server: &Server) -> ShellsHeld {
+    let (app, alice) = daemon(server).await;
+    let pod = app.pods.find(&alice, &"main".parse().unwrap()).unwrap();
     app.pods.detach_shells(&pod).await
 }
 
@@ -196,6 +207,31 @@ fn the_end_of_a_session_waits_for_who_comes_back() {
 
 /// As long as a checkpoint is being made nobody attaches, and afterwards they do.
 #[test]
+fn nobody_attaches_during_a_checkpoint() {
+    let Some(server) = Server::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    block_on(async {
+        let (app, caller) = daemon(&server).await;
+        let main: PodRef = "main".parse().unwrap();
+        let new = || NewShell { command: Some("exit 3".to_owned()), session: None, rows: 24, columns: 80 };
+        let held = app.pods.detach_shells(&app.pods.find(&caller, &main).unwrap()).await;
+        let refused = app.pods.open_shell(&caller, &main, new()).await.err().map(|error| error.to_string());
+        assert!(refused.as_ref().is_some_and(|text| text.contains("a checkpoint of it is being made")), "{refused:?}");
+        drop(held);
+        let mut shell = app.pods.open_shell(&caller, &main, new()).await.unwrap();
+        loop {
+            match shell.next().await {
+                ShellEvent::Output(_) => {}
+                ShellEvent::Ended(code) => break assert_eq!(code, Some(3)),
+                ShellEvent::Detached(session) => panic!("{session} is let go"),
+            }
+        }
+    });
+    delete(&alice, "main").ok();
+}
+
+#[test]
 fn sessions_are_taken_over_and_end_with_their_user() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
@@ -221,5 +257,29 @@ fn sessions_are_taken_over_and_end_with_their_user() {
         !docker(&["top", &server.container("alice", "main"), "-eo", "pid,args"]).contains("sleep 9871")
     });
     assert_eq!(alice.get("/pod/sessions?ins=main").ok().json(), json!([]));
+    delete(&alice, "main").ok();
+}
+
+/// A kill of the daemon takes the terminals that it carried with it, but neither the pod nor what runs in its background.
+#[test]
+fn terminals_end_with_the_daemon_and_background_commands_do_not() {
+    let Some(mut server) = Server::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let begun =
+        alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", "sleep 98721"), ("detach", "true")]).ok().json();
+    let processes = |server: &Server| docker(&["top", &server.container("alice", "main"), "-eo", "pid,args"]);
+    block_on(async {
+        let mut shell = open(&server, "").await;
+        shell.send(Message::binary("sleep 98722\n")).await.unwrap();
+        read_until(&mut shell, "98722").await;
+        eventually(Duration::from_secs(5), "it runs", || processes(&server).contains("sleep 98722"));
+        server.kill();
+    });
+    eventually(Duration::from_secs(5), "the terminal is ended", || !processes(&server).contains("sleep 98722"));
+    server.start_again();
+    let sessions = alice.get("/pod/sessions?ins=main").ok().json();
+    assert_eq!((sessions.as_array().unwrap().len(), &sessions[0]["session"]), (1, &begun["session"]), "{sessions}");
+    assert!(processes(&server).contains("sleep 98721"));
     delete(&alice, "main").ok();
 }

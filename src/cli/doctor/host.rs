@@ -37,6 +37,7 @@ pub async fn examine(home: &Path, docker_root: Option<&Path>) -> Vec<Finding> {
     findings.extend(disk("disk: PODY_HOME", home));
     findings.extend(docker_root.and_then(|root| disk("disk: Docker", root)));
     findings.push(modes(home));
+    findings.extend(runs_programs(home));
     findings.push(daemon().await);
     findings
 }
@@ -66,6 +67,15 @@ fn disk(check: &'static str, path: &Path) -> Option<Finding> {
         NO_SPACE..LITTLE_SPACE => Finding::warn(check, found, "make room soon"),
         _ => Finding::ok(check, found),
     })
+}
+
+/// The first process of pods is a file in it.
+fn runs_programs(home: &Path) -> Option<Finding> {
+    let stat = nix::sys::statvfs::statvfs(home.ancestors().find(|ancestor| ancestor.exists())?).ok()?;
+    let mend = "mount it without noexec, or set PODY_HOME to another folder";
+    let found =
+        format!("{} is mounted noexec: no new pod starts, its first process is a program in there", home.display());
+    stat.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Finding::fail("noexec", found, mend))
 }
 
 /// The database holds password hashes and the config may hold access tokens: nobody else's business.
