@@ -22,8 +22,10 @@ const OUTPUT: RawFd = 1;
 const BUFFER: usize = 32 << 10;
 /// Typed bytes that wait for a program to read them; then no more are taken from the daemon.
 const MAX_TYPED: usize = 64 << 10;
-/// What a command has shown arrives at once; something that it left behind may hold its terminal for ever.
+/// What a command has shown arrives at once; something that it left behind may hold its terminal for ever, or flood it. No
+/// terminal holds as much as that many reads.
 const LAST_WORDS: Duration = Duration::from_millis(30);
+const LAST_READS: usize = 256;
 
 /// Says a line to the daemon.
 fn tell(line: &str) {
@@ -182,7 +184,11 @@ impl Attached {
         match hear(&self.socket) {
             Some((Reply::Ended(code), _)) => {
                 let waits = |fd| sys::poll(&mut [PollFd { fd, events: sys::POLLIN, revents: 0 }], Some(LAST_WORDS));
-                while waits(self.master.as_raw_fd()).is_ok_and(|ready| ready > 0) && self.read_terminal(buffer) {}
+                for _ in 0..LAST_READS {
+                    if !waits(self.master.as_raw_fd()).is_ok_and(|ready| ready > 0) || !self.read_terminal(buffer) {
+                        break;
+                    }
+                }
                 tell(&format!("exit {code}"));
                 code
             }

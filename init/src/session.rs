@@ -33,6 +33,8 @@ const HISTORY: usize = 256 << 10;
 const GRACE: Duration = Duration::from_secs(1);
 /// Whoever was told to go may take this long to show what they have read.
 const LEAVE: Duration = Duration::from_millis(500);
+/// Whoever was told of the end may take this long to show what is left.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 pub struct Session {
     pub id: String,
@@ -134,9 +136,11 @@ impl Session {
         self.code = Some(code);
         // Told to go already, they no longer listen: how it ended is kept for who comes back.
         if self.leaving.is_none()
-            && let Some(client) = self.client.take()
+            && let Some(client) = &self.client
         {
             self.told = sys::send_files(client.as_raw_fd(), &Reply::Ended(code).encode(), &[]).is_ok();
+            // What was shown last is theirs to read; we read on when they have left.
+            self.leaving = Some(Instant::now() + LAST_WORDS);
         }
     }
 
@@ -157,7 +161,8 @@ impl Session {
         // Who is attached has nothing to say: this is their leaving.
         self.client = None;
         self.leaving = None;
-        if !self.kept {
+        // What a command leaves behind when it ends by itself is left alone.
+        if !self.kept && !self.told {
             self.hang_up();
         }
     }

@@ -58,6 +58,7 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/pod/logs", POD),
     ("GET", "/pod/stats", POD),
     ("GET", "/pod/series", POD),
+    ("GET", "/pod/sessions", POD),
     // Not a WebSocket here; `pod::shell` asks as one.
     ("GET", "/pod/shell", alices("ins=alice-main", "ins=alice-nope", 400)),
     ("GET", "/image/list", Object::None),

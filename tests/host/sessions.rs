@@ -139,6 +139,9 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
     });
     let folder = tempfile::tempdir().unwrap();
     dump(&server, folder.path());
+    eventually(Duration::from_secs(10), "the daemon sees it run", || {
+        alice.post("/pod/exec?ins=main&cmd=true").status == 200
+    });
 
     // The pod that goes on has its terminal: what was shown meanwhile is shown, and then what comes.
     let files = ["/root/back", "/root/behind", "/root/shell"];
@@ -281,5 +284,32 @@ fn terminals_end_with_the_daemon_and_background_commands_do_not() {
     let sessions = alice.get("/pod/sessions?ins=main").ok().json();
     assert_eq!((sessions.as_array().unwrap().len(), &sessions[0]["session"]), (1, &begun["session"]), "{sessions}");
     assert!(processes(&server).contains("sleep 98721"));
+    delete(&alice, "main").ok();
+}
+
+/// Not a byte of what a command shows at its end is lost, and what it leaves behind holds nobody up.
+#[test]
+fn the_last_words_of_a_terminal_are_shown() {
+    let Some(server) = Server::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let query = |command: &str| form_urlencoded::Serializer::new(String::new()).append_pair("cmd", command).finish();
+    block_on(async {
+        for round in 0..20 {
+            let (shown, last) = read_to_end(&mut open(&server, &query("seq 2000; exit 6")).await).await;
+            assert_eq!(last, json!({"exit_code": 6}));
+            assert!(
+                shown.ends_with("\r\n1999\r\n2000\r\n") && shown.lines().count() == 2000,
+                "{round}: {}",
+                shown.len()
+            );
+        }
+        let left = "trap '' HUP; (trap '' HUP; sleep 98731) & setsid yes flood & sleep 0.2; exit 7";
+        let (_, last) = read_to_end(&mut open(&server, &query(left)).await).await;
+        assert_eq!(last, json!({"exit_code": 7}));
+    });
+    let processes = || docker(&["top", &server.container("alice", "main"), "-eo", "pid,args"]);
+    assert!(processes().contains("sleep 98731") && processes().contains("yes flood"), "{}", processes());
+    assert_eq!(alice.get("/pod/sessions?ins=main").ok().json(), json!([]));
     delete(&alice, "main").ok();
 }
