@@ -174,7 +174,11 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
     block_on(async {
         let mut shell = open(&server, &format!("session={session}&rows=40&cols=120")).await;
         read_until(&mut shell, "=").await;
-        shell.send(Message::binary("\x03")).await.unwrap();
+        // More than once: between two commands of a loop there is nobody in the foreground to hear it.
+        for _ in 0..10 {
+            shell.send(Message::binary("\x03")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         shell.send(Message::binary("\nstty size; echo $mark-$((40+2)); exit 5\n")).await.unwrap();
         let (shown, last) = read_to_end(&mut shell).await;
         assert!(shown.contains("40 120") && shown.contains("kept-42"), "{shown}");
