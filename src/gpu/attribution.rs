@@ -5,7 +5,8 @@
 //! first seen: once the process is gone the file says so, whoever has its PID now.
 //!
 //! A process that was started after the driver was asked cannot be the one that it told of: it has the PID of one that ended
-//! in between. It is left out of this poll; if it is on the GPU, the next one shows it.
+//! in between. It is left out of this poll; if it is on the GPU, the next one shows it. What is known of a process is final
+//! only once it is older than [`SETTLING`]: a container's processes are born outside of it, and become what they are to be.
 
 use std::{
     collections::HashMap,
@@ -31,6 +32,10 @@ const COMMAND_WAIT: Duration = Duration::from_millis(50);
 /// Command lines being read at a time: a process can make its reader wait for ever.
 const MAX_READERS: usize = 16;
 
+/// By this age, seconds, a process is in its container and runs its program: the runtime sees to that before anything of the
+/// container's runs.
+const SETTLING: f64 = 2.0;
+
 /// A process that was looked at.
 struct Known {
     id: ProcessId,
@@ -39,6 +44,8 @@ struct Known {
     /// The last poll that found it alive, and its memory then, bytes.
     polled: u64,
     resident: u64,
+    /// What was found out holds for its life.
+    is_settled: bool,
     container: Option<ContainerId>,
     pid_inside: Option<i32>,
     command: Arc<OnceLock<Option<Arc<str>>>>,
@@ -91,7 +98,8 @@ impl Attribution {
     fn find(&mut self, pid: i32, listed_at: u64) -> Option<&Known> {
         let poll = self.poll;
         // On several GPUs it is asked for once.
-        if !self.known.get_mut(&pid).is_some_and(|known| known.polled == poll || known.look(poll)) {
+        let still_known = |known: &mut Known| known.polled == poll || known.is_settled && known.look(poll);
+        if !self.known.get_mut(&pid).is_some_and(still_known) {
             self.known.remove(&pid);
             let mut known = self.meet(pid, listed_at)?;
             if !known.look(poll) {
@@ -121,7 +129,10 @@ impl Attribution {
         if Stat::read(pid)?.id != id {
             return None;
         }
-        Some(Known { id, statm, polled: 0, resident: 0, container, pid_inside, command: self.read_command(id) })
+        let age = listed_at.saturating_sub(id.started) as f64 / process::ticks_per_second();
+        let is_settled = age >= SETTLING;
+        let command = self.read_command(id);
+        Some(Known { id, statm, polled: 0, resident: 0, is_settled, container, pid_inside, command })
     }
 
     /// Reads the command line beside the poll.

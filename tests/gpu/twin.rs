@@ -23,28 +23,19 @@ impl Twin {
         let wanted = [libc::pid_t::try_from(pid).expect("a PID")];
         let begun = Instant::now();
         loop {
-            // SAFETY: all zeroes is a value of this struct of integers.
-            let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
-            how.exit_signal = libc::SIGCHLD as u64;
-            how.set_tid = wanted.as_ptr() as u64;
-            how.set_tid_size = 1;
-            // SAFETY: like fork. The child shares nothing; until it execs it makes system calls only, with what was made ready
-            // before.
-            unsafe {
-                match libc::syscall(libc::SYS_clone3, &how, size_of::<libc::clone_args>()) {
-                    0 => {
-                        for group in &groups {
-                            libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
-                        }
-                        libc::execv(program.as_ptr(), arguments.as_ptr());
-                        libc::_exit(127);
-                    }
-                    made if made > 0 => break,
-                    _ => {}
-                }
+            // SAFETY: like fork, and the child makes system calls only, with what was made ready before.
+            let helper = unsafe { libc::fork() };
+            if helper == 0 {
+                // SAFETY: as above.
+                unsafe { bear(&groups, &wanted, program.as_ptr(), &arguments) }
             }
-            let error = std::io::Error::last_os_error();
-            assert_eq!(error.raw_os_error(), Some(libc::EEXIST), "{error}");
+            let mut status = 0;
+            // SAFETY: our own child.
+            unsafe { libc::waitpid(helper, &raw mut status, 0) };
+            match libc::WEXITSTATUS(status) {
+                0 => break,
+                error => assert_eq!(error, libc::EEXIST, "{}", std::io::Error::from_raw_os_error(error)),
+            }
             assert!(begun.elapsed() < Duration::from_secs(5), "{pid} does not become free");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -54,6 +45,37 @@ impl Twin {
             std::thread::sleep(Duration::from_millis(1));
         }
         Self(pid)
+    }
+}
+
+/// Enters the groups, makes a process of the wanted PID there, whose parent is ours, and ends with 0 or what went wrong. So the
+/// process is in its groups from its birth.
+///
+/// # Safety
+/// For a child that was forked from a program with threads: system calls only.
+unsafe fn bear(
+    groups: &[File],
+    wanted: &[libc::pid_t; 1],
+    program: *const libc::c_char,
+    arguments: &[*const libc::c_char; 3],
+) -> ! {
+    // SAFETY: system calls on values that live.
+    unsafe {
+        for group in groups {
+            libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
+        }
+        let mut how: libc::clone_args = std::mem::zeroed();
+        how.flags = libc::CLONE_PARENT as u64;
+        how.set_tid = wanted.as_ptr() as u64;
+        how.set_tid_size = 1;
+        match libc::syscall(libc::SYS_clone3, &how, size_of::<libc::clone_args>()) {
+            0 => {
+                libc::execv(program, arguments.as_ptr());
+                libc::_exit(127);
+            }
+            made if made > 0 => libc::_exit(0),
+            _ => libc::_exit(*libc::__errno_location()),
+        }
     }
 }
 
