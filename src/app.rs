@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::{AccountError, Accounts, Actor},
+    checkpoint::Checkpoints,
     config::{self, ConfigError, LiveConfig},
     control,
     db::{Db, DbError, now},
@@ -41,6 +42,7 @@ pub struct App {
     pub engine: Engine,
     pub gpus: Gpus,
     pub pods: Pods,
+    pub checkpoints: Checkpoints,
     pub usage: Usage,
     pub metrics: Metrics,
 }
@@ -79,7 +81,19 @@ impl App {
         let accounts = Accounts::new(db.clone(), config.clone());
         let gpus = Gpus::new(config.clone(), db.clone(), engine.inventory().clone());
         let pods = Pods::new(home, db.clone(), config.clone(), engine.clone(), gpus.clone(), accounts.clone());
-        Ok(Self { config, db, accounts, engine, gpus, pods, usage: Usage::default(), metrics: Metrics::default() })
+        let checkpoints =
+            Checkpoints::new(home, db.clone(), config.clone(), engine.clone(), accounts.clone(), pods.clone());
+        Ok(Self {
+            config,
+            db,
+            accounts,
+            engine,
+            gpus,
+            pods,
+            checkpoints,
+            usage: Usage::default(),
+            metrics: Metrics::default(),
+        })
     }
 
     /// Deletes a user's pods, then the user.
@@ -144,6 +158,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     };
     spawn("engine", Box::pin(app.engine.clone().watch(stop.clone())));
     spawn("reconcile", Box::pin(app.pods.clone().reconcile_loop(stop.clone())));
+    spawn("checkpoints", Box::pin(app.checkpoints.clone().run(stop.clone())));
     spawn("gpus", Box::pin(gpu::run(app.gpus.clone(), stop.clone())));
     spawn("gpu health", Box::pin(gpu::health::run(app.gpus.clone(), stop.clone())));
     spawn("overuse", Box::pin(app.pods.clone().enforce_loop(app.gpus.clone(), stop.clone())));

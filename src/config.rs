@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     account::quota::DefaultQuota,
+    checkpoint::Compression,
     names::{ByteSize, NamePrefix, PortRanges, UserName},
 };
 
@@ -54,6 +55,7 @@ pub struct Config {
     pub throttle: ThrottleConfig,
     pub gpu: GpuConfig,
     pub usage: UsageConfig,
+    pub checkpoint: CheckpointConfig,
 }
 
 /// The repository that commits go to.
@@ -254,6 +256,50 @@ impl Default for UsageConfig {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Where they are kept; `None` = `checkpoints` below `$PODY_HOME`. Read at start only.
+    #[serde(deserialize_with = "empty_path_is_none")]
+    pub directory: Option<PathBuf>,
+    /// Where the caller names none.
+    pub compression: Compression,
+    /// Pods saved or brought back at a time.
+    pub parallelism: usize,
+    /// Bytes that stay free on the disk.
+    #[serde(deserialize_with = "byte_size")]
+    pub keep_free: ByteSize,
+    /// What CRIU may take: these seconds, and the size at the slowest rate (bytes a second).
+    pub timeout_seconds: u64,
+    #[serde(deserialize_with = "byte_size")]
+    pub slowest_rate: ByteSize,
+    /// CRIU's `ghost-limit`: bytes of a file that is deleted and still open.
+    #[serde(deserialize_with = "byte_size")]
+    pub deleted_file_limit: ByteSize,
+    /// CRIU's `irmap-scan-path`: where files watched by inotify are looked for.
+    pub watch_paths: Vec<PathBuf>,
+    /// `None` = found through the container's shim.
+    #[serde(deserialize_with = "empty_path_is_none")]
+    pub runc_root: Option<PathBuf>,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        let watched = ["/root", "/home", "/etc", "/opt", "/srv", "/tmp", "/usr/local", "/var", "/workspace"];
+        Self {
+            directory: None,
+            compression: Compression::None,
+            parallelism: 2,
+            keep_free: ByteSize(1 << 30),
+            timeout_seconds: 30,
+            slowest_rate: ByteSize(100 << 20),
+            deleted_file_limit: ByteSize(1 << 30),
+            watch_paths: watched.map(PathBuf::from).to_vec(),
+            runc_root: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ThrottleConfig {
     /// Wrong passwords for one account, and from one address, before more are refused unheard.
     pub account_failures: u32,
@@ -328,6 +374,10 @@ fn empty_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Op
     }
 }
 
+fn empty_path_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    Ok(Some(PathBuf::deserialize(deserializer)?).filter(|path| !path.as_os_str().is_empty()))
+}
+
 fn byte_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
@@ -376,6 +426,13 @@ impl Config {
                 "tls_cert and tls_key belong together: set both or none",
             ),
             (self.server.max_connections == 0, "[server] max_connections must be at least 1"),
+            (self.checkpoint.parallelism == 0, "[checkpoint] parallelism must be at least 1"),
+            (self.checkpoint.slowest_rate.0 == 0, "[checkpoint] slowest_rate must be at least 1"),
+            (
+                self.checkpoint.directory.as_ref().is_some_and(|path| !path.is_absolute())
+                    || self.checkpoint.watch_paths.iter().any(|path| !path.is_absolute()),
+                "[checkpoint] directory and watch_paths must be absolute",
+            ),
             (self.pod.engine_parallelism == 0, "[pod] engine_parallelism must be at least 1"),
             (
                 self.throttle.account_failures == 0 || self.throttle.address_failures == 0,

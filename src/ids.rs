@@ -54,6 +54,15 @@ uuid_id! {
     SessionId
 }
 
+uuid_id! {
+    /// One saved state of a pod.
+    CheckpointId
+}
+uuid_id! {
+    /// One checkpoint or restore, under way or ended.
+    ActionId
+}
+
 /// The engine's full 64-character container id. Never a prefix: a container may be *named* like another's short id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

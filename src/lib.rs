@@ -7,6 +7,7 @@
 //! - [`names`], [`ids`]: parsed names, typed ids
 //! - [`account`]: users, passwords, tokens, throttle, quotas
 //! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
+//! - [`checkpoint`]: running pods saved and brought back: phases, store, preflight, recovery
 //! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
 //! - [`db`]: the only place with SQL
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
@@ -18,6 +19,7 @@
 
 pub mod account;
 pub mod app;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,4 +1,4 @@
-//! Quotas: twelve limits a user has, each with a default in `[default_quota]`.
+//! Quotas: fourteen limits a user has, each with a default in `[default_quota]`.
 //!
 //! A stored quota has one optional value per limit: absent means "the default". Both the stored and the configured side
 //! can say "unlimited", which the API shows as pody does: `-1` for numbers.
@@ -84,6 +84,10 @@ pub struct Quota {
     pub pids_limit: Limit,
     /// Memory limits of all of the user's pods together, bytes.
     pub total_memory: Limit,
+    /// Checkpoints at a time.
+    pub checkpoint_count: Limit,
+    /// All of the user's checkpoints together, bytes.
+    pub checkpoint_size: Limit,
 }
 
 /// What is stored for a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
@@ -101,6 +105,8 @@ pub struct StoredQuota {
     pub cpu_limit: Option<CpuLimit>,
     pub pids_limit: Option<Limit>,
     pub total_memory: Option<Limit>,
+    pub checkpoint_count: Option<Limit>,
+    pub checkpoint_size: Option<Limit>,
 }
 
 impl StoredQuota {
@@ -119,6 +125,8 @@ impl StoredQuota {
             cpu_limit: self.cpu_limit.unwrap_or(default.cpu_limit),
             pids_limit: self.pids_limit.unwrap_or(default.pids_limit),
             total_memory: self.total_memory.unwrap_or(default.total_memory),
+            checkpoint_count: self.checkpoint_count.unwrap_or(default.checkpoint_count),
+            checkpoint_size: self.checkpoint_size.unwrap_or(default.checkpoint_size),
         }
     }
 
@@ -143,6 +151,8 @@ impl StoredQuota {
         set(&mut self.cpu_limit, change.cpu_limit);
         set(&mut self.pids_limit, change.pids_limit);
         set(&mut self.total_memory, change.total_memory);
+        set(&mut self.checkpoint_count, change.checkpoint_count);
+        set(&mut self.checkpoint_size, change.checkpoint_size);
     }
 }
 
@@ -240,6 +250,8 @@ pub struct QuotaChange {
     pub cpu_limit: Option<Change<CpuLimit>>,
     pub pids_limit: Option<Change<Limit>>,
     pub total_memory: Option<Change<Limit>>,
+    pub checkpoint_count: Option<Change<Limit>>,
+    pub checkpoint_size: Option<Change<Limit>>,
 }
 
 /// `[default_quota]` of config.toml. All keys are optional; `-1` and `""` mean no limit.
@@ -264,6 +276,9 @@ pub struct DefaultQuota {
     pub pids_limit: i64,
     #[serde(deserialize_with = "size_limit")]
     pub total_memory: Limit,
+    pub checkpoint_count: i64,
+    #[serde(deserialize_with = "size_limit")]
+    pub checkpoint_size: Limit,
 }
 
 /// Threads count as processes: enough for data loaders of a large job, far below what harms the host.
@@ -285,6 +300,8 @@ impl Default for DefaultQuota {
             cpu_limit: -1.0,
             pids_limit: DEFAULT_PIDS,
             total_memory: Limit::UNLIMITED,
+            checkpoint_count: -1,
+            checkpoint_size: Limit::UNLIMITED,
         }
     }
 }
@@ -304,6 +321,8 @@ impl From<&DefaultQuota> for Quota {
             cpu_limit: CpuLimit::from_cores(d.cpu_limit),
             pids_limit: Limit::from_i64(d.pids_limit),
             total_memory: d.total_memory,
+            checkpoint_count: Limit::from_i64(d.checkpoint_count),
+            checkpoint_size: d.checkpoint_size,
         }
     }
 }

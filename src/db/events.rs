@@ -122,7 +122,8 @@ impl Tx<'_> {
     pub fn interrupt_events(&self) -> Result<usize, DbError> {
         Ok(self.0.execute(
             "UPDATE events SET outcome = 'interrupted' WHERE outcome = 'pending'
-             AND id NOT IN (SELECT event FROM pods WHERE state IN ('creating', 'deleting')) AND id NOT IN (SELECT event FROM commits)",
+             AND id NOT IN (SELECT event FROM pods WHERE state IN ('creating', 'deleting')) AND id NOT IN (SELECT event FROM commits)
+             AND id NOT IN (SELECT event FROM actions WHERE status = 'running')",
             [],
         )?)
     }

@@ -11,6 +11,8 @@
 //!
 //! With the disk full even a DELETE fails, so a ballast file is kept beside the database and given up when that happens.
 
+mod actions;
+mod checkpoints;
 mod commits;
 mod events;
 mod legacy;

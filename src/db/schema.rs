@@ -186,6 +186,53 @@ CREATE TABLE gpu_snapshots (
     at INTEGER NOT NULL
 ) STRICT;
 ",
+    r"
+-- What was saved of pods. A row goes with its folder; `deleting` until the folder is gone.
+CREATE TABLE checkpoints (
+    id             TEXT PRIMARY KEY,
+    user           TEXT NOT NULL,
+    pod            TEXT NOT NULL,
+    instance       TEXT NOT NULL,
+    container_name TEXT NOT NULL,
+    kind           TEXT NOT NULL,
+    compression    TEXT NOT NULL,
+    name           TEXT,
+    reason         TEXT,
+    status         TEXT NOT NULL,
+    -- bytes that it takes; expected ones while it is made
+    size           INTEGER NOT NULL,
+    -- the image's id, kept from being pruned
+    image          TEXT NOT NULL,
+    created_at     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX checkpoints_by_user ON checkpoints (user);
+
+-- The journal of checkpoints and restores: the phase is written before it is begun.
+CREATE TABLE actions (
+    id             TEXT PRIMARY KEY,
+    type           TEXT NOT NULL,
+    user           TEXT NOT NULL,
+    pod            TEXT NOT NULL,
+    container_name TEXT NOT NULL,
+    checkpoint     TEXT NOT NULL,
+    status         TEXT NOT NULL,
+    phase          TEXT NOT NULL,
+    -- what a later start needs to undo it, as JSON
+    journal        TEXT NOT NULL,
+    bytes          INTEGER NOT NULL,
+    frozen_ms      INTEGER,
+    losses         TEXT NOT NULL,
+    error          TEXT,
+    event          INTEGER NOT NULL,
+    started_at     INTEGER NOT NULL,
+    ended_at       INTEGER
+) STRICT;
+CREATE INDEX actions_by_user ON actions (user);
+CREATE INDEX actions_running ON actions (status) WHERE status = 'running';
+
+ALTER TABLE quotas ADD COLUMN checkpoint_count INTEGER;
+ALTER TABLE quotas ADD COLUMN checkpoint_size INTEGER;
+",
 ];
 
 /// Brings the tables to the newest form; refuses a database from a newer pody.

@@ -43,6 +43,8 @@ fn read_quota(row: &Row) -> Result<(UserName, StoredQuota), DbError> {
         cpu_limit: row.get::<_, Option<i64>>(10)?.map(|milli| CpuLimit(u64::try_from(milli).ok())),
         pids_limit: limit(11)?,
         total_memory: limit(12)?,
+        checkpoint_count: limit(13)?,
+        checkpoint_size: limit(14)?,
     };
     Ok((parsed(row.get(0)?)?, quota))
 }
@@ -50,7 +52,7 @@ fn read_quota(row: &Row) -> Result<(UserName, StoredQuota), DbError> {
 pub fn list_quotas(connection: &Connection) -> Result<Vec<(UserName, StoredQuota)>, DbError> {
     let query =
         "SELECT user, max_pods, gpu_count, gpus, memory_limit, storage_size, shm_size, tmpfs_size, commit_count,
-                        commit_size_limit, cpu_limit, pids_limit, total_memory FROM quotas";
+                        commit_size_limit, cpu_limit, pids_limit, total_memory, checkpoint_count, checkpoint_size FROM quotas";
     collect(connection, query, [], read_quota)
 }
 
@@ -87,6 +89,8 @@ impl Tx<'_> {
         for table in ["tokens", "ssh_keys", "quotas"] {
             self.0.execute(&format!("DELETE FROM {table} WHERE user = ?1"), [name.as_str()])?;
         }
+        // What was saved of their pods' memory must not be another's who comes to have the name.
+        self.0.execute("UPDATE checkpoints SET status = 'deleting' WHERE user = ?1", [name.as_str()])?;
         self.0.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])?;
         Ok(())
     }
@@ -106,8 +110,8 @@ impl Tx<'_> {
         let limit = |limit: Option<Limit>| limit.map(Limit::as_i64);
         self.0.execute(
             "INSERT OR REPLACE INTO quotas (user, max_pods, gpu_count, gpus, memory_limit, storage_size, shm_size, tmpfs_size,
-                 commit_count, commit_size_limit, cpu_limit, pids_limit, total_memory)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                 commit_count, commit_size_limit, cpu_limit, pids_limit, total_memory, checkpoint_count, checkpoint_size)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
             params![
                 user.as_str(),
                 limit(quota.max_pods),
@@ -122,6 +126,8 @@ impl Tx<'_> {
                 quota.cpu_limit.map(|cpu| cpu.0.map_or(-1, |milli| milli as i64)),
                 limit(quota.pids_limit),
                 limit(quota.total_memory),
+                limit(quota.checkpoint_count),
+                limit(quota.checkpoint_size),
             ],
         )?;
         Ok(())

@@ -38,7 +38,7 @@ const CAPABILITIES: [&str; 10] = [
 
 /// How often the engine is asked to let a container stand still: on a busy machine with cgroup version 1 the runtime gives up
 /// at times.
-const FREEZES: usize = 4;
+pub(super) const FREEZES: usize = 4;
 
 /// A port of the host that leads into a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -325,7 +325,7 @@ impl Engine {
     }
 
     /// A call that may be made again when its answer was lost.
-    async fn retry_lost<F>(
+    pub(super) async fn retry_lost<F>(
         &self,
         deadline: Duration,
         call: impl Fn(std::sync::Arc<bollard::Docker>, String) -> F,

@@ -12,6 +12,7 @@ mod exec;
 mod facts;
 mod images;
 pub mod inventory;
+mod saving;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ pub use self::{
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::{Container, Image, Inventory},
+    saving::{Anatomy, RestartRule},
 };
 
 /// How long one short call to the engine may take. With the clean-up behind it, it stays below the 10 s in which a write

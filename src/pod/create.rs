@@ -52,7 +52,7 @@ impl Pods {
             self.gpus.look().await;
         }
         let spec = self.spec(&wanted, &image)?;
-        let mut pod = self.reserve(actor, id, wanted, image, spec).await?;
+        let mut pod = self.reserve(actor, "pod.create", id, wanted, image, spec).await?;
         fail_point!("create-reserved");
         match self.build_in_time(&mut pod).await {
             Ok(container) => {
@@ -67,7 +67,11 @@ impl Pods {
     }
 
     /// What a new pod of this user is made of; its ports and memory are decided when it is admitted.
-    fn spec(&self, NewPod { owner, instance, gpus, .. }: &NewPod, image: &AllowedImage) -> Result<PodSpec, PodError> {
+    pub(super) fn spec(
+        &self,
+        NewPod { owner, instance, gpus, .. }: &NewPod,
+        image: &AllowedImage,
+    ) -> Result<PodSpec, PodError> {
         let config = self.config.get();
         let quota = self.accounts.quota(owner);
         let mut binds = Vec::new();
@@ -116,9 +120,10 @@ impl Pods {
         }
     }
 
-    async fn reserve(
+    pub(super) async fn reserve(
         &self,
         actor: Actor,
+        action: &'static str,
         id: PodId,
         NewPod { owner, instance, .. }: NewPod,
         image: AllowedImage,
@@ -147,7 +152,7 @@ impl Pods {
                 let mut taken: HashSet<u16> = tx.list_ports()?.into_iter().collect();
                 taken.extend(used_elsewhere);
                 spec.ports = ports::choose(&config.available_ports, &taken, &image.ports)?;
-                let event = begin_event(tx, &actor, "pod.create", &name, &owner)?;
+                let event = begin_event(tx, &actor, action, &name, &owner)?;
                 let pod = Pod {
                     id,
                     workload: tx.ensure_workload(&owner, &instance)?,
@@ -208,7 +213,7 @@ impl Pods {
     }
 
     /// The container of this row, made or found.
-    async fn make_container(&self, pod: &Pod) -> Result<ContainerId, PodError> {
+    pub(super) async fn make_container(&self, pod: &Pod) -> Result<ContainerId, PodError> {
         let config = self.config.get();
         let spec = ContainerSpec {
             name: pod.container_name.clone(),
@@ -260,7 +265,7 @@ impl Pods {
     }
 
     /// Gives the row other ports, without the one that is taken.
-    async fn change_ports(&self, pod: &mut Pod, taken_port: u16) -> Result<(), PodError> {
+    pub(super) async fn change_ports(&self, pod: &mut Pod, taken_port: u16) -> Result<(), PodError> {
         let ranges = self.config.get().available_ports.clone();
         let mut used_elsewhere = self.engine.inventory().used_ports();
         used_elsewhere.insert(taken_port);
@@ -365,7 +370,7 @@ impl Pods {
 
 /// Makes the folders of the host that are not there, and resolves all of them: a bind whose source is a symbolic link can
 /// be checkpointed but not restored.
-fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
+pub(super) fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
     for bind in &mut spec.binds {
         let path = bind.source.clone();
         let made = std::fs::create_dir_all(&path).or_else(|error| match path.exists() {

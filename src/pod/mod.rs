@@ -30,6 +30,7 @@ mod overuse;
 mod ports;
 mod processes;
 pub mod reconcile;
+mod saved;
 mod shell;
 mod view;
 
@@ -296,7 +297,11 @@ impl Pods {
     }
 
     /// The pod under its lock, to change it.
-    async fn lock(&self, caller: &Caller, wanted: &PodRef) -> Result<(OwnedMutexGuard<()>, Arc<Pod>), PodError> {
+    pub(crate) async fn lock(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+    ) -> Result<(OwnedMutexGuard<()>, Arc<Pod>), PodError> {
         let id = self.find(caller, wanted)?.id;
         let busy = |pod: &Pod| PodError::Busy {
             pod: pod.container_name.clone(),

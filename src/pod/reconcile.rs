@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `creating`, nobody at work on it | there | started if need be, then `running` |
 //! | `creating`, nobody at work on it | not there | undone: `failed` |
+//! | `creating`, by a restore | there or not | left to `checkpoint`, which knows whether it lives |
 //! | `deleting` | there or not | removed, then `deleted` or `failed` |
 //! | `running` | not there | `deleted`, with an event: it was removed outside pody |
 //! | `deleted` or `failed` | there, with the row's own label and name | removed: an answer came after we had given up |
@@ -71,6 +72,8 @@ impl Pods {
 
     async fn settle(&self, pod: &Arc<Pod>) -> Result<(), PodError> {
         match pod.state {
+            // One that comes back from a checkpoint is not to be started from its beginning: see `checkpoint`.
+            State::Creating if self.comes_back(pod).await? => Ok(()),
             State::Creating => self.settle_creating(Pod::clone(pod)).await,
             State::Deleting => {
                 self.remove_container(pod).await?;
@@ -79,6 +82,11 @@ impl Pods {
             State::Running => self.settle_running(pod).await,
             State::Deleted | State::Failed => Ok(()),
         }
+    }
+
+    async fn comes_back(&self, pod: &Pod) -> Result<bool, PodError> {
+        let id = pod.id;
+        Ok(self.db.read(move |tx| tx.has_running_action(id)).await?)
     }
 
     async fn settle_creating(&self, pod: Pod) -> Result<(), PodError> {

@@ -1,0 +1,81 @@
+//! Why something was not done with checkpoints.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use crate::{
+    checkpoint::CheckpointStatus, db::DbError, engine::EngineError, ids::CheckpointId, names::ByteSize, pod::PodError,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("there is no checkpoint {0}")]
+    NotFound(String),
+    #[error("there is no action {0}")]
+    NoAction(String),
+    #[error("there is no checkpoint of {0}; make one with `pody checkpoint {0}`")]
+    NoneOf(String),
+    #[error("name the pod, or the checkpoint, that is to be brought back")]
+    NothingNamed,
+    /// The host lacks something.
+    #[error("checkpoints are unavailable: {0}")]
+    Unavailable(String),
+    #[error("{pod} cannot be saved: {}", .problems.join("; "))]
+    NotPossible { pod: String, problems: Vec<String> },
+    #[error("a checkpoint or restore of {0} is already in progress; see `pody checkpoints`")]
+    InProgress(String),
+    #[error("{pod} is {status}; only running pods can be saved, of others the files: --kind rootfsonly")]
+    NotRunning { pod: String, status: String },
+    #[error("{pod} is {status}; stop it with `pody stop`, or restore under another name with --as")]
+    StillRuns { pod: String, status: String },
+    #[error("checkpoint {id} is {status}; only one that is ready can be used")]
+    NotReady { id: CheckpointId, status: CheckpointStatus },
+    #[error("checkpoint {0} is in use by a checkpoint or restore in progress; wait for its end")]
+    InUse(CheckpointId),
+    #[error(
+        "this needs about {} in {path}, and {} of it may be used; delete old checkpoints, or choose another directory",
+        ByteSize(*.needed), ByteSize(*.free)
+    )]
+    Space { path: PathBuf, needed: u64, free: u64 },
+    #[error("checkpoint {id} is damaged ({file}: {why}); it was not started")]
+    Damaged { id: CheckpointId, file: String, why: String },
+    #[error("checkpoint_count is {limit} and you have {held}; delete one with `pody checkpoint rm ID`")]
+    Count { limit: u64, held: u64 },
+    #[error("checkpoint_size is {} and your checkpoints take {}; this one would take about {}; delete one with `pody checkpoint rm ID`",
+        ByteSize(*.limit), ByteSize(*.held), ByteSize(*.asked))]
+    Size { limit: u64, held: u64, asked: u64 },
+    #[error("the image {0} of the checkpoint is gone; load or pull it again")]
+    ImageGone(String),
+    #[error(
+        "the folders that pods get have changed since the checkpoint (then: {then}; now: {now}); a restore needs the same: ask an admin to set volume_mappings as they were"
+    )]
+    MountsChanged { then: String, now: String },
+    #[error("the checkpoint was made on {then}, this host is {now}; it can only be restored where it was made")]
+    OtherHost { then: String, now: String },
+    /// What CRIU or runc said, as a sentence.
+    #[error("{0}")]
+    Criu(String),
+    #[error("{what} did not end within {} s and was ended", .limit.as_secs())]
+    TimedOut { what: &'static str, limit: Duration },
+    #[error("the pod ended at once with exit code {0}")]
+    EndedAtOnce(i64),
+    #[error("{what} {path} failed: {source}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{program} failed: {message}")]
+    Program { program: &'static str, message: String },
+    #[error("pody was ended while it {0}")]
+    Interrupted(&'static str),
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl CheckpointError {
+    /// An input or output error with what was done to which file.
+    pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+}

@@ -1,0 +1,300 @@
+//! Checkpoint and restore: a running pod is saved with its processes and files, and brought back, in place, under another
+//! name, or after it was deleted.
+//!
+//! - [`phase`]: what is done, in which order, and how it is undone
+//! - [`save`], [`restore`]: the phases at work; [`target`]: the request side of a restore; [`recover`]: what a kill left, deletion
+//! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
+//! - [`runtime`]: runc and CRIU; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
+//!
+//! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
+//! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
+
+mod admission;
+mod archive;
+mod causes;
+mod compress;
+mod error;
+pub mod gzip;
+mod hollow;
+mod manifest;
+mod phase;
+mod preflight;
+mod recover;
+mod restore;
+mod runtime;
+mod save;
+mod store;
+mod target;
+mod types;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::sync::Semaphore;
+
+use self::store::Store;
+pub use self::{
+    error::CheckpointError,
+    manifest::Manifest,
+    phase::Phase,
+    preflight::{ProcessVerdict, Saved, Verdict},
+    types::{
+        Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,
+        Compression, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, UnknownWord,
+    },
+};
+use crate::{
+    account::{Accounts, Actor, Caller},
+    config::LiveConfig,
+    db::{Db, DbError, NewEvent, Outcome, Tx, now},
+    engine::Engine,
+    ids::{ActionId, CheckpointId, PodId},
+    names::UserName,
+    pod::Pods,
+};
+
+/// Actions of the past that are kept.
+const KEPT_ACTIONS: u32 = 10_000;
+
+/// Everything that is done with checkpoints. Cheap to clone.
+#[derive(Clone)]
+pub struct Checkpoints(Arc<Inner>);
+
+struct Inner {
+    db: Db,
+    config: LiveConfig,
+    engine: Engine,
+    accounts: Accounts,
+    pods: Pods,
+    store: Store,
+    /// Pods saved or brought back at a time.
+    turns: Semaphore,
+    /// Actions that a task of ours is at work on.
+    live: Mutex<HashMap<ActionId, Arc<Live>>>,
+    /// Rows may be left that nobody is at work on.
+    unsettled: AtomicBool,
+    /// Bytes a second of the last dump.
+    rate: AtomicU64,
+}
+
+/// How far an action is.
+struct Live {
+    pod: PodId,
+    checkpoint: CheckpointId,
+    bytes: AtomicU64,
+    total: u64,
+    frozen_since: Mutex<Option<Instant>>,
+}
+
+impl Live {
+    fn frozen_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.frozen_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An action under way; it ends when dropped.
+struct AtWork(Checkpoints, ActionId);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.live().remove(&self.1);
+    }
+}
+
+impl Checkpoints {
+    pub fn new(home: &Path, db: Db, config: LiveConfig, engine: Engine, accounts: Accounts, pods: Pods) -> Self {
+        let current = config.get();
+        let folder = current.checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
+        Self(Arc::new(Inner {
+            db,
+            engine,
+            accounts,
+            pods,
+            store: Store::new(folder),
+            turns: Semaphore::new(current.checkpoint.parallelism),
+            live: Mutex::default(),
+            unsettled: AtomicBool::new(true),
+            rate: AtomicU64::new(preflight::EXPECTED_RATE),
+            config,
+        }))
+    }
+
+    /// Checkpoints that the caller may see, newest first.
+    pub async fn list(&self, caller: &Caller, filter: CheckpointFilter) -> Result<Vec<Checkpoint>, CheckpointError> {
+        let user = match (&filter.pod, &filter.user) {
+            (Some(pod), _) => Some(pod.user.clone().unwrap_or_else(|| caller.user.clone())),
+            (None, Some(user)) => Some(user.clone()),
+            (None, None) if filter.all && caller.is_admin => None,
+            (None, None) => Some(caller.user.clone()),
+        };
+        if user.as_ref() != Some(&caller.user) && !caller.is_admin {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<Checkpoint> = self.0.db.read(move |tx| tx.list_checkpoints(user.as_ref())).await?;
+        let wanted = |row: &Checkpoint| {
+            row.status != CheckpointStatus::Deleting
+                && filter.pod.as_ref().is_none_or(|pod| pod.instance == row.instance)
+                && filter.ids.as_ref().is_none_or(|ids| ids.contains(&row.id))
+                && filter.name.as_ref().is_none_or(|name| row.name.as_ref() == Some(name))
+        };
+        Ok(rows.into_iter().filter(wanted).collect())
+    }
+
+    /// One checkpoint. Others' are not there for members.
+    pub async fn find(&self, caller: &Caller, id: CheckpointId) -> Result<Checkpoint, CheckpointError> {
+        let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
+        row.filter(|row| may_see(caller, &row.user) && row.status != CheckpointStatus::Deleting)
+            .ok_or_else(|| CheckpointError::NotFound(id.to_string()))
+    }
+
+    /// What a checkpoint consists of.
+    pub async fn manifest(&self, caller: &Caller, id: CheckpointId) -> Result<Manifest, CheckpointError> {
+        let row = self.find(caller, id).await?;
+        if !matches!(row.status, CheckpointStatus::Ready | CheckpointStatus::Deprecated) {
+            return Err(CheckpointError::NotReady { id, status: row.status });
+        }
+        let folder = self.0.store.folder(id);
+        off_thread(move || Manifest::read(&folder, id)).await
+    }
+
+    /// Deletes a checkpoint, unless it is being made or read.
+    pub async fn delete(&self, caller: &Caller, id: CheckpointId) -> Result<(), CheckpointError> {
+        let row = self.find(caller, id).await?;
+        let actor = Actor::from(caller);
+        self.0
+            .db
+            .write(move |tx| {
+                if tx.is_checkpoint_in_use(id)? {
+                    return Err(CheckpointError::InUse(id));
+                }
+                tx.update_checkpoint(id, CheckpointStatus::Deleting, row.size)?;
+                let object = format!("{id} of {}", row.container_name);
+                note(tx, &actor, "checkpoint.delete", object, &row.user, Outcome::Ok)?;
+                Ok(())
+            })
+            .await?;
+        self.remove_deleted().await
+    }
+
+    /// One action, with how far it is.
+    pub async fn action(&self, caller: &Caller, id: ActionId) -> Result<Action, CheckpointError> {
+        let row: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
+        row.filter(|row| may_see(caller, &row.user))
+            .map(|row| self.with_progress(row))
+            .ok_or_else(|| CheckpointError::NoAction(id.to_string()))
+    }
+
+    /// Actions that the caller may see, newest first.
+    pub async fn list_actions(&self, caller: &Caller, filter: ActionFilter) -> Result<Vec<Action>, CheckpointError> {
+        let user = (!(filter.all && caller.is_admin)).then(|| caller.user.clone());
+        let rows: Vec<Action> = self.0.db.read(move |tx| tx.list_actions(user.as_ref(), &filter)).await?;
+        Ok(rows.into_iter().map(|row| self.with_progress(row)).collect())
+    }
+
+    fn with_progress(&self, mut action: Action) -> Action {
+        if let Some(live) = self.live().get(&action.id) {
+            action.bytes = live.bytes.load(Ordering::Relaxed);
+            action.total_bytes = Some(live.total);
+            if let Some(since) = *live.frozen_since() {
+                action.frozen_ms = Some(millis_since(since));
+            }
+        }
+        action
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<ActionId, Arc<Live>>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_work(&self, action: &Action, total: u64) -> (AtWork, Arc<Live>) {
+        let live = Arc::new(Live {
+            pod: action.pod,
+            checkpoint: action.checkpoint,
+            bytes: AtomicU64::new(0),
+            total,
+            frozen_since: Mutex::default(),
+        });
+        self.live().insert(action.id, live.clone());
+        (AtWork(self.clone(), action.id), live)
+    }
+
+    fn is_at_work_on(&self, pod: PodId) -> bool {
+        self.live().values().any(|live| live.pod == pod)
+    }
+
+    /// Writes down where an action is.
+    async fn write_action(&self, action: &Action) -> Result<(), CheckpointError> {
+        let row = action.clone();
+        Ok(self.0.db.write(move |tx| tx.update_action(&row)).await?)
+    }
+
+    /// The end of an action that has nothing left to be undone: the row, its event, and what `also` writes.
+    async fn end_action(
+        &self,
+        mut action: Action,
+        ended: Result<(), String>,
+        also: impl FnOnce(&Tx) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<(), CheckpointError> {
+        action.ended_at = Some(now());
+        action.status = if ended.is_ok() { ActionStatus::Done } else { ActionStatus::Error };
+        action.error = ended.err();
+        self.0
+            .db
+            .write(move |tx| {
+                also(tx)?;
+                tx.update_action(&action)?;
+                tx.shrink_actions(KEPT_ACTIONS)?;
+                let outcome = if action.status == ActionStatus::Done { Outcome::Ok } else { Outcome::Failed };
+                tx.close_event(action.event, outcome, action.error.as_deref())
+            })
+            .await?;
+        Ok(())
+    }
+
+    fn settle_later(&self) {
+        self.0.unsettled.store(true, Ordering::Release);
+    }
+}
+
+fn may_see(caller: &Caller, owner: &UserName) -> bool {
+    caller.is_admin || caller.user == *owner
+}
+
+fn millis_since(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn note(
+    tx: &Tx,
+    actor: &Actor,
+    action: &'static str,
+    object: String,
+    user: &UserName,
+    outcome: Outcome,
+) -> Result<i64, DbError> {
+    tx.insert_event(&NewEvent {
+        actor: actor.name.clone(),
+        source: actor.source.clone(),
+        action,
+        object,
+        user: Some(user.clone()),
+        outcome,
+        detail: None,
+    })
+}
+
+/// Runs blocking work off the runtime's threads.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,129 @@
+//! The phases of checkpoints and restores, in one table each. A phase is written into the action's row before it begins, so
+//! that a later start knows what may have been done; [`super::recover`] settles from there.
+//!
+//! A checkpoint:
+//!
+//! | phase | what is done | the pod | undone by |
+//! | --- | --- | --- | --- |
+//! | preflight | the restart rule is set to `no` where the pod is to be stopped | runs | the rule |
+//! | pause | `docker pause` | stands still | `docker unpause` |
+//! | dump | runc has CRIU write the processes into a folder `.tmp-ID` | stands still | CRIU's end, the network lock removed, unpause |
+//! | rootfs | the writable layer into an archive | stands still | unpause |
+//! | resume | `docker unpause` (leave running) | goes on | |
+//! | hash | BLAKE3 and fsync of every file | goes on; stands still if it is to be stopped | unpause |
+//! | commit | the manifest, fsync, the folder gets its name | as before | nothing: it is complete |
+//! | stop | `docker kill` while it stands still | ends | nothing: it is ended at the next start |
+//! | compress | the large files packed, the manifest replaced | | the files that the manifest does not name |
+//!
+//! A restore:
+//!
+//! | phase | what is done | undone by |
+//! | --- | --- | --- |
+//! | verify | the manifest, every file's size and hash; nothing is touched before | |
+//! | prepare | container (under another name), the writable layer put aside and made anew, packed files unpacked | the layer put back, or the container removed |
+//! | start | the engine starts the container from the images | what was started killed, then as above |
+//! | check | it lives | as above |
+//! | clean | what was put aside, the engine's copies | |
+
+use std::fmt;
+
+use super::{ActionKind, Kind, LeaveRunning, types::words};
+use serde::{Deserialize, Serialize, Serializer};
+use std::str::FromStr;
+
+use super::types::UnknownWord;
+
+words! {
+    Phase, "phase" {
+        Preflight = "preflight",
+        Pause = "pause",
+        Dump = "dump",
+        Rootfs = "rootfs",
+        Resume = "resume",
+        Hash = "hash",
+        Commit = "commit",
+        Stop = "stop",
+        Compress = "compress",
+        Verify = "verify",
+        Prepare = "prepare",
+        Start = "start",
+        Check = "check",
+        Clean = "clean",
+    }
+}
+
+/// What makes a difference to the phases of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    pub kind: Kind,
+    pub leave_running: LeaveRunning,
+    /// The pod runs; else only its files are saved.
+    pub runs: bool,
+    pub compresses: bool,
+}
+
+impl Phase {
+    /// The phases of a checkpoint, in their order.
+    pub fn of_checkpoint(circumstances: Circumstances) -> Vec<Self> {
+        let Circumstances { kind, leave_running, runs, compresses } = circumstances;
+        let goes_on = leave_running == LeaveRunning::Yes;
+        let steps = [
+            (Self::Preflight, true),
+            (Self::Pause, runs),
+            (Self::Dump, runs && kind.has_processes()),
+            (Self::Rootfs, kind.has_files()),
+            (Self::Resume, runs && goes_on),
+            (Self::Hash, true),
+            (Self::Commit, true),
+            (Self::Stop, runs && !goes_on),
+            (Self::Compress, compresses),
+        ];
+        steps.into_iter().filter_map(|(phase, wanted)| wanted.then_some(phase)).collect()
+    }
+
+    pub const OF_RESTORE: [Self; 5] = [Self::Verify, Self::Prepare, Self::Start, Self::Check, Self::Clean];
+
+    /// The point before this phase at which tests stop the daemon.
+    pub fn fail_point(self, of: ActionKind) -> String {
+        format!("{of}-{self}")
+    }
+
+    /// What was being done, for sentences like "pody was ended while it …".
+    pub fn doing(self) -> &'static str {
+        match self {
+            Self::Preflight => "prepared the checkpoint",
+            Self::Pause => "paused the pod",
+            Self::Dump => "saved the processes",
+            Self::Rootfs => "saved the files",
+            Self::Resume => "let the pod go on",
+            Self::Hash => "hashed the checkpoint",
+            Self::Commit => "completed the checkpoint",
+            Self::Stop => "stopped the pod",
+            Self::Compress => "packed the checkpoint",
+            Self::Verify => "verified the checkpoint",
+            Self::Prepare => "prepared the pod's files",
+            Self::Start => "brought the processes back",
+            Self::Check => "looked whether the pod lives",
+            Self::Clean => "cleaned up",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phases(kind: Kind, leave_running: LeaveRunning, runs: bool, compresses: bool) -> String {
+        let phases = Phase::of_checkpoint(Circumstances { kind, leave_running, runs, compresses });
+        phases.iter().map(|phase| phase.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_pod_is_stopped_only_after_its_images_are_durable() {
+        use LeaveRunning::{No, Yes};
+        assert_eq!(phases(Kind::Rootfs, Yes, true, true), "preflight pause dump rootfs resume hash commit compress");
+        assert_eq!(phases(Kind::Rootfs, No, true, false), "preflight pause dump rootfs hash commit stop");
+        assert_eq!(phases(Kind::Simple, Yes, true, false), "preflight pause dump resume hash commit");
+        assert_eq!(phases(Kind::RootfsOnly, Yes, false, false), "preflight rootfs hash commit");
+    }
+}

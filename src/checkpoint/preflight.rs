@@ -1,0 +1,307 @@
+//! What can be said before a pod is touched: what cannot be saved and the way to mend it, what would be lost, how much
+//! there is and how long the pod would stand still.
+
+use std::{collections::HashMap, fs, os::unix::fs::MetadataExt, path::Path};
+
+use serde::Serialize;
+
+use super::{Kind, manifest::Sockets, runtime, store};
+use crate::{
+    config::CheckpointConfig,
+    engine::{Anatomy, Init},
+    host::process,
+    ids::ContainerId,
+};
+
+/// Bytes a second that a dump is expected to write before one was measured on this host.
+pub const EXPECTED_RATE: u64 = 400 << 20;
+/// What CRIU writes for a process besides its memory.
+const PER_PROCESS: u64 = 256 << 10;
+/// The bit of CAP_SYS_RESOURCE.
+const SYS_RESOURCE: u32 = 24;
+
+/// Whether a pod can be saved, and what that would cost.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub pod: String,
+    pub kind: Kind,
+    pub can_be_saved: bool,
+    /// What stands against it, each with its remedy.
+    pub problems: Vec<String>,
+    /// What would not be in it.
+    pub losses: Vec<String>,
+    pub processes: Vec<ProcessVerdict>,
+    /// Bytes expected: memory, and files.
+    pub memory: u64,
+    pub files: u64,
+    /// Expected time that the pod stands still.
+    pub freeze_ms: u64,
+    pub space_needed: u64,
+    pub space_free: u64,
+}
+
+/// One process.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessVerdict {
+    /// As the pod counts it.
+    pub pid: i32,
+    pub name: String,
+    pub saved: Saved,
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Saved {
+    Yes,
+    No,
+    /// It is, but for what the notes say.
+    Losses,
+}
+
+/// What a look at a pod finds.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub problems: Vec<String>,
+    pub losses: Vec<String>,
+    pub processes: Vec<ProcessVerdict>,
+    pub memory: u64,
+    pub files: u64,
+    pub sockets: Sockets,
+}
+
+/// Looks at the container and its processes. Reads /proc only; may take as long as its files are many.
+pub fn look(container: &ContainerId, anatomy: &Anatomy, kind: Kind, config: &CheckpointConfig) -> Findings {
+    let mut found = Findings::default();
+    if kind.has_files() {
+        match &anatomy.upper {
+            Some(upper) => found.files = store::size_of(upper),
+            None => found.problems.push(
+                "its files cannot be saved: Docker's storage driver here is not overlay2; use --kind simple".to_owned(),
+            ),
+        }
+    }
+    if !kind.has_processes() || anatomy.pid == 0 {
+        return found;
+    }
+    for obstacle in &anatomy.obstacles {
+        found
+            .problems
+            .push(format!("it was created with {obstacle}, which cannot be restored; create it again with pody"));
+    }
+    for mount in anatomy.document["Mounts"].as_array().into_iter().flatten() {
+        let source = mount["Source"].as_str().unwrap_or_default();
+        if mount["Type"] == "bind" && fs::symlink_metadata(source).is_ok_and(|source| source.is_symlink()) {
+            found.problems.push(format!(
+                "its mount of {source} is a symbolic link, which cannot be restored; create it again with the resolved path"
+            ));
+        }
+    }
+    look_at_processes(container, anatomy.pid, config, &mut found);
+    found.memory = memory_of(anatomy.pid) + PER_PROCESS * found.processes.len() as u64;
+    found.sockets = sockets_of(anatomy.pid);
+    found.sockets.address = anatomy.address.clone();
+    found
+}
+
+fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConfig, found: &mut Findings) {
+    let pids = runtime::members(container);
+    let parents = runtime::parents(&pids);
+    let may_exceed = has_sys_resource();
+    for pid in pids {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+        let Some(inside) = process::pid_inside(pid) else { continue };
+        let who = format!("{name}[{inside}]");
+        let mut process = ProcessVerdict { pid: inside, name, saved: Saved::Yes, notes: Vec::new() };
+        if !descends(pid, init, &parents) {
+            // It only carries a terminal's bytes and is let go before the dump; the session is PID 1's and is saved.
+            if is_carrier(pid) {
+                continue;
+            }
+            let note = format!(
+                "{who} was started by an exec from outside and is not saved; start it in the background of the pod's own first process"
+            );
+            found.losses.push(note.clone());
+            process.saved = Saved::No;
+            process.notes.push(note);
+            found.processes.push(process);
+            continue;
+        }
+        if !may_exceed && user_of(pid).is_some_and(|user| user != 0) {
+            process.saved = Saved::No;
+            process.notes.push(format!(
+                "{who} runs as a normal user, and this host does not grant CAP_SYS_RESOURCE, which saving it needs"
+            ));
+        }
+        look_at_files(pid, &who, config, &mut process);
+        match process.saved {
+            Saved::Yes => {}
+            Saved::No => found.problems.extend(process.notes.iter().cloned()),
+            Saved::Losses => found.losses.extend(process.notes.iter().cloned()),
+        }
+        found.processes.push(process);
+    }
+}
+
+fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, process: &mut ProcessVerdict) {
+    let folder = format!("/proc/{pid}/fd");
+    for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        let limit = config.deleted_file_limit;
+        let problem = if target == "anon_inode:[io_uring]" {
+            format!("{who} uses io_uring, which cannot be saved; restart it with UV_USE_IO_URING=0")
+        } else if target.starts_with("/dev/nvidia") {
+            format!(
+                "{who} uses a GPU ({target}), which cannot be saved; end it first, or save the files alone with --kind rootfsonly"
+            )
+        } else if let Some(path) = target.strip_suffix(" (deleted)")
+            && !["/memfd:", "/dev/shm/", "/SYSV", "/dev/zero"].iter().any(|start| path.starts_with(start))
+            && let Ok(data) = fs::metadata(entry.path())
+            && data.is_file()
+            && data.nlink() == 0
+            && data.len() > limit.0
+        {
+            let size = crate::names::ByteSize(data.len());
+            format!(
+                "{who} holds a deleted file of {size} open ({path}), and up to {limit} can be saved; close it, or ask an admin to raise [checkpoint] deleted_file_limit"
+            )
+        } else {
+            if target == "anon_inode:[timerfd]" && ticks(pid, &entry.file_name().to_string_lossy()) {
+                process.notes.push(format!("{who} uses a periodic timerfd, which may stop ticking after a restore"));
+                if process.saved == Saved::Yes {
+                    process.saved = Saved::Losses;
+                }
+            }
+            continue;
+        };
+        if !process.notes.contains(&problem) {
+            process.notes.push(problem);
+        }
+        process.saved = Saved::No;
+    }
+}
+
+fn is_carrier(pid: i32) -> bool {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = words.split(|&byte| byte == 0);
+    words.next() == Some(Init::INSIDE.as_bytes()) && words.next() == Some(b"attach")
+}
+
+/// Whether a timerfd has an interval.
+fn ticks(pid: i32, descriptor: &str) -> bool {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("it_interval:")).is_some_and(|interval| interval.trim() != "(0, 0)")
+}
+
+/// Whether a process is the pod's first or came from it. What an exec started has a parent outside.
+fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
+    let mut at = pid;
+    // As many steps as there are processes: a circle is a PID that was given anew meanwhile.
+    for _ in 0..=parents.len() {
+        if at == init {
+            return true;
+        }
+        match parents.get(&at) {
+            Some(&parent) => at = parent,
+            None => return false,
+        }
+    }
+    false
+}
+
+fn user_of(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+fn has_sys_resource() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or_default();
+    u64::from_str_radix(effective.trim(), 16).is_ok_and(|set| set >> SYS_RESOURCE & 1 == 1)
+}
+
+/// Bytes of memory that an image will hold: private pages and memory file systems, not the cache of files.
+fn memory_of(pid: i32) -> u64 {
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let file = cgroup.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+        let root = Path::new("/sys/fs/cgroup");
+        match controllers {
+            "" => Some(root.join(path)),
+            list if list.split(',').any(|controller| controller == "memory") => Some(root.join("memory").join(path)),
+            _ => None,
+        }
+        .map(|folder| folder.join("memory.stat"))
+        .filter(|file| file.is_file())
+    });
+    let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+    let value =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
+    // Version 1 counts the groups below under total_…
+    let private = value("total_rss").or(value("anon")).unwrap_or(0);
+    private + value("total_shmem").or(value("shmem")).unwrap_or(0)
+}
+
+/// TCP connections of the pod.
+pub fn sockets_of(pid: i32) -> Sockets {
+    let mut sockets = Sockets::default();
+    for file in ["tcp", "tcp6"] {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            match connection(line) {
+                Some(true) => sockets.local += 1,
+                Some(false) => sockets.outside += 1,
+                None => {}
+            }
+        }
+    }
+    sockets
+}
+
+/// Whether a line of /proc/net/tcp is a connection of a program, and if so whether over the loopback.
+fn connection(line: &str) -> Option<bool> {
+    const TIME_WAIT: &str = "06";
+    const CLOSED: &str = "07";
+    const LISTENS: &str = "0A";
+    let mut fields = line.split_whitespace().skip(1);
+    let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+    if [TIME_WAIT, CLOSED, LISTENS].contains(&state) {
+        return None;
+    }
+    let address = local.split(':').next()?;
+    // Words of 32 bits in the host's order: 127.x.y.z ends in 7F.
+    let is_loopback = match address.len() {
+        8 => address.ends_with("7F"),
+        _ => {
+            address == "00000000000000000000000001000000"
+                || address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F")
+        }
+    };
+    Some(is_loopback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_told_by_their_own_address() {
+        let line = |local: &str, state: &str| format!("  0: {local}:1F90 0100007F:0016 {state} 00000000:00000000 00");
+        assert_eq!(connection(&line("0100007F", "01")), Some(true));
+        assert_eq!(connection(&line("020011AC", "01")), Some(false));
+        assert_eq!(connection(&line("0100007F", "0A")), None);
+        assert_eq!(connection(&line("00000000000000000000000001000000", "08")), Some(true));
+        assert_eq!(connection(&line("0000000000000000FFFF00000100007F", "01")), Some(true));
+        assert_eq!(connection(&line("0000000000000000FFFF0000020011AC", "01")), Some(false));
+    }
+
+    #[test]
+    fn what_an_exec_started_has_its_parent_outside() {
+        // 10 is the first process, 11 and 12 come from it, 21 from an exec that is 20.
+        let parents = HashMap::from([(10, 1), (11, 10), (12, 11), (20, 1), (21, 20)]);
+        let saved: Vec<i32> = [10, 11, 12, 20, 21].into_iter().filter(|&pid| descends(pid, 10, &parents)).collect();
+        assert_eq!(saved, [10, 11, 12]);
+    }
+}

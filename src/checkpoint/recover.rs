@@ -1,0 +1,293 @@
+//! What is left of actions that nobody is at work on: after the daemon was killed, after the engine was away.
+//!
+//! A checkpoint: whatever of it runs is ended. A paused pod goes on with its network, or is ended where it was to be stopped
+//! and the checkpoint is complete. A folder with its name is a checkpoint, one without is garbage.
+//!
+//! A restore: a pod that lives is left alive, and the restore is done; else what there is of it is ended, and files and
+//! container are as before.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
+    compress, hollow, off_thread, runtime, save::KEPT_IMAGES, store,
+};
+use crate::{
+    engine::{Anatomy, Health},
+    ids::{ActionId, CheckpointId, ContainerId},
+    pod::Pod,
+};
+
+/// Time between two looks whether something is to be settled.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long pods may stand still when the daemon stops.
+const LAST_DUMPS: Duration = Duration::from_secs(4);
+/// How long a container may take to show what became of it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Checkpoints {
+    /// Runs for the life of the daemon.
+    pub async fn run(self, stop: CancellationToken) {
+        if let Err(error) = self.sweep().await {
+            tracing::warn!(%error, "leftovers of checkpoints not removed");
+        }
+        if nix::unistd::geteuid().is_root()
+            && let Err(error) = runtime::GlobalOptions::recover().await
+        {
+            tracing::warn!(%error, "CRIU's options may not be as they were");
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return self.end_frozen().await,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            if self.0.engine.health() == Health::Up
+                && self.0.unsettled.swap(false, std::sync::atomic::Ordering::AcqRel)
+                && let Err(error) = self.settle_all().await
+            {
+                tracing::warn!(%error, "not settled, tried again");
+                self.settle_later();
+            }
+            if let Err(error) = self.remove_deleted().await {
+                tracing::warn!(%error, "checkpoints not deleted, tried again");
+            }
+        }
+    }
+
+    /// The daemon stops: no pod may stand still until the next start. What is nearly done may end; the rest is called off.
+    async fn end_frozen(&self) {
+        let frozen = || -> Vec<(ActionId, CheckpointId)> {
+            let live = self.live();
+            let frozen = live.iter().filter(|(_, live)| live.frozen_since().is_some());
+            frozen.map(|(id, live)| (*id, live.checkpoint)).collect()
+        };
+        let begun = std::time::Instant::now();
+        while !frozen().is_empty() && begun.elapsed() < LAST_DUMPS {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for (action, checkpoint) in frozen() {
+            let folder = self.0.store.folder_under_way(checkpoint);
+            runtime::end_action(action, &std::fs::canonicalize(&folder).unwrap_or(folder)).await;
+        }
+        // Its failure lets the pod go on.
+        while !frozen().is_empty() && begun.elapsed() < 2 * LAST_DUMPS {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn settle_all(&self) -> Result<(), CheckpointError> {
+        let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
+        for action in actions {
+            if self.live().contains_key(&action.id) {
+                continue;
+            }
+            let Some(_guard) = self.0.pods.try_lock(action.pod) else {
+                self.settle_later();
+                continue;
+            };
+            let settled = match action.kind {
+                ActionKind::Checkpoint => self.settle_checkpoint(&action).await,
+                ActionKind::Restore => self.settle_restore(&action).await,
+            };
+            if let Err(error) = settled {
+                tracing::warn!(action = %action.id, pod = action.container_name, %error, "not settled, tried again");
+                self.settle_later();
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a checkpoint to its end from wherever it is. The pod's lock is held.
+    pub(super) async fn settle_checkpoint(&self, action: &Action) -> Result<(), CheckpointError> {
+        let under_way = self.0.store.folder_under_way(action.checkpoint);
+        // As the kernel names it.
+        let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
+        runtime::end_action(action.id, &under_way).await;
+        runtime::drop_links(&under_way);
+        let complete = self.0.store.is_complete(action.checkpoint);
+        let mut action = action.clone();
+        let container = action.journal.container.clone();
+        let anatomy = match &container {
+            Some(container) => self.0.engine.anatomy(container).await?,
+            None => None,
+        };
+        if let (Some(container), Some(anatomy)) = (&container, &anatomy)
+            && anatomy.status == "paused"
+        {
+            if complete && action.journal.leave_running == LeaveRunning::No {
+                self.0.engine.kill(container).await?;
+                action.phase = Phase::Stop;
+            } else {
+                runtime::unlock_network(anatomy.pid).await;
+                runtime::refreeze(anatomy.pid);
+                self.0.engine.unpause(container).await?;
+            }
+            let _ = self.0.engine.look(container).await;
+        }
+        if let (Some(container), Some(_)) = (&container, &anatomy) {
+            let stopped =
+                complete && self.0.engine.anatomy(container).await?.is_some_and(|now| now.status != "running");
+            if stopped && action.journal.leave_running == LeaveRunning::No {
+                action.phase = Phase::Stop;
+            }
+            self.put_restart_rule(&action).await?;
+        }
+        let id = action.checkpoint;
+        if complete {
+            let folder = self.0.store.folder(id);
+            let size = off_thread(move || {
+                let manifest = Manifest::read(&folder, id)?;
+                compress::sweep(&manifest, &folder)?;
+                Ok::<_, CheckpointError>(manifest.stored_size())
+            })
+            .await?;
+            tracing::info!(pod = action.container_name, checkpoint = %id, "a checkpoint that was complete is kept");
+            action.bytes = size;
+            // A complete one counts, whatever came after it.
+            action.losses.extend(action.error.take());
+            return self
+                .end_action(action, Ok(()), move |tx| tx.update_checkpoint(id, CheckpointStatus::Ready, size))
+                .await;
+        }
+        self.0.store.remove(id)?;
+        self.let_image_go(id).await;
+        let error =
+            action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
+        let error = format!("{}: {error}", action.phase);
+        self.end_action(action, Err(error), move |tx| tx.delete_checkpoint(id)).await
+    }
+
+    /// Brings a restore to its end. The pod's lock is held.
+    pub(super) async fn settle_restore(&self, action: &Action) -> Result<(), CheckpointError> {
+        let row: Option<Pod> = {
+            let pod = action.pod;
+            self.0.db.read(move |tx| tx.find_pod(pod)).await?
+        };
+        let container = match (&action.journal.container, &row) {
+            (Some(container), _) => Some(container.clone()),
+            (None, Some(pod)) => self.0.pods.container_made_for(pod).await?,
+            (None, None) => None,
+        };
+        // What is under way at the engine is ended first: it holds the container until then.
+        if let Some(container) = &container
+            && runtime::is_restoring(container)
+        {
+            runtime::end_restore(container).await;
+        }
+        let anatomy = match &container {
+            Some(container) => self.settled_anatomy(container).await?,
+            None => None,
+        };
+        let mut action = action.clone();
+        let lives = anatomy.as_ref().is_some_and(|anatomy| anatomy.status == "running");
+        let begun = matches!(action.phase, Phase::Start | Phase::Check | Phase::Clean);
+        if lives && begun && action.error.is_none() {
+            tracing::info!(pod = action.container_name, "a restore that a kill interrupted is done");
+            if let Some(container) = container {
+                action.journal.container = Some(container);
+            }
+            self.put_restart_rule(&action).await?;
+            self.clean(&action).await?;
+            if let (true, Some(pod), Some(container)) = (action.journal.makes_pod, row, &action.journal.container) {
+                self.0.pods.finish_restored(pod, container.clone()).await?;
+            }
+            return self.end_action(action, Ok(()), |_| Ok(())).await;
+        }
+        let error =
+            action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
+        let error = format!("{}: {error}", action.phase);
+        if let Some(container) = &container {
+            runtime::end_restore(container).await;
+            if lives {
+                self.0.engine.kill(container).await?;
+                self.settled_anatomy(container).await?;
+            }
+        }
+        if let Some(upper) = &action.journal.upper {
+            archive::put_back(upper, &aside(upper, &action))?;
+        }
+        self.put_restart_rule(&action).await?;
+        self.clean(&action).await?;
+        if action.journal.makes_pod
+            && let Some(pod) = row
+        {
+            self.0.pods.undo_restored(pod, error.clone()).await;
+        }
+        self.end_action(action, Err(error), |_| Ok(())).await
+    }
+
+    /// The container once the engine lets go of it: while it starts one, it answers nothing about it.
+    pub(super) async fn settled_anatomy(&self, container: &ContainerId) -> Result<Option<Anatomy>, CheckpointError> {
+        let begun = std::time::Instant::now();
+        loop {
+            match self.0.engine.anatomy(container).await {
+                Ok(anatomy) => return Ok(anatomy),
+                Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    /// Removes what a restore needed for itself.
+    pub(super) async fn clean(&self, action: &Action) -> Result<(), CheckpointError> {
+        if let Some(upper) = &action.journal.upper {
+            let aside = aside(upper, action);
+            off_thread(move || store::remove(&aside)).await?;
+        }
+        store::remove(&self.0.store.scratch(action.id))?;
+        if let Some(container) = &action.journal.container {
+            let checkpoints = self.0.engine.container_folder(container).await?.join("checkpoints");
+            let prefix = format!("pody-{}", action.id);
+            for entry in std::fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
+                if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                    store::remove(&entry.path())?;
+                }
+            }
+        }
+        let id = action.id;
+        off_thread(move || hollow::remove_engine_copies(id)).await;
+        Ok(())
+    }
+
+    /// Removes the folders of rows that are to be deleted, then the rows, then images that nothing refers to any more.
+    pub(super) async fn remove_deleted(&self) -> Result<(), CheckpointError> {
+        let rows = self.0.db.read(|tx| tx.list_checkpoints_being(CheckpointStatus::Deleting)).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in rows {
+            let id = row.id;
+            if self.0.db.read(move |tx| tx.is_checkpoint_in_use(id)).await? {
+                continue;
+            }
+            let store = self.0.store.clone();
+            off_thread(move || store.remove(id)).await?;
+            self.let_image_go(id).await;
+            self.0.db.write(move |tx| tx.delete_checkpoint(id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes back the name that kept a checkpoint's image. The image has others, or nobody needs it.
+    async fn let_image_go(&self, id: CheckpointId) {
+        if let Err(error) = self.0.engine.remove_image(&format!("{KEPT_IMAGES}:{id}")).await {
+            tracing::warn!(%error, "an image is kept for no checkpoint");
+        }
+    }
+
+    /// Folders that no action needs: those in the making, and of restores.
+    async fn sweep(&self) -> Result<(), CheckpointError> {
+        let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
+        let known: HashSet<String> =
+            actions.iter().flat_map(|action| [action.id.to_string(), action.checkpoint.to_string()]).collect();
+        let store = self.0.store.clone();
+        off_thread(move || store.sweep(|id| known.contains(id))).await
+    }
+}
+
+/// Where a restore puts the writable layer of its container meanwhile.
+pub(super) fn aside(upper: &std::path::Path, action: &Action) -> std::path::PathBuf {
+    upper.with_file_name(format!("pody-{}", action.id))
+}

@@ -1,0 +1,313 @@
+//! Bringing a pod back: see the table in [`super::phase`].
+//!
+//! [`super::target`] has decided by then what is brought back and where.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use fail::fail_point;
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Action, ActionKind, AtWork, CheckpointError, Checkpoints, Live, Phase, archive, compress, hollow,
+    manifest::{Manifest, Sockets},
+    off_thread,
+    recover::aside,
+    runtime,
+    save::deadline,
+    store,
+};
+use crate::{
+    engine::{EngineError, RestartRule},
+    ids::ContainerId,
+    pod::{Pod, PodError},
+};
+
+/// A pod that is still there so long after its restore lives: one whose memory is damaged ends at once.
+const PROBATION: Duration = Duration::from_millis(250);
+/// How often other ports are tried for a new pod.
+const PORT_TRIES: usize = 5;
+
+/// What becomes of TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tcp {
+    /// They go on: the pod has its address of then, or they do not leave it.
+    Established,
+    /// Their programs find them closed.
+    Close,
+}
+
+impl Tcp {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Established => "tcp-established",
+            Self::Close => "tcp-close",
+        }
+    }
+
+    /// What to try, in this order.
+    fn choices(sockets: &Sockets, in_place: bool) -> &'static [Self] {
+        match (sockets.outside, in_place) {
+            (0, _) => &[Self::Established, Self::Close],
+            // The pod may have its old address, and is the only one of it.
+            (_, true) => &[Self::Established, Self::Close],
+            // Two with one connection would fight over it.
+            (_, false) => &[Self::Close],
+        }
+    }
+}
+
+/// One restore under way.
+pub(super) struct Restoring {
+    pub(super) me: Checkpoints,
+    pub(super) action: Action,
+    pub(super) manifest: Manifest,
+    pub(super) folder: PathBuf,
+    pub(super) pod: Pod,
+    pub(super) live: Arc<Live>,
+    /// Where each image is to be read from, by its name.
+    pub(super) images: Vec<(PathBuf, PathBuf)>,
+    pub(super) attempts: u32,
+    pub(super) _at_work: AtWork,
+}
+
+impl Restoring {
+    pub(super) async fn run(mut self, _guard: OwnedMutexGuard<()>) {
+        let me = self.me.clone();
+        let _turn = me.0.turns.acquire().await;
+        for phase in Phase::OF_RESTORE {
+            if let Err(error) = self.step(phase).await {
+                return self.fail(phase, error).await;
+            }
+        }
+        tracing::info!(pod = self.pod.container_name, checkpoint = %self.manifest.id, "brought back");
+        self.action.bytes = self.manifest.stored_size();
+        if let Err(error) = self.me.end_action(self.action.clone(), Ok(()), |_| Ok(())).await {
+            tracing::warn!(%error, "the end of a restore is written later");
+            self.me.settle_later();
+        }
+    }
+
+    async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
+        self.action.phase = phase;
+        self.me.write_action(&self.action).await?;
+        fail_point!(&phase.fail_point(ActionKind::Restore), |_| Err(CheckpointError::Interrupted(phase.doing())));
+        match phase {
+            Phase::Verify => self.verify().await,
+            Phase::Prepare => self.prepare().await,
+            Phase::Start => self.start().await,
+            Phase::Check => self.check().await,
+            _ => self.finish().await,
+        }
+    }
+
+    async fn verify(&mut self) -> Result<(), CheckpointError> {
+        let (manifest, folder, live) = (self.manifest.clone(), self.folder.clone(), self.live.clone());
+        off_thread(move || {
+            manifest.verify(&folder, &|read| {
+                live.bytes.fetch_add(read, Ordering::Relaxed);
+            })
+        })
+        .await
+    }
+
+    async fn prepare(&mut self) -> Result<(), CheckpointError> {
+        let scratch = self.me.0.store.scratch(self.action.id);
+        fs::create_dir_all(&scratch).map_err(CheckpointError::io("making", &scratch))?;
+        let (manifest, folder) = (self.manifest.clone(), self.folder.clone());
+        self.images = off_thread(move || compress::unpack_all(&manifest, &folder, &scratch, &|_| {})).await?;
+        self.fill().await
+    }
+
+    /// The container, stopped, with the files of the checkpoint.
+    async fn fill(&mut self) -> Result<(), CheckpointError> {
+        let engine = self.me.0.engine.clone();
+        if self.action.journal.makes_pod {
+            let container = self.me.0.pods.make_restored(&mut self.pod).await?;
+            self.action.journal.container = Some(container);
+            self.action.journal.restart = Some(RestartRule::always());
+        }
+        let container = self.container()?;
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        let anatomy = engine.anatomy(&container).await?.ok_or_else(gone)?;
+        if self.manifest.kind.has_files() {
+            let upper = anatomy.upper.clone().ok_or_else(|| {
+                CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned())
+            })?;
+            if !self.action.journal.makes_pod {
+                self.action.journal.upper = Some(upper.clone());
+            }
+            self.me.write_action(&self.action).await?;
+            if let Some(upper) = &self.action.journal.upper {
+                archive::put_aside(upper, &aside(upper, &self.action))
+                    .map_err(CheckpointError::io("putting aside", upper))?;
+            }
+            let archive = self.image(Path::new(store::ROOTFS))?;
+            archive::unpack(&archive, &upper).await?;
+        }
+        self.me.write_action(&self.action).await?;
+        // A pod that does not live must not be started from its beginning by the engine.
+        Ok(engine.set_restart(&container, &RestartRule::never()).await?)
+    }
+
+    fn container(&self) -> Result<ContainerId, CheckpointError> {
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        Ok(self.action.journal.container.clone().ok_or_else(gone)?)
+    }
+
+    /// Where a file of the checkpoint is to be read from.
+    fn image(&self, name: &Path) -> Result<PathBuf, CheckpointError> {
+        let found = self.images.iter().find(|(path, _)| path == name).map(|(_, source)| source.clone());
+        found.ok_or_else(|| CheckpointError::Damaged {
+            id: self.manifest.id,
+            file: name.display().to_string(),
+            why: "the manifest does not name it".to_owned(),
+        })
+    }
+
+    async fn start(&mut self) -> Result<(), CheckpointError> {
+        for _ in 0..PORT_TRIES {
+            let started = self.start_once().await;
+            match started {
+                Err(CheckpointError::Engine(EngineError::PortTaken(port))) if self.action.journal.makes_pod => {
+                    let container = self.container()?;
+                    self.me.0.pods.exchange_port(&mut self.pod, &container, port).await?;
+                    self.action.journal.container = None;
+                    self.me.write_action(&self.action).await?;
+                    self.fill().await?;
+                }
+                other => return other,
+            }
+        }
+        Err(PodError::NoPort { needed: self.pod.spec.ports.len(), free: 0, all: 0 }.into())
+    }
+
+    async fn start_once(&mut self) -> Result<(), CheckpointError> {
+        let container = self.container()?;
+        if !self.manifest.kind.has_processes() {
+            return Ok(self.me.0.engine.start(&container).await?);
+        }
+        let choices = Tcp::choices(&self.manifest.sockets, !self.action.journal.makes_pod);
+        let mut last = None;
+        for (at, tcp) in choices.iter().enumerate() {
+            match self.start_from_images(&container, *tcp).await {
+                Ok(()) => {
+                    if *tcp == Tcp::Close && self.manifest.sockets.outside + self.manifest.sockets.local > 0 {
+                        let count = self.manifest.sockets.outside + self.manifest.sockets.local;
+                        self.action
+                            .losses
+                            .push(format!("{count} open TCP connections were closed: the pod's address is another"));
+                    }
+                    return Ok(());
+                }
+                Err(CheckpointError::Criu(cause)) if cause.contains("address") && at + 1 < choices.len() => {
+                    tracing::info!(pod = self.pod.container_name, cause, "tried again with its connections closed");
+                    last = Some(CheckpointError::Criu(cause));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or(CheckpointError::NothingNamed))
+    }
+
+    async fn start_from_images(&mut self, container: &ContainerId, tcp: Tcp) -> Result<(), CheckpointError> {
+        self.attempts += 1;
+        let config = self.me.0.config.get();
+        let engine = &self.me.0.engine;
+        let name = format!("pody-{}-{}", self.action.id, self.attempts);
+        let folder = engine.container_folder(container).await?.join("checkpoints").join(&name);
+        hollow::make(&folder, &self.images, self.action.id)?;
+        let log = self.me.0.store.scratch(self.action.id).join(format!("restore-{}.log", self.attempts));
+        let limit = config.checkpoint.deleted_file_limit.0;
+        let options =
+            format!("{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n", tcp.as_str(), log.display());
+        let options = runtime::GlobalOptions::place(&options).await?;
+        let limit = deadline(&config.checkpoint, self.manifest.full_size());
+        let start = engine.start_from(container, &name, limit);
+        tokio::pin!(start);
+        let early = tokio::select! {
+            done = &mut start => Some(done),
+            () = runtime::wait_begun(&log) => None,
+        };
+        // CRIU has read them: the next may have the file.
+        drop(options);
+        let started = match early {
+            Some(done) => done,
+            None => tokio::select! {
+                done = &mut start => done,
+                () = runtime::wait_runaway(&log) => Err(EngineError::TimedOut(limit)),
+            },
+        };
+        let Err(error) = started else { return Ok(()) };
+        if let EngineError::PortTaken(_) = error {
+            return Err(error.into());
+        }
+        runtime::end_restore(container).await;
+        // A lost answer may have been a good one.
+        let anatomy = self.me.settled_anatomy(container).await?;
+        if error.is_ambiguous() && anatomy.is_some_and(|anatomy| anatomy.status == "running") {
+            return Ok(());
+        }
+        Err(match (runtime::explain(&log), error) {
+            (Some(cause), _) => CheckpointError::Criu(cause),
+            (None, EngineError::TimedOut(limit)) => CheckpointError::TimedOut { what: "CRIU", limit },
+            (None, error) => error.into(),
+        })
+    }
+
+    async fn check(&mut self) -> Result<(), CheckpointError> {
+        let container = self.container()?;
+        if !self.manifest.kind.has_processes() {
+            return Ok(());
+        }
+        tokio::time::sleep(PROBATION).await;
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        let anatomy = self.me.0.engine.anatomy(&container).await?.ok_or_else(gone)?;
+        match anatomy.status.as_str() {
+            "running" => Ok(()),
+            _ => Err(CheckpointError::EndedAtOnce(anatomy.exit_code)),
+        }
+    }
+
+    async fn finish(&mut self) -> Result<(), CheckpointError> {
+        let container = self.container()?;
+        if self.action.journal.makes_pod {
+            self.me.0.pods.finish_restored(self.pod.clone(), container.clone()).await?;
+        }
+        self.me.put_restart_rule(&self.action).await?;
+        self.me.clean(&self.action).await?;
+        let _ = self.me.0.engine.look(&container).await;
+        Ok(())
+    }
+
+    /// Puts everything as it was before.
+    async fn fail(mut self, phase: Phase, error: CheckpointError) {
+        tracing::warn!(pod = self.pod.container_name, %phase, %error, "not brought back");
+        self.action.error = Some(error.to_string());
+        let settled = async {
+            self.me.write_action(&self.action).await?;
+            self.me.settle_restore(&self.action).await
+        };
+        if let Err(error) = settled.await {
+            tracing::warn!(pod = self.pod.container_name, %error, "settled later");
+            self.me.settle_later();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_does_not_take_the_connections_of_another() {
+        let sockets = |local, outside| Sockets { local, outside, address: None };
+        assert_eq!(Tcp::choices(&sockets(3, 0), false)[0], Tcp::Established);
+        assert_eq!(Tcp::choices(&sockets(3, 1), false), [Tcp::Close]);
+        assert_eq!(Tcp::choices(&sockets(0, 1), true), [Tcp::Established, Tcp::Close]);
+    }
+}

@@ -1,0 +1,484 @@
+//! runc and CRIU: the only place that runs them, and the only one that ends what they leave.
+//!
+//! A dump goes to runc directly, beside Docker, while the container stands still: Docker's own way copies the images twice
+//! and holds the pod for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is concerned.
+//!
+//! A restore goes through Docker, whose child the pod must be. There CRIU reads `/etc/criu/runc.conf`, the host's only such
+//! file: it is ours only until CRIU has read it, under a lock, and then as it was before.
+//!
+//! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::process::Command;
+
+use super::{CheckpointError, causes, store};
+use crate::{
+    config::CheckpointConfig,
+    host::process::{self, Stat},
+    ids::{ActionId, ContainerId},
+};
+
+/// Tells the processes of an action from all others, also after the daemon was killed. CRIU wipes its environment out: it is
+/// known by its working folder, which is the checkpoint's.
+const MARK: &str = "PODY_ACTION";
+/// Links of files that lost their names, see [`keep_links`].
+const LINKS: &str = "links";
+pub const LINK_SUFFIX: &str = ".pody-link";
+/// The host's one file of options for CRIU under runc.
+const CONF: &str = "/etc/criu/runc.conf";
+/// What was there before ours.
+const CONF_BEFORE: &str = "/etc/criu/runc.conf.pody-before";
+const CONF_MARK: &str = "# pody: here for one restore; what was here before is in runc.conf.pody-before\n";
+/// One of all daemons of this host at a time.
+const CONF_LOCK: &str = "/run/pody-criu.lock";
+/// CRIU since 6.16 needs this one: older ones dump no process with an INET socket there.
+const NEW_KERNEL: (u32, u32) = (6, 16);
+const NEEDED_THERE: (u32, u32) = (4, 2);
+/// The oldest that is known to work at all with runc's requests.
+const OLDEST: (u32, u32) = (3, 16);
+/// A CRIU that was found good is not asked again for so long.
+const GOOD_FOR: Duration = Duration::from_secs(300);
+/// A log of this size is CRIU in a loop.
+const LOG_LIMIT: u64 = 64 << 20;
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+
+/// What a dump is made of.
+pub struct Dump<'a> {
+    pub action: ActionId,
+    pub container: &'a ContainerId,
+    /// The container's first process.
+    pub pid: i32,
+    /// runc's folder of containers.
+    pub root: &'a Path,
+    /// The checkpoint's folder, with the folder for images in it.
+    pub folder: &'a Path,
+    pub bin: &'a Path,
+    /// The writable layer, if it is saved too.
+    pub upper: Option<&'a Path>,
+    pub config: &'a CheckpointConfig,
+    pub deadline: Duration,
+}
+
+/// Has CRIU write the processes of a paused container. It stays paused.
+pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
+    let work = dump.folder.join("work");
+    let conf = dump.folder.join("criu.conf");
+    let mut options = dump_options(dump.config, dump.pid);
+    let written = || {
+        fs::create_dir(&work)?;
+        if let Some(upper) = dump.upper {
+            let script = keep_links(dump.folder, upper)?;
+            options.push_str(&format!("action-script {}\n", script.display()));
+        }
+        fs::write(&conf, options)
+    };
+    written().map_err(CheckpointError::io("writing", &conf))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut runc = Command::new("runc");
+    runc.arg("--root").arg(dump.root).arg("checkpoint");
+    runc.args(["--leave-running", "--tcp-established", "--file-locks", "--empty-ns", "network"]);
+    runc.arg("--image-path").arg(dump.folder.join(store::IMAGES)).arg("--work-path").arg(&work);
+    runc.arg(dump.container.as_str());
+    runc.env("CRIU_CONFIG_FILE", &conf)
+        .env("PATH", format!("{}:{path}", dump.bin.display()))
+        .env(MARK, dump.action.to_string())
+        .current_dir(dump.folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let run = async {
+        let child = runc.spawn().map_err(|error| unavailable(format!("runc: {error}")))?;
+        child.wait_with_output().await.map_err(|error| unavailable(format!("runc: {error}")))
+    };
+    let ended = tokio::time::timeout(dump.deadline, run).await;
+    let log = work.join("dump.log");
+    let done = match ended {
+        Err(_) => Err(CheckpointError::TimedOut { what: "CRIU", limit: dump.deadline }),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let cause = explain(&log).unwrap_or_else(|| said.lines().last().unwrap_or("runc failed").to_owned());
+            Err(CheckpointError::Criu(cause))
+        }
+    };
+    if done.is_err() {
+        end_action(dump.action, dump.folder).await;
+    }
+    // Kept for whoever wants to know how it went; the rest is of no use for a restore.
+    let _ = fs::rename(&log, dump.folder.join(store::DUMP_LOG));
+    let _ = store::remove(&work);
+    let _ = fs::remove_file(&conf);
+    done
+}
+
+/// A script for CRIU. A file that was opened by a name that it lost, and has another, gets a name `link_remap.N` for the time
+/// of the dump; a restore needs it. The script gives it one more name, which goes into the archive as `link_remap.N`.
+fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
+    let script = folder.join("keep-links");
+    let (images, list) = (folder.join(store::IMAGES), folder.join(LINKS));
+    let text = format!(
+        "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e '{images}/remap-fpath.img' ] || exit 0\n\
+         find '{upper}' -xdev -name 'link_remap.*' ! -name '*{LINK_SUFFIX}' -print > '{list}'\n\
+         while IFS= read -r name; do ln \"$name\" \"$name{LINK_SUFFIX}\" || exit 1; done < '{list}'\n",
+        images = images.display(),
+        upper = upper.display(),
+        list = list.display(),
+    );
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700))?;
+    Ok(script)
+}
+
+/// Takes the names back that [`keep_links`] gave.
+pub fn drop_links(folder: &Path) {
+    for name in fs::read_to_string(folder.join(LINKS)).unwrap_or_default().lines() {
+        let _ = fs::remove_file(format!("{name}{LINK_SUFFIX}"));
+    }
+    let _ = fs::remove_file(folder.join(LINKS));
+    let _ = fs::remove_file(folder.join("keep-links"));
+}
+
+/// Options for a dump; the rest runc hands on by itself.
+fn dump_options(config: &CheckpointConfig, pid: i32) -> String {
+    // Folders that are not there end the dump.
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    let watched = config.watch_paths.iter().filter(|path| path != &Path::new("/") && inside(path).is_dir());
+    let watched: String = watched.map(|path| format!("irmap-scan-path {}\n", path.display())).collect();
+    format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}", config.deleted_file_limit.0)
+}
+
+/// The sentence for what went wrong in a log.
+pub fn explain(log: &Path) -> Option<String> {
+    let mut text = Vec::new();
+    let file = File::open(log).ok()?;
+    io::Read::read_to_end(&mut io::Read::take(file, LOG_LIMIT), &mut text).ok()?;
+    causes::explain(&String::from_utf8_lossy(&text))
+}
+
+/// Where runc keeps this container: beside the socket of the containerd whose shim runs it.
+pub fn root_of(config: &CheckpointConfig, container: &ContainerId, pid: i32, runtime: &str) -> Option<PathBuf> {
+    let beside_shim = || {
+        let shim = fs::read(format!("/proc/{}/cmdline", Stat::read(pid)?.parent)).ok()?;
+        let words: Vec<_> = shim.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+        let at = words.iter().position(|word| word == "-address")?;
+        Path::new(words.get(at + 1)?.as_ref()).parent()?.parent().map(Path::to_owned)
+    };
+    let usual = [Some(PathBuf::from("/run/docker")), beside_shim()].into_iter().flatten();
+    let below = usual.map(|exec_root| exec_root.join(format!("runtime-{runtime}")).join("moby"));
+    let all = config.runc_root.iter().cloned().chain(below).chain([PathBuf::from("/run/containerd/runc/moby")]);
+    all.into_iter().find(|root| root.join(container.as_str()).join("state.json").is_file())
+}
+
+/// The folder with our `gzip`, put before all others on CRIU's PATH. The program is this one, as long as it runs.
+pub fn ensure_bin(store: &Path) -> Result<PathBuf, CheckpointError> {
+    let bin = store.join(".bin");
+    let link = bin.join("gzip");
+    let target = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+    if fs::read_link(&link).is_ok_and(|found| found == target) {
+        return Ok(bin);
+    }
+    let new = bin.join(format!("gzip.{}", std::process::id()));
+    let made = fs::create_dir_all(&bin)
+        .and_then(|()| match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => symlink(&target, &new),
+        })
+        .and_then(|()| fs::rename(&new, &link));
+    made.map_err(CheckpointError::io("making", &link))?;
+    Ok(bin)
+}
+
+/// CRIU's version, if it can save pods on this kernel.
+pub async fn criu_version() -> Result<String, CheckpointError> {
+    static GOOD: Mutex<Option<(Instant, String)>> = Mutex::new(None);
+    let lock = || GOOD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((at, version)) = &*lock()
+        && at.elapsed() < GOOD_FOR
+    {
+        return Ok(version.clone());
+    }
+    let text = ask("criu", &["--version"]).await.map_err(|why| {
+        unavailable(format!("CRIU does not run on this host ({why}); install CRIU 4.2 or newer, see `pody doctor`"))
+    })?;
+    let version = text.lines().next().unwrap_or_default().trim_start_matches("Version:").trim().to_owned();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if let Some(why) = too_old(&version, kernel.trim()) {
+        return Err(unavailable(why));
+    }
+    ask("criu", &["check"])
+        .await
+        .map_err(|why| unavailable(format!("`criu check` fails on this host: {why}; see `pody doctor`")))?;
+    *lock() = Some((Instant::now(), version.clone()));
+    Ok(version)
+}
+
+fn too_old(version: &str, kernel: &str) -> Option<String> {
+    let found = numbers(version)?;
+    if found < OLDEST {
+        return Some(format!("CRIU {version} is too old; install CRIU 4.2 or newer"));
+    }
+    (numbers(kernel)? >= NEW_KERNEL && found < NEEDED_THERE)
+        .then(|| format!("CRIU {version} cannot save network sockets on kernel {kernel}; install CRIU 4.2 or newer"))
+}
+
+/// The first two numbers of a version.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
+    Some((parts.next()?.parse().ok()?, parts.next().and_then(|part| part.parse().ok()).unwrap_or(0)))
+}
+
+async fn ask(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let run = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(Duration::from_secs(20), run).await {
+        Err(_) => Err("it does not answer".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it fails").trim().to_owned())
+        }
+    }
+}
+
+fn unavailable(why: String) -> CheckpointError {
+    CheckpointError::Unavailable(why)
+}
+
+/// The host's file of options while it is ours. Dropped, it is as before.
+pub struct GlobalOptions {
+    _lock: File,
+}
+
+impl GlobalOptions {
+    /// Waits for its turn and writes the file.
+    pub async fn place(options: &str) -> Result<Self, CheckpointError> {
+        let lock = lock_options().await?;
+        let options = options.to_owned();
+        let placed = move || {
+            put_options_back()?;
+            fs::create_dir_all(Path::new(CONF).parent().unwrap_or(Path::new("/etc/criu")))?;
+            let before = match fs::read_to_string(CONF) {
+                Ok(before) => before,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+                Err(error) => return Err(error),
+            };
+            if Path::new(CONF).exists() {
+                fs::rename(CONF, CONF_BEFORE)?;
+            }
+            let new = format!("{CONF}.pody-new");
+            let mut file = File::create(&new)?;
+            file.write_all(format!("{CONF_MARK}{before}\n{options}").as_bytes())?;
+            fs::rename(&new, CONF)
+        };
+        placed().map_err(CheckpointError::io("writing", CONF))?;
+        Ok(Self { _lock: lock })
+    }
+
+    /// Puts right what a killed daemon left.
+    pub async fn recover() -> Result<(), CheckpointError> {
+        let _lock = lock_options().await?;
+        put_options_back().map_err(CheckpointError::io("putting back", CONF))
+    }
+}
+
+impl Drop for GlobalOptions {
+    fn drop(&mut self) {
+        if let Err(error) = put_options_back() {
+            tracing::error!(%error, file = CONF, "CRIU's options are not as before");
+        }
+    }
+}
+
+async fn lock_options() -> Result<File, CheckpointError> {
+    let file = File::options().create(true).truncate(false).write(true).open(CONF_LOCK);
+    let file = file.map_err(CheckpointError::io("opening", CONF_LOCK))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(fs::TryLockError::Error(error)) => return Err(CheckpointError::io("locking", CONF_LOCK)(error)),
+        }
+    }
+}
+
+fn put_options_back() -> io::Result<()> {
+    if Path::new(CONF_BEFORE).exists() {
+        return fs::rename(CONF_BEFORE, CONF);
+    }
+    if fs::read_to_string(CONF).is_ok_and(|text| text.starts_with(CONF_MARK)) {
+        fs::remove_file(CONF)?;
+    }
+    Ok(())
+}
+
+/// Returns when the file has become as large as a log in a loop. For ever otherwise.
+pub async fn wait_runaway(log: &Path) {
+    while fs::metadata(log).map_or(0, |file| file.len()) < LOG_LIMIT {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Returns when CRIU has begun its log: by then it has read its options.
+pub async fn wait_begun(log: &Path) {
+    while fs::metadata(log).map_or(0, |file| file.len()) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Ends all that an action of ours, or of a daemon that was killed, has started.
+pub async fn end_action(action: ActionId, folder: &Path) {
+    let mark = format!("{MARK}={action}");
+    let is_its = |pid: i32| {
+        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder)) {
+            return true;
+        }
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    end_all(|| process::list().into_iter().filter(|&pid| is_its(pid)).collect()).await;
+}
+
+/// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.
+pub async fn end_restore(container: &ContainerId) {
+    end_all(|| restoring(container).into_iter().chain(members(container)).collect()).await;
+}
+
+/// runc that restores this container, with its children.
+fn restoring(container: &ContainerId) -> Vec<i32> {
+    let all: Vec<Stat> = process::list().into_iter().filter_map(Stat::read).collect();
+    let is_runc = |pid: i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = words.split(|&byte| byte == 0).collect();
+        words.first().is_some_and(|program| program.ends_with(b"runc"))
+            && words.contains(&b"restore".as_slice())
+            && words.contains(&container.as_str().as_bytes())
+    };
+    let mut found: HashSet<i32> = all.iter().map(|stat| stat.id.pid).filter(|&pid| is_runc(pid)).collect();
+    loop {
+        let more: Vec<i32> = all
+            .iter()
+            .filter(|stat| found.contains(&stat.parent) && !found.contains(&stat.id.pid))
+            .map(|stat| stat.id.pid)
+            .collect();
+        if more.is_empty() {
+            return found.into_iter().collect();
+        }
+        found.extend(more);
+    }
+}
+
+/// Whether a restore of this container is under way.
+pub fn is_restoring(container: &ContainerId) -> bool {
+    !restoring(container).is_empty()
+}
+
+/// Processes in a container's cgroup.
+pub fn members(container: &ContainerId) -> Vec<i32> {
+    process::list().into_iter().filter(|&pid| process::container_of(pid).as_ref() == Some(container)).collect()
+}
+
+async fn end_all(find: impl Fn() -> Vec<i32>) {
+    let begun = Instant::now();
+    loop {
+        let found = find();
+        let alive: Vec<i32> = found.into_iter().filter(|&pid| !is_zombie(pid)).collect();
+        if alive.is_empty() || begun.elapsed() > GONE {
+            return;
+        }
+        for pid in alive {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rfind(')').is_none_or(|at| stat[at + 1..].trim_start().starts_with(['Z', 'X']))
+}
+
+/// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then Docker
+/// cannot unpause it.
+pub fn refreeze(pid: i32) {
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    for line in cgroup.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let path = path.trim_start_matches('/');
+        let (file, frozen) = match controllers {
+            "freezer" => (Path::new("/sys/fs/cgroup/freezer").join(path).join("freezer.state"), "FROZEN"),
+            "" => (Path::new("/sys/fs/cgroup").join(path).join("cgroup.freeze"), "1"),
+            _ => continue,
+        };
+        if file.exists()
+            && let Err(error) = fs::write(&file, frozen)
+        {
+            tracing::warn!(%error, file = %file.display(), "not frozen");
+        }
+    }
+}
+
+/// Removes the chains by which CRIU keeps packets from a pod that it saves. A CRIU that was killed leaves them, and the pod
+/// without network.
+pub async fn unlock_network(pid: i32) {
+    const CHAINS: &str = "for t in iptables ip6tables; do $t -w -D INPUT -j CRIU; $t -w -D OUTPUT -j CRIU; \
+                          $t -w -F CRIU; $t -w -X CRIU; done 2>/dev/null; \
+                          command -v nft >/dev/null && nft list tables 2>/dev/null | grep CRIU | while read -r t; do \
+                          nft delete $t; done; true";
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &pid.to_string(), "--net", "sh", "-c", CHAINS]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let done = tokio::time::timeout(Duration::from_secs(10), command.status()).await;
+    if !matches!(done, Ok(Ok(status)) if status.success()) {
+        tracing::error!(pid, "the network of a pod may still be locked by CRIU");
+    }
+}
+
+/// Parents of processes, by PID.
+pub fn parents(pids: &[i32]) -> HashMap<i32, i32> {
+    pids.iter().filter_map(|&pid| Some((pid, Stat::read(pid)?.parent))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_kernels_need_a_new_criu() {
+        assert!(too_old("4.1.1", "6.16.0").unwrap().contains("network sockets on kernel 6.16.0"));
+        assert!(too_old("3.15", "5.10.0").is_some());
+        for (criu, kernel) in [("4.2", "6.18.44"), ("4.2.1", "6.18.44-fc"), ("3.17.1", "6.1.0-18-amd64")] {
+            assert_eq!(too_old(criu, kernel), None, "{criu} on {kernel}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_action_started_is_found_by_its_mark() {
+        let (action, folder, elsewhere) =
+            (ActionId::generate(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut marked = Command::new("sleep").arg("1000").env(MARK, action.to_string()).spawn().unwrap();
+        let mut inside = Command::new("sleep").arg("1000").current_dir(folder.path()).spawn().unwrap();
+        end_action(ActionId::generate(), elsewhere.path()).await;
+        assert!(marked.try_wait().unwrap().is_none() && inside.try_wait().unwrap().is_none());
+        end_action(action, folder.path()).await;
+        assert!(!marked.wait().await.unwrap().success() && !inside.wait().await.unwrap().success());
+    }
+}

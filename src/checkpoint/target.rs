@@ -1,0 +1,230 @@
+//! The request side of a restore: which checkpoint, as which pod, and all that can be checked before anything is touched.
+
+use std::path::Path;
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointFilter, CheckpointStatus, Checkpoints,
+    Journal, NewRestore, Phase, manifest::Manifest, note, off_thread, restore::Restoring, runtime, save::KEPT_IMAGES,
+    store,
+};
+use crate::{
+    account::{Actor, Caller},
+    db::{Outcome, now},
+    engine::RestartRule,
+    ids::ActionId,
+    names::{ImageRef, PodRef},
+    pod::{Pod, PodError, PodSpec},
+};
+
+impl Checkpoints {
+    /// Checks, writes the action down and begins it. Returns at once.
+    pub async fn begin_restore(&self, caller: &Caller, new: NewRestore) -> Result<Action, CheckpointError> {
+        self.0.pods.wait_ready().await;
+        self.0.engine.ensure_up()?;
+        let row = self.checkpoint_for(caller, &new).await?;
+        if row.status != CheckpointStatus::Ready {
+            return Err(CheckpointError::NotReady { id: row.id, status: row.status });
+        }
+        if row.kind.has_processes() {
+            runtime::criu_version().await?;
+        }
+        let (folder, id) = (self.0.store.folder(row.id), row.id);
+        let manifest = {
+            let folder = folder.clone();
+            off_thread(move || Manifest::read(&folder, id)).await?
+        };
+        check_belongs(&manifest, &row)?;
+        self.check_space(&manifest)?;
+        let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());
+        let wanted = PodRef { prefix: None, user: Some(row.user.clone()), instance: instance.clone() };
+        let (guard, pod, journal) = match self.0.pods.find(caller, &wanted) {
+            Ok(pod) if pod.id == row.pod => self.in_place(caller, &wanted).await?,
+            Ok(pod) => return Err(PodError::Exists(pod.container_name.clone()).into()),
+            Err(PodError::NotFound(_)) => {
+                let image = self.image_of(&manifest)?;
+                let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image)?;
+                check_mounts(&manifest.shape, &spec)?;
+                let actor = Actor::from(caller);
+                let (guard, pod) =
+                    self.0.pods.reserve_restored(actor, row.user.clone(), instance, allowed, spec).await?;
+                (guard, pod, Journal { makes_pod: true, ..Journal::default() })
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let makes_pod = journal.makes_pod;
+        let action = match self.write_restore(Actor::from(caller), &row, &pod, &manifest, journal).await {
+            Ok(action) => action,
+            Err(error) => {
+                if makes_pod {
+                    self.0.pods.undo_restored(pod, error.to_string()).await;
+                }
+                return Err(error);
+            }
+        };
+        let (at_work, live) = self.begin_work(&action, manifest.stored_size());
+        let restoring = Restoring {
+            me: self.clone(),
+            action: action.clone(),
+            manifest,
+            folder,
+            pod,
+            live,
+            images: Vec::new(),
+            attempts: 0,
+            _at_work: at_work,
+        };
+        tokio::spawn(restoring.run(guard));
+        Ok(action)
+    }
+
+    /// The checkpoint that is named, or the newest of the pod that is.
+    async fn checkpoint_for(&self, caller: &Caller, new: &NewRestore) -> Result<Checkpoint, CheckpointError> {
+        if let Some(id) = new.checkpoint {
+            let row = self.find(caller, id).await?;
+            let is_its =
+                |pod: &PodRef| pod.instance == row.instance && pod.user.as_ref().unwrap_or(&caller.user) == &row.user;
+            return match &new.pod {
+                Some(pod) if !is_its(pod) => Err(CheckpointError::NotFound(format!("{id} of {pod}"))),
+                _ => Ok(row),
+            };
+        }
+        let pod = new.pod.clone().ok_or(CheckpointError::NothingNamed)?;
+        let filter = CheckpointFilter { pod: Some(pod.clone()), ..CheckpointFilter::default() };
+        let rows = self.list(caller, filter).await?;
+        let newest = rows.into_iter().find(|row| row.status == CheckpointStatus::Ready);
+        newest.ok_or_else(|| CheckpointError::NoneOf(pod.to_string()))
+    }
+
+    /// The pod as it is, stopped, to be filled anew.
+    async fn in_place(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+    ) -> Result<(OwnedMutexGuard<()>, Pod, Journal), CheckpointError> {
+        let pod = self.0.pods.find(caller, wanted)?;
+        if self.is_at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress(pod.container_name.clone()));
+        }
+        let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
+        let not_found = || PodError::NotFound(pod.container_name.clone());
+        let container = pod.container.clone().ok_or_else(not_found)?;
+        let anatomy = self.0.engine.anatomy(&container).await?.ok_or_else(not_found)?;
+        if !matches!(anatomy.status.as_str(), "exited" | "created" | "dead") {
+            return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: anatomy.status });
+        }
+        // A pod that was saved and stopped has had its rule changed: from now on it is a pod like others.
+        let restart = match &anatomy.restart {
+            rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
+            rule => rule.clone(),
+        };
+        let journal = Journal { container: Some(container), restart: Some(restart), ..Journal::default() };
+        Ok((guard, Pod::clone(&pod), journal))
+    }
+
+    fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let keep = self.0.config.get().checkpoint.keep_free.0;
+        let packed: u64 = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
+        let files = manifest.files.get(Path::new(store::ROOTFS)).map_or(0, |file| file.size);
+        let folder = self.0.store.path().to_owned();
+        let free = store::free(&folder).saturating_sub(keep);
+        match packed + files > free {
+            true => Err(CheckpointError::Space { path: folder, needed: packed + files, free }),
+            false => Ok(()),
+        }
+    }
+
+    /// The very image, by its name of then where that still means it.
+    fn image_of(&self, manifest: &Manifest) -> Result<ImageRef, CheckpointError> {
+        let gone = || CheckpointError::ImageGone(manifest.shape.image.clone());
+        let images = self.0.engine.inventory().images();
+        let image = images.iter().find(|image| image.id == manifest.image_id).ok_or_else(gone)?;
+        let kept = |tag: &&String| tag.starts_with(KEPT_IMAGES);
+        let name = match image.tags.iter().find(|tag| **tag == manifest.shape.image) {
+            Some(name) => name.as_str(),
+            None => image.tags.iter().find(|tag| !kept(tag)).map_or(image.id.as_str(), String::as_str),
+        };
+        name.parse().map_err(|_| gone())
+    }
+
+    async fn write_restore(
+        &self,
+        actor: Actor,
+        row: &Checkpoint,
+        pod: &Pod,
+        manifest: &Manifest,
+        journal: Journal,
+    ) -> Result<Action, CheckpointError> {
+        let mut action = Action {
+            id: ActionId::generate(),
+            kind: ActionKind::Restore,
+            user: row.user.clone(),
+            pod: pod.id,
+            container_name: pod.container_name.clone(),
+            checkpoint: row.id,
+            status: ActionStatus::Running,
+            phase: Phase::Verify,
+            bytes: 0,
+            total_bytes: Some(manifest.stored_size()),
+            frozen_ms: None,
+            losses: manifest.losses.clone(),
+            error: None,
+            started_at: now(),
+            ended_at: None,
+            event: pod.event,
+            journal,
+        };
+        let id = row.id;
+        self.0
+            .db
+            .write(move |tx| {
+                // It may have been deleted while we looked at it.
+                let status = tx.find_checkpoint(id)?.map(|row| row.status);
+                if status != Some(CheckpointStatus::Ready) {
+                    return Err(CheckpointError::NotFound(id.to_string()));
+                }
+                if !action.journal.makes_pod {
+                    let object = action.container_name.clone();
+                    action.event = note(tx, &actor, "pod.restore", object, &action.user, Outcome::Pending)?;
+                }
+                tx.insert_action(&action)?;
+                Ok(action)
+            })
+            .await
+    }
+}
+
+/// A manifest that is another's, or from another machine.
+fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), CheckpointError> {
+    let damaged = |why: String| CheckpointError::Damaged { id: row.id, file: store::MANIFEST.to_owned(), why };
+    if manifest.user != row.user {
+        return Err(damaged(format!("it is {}'s", manifest.user)));
+    }
+    if manifest.pod != row.pod || manifest.kind != row.kind {
+        return Err(damaged("it is that of another checkpoint".to_owned()));
+    }
+    match manifest.host.machine == std::env::consts::ARCH {
+        true => Ok(()),
+        false => Err(CheckpointError::OtherHost {
+            then: manifest.host.machine.clone(),
+            now: std::env::consts::ARCH.to_owned(),
+        }),
+    }
+}
+
+/// CRIU finds files by the mounts of then: their targets must be the same.
+fn check_mounts(saved: &PodSpec, now: &PodSpec) -> Result<(), CheckpointError> {
+    let targets = |spec: &PodSpec| {
+        let binds = spec.binds.iter().map(|bind| bind.target.clone());
+        let mut targets: Vec<String> =
+            binds.chain(spec.tmpfs.iter().map(|tmpfs| format!("tmpfs:{}", tmpfs.target))).collect();
+        targets.sort();
+        targets
+    };
+    let (then, now) = (targets(saved), targets(now));
+    match then == now {
+        true => Ok(()),
+        false => Err(CheckpointError::MountsChanged { then: then.join(", "), now: now.join(", ") }),
+    }
+}

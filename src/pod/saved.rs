@@ -1,0 +1,106 @@
+//! Pods that come back from a checkpoint: made through the steps of every create, with the quota, ports and limits of now.
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Pod, PodError, PodSpec, Pods, State,
+    create::{NewPod, make_folders},
+    images::AllowedImage,
+    label,
+};
+use crate::{
+    account::Actor,
+    engine::EngineError,
+    ids::{ContainerId, PodId},
+    names::{GpuSet, ImageRef, InstanceName, UserName},
+};
+
+impl Pods {
+    /// The pod's lock, if nobody has it.
+    pub(crate) fn try_lock(&self, id: PodId) -> Option<OwnedMutexGuard<()>> {
+        self.locks.try_lock(id)
+    }
+
+    /// What a saved pod is made of under the rules of now: folders, network and limits are today's, the rest is as it was.
+    pub(crate) fn restored_spec(
+        &self,
+        owner: &UserName,
+        instance: &InstanceName,
+        saved: &PodSpec,
+        image: ImageRef,
+    ) -> Result<(PodSpec, AllowedImage), PodError> {
+        let allowed = AllowedImage {
+            name: image.to_string(),
+            ports: saved.ports.iter().map(|port| port.container).collect(),
+            new_privileges: saved.new_privileges,
+            // The very program and words of then are taken from the saved pod below.
+            io_uring: saved.init.as_ref().is_some_and(|init| init.io_uring),
+            entrypoint: Vec::new(),
+            command: Vec::new(),
+        };
+        let wanted = NewPod { owner: owner.clone(), instance: instance.clone(), image, gpus: None };
+        let today = self.spec(&wanted, &allowed)?;
+        let gpus = if saved.gpus == Some(GpuSet::none()) { saved.gpus.clone() } else { today.gpus.clone() };
+        Ok((PodSpec { hostname: saved.hostname.clone(), init: saved.init.clone(), gpus, ..today }, allowed))
+    }
+
+    /// Writes the pod down as one that is being made.
+    pub(crate) async fn reserve_restored(
+        &self,
+        actor: Actor,
+        owner: UserName,
+        instance: InstanceName,
+        image: AllowedImage,
+        spec: PodSpec,
+    ) -> Result<(OwnedMutexGuard<()>, Pod), PodError> {
+        self.engine.ensure_up()?;
+        let id = PodId::generate();
+        let guard = self.locks.lock(id).await;
+        let image_name = image.name.parse().map_err(|_| PodError::NotYourImage(image.name.clone()))?;
+        let wanted = NewPod { owner, instance, image: image_name, gpus: None };
+        let pod = self.reserve(actor, "pod.restore", id, wanted, image, spec).await?;
+        Ok((guard, pod))
+    }
+
+    /// The pod's container, not started.
+    pub(crate) async fn make_restored(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
+        make_folders(&mut pod.spec)?;
+        let _turn = self.engine_turns.acquire().await;
+        self.make_container(pod).await
+    }
+
+    /// Removes the container again and gives the pod other ports: this one is another program's.
+    pub(crate) async fn exchange_port(
+        &self,
+        pod: &mut Pod,
+        container: &ContainerId,
+        port: u16,
+    ) -> Result<(), PodError> {
+        self.engine.remove(container).await?;
+        self.change_ports(pod, port).await
+    }
+
+    /// The container that was made for a pod whose row does not know it yet.
+    pub(crate) async fn container_made_for(&self, pod: &Pod) -> Result<Option<ContainerId>, EngineError> {
+        if pod.container.is_some() {
+            return Ok(pod.container.clone());
+        }
+        let found = self.engine.look_for(&pod.container_name).await?;
+        Ok(found.filter(|found| found.has_label(label::OP, &pod.op.to_string())).map(|found| found.id.clone()))
+    }
+
+    /// From here on the pod is there for good.
+    pub(crate) async fn finish_restored(&self, pod: Pod, container: ContainerId) -> Result<(), PodError> {
+        if pod.state == State::Creating {
+            self.finish_create(pod, container).await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing behind of a pod that did not come back.
+    pub(crate) async fn undo_restored(&self, pod: Pod, reason: String) {
+        if pod.state == State::Creating {
+            self.undo(pod, reason).await;
+        }
+    }
+}
