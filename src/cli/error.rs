@@ -60,6 +60,9 @@ pub enum CliError {
     PasswordsDiffer,
     #[error("the password is empty")]
     EmptyPassword,
+    /// What the server says of a checkpoint or restore that failed.
+    #[error("{0}")]
+    Action(String),
     #[error("cancelled")]
     Cancelled,
     #[error("not done: {0}")]

@@ -1,13 +1,15 @@
 //! The command line: client, admin tool and the way to the daemon. One file per command or small group.
 //!
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
-//! - `pods`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a person types
+//! - `pods`, `checkpoint`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
+//!   person types
 //! - `serve`, `user`, `quota`, `util`, `log`, `import`: what an admin does on the host; `probe`: what the daemon starts
 //! - `output`, `bars`, `terminal`, `error`, `exit`, `original`, `shell_words`: what they share
 //!
 //! Client commands only speak HTTP. Admin commands work on the database, with or without a running daemon.
 
 mod bars;
+mod checkpoint;
 mod client;
 mod credentials;
 mod doctor;
@@ -93,6 +95,13 @@ enum Command {
     Images,
     /// Keep a pod as an image
     Commit(images::CommitArgs),
+
+    /// Save a running pod, with its processes; see also `pody checkpoint check` and `rm`
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Bring a pod back from a checkpoint
+    Restore(checkpoint::RestoreArgs),
+    /// Your checkpoints
+    Checkpoints(checkpoint::CheckpointsArgs),
 
     /// Log in at a server and store a token for it
     Login(login::LoginArgs),
@@ -213,6 +222,9 @@ impl Command {
             Self::Rm(args) => args.run(out).await,
             Self::Images => images::list(out).await,
             Self::Commit(args) => args.run(out).await,
+            Self::Checkpoint(args) => args.run(out).await,
+            Self::Restore(args) => args.run(out).await,
+            Self::Checkpoints(args) => args.run(out).await,
             Self::Login(args) => args.run(out).await,
             Self::Logout => login::logout(out).await,
             Self::Whoami => login::whoami(out).await,

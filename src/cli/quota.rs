@@ -72,6 +72,12 @@ pub struct UpdateArgs {
     /// Memory limits of all pods together
     #[arg(long, allow_hyphen_values = true)]
     total_memory: Option<SizeChange>,
+    /// Checkpoints at a time
+    #[arg(long, allow_hyphen_values = true)]
+    checkpoint_count: Option<CountChange>,
+    /// All checkpoints together
+    #[arg(long, allow_hyphen_values = true)]
+    checkpoint_size: Option<SizeChange>,
 }
 
 impl QuotaCommand {
@@ -103,6 +109,8 @@ impl UpdateArgs {
             cpu_limit: self.cpu_limit.map(|change| change.0),
             pids_limit: self.pids_limit.map(|change| change.0),
             total_memory: self.total_memory.map(|change| change.0),
+            checkpoint_count: self.checkpoint_count.map(|change| change.0),
+            checkpoint_size: self.checkpoint_size.map(|change| change.0),
         };
         if change == QuotaChange::default() {
             return Err(CliError::usage("nothing to change", "see `pody quota update --help`"));
@@ -153,6 +161,8 @@ async fn list(names: &[UserName], fallback: bool, out: &Output) -> Result<u8, Cl
                 "TMPFS",
                 "COMMITS",
                 "COMMIT SIZE",
+                "CHECKPOINTS",
+                "CHECKPOINT SIZE",
             ];
             out.line(out.table(&header, rows))?;
         }
@@ -186,6 +196,8 @@ fn cells(quota: &StoredQuota) -> Vec<String> {
         size(quota.tmpfs_size),
         count(quota.commit_count),
         size(quota.commit_size_limit),
+        count(quota.checkpoint_count),
+        size(quota.checkpoint_size),
     ]
 }
 
@@ -204,6 +216,8 @@ impl From<Quota> for StoredQuota {
             cpu_limit: Some(quota.cpu_limit),
             pids_limit: Some(quota.pids_limit),
             total_memory: Some(quota.total_memory),
+            checkpoint_count: Some(quota.checkpoint_count),
+            checkpoint_size: Some(quota.checkpoint_size),
         }
     }
 }

@@ -198,7 +198,7 @@ fn spell_out(value: Value) -> Value {
 fn spell_out_field(key: String, value: Value) -> (String, Value) {
     let text = match key.as_str() {
         "memory_limit" | "memory_used" | "gpu_memory_used" | "commit_size_limit" | "storage_size" | "shm_size"
-        | "tmpfs_size" | "total_memory" => {
+        | "tmpfs_size" | "total_memory" | "checkpoint_size" => {
             value.as_i64().filter(|&bytes| bytes != -1).map(|bytes| output::size(bytes, 1))
         }
         "uptime" | "cputime" => value.as_f64().map(output::duration),

@@ -10,7 +10,8 @@ use crate::{
         quota::{CoresChange, CountChange, GpusChange, SizeChange},
         ssh_keys::PublicKey,
     },
-    ids::SessionId,
+    checkpoint::{ActionKind, CheckpointName, Compression, Kind},
+    ids::{ActionId, CheckpointId, SessionId},
     names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName},
 };
 
@@ -115,13 +116,19 @@ macro_rules! parsed_parameters {
 }
 
 parsed_parameters!(
+    ActionId,
+    ActionKind,
+    CheckpointId,
+    CheckpointName,
     CommitTag,
+    Compression,
     CoresChange,
     CountChange,
     GpuRequest,
     GpusChange,
     ImageRef,
     InstanceName,
+    Kind,
     PodRef,
     PublicKey,
     SessionId,
@@ -182,6 +189,14 @@ pub trait Params: Sized + Send + 'static {
     fn read(input: &Input) -> Result<Self, Vec<BadParam>>;
 }
 
+/// A parameter's name from its field's: `r#as` is `as`.
+pub const fn plain(field: &'static str) -> &'static str {
+    match field.as_bytes() {
+        [b'r', b'#', ..] => field.split_at(2).1,
+        _ => field,
+    }
+}
+
 /// Declares a struct of parameters. Optional ones become `Option`.
 #[macro_export]
 macro_rules! params {
@@ -195,12 +210,12 @@ macro_rules! params {
         impl $crate::http::params::Params for $name {
             const LIST: &'static [$crate::http::params::Param] = &[
                 $($crate::http::params::Param {
-                    name: stringify!($required),
+                    name: $crate::http::params::plain(stringify!($required)),
                     optional: false,
                     kind: <$rtype as $crate::http::params::Parameter>::KIND,
                 },)*
                 $($($crate::http::params::Param {
-                    name: stringify!($optional),
+                    name: $crate::http::params::plain(stringify!($optional)),
                     optional: true,
                     kind: <$otype as $crate::http::params::Parameter>::KIND,
                 },)*)?
@@ -211,13 +226,13 @@ macro_rules! params {
                 #[allow(unused_imports, reason = "a route may have no parameters")]
                 use $crate::http::params::{BadParam, Parameter};
                 let mut bad: Vec<BadParam> = Vec::new();
-                $(let $required = match input.get(stringify!($required)) {
-                    None => { bad.push(BadParam::Missing { name: stringify!($required) }); None }
-                    Some(text) => <$rtype as Parameter>::parse(stringify!($required), text).map_err(|error| bad.push(error)).ok(),
+                $(let $required = match input.get($crate::http::params::plain(stringify!($required))) {
+                    None => { bad.push(BadParam::Missing { name: $crate::http::params::plain(stringify!($required)) }); None }
+                    Some(text) => <$rtype as Parameter>::parse($crate::http::params::plain(stringify!($required)), text).map_err(|error| bad.push(error)).ok(),
                 };)*
                 $($(let $optional = input
-                    .get(stringify!($optional))
-                    .and_then(|text| <$otype as Parameter>::parse(stringify!($optional), text).map_err(|error| bad.push(error)).ok());)*)?
+                    .get($crate::http::params::plain(stringify!($optional)))
+                    .and_then(|text| <$otype as Parameter>::parse($crate::http::params::plain(stringify!($optional)), text).map_err(|error| bad.push(error)).ok());)*)?
                 match ($($required,)*) {
                     ($(Some($required),)*) if bad.is_empty() => Ok(Self { $($required,)* $($($optional,)*)? }),
                     _ => Err(bad),
@@ -281,5 +296,6 @@ mod tests {
         input.extend(b"ins=c+d");
         assert_eq!(input.get("ins"), Some("c d"));
         assert_eq!(Input::new("gpu-id=0").get("gpu_id"), Some("0"));
+        assert_eq!((plain("r#as"), plain("ins"), plain("r")), ("as", "ins", "r"));
     }
 }

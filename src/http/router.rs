@@ -94,7 +94,7 @@ macro_rules! table {
 
 /// The list.
 pub fn routes() -> Vec<Route> {
-    use pody::{admin, event, host, image, meta, pod, ssh_key, stat, token, user, user_api};
+    use pody::{action, admin, checkpoint, event, host, image, meta, pod, ssh_key, stat, token, user, user_api};
     let mut routes = table![
         GET  Open   "/version"               meta::version,          "version of the API that this server speaks";
         GET  Open   "/healthz"               meta::health,           "whether server, database and Docker work";
@@ -129,6 +129,15 @@ pub fn routes() -> Vec<Route> {
         GET  Member "/pod/stats"             pod::stats,             "CPU, memory and processes of a pod";
         GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket); session: one to come back to";
         GET  Member "/pod/sessions"          pod::sessions,          "terminals and background commands of a pod that go on without anybody";
+
+        POST Member "/pod/checkpoint"        checkpoint::create,     "save a running pod; kind is simple, rootfs or rootfsonly, compression none, zstd, lz4 or gzip; answers with the action";
+        POST Member "/pod/restore"           checkpoint::restore,    "bring a pod back from its newest checkpoint, or from that named, as itself or under another name; answers with the action";
+        GET  Member "/pod/checkpoints"       checkpoint::list,       "your checkpoints, or of one pod, newest first; all=true: everybody's, for admins";
+        GET  Member "/checkpoint/inspect"    checkpoint::inspect,    "one checkpoint and what it consists of";
+        POST Member "/checkpoint/delete"     checkpoint::delete,     "delete a checkpoint";
+        GET  Member "/checkpoint/check"      checkpoint::check,      "whether a pod can be saved, process by process; nothing is touched";
+        GET  Member "/action/status"         action::status,         "how far a checkpoint or restore is";
+        GET  Member "/action/list"           action::list,           "checkpoints and restores, newest first; type is checkpoint or restore";
 
         GET  Member "/image/list"            image::list,            "images that you may use";
         GET  Member "/host/images"           image::list,            "images that you may use (older name of /image/list)";

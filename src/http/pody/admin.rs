@@ -99,6 +99,7 @@ params! { UpdateQuota { username: UserName;
     max_pods: CountChange, gpu_count: CountChange, gpus: GpusChange, memory_limit: SizeChange, storage_size: SizeChange,
     shm_size: SizeChange, tmpfs_size: SizeChange, commit_count: CountChange, commit_size_limit: SizeChange,
     cpu_limit: CoresChange, pids_limit: CountChange, total_memory: SizeChange,
+    checkpoint_count: CountChange, checkpoint_size: SizeChange,
 } }
 
 pub async fn update_quota(cx: Cx, params: UpdateQuota) -> Result<Json<impl Serialize>, ApiError> {
@@ -119,6 +120,8 @@ pub async fn update_quota(cx: Cx, params: UpdateQuota) -> Result<Json<impl Seria
         cpu_limit: params.cpu_limit.map(|change| change.0),
         pids_limit: params.pids_limit.map(|change| change.0),
         total_memory: params.total_memory.map(|change| change.0),
+        checkpoint_count: params.checkpoint_count.map(|change| change.0),
+        checkpoint_size: params.checkpoint_size.map(|change| change.0),
     };
     if change == QuotaChange::default() {
         return Err(ApiError::BadRequest(

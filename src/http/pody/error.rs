@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     account::{AccountError, AuthError, RemoteError},
     app::PurgeError,
+    checkpoint::CheckpointError,
     db::DbError,
     engine::EngineError,
     http::router::Json,
@@ -51,6 +52,8 @@ pub enum ApiError {
     Pod(#[from] PodError),
     #[error(transparent)]
     Account(#[from] AccountError),
+    #[error(transparent)]
+    Checkpoint(CheckpointError),
     /// The remote user profile service says no, with pody's own statuses.
     #[error("{1}")]
     Service(u16, &'static str),
@@ -99,6 +102,7 @@ impl ApiError {
                 AccountError::Remote(error) => remote_status(error),
                 AccountError::Db(error) => db_status(error),
             },
+            Self::Checkpoint(error) => checkpoint_status(error),
             Self::Service(status, _) => StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -168,16 +172,50 @@ fn pod_status(error: &PodError) -> StatusCode {
         | PodError::Network(_)
         | PodError::Volume { .. }
         | PodError::Init { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-        PodError::Engine(error) => match error {
-            EngineError::Unavailable(_)
-            | EngineError::TimedOut(_)
-            | EngineError::AnswerLost(_)
-            | EngineError::DiskFull => StatusCode::SERVICE_UNAVAILABLE,
-            EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
-            EngineError::Failed { status: 400, .. } => StatusCode::BAD_REQUEST,
-            EngineError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-        },
+        PodError::Engine(error) => engine_status(error),
         PodError::Db(error) => db_status(error),
+    }
+}
+
+fn engine_status(error: &EngineError) -> StatusCode {
+    match error {
+        EngineError::Unavailable(_) | EngineError::TimedOut(_) | EngineError::AnswerLost(_) | EngineError::DiskFull => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
+        EngineError::Failed { status: 400, .. } => StatusCode::BAD_REQUEST,
+        EngineError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn checkpoint_status(error: &CheckpointError) -> StatusCode {
+    match error {
+        CheckpointError::NotFound(_) | CheckpointError::NoAction(_) | CheckpointError::NoneOf(_) => {
+            StatusCode::NOT_FOUND
+        }
+        CheckpointError::NothingNamed => StatusCode::BAD_REQUEST,
+        CheckpointError::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
+        CheckpointError::NotPossible { .. }
+        | CheckpointError::InProgress(_)
+        | CheckpointError::NotRunning { .. }
+        | CheckpointError::StillRuns { .. }
+        | CheckpointError::NotReady { .. }
+        | CheckpointError::InUse(_)
+        | CheckpointError::Damaged { .. }
+        | CheckpointError::ImageGone(_)
+        | CheckpointError::MountsChanged { .. }
+        | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
+        CheckpointError::Space { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        CheckpointError::Count { .. } | CheckpointError::Size { .. } => StatusCode::FORBIDDEN,
+        CheckpointError::Criu(_)
+        | CheckpointError::TimedOut { .. }
+        | CheckpointError::EndedAtOnce(_)
+        | CheckpointError::Io { .. }
+        | CheckpointError::Program { .. }
+        | CheckpointError::Interrupted(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        CheckpointError::Pod(error) => pod_status(error),
+        CheckpointError::Engine(error) => engine_status(error),
+        CheckpointError::Db(error) => db_status(error),
     }
 }
 
@@ -199,6 +237,17 @@ impl From<PurgeError> for ApiError {
     }
 }
 
+impl From<CheckpointError> for ApiError {
+    fn from(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Pod(error) => error.into(),
+            CheckpointError::Engine(error) => Self::Pod(error.into()),
+            CheckpointError::Db(error) => error.into(),
+            error => Self::Checkpoint(error),
+        }
+    }
+}
+
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
         Self::Pod(error.into())
@@ -215,6 +264,9 @@ impl IntoResponse for ApiError {
                 Self::internal(&error)
             }
             Self::Pod(PodError::Engine(error @ EngineError::Failed { status: 500.., .. })) => Self::internal(&error),
+            Self::Checkpoint(error) if checkpoint_status(&error) == StatusCode::INTERNAL_SERVER_ERROR => {
+                Self::internal(&error)
+            }
             other => other,
         };
         if let Self::Pod(PodError::Engine(error @ (EngineError::Unavailable(_) | EngineError::AnswerLost(_)))) = &error

@@ -1,0 +1,361 @@
+//! `pody checkpoint`, `restore`, `checkpoints`: pods saved and brought back. The server works on in the background; the
+//! command waits and shows how far it is.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    bars,
+    client::{Client, ClientError},
+    error::CliError,
+    exit,
+    output::{self, Output},
+    terminal,
+};
+
+/// Time between two looks at how far an action is.
+const LOOK: Duration = Duration::from_millis(100);
+/// Cells of the progress bar.
+const BAR: usize = 24;
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct CheckpointArgs {
+    #[command(subcommand)]
+    command: Option<CheckpointCommand>,
+    #[command(flatten)]
+    save: SaveArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum CheckpointCommand {
+    /// Whether a pod can be saved, process by process, and what that costs; nothing is touched
+    Check {
+        /// The pod
+        name: String,
+        /// What is to be saved: simple, rootfs or rootfsonly
+        #[arg(long)]
+        kind: Option<String>,
+    },
+    /// Delete a checkpoint
+    Rm {
+        /// The checkpoint, as `pody checkpoints` lists it
+        id: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct SaveArgs {
+    /// The pod
+    name: Option<String>,
+    /// Stop the pod once it is saved
+    #[arg(long)]
+    stop: bool,
+    /// simple: the processes; rootfs: and what the pod wrote (the default); rootfsonly: that alone, also of a stopped pod
+    #[arg(long)]
+    kind: Option<String>,
+    /// none, zstd, lz4 or gzip; without it what the server is set to
+    #[arg(long)]
+    compression: Option<String>,
+    /// A name to remember it by
+    #[arg(long, value_name = "LABEL")]
+    label: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The pod, also one that was deleted
+    name: String,
+    /// The checkpoint; without it, the newest
+    #[arg(long, value_name = "ID")]
+    from: Option<String>,
+    /// Make a new pod of that name, beside the one that there is
+    #[arg(long = "as", value_name = "NEW")]
+    new_name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointsArgs {
+    /// Only those of this pod
+    name: Option<String>,
+    /// Everybody's; for admins
+    #[arg(short, long)]
+    all: bool,
+}
+
+/// An action, as far as it is shown.
+#[derive(Deserialize)]
+struct Action {
+    id: String,
+    checkpoint: String,
+    status: String,
+    phase: String,
+    bytes: u64,
+    total_bytes: Option<u64>,
+    frozen_ms: Option<u64>,
+    losses: Vec<String>,
+    error: Option<String>,
+}
+
+/// A line of `pody checkpoints`.
+#[derive(Deserialize)]
+struct Line {
+    id: String,
+    user: String,
+    instance: String,
+    kind: String,
+    compression: String,
+    status: String,
+    size: i64,
+    name: Option<String>,
+    created_at: String,
+}
+
+/// What `checkpoint/check` says.
+#[derive(Deserialize)]
+struct Verdict {
+    pod: String,
+    can_be_saved: bool,
+    problems: Vec<String>,
+    losses: Vec<String>,
+    processes: Vec<Process>,
+    memory: i64,
+    files: i64,
+    freeze_ms: u64,
+    space_needed: i64,
+    space_free: i64,
+}
+
+#[derive(Deserialize)]
+struct Process {
+    pid: i32,
+    name: String,
+    saved: String,
+    notes: Vec<String>,
+}
+
+impl CheckpointArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        match self.command {
+            Some(CheckpointCommand::Check { name, kind }) => check(&name, kind.as_deref(), out).await,
+            Some(CheckpointCommand::Rm { id, yes }) => remove(&id, yes, out).await,
+            None => self.save.run(out).await,
+        }
+    }
+}
+
+impl SaveArgs {
+    async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let name = self.name.ok_or_else(|| CliError::usage("which pod?", "name it: `pody checkpoint NAME`"))?;
+        let mut form = vec![("ins", name.as_str()), ("leave_running", if self.stop { "false" } else { "true" })];
+        form.extend(self.kind.as_deref().map(|kind| ("kind", kind)));
+        form.extend(self.compression.as_deref().map(|compression| ("compression", compression)));
+        form.extend(self.label.as_deref().map(|label| ("name", label)));
+        let (answer, action) = follow("pod/checkpoint", &form, "saving").await?;
+        let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("; it stood still for {}", seconds(ms)));
+        let size = output::size(i64::try_from(action.bytes).unwrap_or(i64::MAX), 1);
+        out.done(
+            &answer,
+            match self.stop {
+                true => format!(
+                    "{name} saved as {} ({size}) and stopped; `pody restore {name}` brings it back",
+                    action.checkpoint
+                ),
+                false => format!("{name} saved as {} ({size}){frozen}", action.checkpoint),
+            },
+        )?;
+        warn_of_losses(&action, out);
+        Ok(exit::OK)
+    }
+}
+
+impl RestoreArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let mut form = vec![("ins", self.name.as_str())];
+        form.extend(self.from.as_deref().map(|id| ("checkpoint", id)));
+        form.extend(self.new_name.as_deref().map(|name| ("as", name)));
+        let (answer, action) = follow("pod/restore", &form, "restoring").await?;
+        let name = self.new_name.as_deref().unwrap_or(&self.name);
+        out.done(&answer, format!("{name} is back, from {}", action.checkpoint))?;
+        warn_of_losses(&action, out);
+        Ok(exit::OK)
+    }
+}
+
+impl CheckpointsArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let mut query: Vec<(&str, &str)> = Vec::new();
+        query.extend(self.name.as_deref().map(|name| ("ins", name)));
+        if self.all {
+            query.push(("all", "true"));
+        }
+        let answer = Client::from_environment()?.get("pod/checkpoints", &query).await?;
+        out.show(answer, |rows: Vec<Line>| {
+            if rows.is_empty() {
+                return "no checkpoints; `pody checkpoint NAME` makes one".to_owned();
+            }
+            let mut header = vec!["ID", "POD", "KIND", "SIZE", "PACKED", "STATUS", "LABEL", "CREATED"];
+            if self.all {
+                header.insert(1, "USER");
+            }
+            let row = |line: Line| {
+                let mut row = vec![
+                    line.id,
+                    line.instance,
+                    line.kind,
+                    output::size(line.size, 1),
+                    line.compression,
+                    line.status,
+                    line.name.unwrap_or_else(|| "-".to_owned()),
+                    output::ago(&line.created_at),
+                ];
+                if self.all {
+                    row.insert(1, line.user);
+                }
+                row
+            };
+            out.table(&header, rows.into_iter().map(row))
+        })?;
+        Ok(exit::OK)
+    }
+}
+
+async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliError> {
+    let mut query = vec![("ins", name)];
+    query.extend(kind.map(|kind| ("kind", kind)));
+    let answer = Client::from_environment()?.get("checkpoint/check", &query).await?;
+    let verdict: Verdict = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
+    let code = if verdict.can_be_saved { exit::OK } else { exit::FAILED };
+    out.show(answer, |verdict: Verdict| {
+        let mut text = out.table(
+            &["PID", "PROCESS", "SAVED", "WHY"],
+            verdict.processes.iter().map(|process| {
+                vec![process.pid.to_string(), process.name.clone(), process.saved.clone(), process.notes.join("; ")]
+            }),
+        );
+        let word = match (verdict.can_be_saved, verdict.losses.is_empty()) {
+            (false, _) => "cannot be saved",
+            (true, true) => "can be saved",
+            (true, false) => "can be saved, with losses",
+        };
+        text.push_str(&format!(
+            "\n{} {word}: about {} of memory and {} of files; it would stand still for about {}; {} needed, {} free",
+            verdict.pod,
+            output::size(verdict.memory, 1),
+            output::size(verdict.files, 1),
+            seconds(verdict.freeze_ms),
+            output::size(verdict.space_needed, 1),
+            output::size(verdict.space_free, 1)
+        ));
+        for problem in &verdict.problems {
+            text.push_str(&format!("\n- {problem}"));
+        }
+        text
+    })?;
+    Ok(code)
+}
+
+async fn remove(id: &str, yes: bool, out: &Output) -> Result<u8, CliError> {
+    if !yes && !terminal::confirm(&format!("delete checkpoint {id}?"))? {
+        return Err(CliError::NotConfirmed(format!("{id} is still there")));
+    }
+    let answer = Client::from_environment()?.post("checkpoint/delete", &[("checkpoint", id)]).await?;
+    out.done(&answer, format!("{id} deleted"))?;
+    Ok(exit::OK)
+}
+
+/// Begins an action and waits for its end.
+async fn follow(route: &str, form: &[(&str, &str)], what: &str) -> Result<(Value, Action), CliError> {
+    let client = Client::from_environment()?;
+    let mut answer = client.post(route, form).await?;
+    let line = ProgressLine::new(what);
+    loop {
+        let action: Action = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
+        match action.status.as_str() {
+            "running" => line.draw(&action),
+            "done" => return Ok((answer, action)),
+            _ => return Err(CliError::Action(action.error.unwrap_or_else(|| "the action failed".to_owned()))),
+        }
+        tokio::time::sleep(LOOK).await;
+        answer = client.get("action/status", &[("id", &action.id)]).await?;
+    }
+}
+
+/// Phase, bytes and seconds frozen on the terminal that the standard error is; gone when dropped.
+struct ProgressLine<'a> {
+    what: &'a str,
+    is_seen: bool,
+}
+
+impl<'a> ProgressLine<'a> {
+    fn new(what: &'a str) -> Self {
+        Self { what, is_seen: io::stderr().is_terminal() }
+    }
+
+    fn draw(&self, action: &Action) {
+        if self.is_seen {
+            let _ = write!(io::stderr(), "\r\x1b[K{}", progress(self.what, action));
+            let _ = io::stderr().flush();
+        }
+    }
+}
+
+impl Drop for ProgressLine<'_> {
+    fn drop(&mut self) {
+        if self.is_seen {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+            let _ = io::stderr().flush();
+        }
+    }
+}
+
+fn progress(what: &str, action: &Action) -> String {
+    let size = |bytes: u64| output::size(i64::try_from(bytes).unwrap_or(i64::MAX), 1);
+    let total = action.total_bytes.unwrap_or(0).max(action.bytes);
+    let bar = bars::gauge(action.bytes as f64, total as f64, BAR);
+    let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("  frozen {}", seconds(ms)));
+    format!("{what}: {:<9} {bar} {} of {}{frozen}", action.phase, size(action.bytes), size(total))
+}
+
+fn seconds(millis: u64) -> String {
+    format!("{:.1} s", millis as f64 / 1000.0)
+}
+
+fn warn_of_losses(action: &Action, out: &Output) {
+    for loss in &action.losses {
+        out.warn(output::printable_line(loss));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_tells_phase_bytes_and_seconds() {
+        let action = Action {
+            id: String::new(),
+            checkpoint: String::new(),
+            status: "running".to_owned(),
+            phase: "dump".to_owned(),
+            bytes: 1 << 29,
+            total_bytes: Some(1 << 30),
+            frozen_ms: Some(1234),
+            losses: Vec::new(),
+            error: None,
+        };
+        assert_eq!(
+            progress("saving", &action),
+            "saving: dump      ████████████░░░░░░░░░░░░ 512.0M of 1.0G  frozen 1.2 s"
+        );
+    }
+}

@@ -1,0 +1,119 @@
+//! `/pod/checkpoint`, `/pod/restore`, `/pod/checkpoints` and `/checkpoint/…`
+
+use serde::Serialize;
+
+use super::{ApiError, Log};
+use crate::{
+    checkpoint::{
+        Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, Manifest, NewCheckpoint,
+        NewRestore,
+    },
+    http::router::{Cx, Json},
+    ids::CheckpointId,
+    names::{InstanceName, PodRef, UserName},
+    params,
+};
+
+params! { Create { ins: PodRef; kind: Kind, leave_running: bool, compression: Compression, name: CheckpointName } }
+
+pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
+    let new = NewCheckpoint {
+        kind: params.kind.unwrap_or(Kind::Rootfs),
+        leave_running: if params.leave_running == Some(false) { LeaveRunning::No } else { LeaveRunning::Yes },
+        compression: params.compression.unwrap_or(cx.app.config.get().checkpoint.compression),
+        name: params.name,
+        reason: None,
+    };
+    Ok(Json(cx.app.checkpoints.begin(cx.caller(), &params.ins, new).await?))
+}
+
+params! { Restore { ins: PodRef; checkpoint: CheckpointId, r#as: InstanceName } }
+
+pub async fn restore(cx: Cx, params: Restore) -> Result<Json<impl Serialize>, ApiError> {
+    let new = NewRestore { checkpoint: params.checkpoint, pod: Some(params.ins), restore_as: params.r#as };
+    Ok(Json(cx.app.checkpoints.begin_restore(cx.caller(), new).await?))
+}
+
+params! { List { ; ins: PodRef, all: bool, user: UserName } }
+
+pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = cx.caller();
+    let others = params.all == Some(true) || params.user.as_ref().is_some_and(|user| user != &caller.user);
+    if others && !caller.is_admin {
+        return Err(ApiError::AdminsOnly);
+    }
+    let all = params.all == Some(true);
+    let filter = CheckpointFilter { user: params.user, all, pod: params.ins, ..CheckpointFilter::default() };
+    Ok(Json(cx.app.checkpoints.list(caller, filter).await?))
+}
+
+params! { One { checkpoint: CheckpointId } }
+
+/// A checkpoint with what only its manifest tells.
+#[derive(Serialize)]
+struct Inspected {
+    #[serde(flatten)]
+    checkpoint: Checkpoint,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<Content>,
+}
+
+#[derive(Serialize)]
+struct Content {
+    /// As it was when the pod was saved.
+    image: String,
+    hostname: String,
+    kernel: String,
+    criu: String,
+    frozen_ms: u64,
+    losses: Vec<String>,
+    tcp_connections: u32,
+    files: Vec<File>,
+}
+
+#[derive(Serialize)]
+struct File {
+    path: String,
+    size: u64,
+    /// Bytes that it takes.
+    stored: u64,
+    blake3: String,
+}
+
+impl From<Manifest> for Content {
+    fn from(manifest: Manifest) -> Self {
+        let files = manifest.files.iter().map(|(path, file)| File {
+            path: path.display().to_string(),
+            size: file.size,
+            stored: file.packed.as_ref().map_or(file.size, |packed| packed.size),
+            blake3: file.blake3.clone(),
+        });
+        Self {
+            files: files.collect(),
+            image: manifest.shape.image,
+            hostname: manifest.shape.hostname,
+            kernel: manifest.host.kernel,
+            criu: manifest.host.criu,
+            frozen_ms: manifest.frozen_ms,
+            losses: manifest.losses,
+            tcp_connections: manifest.sockets.local + manifest.sockets.outside,
+        }
+    }
+}
+
+pub async fn inspect(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let checkpoint = cx.app.checkpoints.find(cx.caller(), params.checkpoint).await?;
+    let content = cx.app.checkpoints.manifest(cx.caller(), params.checkpoint).await.ok().map(Content::from);
+    Ok(Json(Inspected { checkpoint, content }))
+}
+
+pub async fn delete(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    cx.app.checkpoints.delete(cx.caller(), params.checkpoint).await?;
+    Ok(Json(Log { log: format!("Checkpoint {} deleted", params.checkpoint) }))
+}
+
+params! { Check { ins: PodRef; kind: Kind } }
+
+pub async fn check(cx: Cx, params: Check) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(cx.app.checkpoints.check(cx.caller(), &params.ins, params.kind.unwrap_or(Kind::Rootfs)).await?))
+}
