@@ -84,6 +84,7 @@ fn policy_is_pure() {
         "src/gpu/enforcement.rs",
         "src/usage/gpu_time.rs",
         "src/usage/buckets.rs",
+        "src/checkpoint/admission.rs",
         "src/checkpoint/retention.rs",
     ];
     let mut seen = 0;
@@ -244,6 +245,8 @@ fn every_status_is_documented() {
         ("UNPROCESSABLE_ENTITY", 422),
         ("TOO_MANY_REQUESTS", 429),
         ("INTERNAL_SERVER_ERROR", 500),
+        ("NOT_IMPLEMENTED", 501),
+        ("INSUFFICIENT_STORAGE", 507),
         ("BAD_GATEWAY", 502),
         ("SERVICE_UNAVAILABLE", 503),
     ];

@@ -61,6 +61,23 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/pod/sessions", POD),
     // Not a WebSocket here; `pod::shell` asks as one.
     ("GET", "/pod/shell", alices("ins=alice-main", "ins=alice-nope", 400)),
+    ("POST", "/pod/checkpoint", POD),
+    ("POST", "/pod/restore", POD),
+    // Others' are an empty list, whether there is such a pod or not.
+    ("GET", "/pod/checkpoints", alices("user=alice", "user=nobody", 403)),
+    (
+        "GET",
+        "/checkpoint/inspect",
+        alices("checkpoint=CHECKPOINT", "checkpoint=01930000-0000-7000-8000-000000000000", 404),
+    ),
+    (
+        "POST",
+        "/checkpoint/delete",
+        alices("checkpoint=CHECKPOINT", "checkpoint=01930000-0000-7000-8000-000000000000", 404),
+    ),
+    ("GET", "/checkpoint/check", POD),
+    ("GET", "/action/status", alices("id=ACTION", "id=01930000-0000-7000-8000-000000000000", 404)),
+    ("GET", "/action/list", alices("ins=alice-main", "ins=alice-nope", 404)),
     ("GET", "/image/list", Object::None),
     ("GET", "/host/images", Object::None),
     ("GET", "/image/inspect", alices("image=alice", "image=nope", 400)),
@@ -139,7 +156,7 @@ fn ask(client: &Client, route: &Route, query: &str) -> Answer {
 
 /// Everything that a request could have changed.
 fn state(server: &Server) -> Vec<i64> {
-    let tables = ["users", "tokens", "ssh_keys", "quotas", "pods", "ports", "events"];
+    let tables = ["users", "tokens", "ssh_keys", "quotas", "pods", "ports", "events", "checkpoints", "actions"];
     let mut counts: Vec<i64> =
         tables.iter().map(|table| server.count(&format!("SELECT count(*) FROM {table}"))).collect();
     counts.push(server.count("SELECT count(*) FROM pods WHERE state = 'running'"));
@@ -163,6 +180,14 @@ fn every_route_for_everybody() {
     alice.post_with("/user/ssh-keys/add", &[("key", crate::user::KEY)]).ok();
     alice.post("/pod/create?ins=main&image=pody-base").ok();
     alice.post("/pod/commit?ins=main").ok();
+    // Of files alone: that needs no CRIU.
+    let action = alice.post("/pod/checkpoint?ins=main&kind=rootfsonly").ok().json();
+    let id = |key: &str| action[key].as_str().unwrap().to_owned();
+    let (checkpoint, action) = (id("checkpoint"), id("id"));
+    eventually(Duration::from_secs(20), "it is saved", || {
+        alice.get(&format!("/action/status?id={action}")).json()["status"] == "done"
+    });
+    let named = |query: &str| query.replace("CHECKPOINT", &checkpoint).replace("ACTION", &action);
 
     let expired = bearer(&token(&alice, "1s").1);
     let (id, revoked) = token(&alice, "1h");
@@ -197,7 +222,7 @@ fn every_route_for_everybody() {
             assert!(bare.json()["detail"].is_string(), "{} {} by {who}: {bare}", route.method, route.path);
             if let Object::Alices { there, not_there, .. } = object(&route) {
                 for query in [there, not_there] {
-                    let answer = ask(client, &route, query);
+                    let answer = ask(client, &route, &named(query));
                     assert_eq!((answer.status, answer.text()), (status, bare.text()), "{} by {who}", route.path);
                 }
             }
@@ -208,6 +233,7 @@ fn every_route_for_everybody() {
     // Another member at what is alice's.
     for route in routes().into_iter().filter(|route| route.access == Access::Member) {
         let Object::Alices { there, not_there, status } = object(&route) else { continue };
+        let (there, not_there) = (&*named(there), &*named(not_there));
         for who in ["bob", "bob's token"] {
             let (_, client) = everybody.iter().find(|(name, _)| *name == who).unwrap();
             let answers = [there, not_there].map(|query| ask(client, &route, query));
@@ -239,4 +265,5 @@ fn every_route_for_everybody() {
     }
     alice.post("/pod/delete?ins=main").ok();
     alice.post("/image/delete?image=alice").ok();
+    alice.post(&format!("/checkpoint/delete?checkpoint={checkpoint}")).ok();
 }

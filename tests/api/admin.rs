@@ -241,6 +241,8 @@ fn quotas_are_set_forgotten_and_listed() {
       {
         "name": "alice",
         "quota": {
+          "checkpoint_count": -1,
+          "checkpoint_size": -1,
           "commit_count": -1,
           "commit_size_limit": -1,
           "cpu_limit": 0.5,
@@ -255,6 +257,8 @@ fn quotas_are_set_forgotten_and_listed() {
           "total_memory": -1
         },
         "stored": {
+          "checkpoint_count": null,
+          "checkpoint_size": null,
           "commit_count": null,
           "commit_size_limit": null,
           "cpu_limit": 0.5,

@@ -18,6 +18,8 @@ fn info_tells_account_and_quota() {
     200
     {
       "quota": {
+        "checkpoint_count": -1,
+        "checkpoint_size": -1,
         "commit_count": -1,
         "commit_size_limit": -1,
         "cpu_limit": -1.0,
@@ -58,6 +60,8 @@ fn info_shows_the_configured_defaults_and_what_an_admin_set() {
     200
     {
       "quota": {
+        "checkpoint_count": -1,
+        "checkpoint_size": -1,
         "commit_count": 0,
         "commit_size_limit": -1,
         "cpu_limit": 1.5,

@@ -1,0 +1,193 @@
+//! SIGKILL of the daemon before each phase of a checkpoint and of a restore, and of CRIU in the middle of a dump.
+
+use std::{process::Command, thread, time::Duration};
+
+use crate::{
+    common::{Need, Server, eventually},
+    help::{
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        run_python, save, start_with, status,
+    },
+};
+
+fn server_stopping_at(point: &str) -> Option<Server> {
+    if !Need::Failpoints.is_there() {
+        return None;
+    }
+    start_with(|builder| builder.env("FAILPOINTS", format!("{point}=pause")).env("TOKIO_WORKER_THREADS", "8"))
+}
+
+/// Kills the daemon when the action stands before the phase, and starts it again.
+fn kill_at(server: &mut Server, phase: &str) {
+    let query = format!("SELECT count(*) FROM actions WHERE status = 'running' AND phase = '{phase}'");
+    eventually(Duration::from_secs(20), phase, || server.count(&query) == 1);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.count(&query), 1, "it did not stop at {phase}");
+    server.kill();
+    server.set_env("FAILPOINTS", None);
+    server.start_again();
+    assert_clean(server);
+}
+
+fn last_action(server: &Server) -> (String, String) {
+    let query = "SELECT status, coalesce(error, '') FROM actions ORDER BY started_at DESC LIMIT 1";
+    server.database().query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("an action")
+}
+
+fn assert_network(server: &Server, instance: &str) {
+    let pid = engine_says(server, "alice", instance, "{{.State.Pid}}");
+    let rules = Command::new("nsenter").args(["-t", &pid, "-n", "iptables-save"]).output().expect("nsenter");
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    assert!(!rules.contains("CRIU"), "{rules}");
+}
+
+fn killed_in_checkpoint(phase: &str, leave_running: bool, complete: bool) {
+    let Some(mut server) = server_stopping_at(&format!("checkpoint-{phase}")) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let (from, identity) = count(&alice, "main");
+    alice.post(&format!("/pod/checkpoint?ins=main&compression=zstd&leave_running={leave_running}")).ok();
+    kill_at(&mut server, phase);
+
+    let (action, error) = last_action(&server);
+    let kept = alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len();
+    if complete {
+        assert_eq!((action.as_str(), kept), ("done", 1), "{error}");
+    } else {
+        assert_eq!((action.as_str(), kept), ("error", 0));
+        assert!(error.starts_with(&format!("{phase}: pody was ended while it")), "{error}");
+    }
+    if complete && !leave_running {
+        assert_eq!(status(&alice, "main"), "exited");
+        done(&alice, "/pod/restore?ins=main");
+    }
+    eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+    assert_eq!(count(&alice, "main").1, identity, "the process of before");
+    counts_on(&alice, "main", from);
+    assert_network(&server, "main");
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    // It can be saved again.
+    save(&alice, "ins=main");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+macro_rules! kills_in_checkpoint {
+    ($($name:ident: $phase:literal, $leave_running:literal, $complete:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            killed_in_checkpoint($phase, $leave_running, $complete);
+        })*
+    };
+}
+
+kills_in_checkpoint! {
+    killed_before_preflight: "preflight", true, false;
+    killed_before_the_pause: "pause", true, false;
+    killed_before_the_dump: "dump", true, false;
+    killed_before_the_files_are_saved: "rootfs", true, false;
+    killed_before_the_pod_goes_on: "resume", true, false;
+    killed_before_the_hashes: "hash", true, false;
+    killed_before_the_commit: "commit", true, false;
+    killed_before_the_packing: "compress", true, true;
+    killed_before_the_pause_of_a_pod_to_be_stopped: "pause", false, false;
+    killed_before_the_hashes_of_a_pod_to_be_stopped: "hash", false, false;
+    killed_before_the_commit_of_a_pod_to_be_stopped: "commit", false, false;
+    killed_before_the_stop: "stop", false, true;
+    killed_before_the_packing_of_a_stopped_pod: "compress", false, true;
+}
+
+fn killed_in_restore(phase: &str, is_clone: bool, lives: bool) {
+    let Some(mut server) = server_stopping_at(&format!("restore-{phase}")) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let id = save(&alice, "ins=main");
+    exec(&alice, "main", "echo later > /root/later");
+    let (_, identity) = count(&alice, "main");
+    let name = if is_clone { "clone" } else { "main" };
+    if !is_clone {
+        alice.post("/pod/stop?ins=main").ok();
+    }
+    let to = if is_clone { "&as=clone" } else { "" };
+    alice.post(&format!("/pod/restore?ins=main&checkpoint={id}{to}")).ok();
+    kill_at(&mut server, phase);
+
+    let (action, error) = last_action(&server);
+    assert_eq!(action, if lives { "done" } else { "error" }, "{error}");
+    if lives {
+        assert_eq!(count(&alice, name).1, identity);
+    } else if is_clone {
+        assert_eq!(alice.get("/pod/inspect?ins=clone").status, 404);
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
+    } else {
+        // The files of before: what was written after the checkpoint is there.
+        assert_eq!(status(&alice, "main"), "exited");
+        alice.post("/pod/start?ins=main").ok();
+        assert_eq!(exec(&alice, "main", "cat /root/later"), "later");
+        alice.post("/pod/stop?ins=main").ok();
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+    }
+    assert_eq!(count(&alice, name).1, identity);
+    assert_eq!(engine_says(&server, "alice", name, "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    assert_clean(&server);
+    for name in alice.get("/pod/list").ok().json().as_array().unwrap() {
+        delete(&alice, name.as_str().unwrap());
+    }
+    delete_checkpoints(&alice);
+}
+
+macro_rules! kills_in_restore {
+    ($($name:ident: $phase:literal, $is_clone:literal, $lives:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            killed_in_restore($phase, $is_clone, $lives);
+        })*
+    };
+}
+
+kills_in_restore! {
+    killed_before_the_verification: "verify", false, false;
+    killed_before_the_files_come_back: "prepare", false, false;
+    killed_before_the_start: "start", false, false;
+    killed_before_the_check: "check", false, true;
+    killed_before_the_cleaning: "clean", false, true;
+    killed_before_the_files_of_a_clone: "prepare", true, false;
+    killed_before_the_start_of_a_clone: "start", true, false;
+    killed_before_the_check_of_a_clone: "check", true, true;
+    killed_before_the_cleaning_of_a_clone: "clean", true, true;
+}
+
+/// Daemon and CRIU are killed while pages are written: the pod goes on, with its memory and its network.
+#[test]
+fn killed_in_the_middle_of_a_dump() {
+    let Some(mut server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
+    run_python(&alice, "main", "counter", &program);
+    let (from, identity) = count(&alice, "main");
+    alice.post("/pod/checkpoint?ins=main").ok();
+    let folder = server.home.join("checkpoints");
+    eventually(Duration::from_secs(20), "pages are written", || {
+        let under_way = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        under_way.into_iter().any(|entry| {
+            let pages = entry.path().join("checkpoint");
+            let sizes = std::fs::read_dir(pages).into_iter().flatten().flatten();
+            sizes.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum::<u64>() > 20 << 20
+        })
+    });
+    server.kill();
+    server.start_again();
+    assert_clean(&server);
+    assert_eq!(last_action(&server).0, "error");
+    eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+    assert_eq!(count(&alice, "main").1, identity);
+    counts_on(&alice, "main", from);
+    assert_network(&server, "main");
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}

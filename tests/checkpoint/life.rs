@@ -1,0 +1,243 @@
+//! What comes back: in place, under other names, after the pod is gone, files alone, packed.
+
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    common::{docker, eventually},
+    help::{
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec, folder,
+        run_python, save, start, status,
+    },
+};
+
+#[test]
+fn a_pod_is_saved_stopped_and_goes_on_where_it_was() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    exec(
+        &alice,
+        "main",
+        "rm /etc/motd; mkdir /opt/mine && echo kept > /opt/mine/file && head -c 3000000 /dev/urandom > /dev/shm/big",
+    );
+    let shm = exec(&alice, "main", "sha256sum /dev/shm/big");
+    let (before, identity) = count(&alice, "main");
+
+    let action = done(&alice, "/pod/checkpoint?ins=main&leave_running=false&name=first");
+    assert_eq!((action["type"].as_str(), action["phase"].as_str()), (Some("checkpoint"), Some("stop")));
+    assert!(action["frozen_ms"].as_u64().unwrap() > 0 && action["bytes"].as_u64().unwrap() > 4 << 20, "{action}");
+    assert_eq!(status(&alice, "main"), "exited");
+    // A reboot must not start it anew.
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "unless-stopped");
+    let id = action["checkpoint"].as_str().unwrap().to_owned();
+    let listed = alice.get("/pod/checkpoints?ins=main").ok().json();
+    assert_eq!((listed[0]["id"].as_str(), listed[0]["status"].as_str()), (Some(id.as_str()), Some("ready")));
+    assert_eq!(listed[0]["name"], "first");
+    assert_eq!(fs::metadata(server.home.join("checkpoints")).unwrap().permissions().mode() & 0o777, 0o700);
+    let inspected = alice.get(&format!("/checkpoint/inspect?checkpoint={id}")).ok().json();
+    let files = inspected["content"]["files"].as_array().unwrap();
+    assert!(files.iter().any(|file| file["path"] == "rootfs-diff.tar"), "{inspected}");
+
+    // What is written after the checkpoint is undone by the restore.
+    let restored = done(&alice, "/pod/restore?ins=main");
+    assert_eq!(restored["checkpoint"], id.as_str());
+    assert_eq!(status(&alice, "main"), "running");
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    let (after, same) = count(&alice, "main");
+    assert_eq!(same, identity, "not the process of before");
+    assert!(after >= before, "{before} then, {after} now");
+    counts_on(&alice, "main", after);
+    assert_eq!(
+        exec(&alice, "main", "cat /opt/mine/file; test ! -e /etc/motd; sha256sum /dev/shm/big"),
+        format!("kept\n{shm}")
+    );
+    assert_clean(&server);
+
+    let events = alice.get("/events").ok().json();
+    for action in ["pod.checkpoint", "pod.restore"] {
+        let event = events.as_array().unwrap().iter().find(|event| event["action"] == action).unwrap();
+        assert_eq!(event["outcome"], "ok", "{event}");
+    }
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+    assert!(!folder(&server, &id).exists());
+    assert_eq!(docker(&["images", "-q", "--filter", &format!("reference=pody-keep:{id}")]), "");
+}
+
+#[test]
+fn a_pod_that_goes_on_is_rolled_back() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    exec(&alice, "main", "echo old > /root/state");
+    let id = save(&alice, "ins=main");
+    let (at_save, identity) = count(&alice, "main");
+    assert_eq!(status(&alice, "main"), "running");
+    counts_on(&alice, "main", at_save + 10);
+    exec(&alice, "main", "echo new > /root/state; touch /root/later");
+    let (late, _) = count(&alice, "main");
+
+    // A pod that runs is not overwritten.
+    let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
+    assert_eq!(refused.status, 409, "{refused}");
+    assert!(refused.detail().contains("pody stop"), "{refused}");
+
+    alice.post("/pod/stop?ins=main").ok();
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+    assert_eq!(exec(&alice, "main", "cat /root/state; test ! -e /root/later"), "old");
+    let (back, same) = count(&alice, "main");
+    assert_eq!(same, identity);
+    assert!(back < late, "{back} is not before {late}");
+
+    // Three generations: what was restored is saved and restored again.
+    save(&alice, "ins=main&leave_running=false");
+    done(&alice, "/pod/restore?ins=main");
+    assert_eq!(count(&alice, "main").1, identity);
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+#[test]
+fn clones_live_side_by_side_and_after_the_pod_is_gone() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    exec(&alice, "main", "echo kept > /root/kept");
+    let id = save(&alice, "ins=main");
+    let (_, identity) = count(&alice, "main");
+    let port = |instance: &str| -> Value {
+        alice.get(&format!("/pod/inspect?ins={instance}")).ok().json()["port_mapping"].clone()
+    };
+
+    std::thread::scope(|scope| {
+        for name in ["one", "two", "three"] {
+            let (alice, id) = (&alice, &id);
+            scope.spawn(move || done(alice, &format!("/pod/restore?ins=main&checkpoint={id}&as={name}")));
+        }
+    });
+    let mut ports = vec![port("main")];
+    for name in ["one", "two", "three"] {
+        let (from, same) = count(&alice, name);
+        assert_eq!(same, identity, "{name}");
+        counts_on(&alice, name, from);
+        assert_eq!(exec(&alice, name, "cat /root/kept"), "kept");
+        // The program knows itself by the name of then.
+        assert_eq!(exec(&alice, name, "cat /proc/sys/kernel/hostname"), "main");
+        ports.push(port(name));
+        assert_eq!(engine_says(&server, "alice", name, "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    }
+    let different: std::collections::HashSet<String> = ports.iter().map(Value::to_string).collect();
+    assert_eq!(different.len(), 4, "{ports:?}");
+    let taken = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=one"));
+    assert_eq!(taken.status, 409, "{taken}");
+
+    for name in ["main", "one", "two", "three"] {
+        delete(&alice, name);
+    }
+    assert!(folder(&server, &id).exists(), "a checkpoint outlives its pod");
+    done(&alice, "/pod/restore?ins=main");
+    assert_eq!(count(&alice, "main").1, identity);
+    assert_eq!(exec(&alice, "main", "cat /root/kept"), "kept");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+#[test]
+fn files_alone_of_running_and_of_stopped_pods() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    exec(&alice, "main", "echo one > /root/state; rm -rf /srv; mkdir /srv; echo opaque > /srv/new");
+    let running = save(&alice, "ins=main&kind=rootfsonly");
+    exec(&alice, "main", "echo two > /root/state");
+    alice.post("/pod/stop?ins=main").ok();
+    let stopped = save(&alice, "ins=main&kind=rootfsonly");
+    assert!(!folder(&server, &stopped).join("checkpoint/pages-1.img").exists());
+
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={running}"));
+    assert_eq!(status(&alice, "main"), "running");
+    assert_eq!(exec(&alice, "main", "cat /root/state; ls /srv; pgrep -c python3 || true"), "one\nnew\n0");
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={stopped}&as=other"));
+    assert_eq!(exec(&alice, "other", "cat /root/state"), "two");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "other");
+    delete_checkpoints(&alice);
+}
+
+#[test]
+fn every_compression_comes_back() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    // Memory that packs well.
+    let program = COUNTER.replace("blob = os.urandom(4 << 20)", "blob = b'0123456789abcdef' * (1 << 20)");
+    run_python(&alice, "main", "counter", &program);
+    let (_, identity) = count(&alice, "main");
+    let plain = alice.get(&format!("/checkpoint/inspect?checkpoint={}", save(&alice, "ins=main"))).ok().json();
+    for compression in ["zstd", "lz4", "gzip"] {
+        let id = save(&alice, &format!("ins=main&compression={compression}"));
+        let packed = alice.get(&format!("/checkpoint/inspect?checkpoint={id}")).ok().json();
+        assert!(
+            packed["size"].as_u64().unwrap() < plain["size"].as_u64().unwrap() / 2,
+            "{compression}: {} of {}",
+            packed["size"],
+            plain["size"]
+        );
+        let name = format!("of_{compression}");
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as={name}"));
+        let (from, same) = count(&alice, &name);
+        assert_eq!(same, identity, "{compression}");
+        counts_on(&alice, &name, from);
+        delete(&alice, &name);
+    }
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A connection of the pod's own goes on, in place and in a clone.
+#[test]
+fn connections_inside_the_pod_go_on() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = r#"
+import socket, threading, time
+server = socket.create_server(('127.0.0.1', 7777))
+def echo():
+    peer, _ = server.accept()
+    while True: peer.sendall(peer.recv(64))
+threading.Thread(target=echo, daemon=True).start()
+client = socket.create_connection(('127.0.0.1', 7777))
+print('ready')
+n = 0
+while True:
+    n += 1
+    client.sendall(b'%d' % n)
+    assert client.recv(64) == b'%d' % n
+    open('/root/echo', 'w').write('%d' % n)
+    time.sleep(0.02)
+"#;
+    run_python(&alice, "main", "echo", program);
+    let id = save(&alice, "ins=main&leave_running=false");
+    let echoes = |name: &str| exec(&alice, name, "cat /root/echo").parse::<u64>().unwrap_or(0);
+    for (query, name) in [(String::new(), "main"), ("&as=clone".to_owned(), "clone")] {
+        let action = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{query}"));
+        assert_eq!(action["losses"].as_array().unwrap().len(), 0, "{action}");
+        let from = echoes(name);
+        eventually(Duration::from_secs(5), "it echoes on", || echoes(name) > from + 2);
+    }
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "clone");
+    delete_checkpoints(&alice);
+}

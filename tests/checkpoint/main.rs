@@ -1,0 +1,13 @@
+//! Checkpoint and restore on a real engine with a real CRIU: what comes back and how, what is refused, what a kill in any
+//! phase leaves, what damaged checkpoints get.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod damage;
+mod help;
+mod kills;
+mod life;
+mod matrix;
+mod refusals;
+mod trouble;

@@ -1,0 +1,341 @@
+//! What programs may hold when they are saved: each row of the table goes on after the pod was saved, stopped and brought
+//! back, and again in a clone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    common::{Client, eventually},
+    help::{assert_clean, create, delete, delete_checkpoints, done, exec, run_python, save, start_with, wait},
+};
+
+/// A program: what it sets up, and what it does again and again; an exception is its end.
+struct Row {
+    name: &'static str,
+    setup: &'static str,
+    step: &'static str,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "listening_tcp_and_udp",
+        setup: "
+import socket
+l = socket.create_server(('0.0.0.0', 7001))
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', 7002))
+",
+        step: "
+c = socket.create_connection(('127.0.0.1', 7001)); s, _ = l.accept(); c.close(); s.close()
+u.sendto(b'x', ('127.0.0.1', 7002)); assert u.recv(10) == b'x'
+",
+    },
+    Row {
+        name: "loopback_tcp",
+        setup: "
+import socket
+l = socket.create_server(('127.0.0.1', 7003)); c = socket.create_connection(('127.0.0.1', 7003)); s, _ = l.accept()
+",
+        step: "
+c.sendall(b'%d' % n); assert s.recv(64) == b'%d' % n
+",
+    },
+    Row {
+        name: "unix_sockets",
+        setup: "
+import socket
+a, b = socket.socketpair()
+l = socket.socket(socket.AF_UNIX); l.bind('/root/unix'); l.listen()
+c = socket.socket(socket.AF_UNIX); c.connect('/root/unix'); s, _ = l.accept()
+d = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); d.bind('\\0abstract')
+e = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+",
+        step: "
+a.sendall(b'x'); assert b.recv(1) == b'x'
+c.sendall(b'y'); assert s.recv(1) == b'y'
+e.sendto(b'z', '\\0abstract'); assert d.recv(1) == b'z'
+",
+    },
+    Row {
+        name: "worker_processes",
+        setup: "
+import multiprocessing as m
+q, r, sem = m.Queue(), m.Queue(), m.Semaphore(1)
+def work():
+    while True:
+        x = q.get()
+        with sem: r.put(x * 2)
+p = m.Process(target=work); p.start()
+",
+        step: "
+q.put(n); assert r.get(timeout=20) == 2 * n; assert p.is_alive()
+",
+    },
+    Row {
+        name: "threads_and_descriptors",
+        setup: "
+import threading, socket
+event = threading.Event()
+threads = [threading.Thread(target=event.wait, daemon=True) for _ in range(200)]
+[t.start() for t in threads]
+files = [open('/etc/passwd') for _ in range(300)]
+pairs = [socket.socketpair() for _ in range(100)]
+",
+        step: "
+assert all(t.is_alive() for t in threads)
+files[n % 300].seek(0); assert files[n % 300].read(4) == 'root'
+a, b = pairs[n % 100]; a.send(b'x'); assert b.recv(1) == b'x'
+",
+    },
+    Row {
+        name: "shared_memory",
+        setup: "
+import mmap
+f = os.memfd_create('mine'); os.ftruncate(f, 8192); m = mmap.mmap(f, 8192)
+anon = mmap.mmap(-1, 8192)
+pid = os.fork()
+if pid == 0:
+    while True:
+        anon[0:8] = m[0:8]; time.sleep(0.01)
+",
+        step: "
+m[0:8] = n.to_bytes(8, 'little')
+for _ in range(500):
+    if anon[0:8] == n.to_bytes(8, 'little'): break
+    time.sleep(0.01)
+else: raise Exception('the child is gone')
+",
+    },
+    Row {
+        name: "open_and_deleted_files",
+        setup: "
+f = open('/root/open.txt', 'w+'); f.write('kept'); f.flush()
+small = open('/root/small', 'w+b'); small.write(b's' * 100000); small.flush(); os.unlink('/root/small')
+big = open('/root/big', 'w+b'); big.write(b'b' * (3 << 20)); big.flush(); os.unlink('/root/big')
+",
+        step: "
+f.seek(0); assert f.read(4) == 'kept'
+small.seek(0); assert small.read() == b's' * 100000
+big.seek(0); assert big.read() == b'b' * (3 << 20)
+",
+    },
+    Row {
+        name: "memory_file_systems",
+        setup: "
+import hashlib
+for d in ('/dev/shm', '/scratch'):
+    open(d + '/kept', 'wb').write(b'k' * (1 << 20))
+o = open('/scratch/open', 'w+b'); o.write(b'open'); o.flush()
+g = open('/dev/shm/gone', 'w+b'); g.write(b'gone'); g.flush(); os.unlink('/dev/shm/gone')
+",
+        step: "
+for d in ('/dev/shm', '/scratch'): assert open(d + '/kept', 'rb').read() == b'k' * (1 << 20)
+o.seek(0); assert o.read() == b'open'
+g.seek(0); assert g.read() == b'gone'
+",
+    },
+    Row {
+        name: "locks",
+        setup: "
+import fcntl
+a = open('/root/flocked', 'w'); fcntl.flock(a, fcntl.LOCK_EX)
+b = open('/root/fcntled', 'w'); fcntl.lockf(b, fcntl.LOCK_EX)
+other = open('/root/flocked', 'w')
+",
+        step: "
+try:
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    raise Exception('the lock is lost')
+except BlockingIOError: pass
+",
+    },
+    Row {
+        name: "events_and_pipes",
+        setup: "
+import select, signal
+r, w = os.pipe(); ev = os.eventfd(0) if hasattr(os, 'eventfd') else None
+ep = select.epoll(); ep.register(r, select.EPOLLIN)
+",
+        step: "
+assert ep.poll(0) == []
+os.write(w, b'x'); assert [fd for fd, _ in ep.poll(1)] == [r]; os.read(r, 1)
+if ev is not None: os.eventfd_write(ev, n); assert os.eventfd_read(ev) == n
+",
+    },
+    Row {
+        name: "interval_timer",
+        setup: "
+import signal
+ticks = 0
+def tick(*_):
+    global ticks; ticks += 1
+signal.signal(signal.SIGALRM, tick); signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+",
+        step: "
+before = ticks; end = time.monotonic() + 5
+while ticks == before and time.monotonic() < end: time.sleep(0.01)
+assert ticks > before
+",
+    },
+    Row {
+        name: "inotify_below_root",
+        setup: "
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+os.makedirs('/root/watched', exist_ok=True)
+fd = libc.inotify_init1(0o4000)
+assert libc.inotify_add_watch(fd, b'/root/watched', 0x100) >= 0
+",
+        step: "
+open('/root/watched/f%d' % (n % 2), 'w').close(); os.unlink('/root/watched/f%d' % (n % 2))
+assert os.read(fd, 65536)
+",
+    },
+    Row {
+        name: "a_terminal_of_its_own",
+        setup: "
+import pty
+pid, master = pty.fork()
+if pid == 0:
+    os.execvp('cat', ['cat'])
+",
+        step: "
+os.write(master, b'%d\\n' % n); text = b''
+while text.count(b'%d\\r\\n' % n) < 2: text += os.read(master, 1024)
+",
+    },
+];
+
+fn program(row: &Row) -> String {
+    let step: String = row.step.trim_matches('\n').lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "import os, time\n{}\nprint('ready')\nn = 0\nwhile True:\n    n += 1\n{step}    \
+         with open('/root/{name}.tmp', 'w') as beat: beat.write(str(n))\n    \
+         os.rename('/root/{name}.tmp', '/root/{name}.beat')\n    time.sleep(0.05)\n",
+        row.setup,
+        name = row.name
+    )
+}
+
+/// How far each row is.
+fn beats(client: &Client, instance: &str) -> BTreeMap<String, u64> {
+    let text = exec(client, instance, "cd /root; for f in *.beat; do echo $f $(cat $f); done");
+    let pairs = text.lines().filter_map(|line| line.split_once(".beat "));
+    pairs.map(|(name, beat)| (name.to_owned(), beat.parse().unwrap_or(0))).collect()
+}
+
+#[track_caller]
+fn all_go_on(client: &Client, instance: &str) {
+    let before = beats(client, instance);
+    assert_eq!(before.len(), ROWS.len(), "{before:?}");
+    let mut standing: Vec<String> = Vec::new();
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        let now = beats(client, instance);
+        standing = before.iter().filter(|(name, beat)| now[*name] < *beat + 2).map(|(name, _)| name.clone()).collect();
+        if standing.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let logs = exec(client, instance, "tail -n 3 /root/*.log");
+    panic!("{standing:?} in {instance} do not go on:\n{logs}");
+}
+
+#[test]
+fn every_row_goes_on() {
+    let config = "volume_mappings = [\"tmpfs:/scratch\"]\n[default_quota]\ntmpfs_size = \"64m\"";
+    let Some(server) = start_with(|builder| builder.config(config)) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    for row in ROWS {
+        run_python(&alice, "main", row.name, &program(row));
+    }
+    eventually(Duration::from_secs(10), "all have begun", || beats(&alice, "main").len() == ROWS.len());
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    assert_eq!(
+        (verdict["can_be_saved"].as_bool(), verdict["losses"].to_string().as_str()),
+        (Some(true), "[]"),
+        "{verdict}"
+    );
+    let id = save(&alice, "ins=main&leave_running=false");
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+    all_go_on(&alice, "main");
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=clone"));
+    all_go_on(&alice, "clone");
+    // What goes on is not what was saved, but it can be saved as that was.
+    all_go_on(&alice, "main");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "clone");
+    delete_checkpoints(&alice);
+}
+
+/// A file that has lost the name it was opened by, but has another.
+#[test]
+fn an_unlinked_file_with_another_name_comes_back() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let row = Row {
+        name: "linked",
+        setup: "f = open('/root/a', 'w+'); f.write('both'); f.flush(); os.link('/root/a', '/root/b'); os.unlink('/root/a')",
+        step: "f.seek(0); assert f.read() == 'both'",
+    };
+    run_python(&alice, "main", row.name, &program(&row));
+    for leave_running in [true, false] {
+        let id = save(&alice, &format!("ins=main&leave_running={leave_running}"));
+        if leave_running {
+            alice.post("/pod/stop?ins=main").ok();
+        }
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+        let before = beats(&alice, "main")["linked"];
+        eventually(Duration::from_secs(5), "it goes on", || beats(&alice, "main")["linked"] > before);
+    }
+    assert_eq!(exec(&alice, "main", "cat /root/b; echo; ls /root | grep -c link_remap || true"), "both\n0");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A connection with the host: the other end has it still, but the pod's address is another, or its twin's.
+#[test]
+fn connections_with_others_are_closed_where_they_cannot_go_on() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let gateway =
+        crate::help::engine_says(&server, "alice", "main", "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}");
+    let listener = std::net::TcpListener::bind((gateway.as_str(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let program = format!(
+        "import socket, time\ns = socket.create_connection(('{gateway}', {port}))\nprint('ready')\nwhile True:\n    \
+         try:\n        s.sendall(b'x'); state = 'open'\n    except OSError: state = 'closed'\n    \
+         open('/root/state', 'w').write(state)\n    time.sleep(0.05)\n"
+    );
+    run_python(&alice, "main", "outside", &program);
+    let (_connection, _) = listener.accept().unwrap();
+    let id = save(&alice, "ins=main");
+    assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "the one that goes on keeps it");
+    let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=clone")).ok());
+    assert_eq!(action["status"], "done", "{action}");
+    assert!(action["losses"].to_string().contains("TCP connections were closed"), "{action}");
+    eventually(Duration::from_secs(5), "the program is told", || exec(&alice, "clone", "cat /root/state") == "closed");
+    assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "a clone takes nobody's connection");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "clone");
+    delete_checkpoints(&alice);
+}
+
+/// A periodic timerfd is named as what may not go on.
+#[test]
+fn a_periodic_timerfd_is_named() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = "import ctypes, struct, time\nlibc = ctypes.CDLL(None)\nfd = libc.timerfd_create(1, 0)\n\
+                   spec = struct.pack('qqqq', 0, 100000000, 0, 100000000)\nassert libc.timerfd_settime(fd, 0, spec, None) == 0\n\
+                   print('ready')\ntime.sleep(100000)";
+    run_python(&alice, "main", "timer", program);
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    assert!(verdict["losses"].to_string().contains("periodic timerfd") && verdict["can_be_saved"] == true, "{verdict}");
+    delete(&alice, "main");
+}

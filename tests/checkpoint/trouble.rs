@@ -1,0 +1,212 @@
+//! CRIU that fails, hangs or is killed, and disks that fill up: the pod goes on, with its network, and nothing is left.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    common::{Server, eventually},
+    help::{
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, fails, run_python,
+        save, start_with, status,
+    },
+};
+
+/// A folder with a `criu` that does this where the real one would save a pod.
+fn criu_that(does: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let real = std::env::split_paths(&path).map(|part| part.join("criu")).find(|program| program.is_file()).unwrap();
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = swrk ] && [ -n \"$PODY_ACTION\" ] && {{ {does}; }}\nexec {} \"$@\"\n",
+        real.display()
+    );
+    let program = folder.path().join("criu");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{path}", folder.path().display());
+    (folder, path)
+}
+
+#[track_caller]
+fn goes_on(server: &Server) {
+    let alice = server.member("alice");
+    assert_eq!(status(&alice, "main"), "running");
+    let (from, _) = count(&alice, "main");
+    counts_on(&alice, "main", from);
+    assert_eq!(engine_says(server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    let pid = engine_says(server, "alice", "main", "{{.State.Pid}}");
+    let rules = Command::new("nsenter").args(["-t", &pid, "-n", "iptables-save"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&rules.stdout).contains("CRIU"));
+    assert_clean(server);
+    assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_criu_that_fails_hangs_or_is_killed() {
+    for (does, said) in [
+        ("exit 1", "dump: "),
+        ("sleep 1000", "dump: CRIU did not end within 1 s and was ended"),
+        ("kill -9 $$", "dump: "),
+    ] {
+        let (_folder, path) = criu_that(does);
+        let config = "[checkpoint]\ntimeout_seconds = 1";
+        let Some(server) = start_with(|builder| builder.config(config).env("PATH", &path)) else { return };
+        let alice = server.member("alice");
+        create(&alice, "main");
+        run_python(&alice, "main", "counter", COUNTER);
+        let begun = Instant::now();
+        let error = fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
+        assert!(error.starts_with(said), "{does}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{does} took {:?}", begun.elapsed());
+        goes_on(&server);
+        delete(&alice, "main");
+    }
+}
+
+/// CRIU is killed while it writes pages: its lock on the pod's network is removed.
+#[test]
+fn a_criu_that_is_killed_at_its_work() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
+    run_python(&alice, "main", "counter", &program);
+    let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    let folder = server.home.join("checkpoints");
+    let mine = folder.join(format!(".tmp-{}", begun.json()["checkpoint"].as_str().unwrap()));
+    eventually(Duration::from_secs(20), "pages are written", || written(&folder) > 20 << 20);
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let is_mine = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&mine));
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if is_mine && !command.starts_with(b"runc") {
+            killed += 1;
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    }
+    assert!(killed >= 1);
+    let action = crate::help::wait(&alice, &begun);
+    assert_eq!(action["status"], "error", "{action}");
+    goes_on(&server);
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+fn written(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(data) if data.is_dir() => written(&entry.path()),
+            Ok(data) if data.is_file() => data.len(),
+            _ => 0,
+        })
+        .sum()
+}
+
+/// A small disk for the store; unmounted when dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        crate::common::run(
+            "mount",
+            &["-t", "tmpfs", "-o", &format!("size={size}"), "pody-test", &folder.path().display().to_string()],
+        );
+        Self(folder)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_leaves_the_pod() {
+    if !crate::common::Need::Failpoints.is_there() {
+        return;
+    }
+    let disk = Disk::new("64m");
+    let config = format!("[checkpoint]\nkeep_free = \"0\"\ndirectory = \"{}\"", disk.0.path().display());
+    // Before the dump there is time to fill the disk.
+    let slow =
+        |builder: crate::common::Builder| builder.config(&config).env("FAILPOINTS", "checkpoint-dump=sleep(2000)");
+    let Some(server) = start_with(slow) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", &COUNTER.replace("4 << 20", "40 << 20"));
+    let begun = alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    fs::write(disk.0.path().join("filler"), vec![1; 50 << 20]).unwrap();
+    let action = crate::help::wait(&alice, &begun);
+    let error = action["error"].as_str().unwrap_or_default();
+    assert!(error.starts_with("dump: the disk is full"), "{action}");
+    goes_on(&server);
+    assert!(fs::read_dir(disk.0.path()).unwrap().flatten().all(|entry| {
+        let name = entry.file_name();
+        name == "filler" || name == ".bin"
+    }));
+
+    let refused = alice.post("/pod/checkpoint?ins=main");
+    assert_eq!(refused.status, 507, "{refused}");
+    fs::remove_file(disk.0.path().join("filler")).unwrap();
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A daemon that is stopped leaves no pod standing still.
+#[test]
+fn a_daemon_that_is_stopped_lets_the_pod_go_on() {
+    let (_folder, path) = criu_that("sleep 1000");
+    let Some(mut server) = start_with(|builder| builder.env("PATH", &path)) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    alice.post("/pod/checkpoint?ins=main").ok();
+    eventually(Duration::from_secs(10), "it stands still", || status(&alice, "main") == "paused");
+    assert!(server.terminate().success());
+    assert_eq!(engine_says(&server, "alice", "main", "{{.State.Status}}"), "running");
+    server.start_again();
+    goes_on(&server);
+    delete(&alice, "main");
+}
+
+/// Memory of pods goes with the account, whoever has its name next.
+#[test]
+fn checkpoints_go_with_their_user() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let (alice, admin) = (server.member("alice"), server.admin());
+    create(&alice, "main");
+    let id = save(&alice, "ins=main&kind=rootfsonly");
+    admin.post("/admin/user/purge?username=alice").ok();
+    let folder = crate::help::folder(&server, &id);
+    eventually(Duration::from_secs(10), "the folder is removed", || !folder.exists());
+    server.add_user("alice", &[]);
+    assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
+    assert_eq!(alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).status, 404);
+}
+
+/// Other programs' options for CRIU are as before, after every restore.
+#[test]
+fn the_options_of_others_are_kept() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let conf = Path::new("/etc/criu/runc.conf");
+    let before = fs::read(conf).ok();
+    let alice = server.member("alice");
+    create(&alice, "main");
+    save(&alice, "ins=main&leave_running=false");
+    crate::help::done(&alice, "/pod/restore?ins=main");
+    // Other tests of this machine may be at it: in the end it is as it was.
+    eventually(Duration::from_secs(30), "the file is as before", || fs::read(conf).ok() == before);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}

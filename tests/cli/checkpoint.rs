@@ -1,0 +1,106 @@
+//! `pody checkpoint`, `restore`, `checkpoints`: what is sent, waited for and said.
+
+use serde_json::{Value, json};
+
+use super::{fake::Fake, terminal::Terminal};
+
+fn action(status: &str, phase: &str, error: Option<&str>) -> Value {
+    json!({
+        "id": "a1", "type": "checkpoint", "user": "alice", "pod": "p", "container_name": "alice-main", "checkpoint": "c1",
+        "status": status, "phase": phase, "bytes": 1u64 << 30, "total_bytes": 2u64 << 30, "frozen_ms": 1234,
+        "losses": ["sleep[9] was started by an exec"], "error": error,
+        "started_at": "2020-01-01T00:00:00Z", "ended_at": null,
+    })
+}
+
+#[test]
+fn save_and_restore_wait_for_the_end_and_say_what_was_lost() {
+    let fake = Fake::start();
+    fake.on("/pod/checkpoint", action("running", "pause", None)).on("/pod/restore", action("running", "verify", None));
+    fake.on("/action/status", action("done", "commit", None));
+    let saved =
+        fake.run(&["checkpoint", "main", "--stop", "--kind", "simple", "--compression", "zstd", "--label", "x"]);
+    assert_eq!(saved.stdout, "main saved as c1 (1.0G) and stopped; `pody restore main` brings it back\n");
+    assert_eq!(saved.stderr, "warning: sleep[9] was started by an exec\n");
+    let seen = fake.seen();
+    assert_eq!(seen[0].form, "ins=main&leave_running=false&kind=simple&compression=zstd&name=x");
+    assert_eq!(seen[1].line, "GET /action/status?id=a1");
+    assert_eq!(fake.run(&["checkpoint", "main"]).stdout, "main saved as c1 (1.0G); it stood still for 1.2 s\n");
+    assert_eq!(fake.seen()[0].form, "ins=main&leave_running=true");
+    let restored = fake.run(&["restore", "main", "--from", "c1", "--as", "twin"]);
+    assert_eq!(restored.stdout, "twin is back, from c1\n");
+    assert_eq!(fake.seen()[0].form, "ins=main&checkpoint=c1&as=twin");
+    assert_eq!(fake.run(&["restore", "main", "--json"]).json()["checkpoint"], "c1");
+}
+
+#[test]
+fn a_failed_action_is_an_error_with_its_reason() {
+    let fake = Fake::start();
+    fake.on("/pod/checkpoint", action("running", "dump", None));
+    fake.on("/action/status", action("error", "dump", Some("dump: the disk is full")));
+    let failed = fake.run(&["checkpoint", "main"]);
+    assert_eq!((failed.code, failed.stderr.as_str()), (1, "error: dump: the disk is full\n"));
+    assert_eq!(fake.run(&["checkpoint"]).code, 2);
+}
+
+#[test]
+fn check_tells_each_process_and_ends_with_its_verdict() {
+    let fake = Fake::start();
+    let verdict = |can: bool| {
+        json!({
+            "pod": "alice-main", "kind": "rootfs", "can_be_saved": can, "problems": if can { json!([]) } else { json!(["why"]) },
+            "losses": [], "memory": 1u64 << 30, "files": 1 << 20, "freeze_ms": 2500, "space_needed": 1u64 << 30,
+            "space_free": 5u64 << 30,
+            "processes": [{"pid": 41, "name": "node", "saved": if can { "yes" } else { "no" }, "notes": if can { json!([]) } else { json!(["why"]) }}],
+        })
+    };
+    fake.on("/checkpoint/check", verdict(true));
+    let good = fake.run(&["checkpoint", "check", "main"]);
+    assert_eq!(good.code, 0);
+    assert!(
+        good.stdout.contains(
+            "alice-main can be saved: about 1.0G of memory and 1.0M of files; it would stand still for about 2.5 s"
+        ),
+        "{good:?}"
+    );
+    assert_eq!(fake.seen_one().line, "GET /checkpoint/check?ins=main");
+    fake.on("/checkpoint/check", verdict(false));
+    let bad = fake.run(&["checkpoint", "check", "main"]);
+    assert_eq!(bad.code, 1);
+    assert!(
+        bad.stdout.contains("41   node") && bad.stdout.contains("cannot be saved") && bad.stdout.ends_with("- why\n"),
+        "{bad:?}"
+    );
+}
+
+#[test]
+fn the_list_is_a_table_and_rm_asks() {
+    let fake = Fake::start();
+    fake.on(
+        "/pod/checkpoints",
+        json!([{
+            "id": "c1", "user": "alice", "pod": "p", "instance": "main", "container_name": "alice-main", "kind": "rootfs",
+            "compression": "none", "name": null, "reason": null, "status": "ready", "size": 1u64 << 30, "image": "sha256:1",
+            "created_at": "2020-01-01T00:00:00Z",
+        }]),
+    );
+    let table = fake.run(&["checkpoints", "main"]).ok();
+    let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(words[0], ["ID", "POD", "KIND", "SIZE", "PACKED", "STATUS", "LABEL", "CREATED"]);
+    assert_eq!(words[1][..7], ["c1", "main", "rootfs", "1.0G", "none", "ready", "-"]);
+    assert_eq!(fake.seen_one().line, "GET /pod/checkpoints?ins=main");
+    fake.on("/checkpoint/delete", json!({"log": "Checkpoint c1 deleted"}));
+    assert_eq!(fake.run(&["checkpoint", "rm", "c1"]).code, 1);
+    assert_eq!(fake.run(&["checkpoint", "rm", "c1", "-y"]).ok(), "c1 deleted\n");
+    assert_eq!(fake.seen_one().form, "checkpoint=c1");
+}
+
+/// On a terminal the way is shown, and wiped away at the end.
+#[test]
+fn a_terminal_shows_phase_bytes_and_seconds_frozen() {
+    let fake = Fake::start();
+    fake.on("/pod/checkpoint", action("running", "dump", None)).on("/action/status", action("done", "commit", None));
+    let terminal = Terminal::start(&fake, "$PODY checkpoint main");
+    let shown = terminal.end();
+    assert!(shown.contains("saving: dump      ████████████░░░░░░░░░░░░ 1.0G of 2.0G  frozen 1.2 s"), "{shown:?}");
+}
