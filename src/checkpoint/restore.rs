@@ -194,7 +194,13 @@ impl Restoring {
         let choices = Tcp::choices(&self.manifest.sockets, !self.action.journal.makes_pod);
         let mut last = None;
         for (at, tcp) in choices.iter().enumerate() {
-            match self.start_from_images(&container, *tcp).await {
+            let mut started = self.start_from_images(&container, *tcp).await;
+            // Without a word of CRIU's it was the engine, which at times takes the same again.
+            if let Err(CheckpointError::Engine(EngineError::Failed { message, .. })) = &started {
+                tracing::warn!(pod = self.pod.container_name, message, "tried again");
+                started = self.start_from_images(&container, *tcp).await;
+            }
+            match started {
                 Ok(()) => {
                     if *tcp == Tcp::Close && self.manifest.sockets.outside + self.manifest.sockets.local > 0 {
                         let count = self.manifest.sockets.outside + self.manifest.sockets.local;

@@ -10,4 +10,5 @@ mod kills;
 mod life;
 mod matrix;
 mod refusals;
+mod sessions;
 mod trouble;
