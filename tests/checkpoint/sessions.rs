@@ -15,7 +15,7 @@ fn background_commands_are_saved() {
     create(&alice, "main");
     let command = "n=0; while :; do n=$((n+1)); echo $n > /root/n; sleep 0.05; done";
     let begun = alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", command), ("detach", "true")]).ok().json();
-    eventually(Duration::from_secs(5), "it counts", || exec(&alice, "main", "cat /root/n; true") != "");
+    eventually(Duration::from_secs(5), "it counts", || !exec(&alice, "main", "cat /root/n; true").is_empty());
     let sessions = |name: &str| alice.get(&format!("/pod/sessions?ins={name}")).ok().json();
     let before = sessions("main")[0]["session"].clone();
     assert!(begun.to_string().contains(before.as_str().unwrap()), "{begun}");
