@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     account::{AccountError, Accounts, Actor},
     checkpoint::Checkpoints,
+    cluster::Clusters,
     config::{self, ConfigError, LiveConfig},
     control,
     db::{Db, DbError, now},
@@ -43,6 +44,7 @@ pub struct App {
     pub gpus: Gpus,
     pub pods: Pods,
     pub checkpoints: Checkpoints,
+    pub clusters: Clusters,
     pub usage: Usage,
     pub metrics: Metrics,
 }
@@ -83,6 +85,7 @@ impl App {
         let pods = Pods::new(home, db.clone(), config.clone(), engine.clone(), gpus.clone(), accounts.clone());
         let checkpoints =
             Checkpoints::new(home, db.clone(), config.clone(), engine.clone(), accounts.clone(), pods.clone());
+        let clusters = Clusters::open(db.clone())?;
         Ok(Self {
             config,
             db,
@@ -91,6 +94,7 @@ impl App {
             gpus,
             pods,
             checkpoints,
+            clusters,
             usage: Usage::default(),
             metrics: Metrics::default(),
         })

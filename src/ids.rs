@@ -20,6 +20,12 @@ macro_rules! uuid_id {
             }
         }
 
+        impl From<$name> for Uuid {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.fmt(f)
@@ -61,6 +67,10 @@ uuid_id! {
 uuid_id! {
     /// One checkpoint or restore, under way or ended.
     ActionId
+}
+uuid_id! {
+    /// A cluster of an outside agent, or this host as one.
+    ClusterId
 }
 
 /// The engine's full 64-character container id. Never a prefix: a container may be *named* like another's short id.

@@ -8,6 +8,7 @@
 //! - [`account`]: users, passwords, tokens, throttle, quotas
 //! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
 //! - [`checkpoint`]: running pods saved and brought back: phases, store, preflight, recovery
+//! - [`cluster`]: this host as a cluster, and those that outside agents tell of
 //! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
 //! - [`db`]: the only place with SQL
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
@@ -21,6 +22,7 @@ pub mod account;
 pub mod app;
 pub mod checkpoint;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod db;

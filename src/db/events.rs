@@ -71,6 +71,27 @@ pub struct EventFilter {
     pub limit: u32,
 }
 
+/// Which events to find, by what they tell of.
+#[derive(Clone, Debug)]
+pub struct EventSearch {
+    /// `None` = everybody's.
+    pub user: Option<UserName>,
+    /// Milliseconds since 1970.
+    pub since: i64,
+    /// An action is `SUBJECT.VERB`.
+    pub subject: Option<String>,
+    pub verb: Option<String>,
+    pub limit: u32,
+}
+
+/// An event with its time as a number.
+#[derive(Clone, Debug)]
+pub struct FoundEvent {
+    /// Milliseconds since 1970.
+    pub millis: i64,
+    pub event: Event,
+}
+
 /// Milliseconds since 1970 as people and scripts read them.
 pub fn rfc3339(millis: i64) -> String {
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| millis.to_string(), |t| t.to_string())
@@ -147,6 +168,18 @@ impl Tx<'_> {
                      ORDER BY id DESC LIMIT 1";
         let params = params![user.as_str(), object, actions[0], actions[1], since];
         Ok(collect(&self.0, query, params, |row| Ok(row.get(0)?))?.pop())
+    }
+
+    /// Newest first.
+    pub fn find_events(&self, search: &EventSearch) -> Result<Vec<FoundEvent>, DbError> {
+        let query = "SELECT id, at, actor, source, action, object, outcome, detail FROM events
+                     WHERE (?1 IS NULL OR user = ?1) AND at >= ?2
+                     AND (?3 IS NULL OR substr(action, 1, instr(action, '.') - 1) = ?3)
+                     AND (?4 IS NULL OR substr(action, instr(action, '.') + 1) = ?4)
+                     ORDER BY id DESC LIMIT ?5";
+        let user = search.user.as_ref().map(UserName::as_str);
+        let params = params![user, search.since, search.subject, search.verb, search.limit];
+        collect(&self.0, query, params, |row| Ok(FoundEvent { millis: row.get(1)?, event: read(row)? }))
     }
 
     /// Keeps the newest `keep` events.

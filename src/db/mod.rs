@@ -13,6 +13,7 @@
 
 mod actions;
 mod checkpoints;
+mod clusters;
 mod commits;
 mod events;
 mod legacy;
@@ -37,7 +38,7 @@ use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 pub use commits::Commit;
-pub use events::{Event, EventFilter, NewEvent, Outcome, rfc3339};
+pub use events::{Event, EventFilter, EventSearch, FoundEvent, NewEvent, Outcome, rfc3339};
 pub use legacy::{LegacyUsage, OldInstallation};
 pub use legacy_log::OldLog;
 pub use snapshot::{Accounts, PodRows, Snapshot};

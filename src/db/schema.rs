@@ -233,6 +233,39 @@ CREATE INDEX actions_running ON actions (status) WHERE status = 'running';
 ALTER TABLE quotas ADD COLUMN checkpoint_count INTEGER;
 ALTER TABLE quotas ADD COLUMN checkpoint_size INTEGER;
 ",
+    r"
+-- What this host is called by other systems, for good: a random UUID, made with this table.
+CREATE TABLE host (
+    id TEXT NOT NULL
+) STRICT;
+INSERT INTO host (id)
+SELECT lower(substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-4' || substr(h, 14, 3) || '-8' || substr(h, 18, 3) || '-' || substr(h, 21, 12))
+FROM (SELECT hex(randomblob(16)) AS h);
+
+-- What agents of other clusters tell of them, per user.
+CREATE TABLE clusters (
+    id          TEXT PRIMARY KEY,
+    user        TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    -- JSON
+    metadata    TEXT,
+    created_at  INTEGER NOT NULL,
+    synced_at   INTEGER,
+    UNIQUE (user, name)
+) STRICT;
+CREATE TABLE resources (
+    cluster     TEXT NOT NULL REFERENCES clusters (id) ON DELETE CASCADE,
+    -- pod, node or job
+    kind        TEXT NOT NULL,
+    namespace   TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    -- the resource as the agent sent it, JSON
+    body        TEXT NOT NULL,
+    synced_at   INTEGER NOT NULL,
+    PRIMARY KEY (cluster, kind, namespace, name)
+) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Brings the tables to the newest form; refuses a database from a newer pody.

@@ -63,6 +63,10 @@ pub struct Detail {
     /// Host PID of the first process; 0 when not running.
     pub pid: i32,
     pub exit_code: i64,
+    /// Times that the engine has started it again by itself.
+    pub restarts: i64,
+    /// RFC 3339; `None` before the first start.
+    pub started_at: Option<String>,
     pub gpus: GpuSet,
     /// Bytes; `None` = no limit.
     pub memory: Option<u64>,
@@ -322,6 +326,8 @@ impl Container {
             detail: Some(Detail {
                 pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0),
                 exit_code: state.exit_code.unwrap_or(0),
+                restarts: inspect.restart_count.unwrap_or(0),
+                started_at: state.started_at.filter(|at| !at.starts_with("0001-")),
                 gpus,
                 memory: unsigned(host.memory),
                 shm: unsigned(host.shm_size),

@@ -24,7 +24,7 @@ pub use self::{
     containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
-    inventory::{Container, Image, Inventory},
+    inventory::{Container, Detail, Image, Inventory},
     saving::{Anatomy, RestartRule},
 };
 

@@ -3,6 +3,8 @@
 //! [`router`] lists every route once; the list feeds the router, `/help` and `/openapi.json`. A dialect (one folder each)
 //! translates: parse, call the domain, render. [`server`] accepts connections and guards against slow and many clients.
 
+pub mod cedana;
+pub mod identity;
 pub mod params;
 pub mod pody;
 pub mod router;

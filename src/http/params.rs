@@ -2,7 +2,12 @@
 
 use std::borrow::Cow;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use utoipa::{
+    PartialSchema,
+    openapi::{RefOr, Schema},
+};
 
 use super::pody::ApiError;
 use crate::{
@@ -26,22 +31,34 @@ pub struct Param {
 
 /// What came with a request, by name. The last of several of one name counts.
 #[derive(Debug, Default)]
-pub struct Input<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub struct Input<'a> {
+    pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    json: &'a [u8],
+}
 
 impl<'a> Input<'a> {
     pub fn new(query: &'a str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).collect())
+        Self { pairs: form_urlencoded::parse(query.as_bytes()).collect(), json: &[] }
     }
 
     /// Adds a form body; it wins over the query.
     pub fn extend(&mut self, form: &'a [u8]) {
-        self.0.extend(form_urlencoded::parse(form));
+        self.pairs.extend(form_urlencoded::parse(form));
+    }
+
+    /// Adds one that wins over all before.
+    pub fn push(&mut self, name: String, value: String) {
+        self.pairs.push((name.into(), value.into()));
+    }
+
+    pub fn set_json(&mut self, body: &'a [u8]) {
+        self.json = body;
     }
 
     /// A name may be written with `-` for `_`, as one edition of pody's documents does.
     pub fn get(&self, name: &str) -> Option<&str> {
         let is_meant = |key: &str| key == name || key.contains('-') && key.replace('-', "_") == name;
-        self.0.iter().rev().find(|(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
+        self.pairs.iter().rev().find(|(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
     }
 }
 
@@ -182,9 +199,65 @@ impl Parameter for bool {
     }
 }
 
+/// What a route does with the body of a request.
+#[derive(Clone, Copy)]
+pub enum BodyUse {
+    /// A form is read as parameters, anything else is read and dropped.
+    Form,
+    /// JSON of this schema.
+    Json(fn() -> RefOr<Schema>),
+    /// Left to the handler.
+    Bytes,
+}
+
+impl BodyUse {
+    /// Fields of a JSON body and whether they are optional.
+    pub fn fields(self) -> Vec<(String, bool)> {
+        let Self::Json(schema) = self else { return Vec::new() };
+        let schema = serde_json::to_value(schema()).unwrap_or_default();
+        let is_required = |name: &str| {
+            schema["required"].as_array().is_some_and(|names| names.iter().any(|required| required == name))
+        };
+        let fields = schema["properties"].as_object().into_iter().flatten();
+        fields.map(|(name, _)| (name.clone(), !is_required(name))).collect()
+    }
+}
+
+/// A JSON body, beside the parameters: `(Params, Body<T>)`. Fields that it does not know are ignored, none at all is `{}`.
+pub struct Body<T>(pub T);
+
+impl<P, T> Params for (P, Body<T>)
+where
+    P: Params,
+    T: DeserializeOwned + PartialSchema + Send + 'static,
+{
+    const LIST: &'static [Param] = P::LIST;
+    const BODY: BodyUse = BodyUse::Json(T::schema);
+
+    fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
+        let text = if input.json.trim_ascii().is_empty() { b"{}" } else { input.json };
+        let body = serde_json::from_slice(text)
+            .map_err(|error| vec![BadParam::Rule { name: "body", rule: error.to_string() }])?;
+        Ok((P::read(input)?, Body(body)))
+    }
+}
+
+/// The handler reads the body itself: `(Params, Streamed)`.
+pub struct Streamed;
+
+impl<P: Params> Params for (P, Streamed) {
+    const LIST: &'static [Param] = P::LIST;
+    const BODY: BodyUse = BodyUse::Bytes;
+
+    fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
+        Ok((P::read(input)?, Streamed))
+    }
+}
+
 /// The parameters of one route.
 pub trait Params: Sized + Send + 'static {
     const LIST: &'static [Param];
+    const BODY: BodyUse = BodyUse::Form;
 
     fn read(input: &Input) -> Result<Self, Vec<BadParam>>;
 }

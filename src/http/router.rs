@@ -8,20 +8,21 @@ use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    extract::{ConnectInfo, FromRequestParts, RawPathParams, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter},
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
 
 use super::{
-    params::{Input, Param, Params},
+    cedana::{self, V2Error},
+    identity::{identify, refuse_other_sites},
+    params::{BodyUse, Input, Param, Params},
     pody::{self, ApiError},
 };
 use crate::{account::Caller, app::App, engine::Health};
 
-/// Largest form body, bytes.
+/// Largest body that is read as a whole, bytes.
 const MAX_BODY: usize = 1 << 20;
 /// Largest query, bytes: 414 beyond it.
 const MAX_QUERY: usize = 32 << 10;
@@ -36,6 +37,8 @@ pub enum Access {
     Admin,
     /// Another node, with the access token of `[remote_user_profile.service]`.
     Node,
+    /// Whoever holds a URL that this server has signed for the purpose.
+    Url,
 }
 
 /// A request, as a handler sees it.
@@ -54,35 +57,61 @@ impl Cx {
     }
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
-type Handler = Arc<dyn Fn(Cx, &Input) -> Result<Answer, ApiError> + Send + Sync>;
+type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+type Handler = Arc<dyn Fn(Cx, &Input) -> Answer + Send + Sync>;
 
 /// One row of the list.
 #[derive(Clone)]
 pub struct Route {
+    /// A part like `{id}` is a parameter; one called `{path}` takes all the rest.
     pub path: &'static str,
     pub method: Method,
     pub access: Access,
     pub params: &'static [Param],
+    pub body: BodyUse,
     pub summary: &'static str,
     /// Shown in `/help`: one method per path, as the client's `fetch` wants it.
     pub listed: bool,
     handler: Handler,
+    /// Renders what goes wrong before the handler is called, in the dialect of the route.
+    refuse: fn(ApiError) -> Response,
 }
 
-fn route<P, F, Fut, T>(method: Method, path: &'static str, access: Access, summary: &'static str, handler: F) -> Route
+impl Route {
+    /// Whether the parameter of this name is a part of the path.
+    pub fn is_in_path(&self, name: &str) -> bool {
+        self.path.split('/').any(|part| part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) == Some(name))
+    }
+
+    /// The path as the router wants it.
+    fn pattern(&self) -> String {
+        self.path.replace("{path}", "{*path}")
+    }
+}
+
+fn route<P, F, Fut, T, E>(
+    method: Method,
+    path: &'static str,
+    access: Access,
+    summary: &'static str,
+    handler: F,
+) -> Route
 where
     P: Params,
     F: Fn(Cx, P) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, ApiError>> + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
     T: IntoResponse,
+    E: IntoResponse + From<ApiError>,
 {
-    let handler: Handler = Arc::new(move |cx, input| {
-        let params = P::read(input)?;
-        let answer = handler(cx, params);
-        Ok(Box::pin(async move { Ok(answer.await?.into_response()) }))
+    let refuse = |error: ApiError| E::from(error).into_response();
+    let handler: Handler = Arc::new(move |cx, input| match P::read(input) {
+        Ok(params) => {
+            let answer = handler(cx, params);
+            Box::pin(async move { answer.await.map_or_else(IntoResponse::into_response, IntoResponse::into_response) })
+        }
+        Err(bad) => Box::pin(std::future::ready(refuse(bad.into()))),
     });
-    Route { path, method, access, params: P::LIST, summary, listed: true, handler }
+    Route { path, method, access, params: P::LIST, body: P::BODY, summary, listed: true, handler, refuse }
 }
 
 /// Shorthand: the method names are the first word of each row below.
@@ -94,6 +123,7 @@ macro_rules! table {
 
 /// The list.
 pub fn routes() -> Vec<Route> {
+    use cedana as v2;
     use pody::{action, admin, checkpoint, event, host, image, meta, pod, ssh_key, stat, token, user, user_api};
     let mut routes = table![
         GET  Open   "/version"               meta::version,          "version of the API that this server speaks";
@@ -169,37 +199,57 @@ pub fn routes() -> Vec<Route> {
         GET  Node   "/user_api/get_user"     user_api::get,          "one user, for other nodes";
         GET  Node   "/user_api/check_user"   user_api::check,        "whose credential this is, for other nodes";
         GET  Node   "/user_api/list_users"   user_api::list,         "all users, for other nodes";
+
+        GET  Member "/v2/user"               v2::user::find,         "whose token this is";
+        GET  Member "/v2/pods"               v2::resource::list_pods,  "your pods, and those that your agents tell of; id of a pod or cluster";
+        GET  Member "/v2/pods/count"         v2::resource::count_pods, "how many pods that are";
+        GET  Member "/v2/nodes"              v2::resource::list_nodes, "this host, and nodes that your agents tell of; id of a node or cluster";
+        GET  Member "/v2/jobs"               v2::resource::list_jobs,  "your pods that run, and jobs that your agents tell of";
+        GET  Member "/v2/jobs/count"         v2::resource::count_jobs, "how many jobs that are";
+        GET  Member "/v2/events"             v2::event::list,        "who did what in the last time seconds, newest first; members see their own";
+        GET  Member "/v2/cluster"            v2::cluster::list,      "this host, and clusters that your agents tell of";
+        POST Member "/v2/cluster/sync"       v2::cluster::sync,      "keep a pod, node or job of a cluster of yours";
+        POST Member "/v2/k8s/sync"           v2::cluster::sync_text, "keep a pod, node or job (the path of an older edition)";
     ];
     // Second methods of paths above. `/help` shows one method per path.
     let second = table![
         GET    Member "/user/ch-passwd"      user::change_password,  "change your password (the method of an older edition)";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
+        POST   Member "/v2/cluster"          v2::cluster::create,    "make a cluster that an agent can tell of";
     ];
     routes.extend(second.into_iter().map(|route| Route { listed: false, ..route }));
     for route in &mut routes {
-        // Open to other nodes only: no concern of members.
-        route.listed &= route.access != Access::Node;
+        // Open to other nodes, or called by a URL that is handed out whole: nothing to be typed by members.
+        route.listed &= !matches!(route.access, Access::Node | Access::Url);
     }
     routes
 }
 
 /// The router over the list.
 pub fn router(app: App) -> Router {
-    let mut paths: Vec<(&'static str, MethodRouter)> = Vec::new();
+    let mut paths: Vec<(String, MethodRouter)> = Vec::new();
     for route in routes() {
-        let at = paths.iter().position(|(path, _)| *path == route.path).unwrap_or_else(|| {
-            paths.push((route.path, MethodRouter::new()));
+        let pattern = route.pattern();
+        let at = paths.iter().position(|(path, _)| *path == pattern).unwrap_or_else(|| {
+            paths.push((pattern, MethodRouter::new()));
             paths.len() - 1
         });
-        let filter = MethodFilter::try_from(route.method.clone()).expect("GET and POST");
+        let filter = MethodFilter::try_from(route.method.clone()).expect("a method that axum knows");
         let (app, route, path) = (app.clone(), Arc::new(route), &mut paths[at].1);
         *path = std::mem::take(path).on(filter, move |request: Request| dispatch(app.clone(), route.clone(), request));
     }
     let mut router = Router::new();
     for (path, methods) in paths {
-        router = router.route(path, methods);
+        router = router.route(&path, methods);
     }
-    router.fallback(async || ApiError::NoRoute).method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+    router
+        .fallback(async |uri: Uri| refuse_at(&uri, ApiError::NoRoute))
+        .method_not_allowed_fallback(async |uri: Uri| refuse_at(&uri, ApiError::MethodNotAllowed))
+}
+
+/// An error where no route was found, in the dialect that the path belongs to.
+fn refuse_at(uri: &Uri, error: ApiError) -> Response {
+    if uri.path().starts_with("/v2/") { V2Error::from(error).into_response() } else { error.into_response() }
 }
 
 /// What happens to every request.
@@ -209,7 +259,7 @@ async fn dispatch(app: App, route: Arc<Route>, request: Request) -> Response {
         request.extensions().get::<ConnectInfo<SocketAddr>>().copied().unwrap_or(ConnectInfo(([0, 0, 0, 0], 0).into()));
     let mut user = None;
     let answer = answer(&app, &route, peer, request, &mut user).await;
-    let mut response = answer.unwrap_or_else(IntoResponse::into_response);
+    let mut response = answer.unwrap_or_else(route.refuse);
     if let Health::Down(_) = app.engine.health()
         && let Some(age) = app.engine.inventory().age()
         && let Ok(value) = HeaderValue::from_str(&format!("{:.1}", age.as_secs_f64()))
@@ -247,68 +297,54 @@ async fn answer(
     let mut input = Input::new(&query);
     let is_read = route.method == Method::GET;
     let body;
-    let is_form = is_form(request.headers());
-    // A body of no use is read too: one that is left unread ends the connection, and the client is not told.
-    if is_form || !is_read {
-        body = read_body(app, std::mem::take(request.body_mut())).await?;
-        if is_form {
-            input.extend(&body);
+    match route.body {
+        BodyUse::Bytes => {}
+        BodyUse::Json(_) => {
+            // Read before it is refused, too: see below.
+            body = read_body(app, std::mem::take(request.body_mut())).await?;
+            refuse_other_bodies(request.headers())?;
+            input.set_json(&body);
         }
+        // A body of no use is read too: one that is left unread ends the connection, and the client is not told.
+        BodyUse::Form => {
+            let is_form = is_form(request.headers());
+            if is_form || !is_read {
+                body = read_body(app, std::mem::take(request.body_mut())).await?;
+                if is_form {
+                    input.extend(&body);
+                }
+            }
+        }
+    }
+    if route.path.contains('{') {
+        let (mut parts, body) = request.into_parts();
+        for (name, value) in path_params(&mut parts).await?.iter() {
+            input.push(name.to_owned(), value.to_owned());
+        }
+        request = Request::from_parts(parts, body);
     }
     let cx = Cx { app: app.clone(), peer, caller, request };
-    let work = (route.handler)(cx, &input)?;
+    let work = (route.handler)(cx, &input);
     if is_read {
-        return work.await;
+        return Ok(work.await);
     }
     // A change goes on to its end when the client leaves.
-    match tokio::spawn(work).await {
-        Ok(answer) => answer,
-        Err(error) => Err(ApiError::internal(&error)),
-    }
+    tokio::spawn(work).await.map_err(|error| ApiError::internal(&error))
 }
 
-async fn identify(
-    app: &App,
-    access: Access,
-    headers: &HeaderMap,
-    peer: SocketAddr,
-) -> Result<Option<Caller>, ApiError> {
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match access {
-        Access::Open => return Ok(None),
-        Access::Node => return pody::user_api::admit_node(app, authorization).map(|()| None),
-        Access::Member | Access::Admin => {}
-    }
-    let (scheme, secret) = authorization.and_then(|value| value.split_once(' ')).ok_or(ApiError::NotAuthenticated)?;
-    let caller = if scheme.eq_ignore_ascii_case("bearer") {
-        app.accounts.authenticate_token(secret.trim(), peer.ip()).await?
-    } else if scheme.eq_ignore_ascii_case("basic") {
-        let decoded = BASE64_STANDARD.decode(secret.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let decoded = decoded.ok_or(ApiError::NotAuthenticated)?;
-        let (name, password) = decoded.split_once(':').ok_or(ApiError::NotAuthenticated)?;
-        app.accounts.authenticate_password(name, password, peer.ip()).await?
-    } else {
-        return Err(ApiError::NotAuthenticated);
-    };
-    match access {
-        Access::Admin if !caller.is_admin => Err(ApiError::AdminsOnly),
-        _ => Ok(Some(caller)),
-    }
+/// The parameters in the path, percent-decoded.
+async fn path_params(parts: &mut Parts) -> Result<RawPathParams, ApiError> {
+    let read = RawPathParams::from_request_parts(parts, &()).await;
+    read.map_err(|_| ApiError::BadRequest("the path is not UTF-8 when decoded".to_owned()))
 }
 
-/// A browser that remembers a Basic password sends it along with whatever another site makes it post here.
-pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
-        return Err(ApiError::OtherSite);
+fn refuse_other_bodies(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json") {
+        return Ok(());
     }
-    let host = text(header::HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));
-    match (text(header::ORIGIN), host) {
-        (Some(origin), Some(host)) if origin.split_once("://").map(|(_, rest)| rest) != Some(host) => {
-            Err(ApiError::OtherSite)
-        }
-        _ => Ok(()),
-    }
+    Err(ApiError::BadRequest(format!("this route wants JSON, and the body came as {kind:?}; send application/json")))
 }
 
 fn is_form(headers: &HeaderMap) -> bool {
@@ -354,13 +390,24 @@ mod tests {
         for route in routes() {
             let params =
                 route.params.iter().map(|param| format!("`{}{}`", param.name, if param.optional { "?" } else { "" }));
+            let body = route.body.fields().into_iter().map(|(name, optional)| {
+                let mark = if optional { "?" } else { "" };
+                format!("`{name}{mark}`")
+            });
+            let body = body.collect::<Vec<_>>().join(" ");
             let who = match route.access {
                 Access::Open => "anybody",
                 Access::Member => "members",
                 Access::Admin => "admins",
                 Access::Node => "other nodes",
+                Access::Url => "holders of a signed URL",
             };
             let params = params.collect::<Vec<_>>().join(" ");
+            let params = match body.is_empty() {
+                true => params,
+                false if params.is_empty() => format!("JSON: {body}"),
+                false => format!("{params}, JSON: {body}"),
+            };
             let _ = writeln!(text, "| {} `{}` | {who} | {params} | {} |", route.method, route.path, route.summary);
         }
         text
@@ -392,19 +439,5 @@ mod tests {
         for route in routes().into_iter().filter(|route| route.listed) {
             assert!(listed.insert(route.path), "{}", route.path);
         }
-    }
-
-    #[test]
-    fn another_sites_post_is_refused() {
-        let refused = |pairs: &[(&'static str, &'static str)]| {
-            let headers =
-                pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-            refuse_other_sites(&headers.collect(), &Uri::from_static("/pod/delete")).is_err()
-        };
-        assert!(!refused(&[("host", "box:8799")]));
-        assert!(!refused(&[("host", "box:8799"), ("origin", "http://box:8799"), ("sec-fetch-site", "same-origin")]));
-        assert!(refused(&[("host", "box:8799"), ("origin", "http://evil.example")]));
-        assert!(refused(&[("host", "box:8799"), ("origin", "null")]));
-        assert!(refused(&[("host", "box:8799"), ("sec-fetch-site", "cross-site")]));
     }
 }

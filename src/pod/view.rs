@@ -8,6 +8,7 @@ use super::{Pod, PodError, Pods, State, create::shown_gpus};
 use crate::{
     account::Caller,
     db::rfc3339,
+    engine::Detail,
     host::cgroup::{Cgroup, Sample},
     names::{InstanceName, PodRef, UserName},
 };
@@ -100,6 +101,11 @@ impl Pods {
             created_at: rfc3339(pod.created_at),
             gpu_trouble: self.gpu_trouble(pod),
         }
+    }
+
+    /// What an inspect tells of the pod's container.
+    pub fn detail(&self, pod: &Pod) -> Option<Detail> {
+        self.container(pod)?.detail.clone()
     }
 
     fn status(&self, pod: &Pod) -> String {

@@ -23,3 +23,4 @@ mod throttle;
 mod tls;
 mod user;
 mod user_api;
+mod v2;

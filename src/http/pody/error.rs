@@ -219,7 +219,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
     }
 }
 
-fn db_status(error: &DbError) -> StatusCode {
+pub fn db_status(error: &DbError) -> StatusCode {
     match error {
         DbError::Busy | DbError::Full | DbError::Gone => StatusCode::SERVICE_UNAVAILABLE,
         DbError::Damaged(_) | DbError::Other(_) | DbError::Row(_) | DbError::Newer { .. } | DbError::Open { .. } => {
@@ -254,9 +254,9 @@ impl From<DbError> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        // A sentence of the database or of Docker about itself is not for clients.
+impl ApiError {
+    /// What a client may see of it: a sentence of the database or of Docker about itself goes to the log.
+    pub fn disclosed(self) -> Self {
         let error = match self {
             Self::Pod(PodError::Db(error)) | Self::Account(AccountError::Db(error))
                 if db_status(&error) == StatusCode::INTERNAL_SERVER_ERROR =>
@@ -273,15 +273,27 @@ impl IntoResponse for ApiError {
         {
             tracing::warn!(%error, "answered 503");
         }
-        let mut response = (error.status(), Json(json!({ "detail": error.detail() }))).into_response();
+        error
+    }
+
+    /// Headers that belong to the status.
+    pub fn add_headers(&self, response: &mut Response) {
         let headers = response.headers_mut();
-        if error.status() == StatusCode::UNAUTHORIZED {
+        if self.status() == StatusCode::UNAUTHORIZED {
             headers
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"pody\", charset=\"UTF-8\""));
         }
-        if let Some(seconds) = error.retry_after() {
+        if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = self.disclosed();
+        let mut response = (error.status(), Json(json!({ "detail": error.detail() }))).into_response();
+        error.add_headers(&mut response);
         response
     }
 }

@@ -7,7 +7,9 @@ use axum::{
 use serde::Serialize;
 use utoipa::openapi::{
     HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Required, ResponseBuilder, ResponsesBuilder,
+    content::Content,
     path::{OperationBuilder, ParameterBuilder, ParameterIn, PathItem},
+    request_body::RequestBodyBuilder,
     schema::{ObjectBuilder, Type},
     security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
 };
@@ -16,7 +18,7 @@ use super::ApiError;
 use crate::{
     engine::Health,
     http::{
-        params::NoParams,
+        params::{BodyUse, NoParams},
         router::{Access, Cx, Json, Route, routes},
     },
     params,
@@ -58,7 +60,7 @@ params! { Help { ; path: String } }
 #[derive(Serialize)]
 struct HelpRow {
     path: &'static str,
-    methods: [&'static str; 1],
+    methods: [String; 1],
     params: Vec<HelpParam>,
     summary: &'static str,
 }
@@ -79,7 +81,7 @@ pub async fn help(_: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError>
     });
     let rows = rows.map(|route| HelpRow {
         path: route.path,
-        methods: [if route.method == Method::GET { "GET" } else { "POST" }],
+        methods: [route.method.to_string()],
         params: route.params.iter().map(|param| HelpParam { name: param.name, optional: param.optional }).collect(),
         summary: route.summary,
     });
@@ -101,17 +103,28 @@ fn describe(routes: &[Route]) -> OpenApi {
                 "boolean" => Type::Boolean,
                 _ => Type::String,
             };
-            let parameter = ParameterBuilder::new().name(param.name).parameter_in(ParameterIn::Query);
+            let place = if route.is_in_path(param.name) { ParameterIn::Path } else { ParameterIn::Query };
+            let parameter = ParameterBuilder::new().name(param.name).parameter_in(place);
             let required = if param.optional { Required::False } else { Required::True };
             let schema = ObjectBuilder::new().schema_type(kind).build();
             operation = operation.parameter(parameter.required(required).schema(Some(schema)).build());
         }
-        if route.access != Access::Open {
+        if let BodyUse::Json(schema) = route.body {
+            let body = RequestBodyBuilder::new().content("application/json", Content::new(Some(schema())));
+            operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
+        }
+        if !matches!(route.access, Access::Open | Access::Url) {
             for scheme in ["basic", "bearer"].into_iter().skip(usize::from(route.access == Access::Node)) {
                 operation = operation.security(SecurityRequirement::new(scheme, Vec::<String>::new()));
             }
         }
-        let method = if route.method == Method::GET { HttpMethod::Get } else { HttpMethod::Post };
+        let method = match route.method {
+            Method::PUT => HttpMethod::Put,
+            Method::PATCH => HttpMethod::Patch,
+            Method::DELETE => HttpMethod::Delete,
+            Method::POST => HttpMethod::Post,
+            _ => HttpMethod::Get,
+        };
         paths = paths.path(route.path, PathItem::new(method, operation.build()));
     }
     let mut components = utoipa::openapi::Components::new();
@@ -132,7 +145,10 @@ fn responses(route: &Route) -> utoipa::openapi::Responses {
             ("429", "too many wrong passwords"),
         ]);
     }
-    if !route.params.is_empty() {
+    let is_v2 = route.path.starts_with("/v2/");
+    if is_v2 && (!route.params.is_empty() || matches!(route.body, BodyUse::Json(_))) {
+        all.push(("400", "a parameter or the body is missing, of another type, or breaks a rule"));
+    } else if !route.params.is_empty() {
         all.extend([("400", "a parameter breaks a rule"), ("422", "a parameter is missing or of another type")]);
     }
     if route.path.starts_with("/pod/") || route.path.starts_with("/image/") {

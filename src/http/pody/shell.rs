@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::ApiError;
 use crate::{
-    http::router::{Cx, refuse_other_sites},
+    http::{identity::refuse_other_sites, router::Cx},
     ids::SessionId,
     names::PodRef,
     params,

@@ -6,8 +6,9 @@ use super::{ApiError, Message};
 use crate::{
     account::{Actor, UserChange, quota::Quota},
     http::{
+        identity::refuse_other_sites,
         params::NoParams,
-        router::{Cx, Json, refuse_other_sites},
+        router::{Cx, Json},
     },
     names::UserName,
     params,

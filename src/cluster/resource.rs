@@ -1,0 +1,166 @@
+//! A pod, node or job of a Kubernetes elsewhere, as its agent sent it.
+
+use std::{fmt, str::FromStr};
+
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::ClusterError;
+use crate::{ids::ClusterId, names::UserName};
+
+/// What a resource is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Pod,
+    Node,
+    Job,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Pod, Self::Node, Self::Job];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Node => "node",
+            Self::Job => "job",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a text is no kind.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no kind of resource")]
+pub struct KindError(String);
+
+impl FromStr for Kind {
+    type Err = KindError;
+
+    fn from_str(s: &str) -> Result<Self, KindError> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == s).ok_or_else(|| KindError(s.to_owned()))
+    }
+}
+
+/// A row of the table `resources`, with its cluster's name and owner.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    pub id: Uuid,
+    pub cluster: ClusterId,
+    pub cluster_name: String,
+    pub user: UserName,
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+    pub body: Value,
+    /// Milliseconds since 1970.
+    pub synced_at: i64,
+}
+
+/// A resource that was sent, before it is known whose it is.
+pub struct Told {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+    pub uid: Option<Uuid>,
+    pub body: Value,
+}
+
+/// Longest name of a resource or namespace; Kubernetes has 253.
+const MAX_NAME: usize = 253;
+
+/// Reads `{"type": "Pod", "metadata": {"name": …}, …}`; `None` for the type `None`.
+pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ClusterError> {
+    let kind = match fields.remove("type").as_ref().and_then(Value::as_str) {
+        Some("None") => return Ok(None),
+        Some("Pod") => Kind::Pod,
+        Some("Node") => Kind::Node,
+        Some("Job") => Kind::Job,
+        _ => return Err(ClusterError::Resource("its type must be None, Pod, Node or Job")),
+    };
+    let body = Value::Object(fields);
+    let text = |key: &str| body["metadata"][key].as_str().unwrap_or_default().to_owned();
+    let (name, namespace) = (text("name"), text("namespace"));
+    let is_good = |name: &str| name.len() <= MAX_NAME && !name.chars().any(char::is_control);
+    if name.is_empty() || !is_good(&name) || !is_good(&namespace) {
+        return Err(ClusterError::Resource(
+            "metadata.name and metadata.namespace must be names as Kubernetes has them",
+        ));
+    }
+    let uid = text("uid").parse().ok();
+    Ok(Some(Told { kind, namespace, name, uid, body }))
+}
+
+impl Resource {
+    /// The state in the resource's own words.
+    pub fn status(&self) -> String {
+        let status = &self.body["status"];
+        if !self.body["metadata"]["deletionTimestamp"].is_null() {
+            return "Terminating".to_owned();
+        }
+        match self.kind {
+            Kind::Pod => status["phase"].as_str().unwrap_or("Unknown").to_owned(),
+            Kind::Node if self.holds("Ready") => "Ready".to_owned(),
+            Kind::Node => "NotReady".to_owned(),
+            Kind::Job if self.holds("Complete") => "Complete".to_owned(),
+            Kind::Job if self.holds("Failed") => "Failed".to_owned(),
+            Kind::Job => "Running".to_owned(),
+        }
+    }
+
+    /// Whether a condition of the status holds.
+    fn holds(&self, condition: &str) -> bool {
+        let conditions = self.body["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().any(|found| found["type"] == condition && found["status"] == "True")
+    }
+
+    /// RFC 3339, when it was made there.
+    pub fn created_at(&self) -> Option<&str> {
+        self.body["metadata"]["creationTimestamp"].as_str()
+    }
+
+    /// RFC 3339, when it was started there.
+    pub fn started_at(&self) -> Option<&str> {
+        self.body["status"]["startTime"].as_str()
+    }
+
+    /// Containers that are ready, and all.
+    pub fn ready(&self) -> (usize, usize) {
+        let all = self.containers();
+        (all.iter().filter(|container| container["ready"] == true).count(), all.len())
+    }
+
+    pub fn restarts(&self) -> i64 {
+        self.containers().iter().filter_map(|container| container["restartCount"].as_i64()).sum()
+    }
+
+    fn containers(&self) -> &[Value] {
+        self.body["status"]["containerStatuses"].as_array().map_or(&[], Vec::as_slice)
+    }
+
+    /// The node that a pod is on.
+    pub fn node(&self) -> &str {
+        self.body["spec"]["nodeName"].as_str().unwrap_or_default()
+    }
+
+    /// A label of the resource, by the first of these names that it has.
+    pub fn label(&self, names: &[&str]) -> &str {
+        let labels = &self.body["metadata"]["labels"];
+        names.iter().find_map(|name| labels[*name].as_str()).unwrap_or_default()
+    }
+
+    /// The pods of these that a job owns.
+    pub fn owned<'a>(&self, pods: &'a [Self]) -> impl Iterator<Item = &'a Self> {
+        let (cluster, namespace, name) = (self.cluster, self.namespace.clone(), self.name.clone());
+        pods.iter().filter(move |pod| {
+            let owners = pod.body["metadata"]["ownerReferences"].as_array();
+            let is_owner = |owner: &Value| owner["kind"] == "Job" && owner["name"] == name.as_str();
+            pod.cluster == cluster && pod.namespace == namespace && owners.into_iter().flatten().any(is_owner)
+        })
+    }
+}

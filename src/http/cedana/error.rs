@@ -1,0 +1,109 @@
+//! The dialect's one error: a status and `{"message", "code", "details"}`.
+//!
+//! What any dialect can meet has its status from [`ApiError`], whose match over the domain errors is exhaustive; what only
+//! this dialect can meet has it here, exhaustively too.
+
+use axum::{
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    account::{AccountError, AuthError},
+    cluster::ClusterError,
+    db::DbError,
+    http::{
+        pody::{ApiError, db_status},
+        router::Json,
+    },
+    pod::PodError,
+};
+
+/// Every answer that is not a success.
+#[derive(Debug, thiserror::Error)]
+pub enum V2Error {
+    #[error(transparent)]
+    Request(#[from] ApiError),
+    #[error("{0}")]
+    BadRequest(String),
+    #[error(transparent)]
+    Cluster(ClusterError),
+}
+
+impl V2Error {
+    fn status(&self) -> StatusCode {
+        match self {
+            // The editions of this dialect know no 422.
+            Self::Request(ApiError::Unprocessable(_)) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Request(error) => error.status(),
+            Self::Cluster(error) => match error {
+                ClusterError::NoCluster(_) => StatusCode::NOT_FOUND,
+                ClusterError::Name | ClusterError::Resource(_) => StatusCode::BAD_REQUEST,
+                ClusterError::ThisHost(_) | ClusterError::TooManyClusters | ClusterError::TooMany { .. } => {
+                    StatusCode::FORBIDDEN
+                }
+                ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+                ClusterError::Db(error) => db_status(error),
+            },
+        }
+    }
+
+    /// The sentence, and more where there is more to say.
+    fn message(&self) -> (String, Value) {
+        match self {
+            Self::Request(ApiError::Unprocessable(list)) => {
+                let sentences = list.iter().map(|bad| {
+                    let name = bad["loc"][1].as_str().unwrap_or_default();
+                    format!("{name}: {}", bad["msg"].as_str().unwrap_or_default())
+                });
+                (sentences.collect::<Vec<_>>().join("; "), Value::Array(list.clone()))
+            }
+            Self::Request(error) => match error.detail() {
+                Value::String(sentence) => (sentence, Value::Null),
+                other => (error.to_string(), other),
+            },
+            other => (other.to_string(), Value::Null),
+        }
+    }
+}
+
+/// Errors of the database are told in one way, whoever met them.
+impl From<ClusterError> for V2Error {
+    fn from(error: ClusterError) -> Self {
+        match error {
+            ClusterError::Db(error) => error.into(),
+            error => Self::Cluster(error),
+        }
+    }
+}
+
+/// Those that [`ApiError`] has a variant for.
+macro_rules! through_request {
+    ($($error:ty),*) => {
+        $(impl From<$error> for V2Error {
+            fn from(error: $error) -> Self {
+                Self::Request(error.into())
+            }
+        })*
+    };
+}
+
+through_request!(AccountError, AuthError, DbError, PodError);
+
+impl IntoResponse for V2Error {
+    fn into_response(self) -> Response {
+        let error = match self {
+            Self::Request(error) => Self::Request(error.disclosed()),
+            other => other,
+        };
+        let status = error.status();
+        let (message, details) = error.message();
+        let body = json!({"message": message, "code": status.as_u16().to_string(), "details": details});
+        let mut response = (status, Json(body)).into_response();
+        if let Self::Request(error) = &error {
+            error.add_headers(&mut response);
+        }
+        response
+    }
+}

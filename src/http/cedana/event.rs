@@ -1,0 +1,65 @@
+//! `/v2/events`: the audit trail, in this dialect's words.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::V2Error;
+use crate::{
+    db::{EventSearch, FoundEvent, now},
+    http::router::{Cx, Json},
+    params,
+};
+
+/// Seconds that are looked back where the caller does not say.
+const WINDOW: u32 = 3600;
+/// Events of one answer, the newest.
+const LIMIT: u32 = 1000;
+
+#[derive(Serialize)]
+struct Event {
+    id: i64,
+    status: String,
+    operation: String,
+    resource_type: String,
+    message: String,
+    metadata: Value,
+    source: String,
+    /// Seconds since 1970.
+    timestamp: i64,
+}
+
+impl From<FoundEvent> for Event {
+    fn from(found: FoundEvent) -> Self {
+        let event = found.event;
+        let (subject, verb) = event.action.split_once('.').unwrap_or(("", &event.action));
+        let reason = event.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        Self {
+            id: event.id,
+            message: format!("{} {} {}{reason}", event.actor, event.action, event.object),
+            metadata: json!({"actor": event.actor, "object": event.object, "at": event.at, "detail": event.detail}),
+            operation: verb.to_owned(),
+            resource_type: subject.to_owned(),
+            source: event.source,
+            status: event.outcome,
+            timestamp: found.millis.max(0) / 1000,
+        }
+    }
+}
+
+params! { List { ; time: u32, operation: String, resource_type: String } }
+
+/// Members see their own, admins everybody's.
+pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let caller = cx.caller();
+    // An empty filter is none: clients send one for a field that nobody filled in.
+    let filled = |filter: Option<String>| filter.filter(|text| !text.is_empty());
+    let search = EventSearch {
+        user: (!caller.is_admin).then(|| caller.user.clone()),
+        since: now() - i64::from(params.time.unwrap_or(WINDOW)) * 1000,
+        subject: filled(params.resource_type),
+        verb: filled(params.operation),
+        limit: LIMIT,
+    };
+    let found = cx.app.db.read::<_, crate::db::DbError>(move |tx| tx.find_events(&search)).await?;
+    Ok(Json(found.into_iter().map(Event::from).collect::<Vec<_>>()))
+}

@@ -1,0 +1,280 @@
+//! `/v2/pods`, `/v2/nodes`, `/v2/jobs`: ours, and behind them what outside agents tell of. `source` says which is which.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Loose, V2Error};
+use crate::{
+    account::Caller,
+    app::App,
+    cluster::{Kind, Resource},
+    db::now,
+    http::{
+        params::NoParams,
+        router::{Cx, Json},
+    },
+    params,
+    pod::Pod,
+};
+
+const OURS: &str = "pody";
+const TOLD: &str = "agent";
+
+#[derive(Serialize)]
+struct PodView {
+    id: String,
+    name: String,
+    /// The owner.
+    namespace: String,
+    status: String,
+    age: String,
+    ready: String,
+    node: String,
+    restarts: i64,
+    monitored_by_policies: [String; 0],
+    start_time: Option<String>,
+    cluster_id: String,
+    source: &'static str,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    id: String,
+    name: String,
+    status: String,
+    cluster_name: String,
+    compute_type: String,
+    instance_type: String,
+    region: String,
+    cluster_id: String,
+    source: &'static str,
+}
+
+/// The shape of the newer edition, with the two fields of the older.
+#[derive(Serialize)]
+struct JobView {
+    jid: String,
+    r#type: &'static str,
+    id: String,
+    name: String,
+    namespace: String,
+    status: String,
+    age: String,
+    completions: Option<i64>,
+    duration: Option<String>,
+    monitored_by_policies: [String; 0],
+    policy_count: i64,
+    pod_ids: Vec<String>,
+    priority: Option<i64>,
+    start_time: Option<String>,
+    cluster_id: String,
+    source: &'static str,
+}
+
+#[derive(Serialize)]
+struct Count {
+    total_count: usize,
+}
+
+// The editions do not say whose id it is: a cluster's, or the thing's own.
+params! { List { ; id: Loose<Uuid> } }
+
+impl List {
+    fn wants(&self, own: &str, cluster: &str) -> bool {
+        self.id.is_none_or(|Loose(id)| [own, cluster].contains(&id.to_string().as_str()))
+    }
+}
+
+/// The caller's pods, everybody's for admins.
+fn pods_of(app: &App, caller: &Caller) -> Vec<std::sync::Arc<Pod>> {
+    if caller.is_admin { app.pods.list_all() } else { app.pods.list(&caller.user) }
+}
+
+pub async fn list_pods(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let mut pods = all_pods(&cx.app, cx.caller()).await?;
+    pods.retain(|pod| params.wants(&pod.id, &pod.cluster_id));
+    Ok(Json(pods))
+}
+
+pub async fn count_pods(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    Ok(Json(Count { total_count: all_pods(&cx.app, cx.caller()).await?.len() }))
+}
+
+async fn all_pods(app: &App, caller: &Caller) -> Result<Vec<PodView>, V2Error> {
+    app.pods.wait_ready().await;
+    let ours = pods_of(app, caller).into_iter().map(|pod| our_pod(app, &pod)).collect::<Vec<_>>();
+    let told = app.clusters.list_resources(caller, Kind::Pod).await?;
+    Ok(ours.into_iter().chain(told.iter().map(told_pod)).collect())
+}
+
+/// The engine's word as Kubernetes would say it.
+fn phase(status: &str) -> &'static str {
+    match status {
+        "running" => "Running",
+        "paused" => "Paused",
+        "creating" | "created" | "restarting" => "Pending",
+        "exited" | "dead" => "Stopped",
+        "deleting" | "removing" => "Terminating",
+        _ => "Unknown",
+    }
+}
+
+fn our_pod(app: &App, pod: &Pod) -> PodView {
+    let view = app.pods.view(pod);
+    let detail = app.pods.detail(pod);
+    PodView {
+        id: pod.id.to_string(),
+        name: pod.instance.to_string(),
+        namespace: pod.user.to_string(),
+        status: phase(&view.status).to_owned(),
+        age: age(pod.created_at),
+        ready: format!("{}/1", u8::from(view.status == "running")),
+        node: app.clusters.host_name(),
+        restarts: detail.as_ref().map_or(0, |detail| detail.restarts),
+        monitored_by_policies: [],
+        start_time: detail.and_then(|detail| detail.started_at),
+        cluster_id: app.clusters.host().to_string(),
+        source: OURS,
+    }
+}
+
+fn told_pod(pod: &Resource) -> PodView {
+    let (ready, all) = pod.ready();
+    PodView {
+        id: pod.id.to_string(),
+        name: pod.name.clone(),
+        namespace: pod.namespace.clone(),
+        status: pod.status(),
+        age: pod.created_at().map(age_since).unwrap_or_default(),
+        ready: format!("{ready}/{all}"),
+        node: pod.node().to_owned(),
+        restarts: pod.restarts(),
+        monitored_by_policies: [],
+        start_time: pod.started_at().map(str::to_owned),
+        cluster_id: pod.cluster.to_string(),
+        source: TOLD,
+    }
+}
+
+pub async fn list_nodes(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let clusters = &cx.app.clusters;
+    let (host, name) = (clusters.host().to_string(), clusters.host_name());
+    let gpus = cx.app.gpus.snapshot();
+    let ours = NodeView {
+        id: host.clone(),
+        status: "Ready".to_owned(),
+        cluster_name: name.clone(),
+        name,
+        compute_type: if gpus.devices.is_empty() { "cpu" } else { "gpu" }.to_owned(),
+        instance_type: gpus.devices.first().map_or_else(|| std::env::consts::ARCH.to_owned(), |gpu| gpu.name.clone()),
+        region: "local".to_owned(),
+        cluster_id: host,
+        source: OURS,
+    };
+    let told = clusters.list_resources(cx.caller(), Kind::Node).await?;
+    let nodes = std::iter::once(ours).chain(told.iter().map(told_node));
+    Ok(Json(nodes.filter(|node| params.wants(&node.id, &node.cluster_id)).collect::<Vec<_>>()))
+}
+
+fn told_node(node: &Resource) -> NodeView {
+    let product = node.label(&["nvidia.com/gpu.product"]);
+    NodeView {
+        id: node.id.to_string(),
+        name: node.name.clone(),
+        status: node.status(),
+        cluster_name: node.cluster_name.clone(),
+        compute_type: if product.is_empty() { "cpu" } else { "gpu" }.to_owned(),
+        instance_type: node.label(&["node.kubernetes.io/instance-type", "nvidia.com/gpu.product"]).to_owned(),
+        region: node.label(&["topology.kubernetes.io/region"]).to_owned(),
+        cluster_id: node.cluster.to_string(),
+        source: TOLD,
+    }
+}
+
+pub async fn list_jobs(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    Ok(Json(all_jobs(&cx.app, cx.caller()).await?))
+}
+
+pub async fn count_jobs(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    Ok(Json(Count { total_count: all_jobs(&cx.app, cx.caller()).await?.len() }))
+}
+
+/// A job of ours is a pod that runs: its name lives on when the pod is made anew or restored.
+async fn all_jobs(app: &App, caller: &Caller) -> Result<Vec<JobView>, V2Error> {
+    app.pods.wait_ready().await;
+    let running = pods_of(app, caller).into_iter().filter(|pod| app.pods.view(pod).status == "running");
+    let ours = running.map(|pod| {
+        let view = our_pod(app, &pod);
+        JobView {
+            jid: pod.container_name.clone(),
+            r#type: "docker",
+            id: pod.workload.to_string(),
+            name: view.name,
+            namespace: view.namespace,
+            status: view.status,
+            age: view.age,
+            completions: None,
+            duration: view.start_time.as_deref().map(age_since),
+            monitored_by_policies: [],
+            policy_count: 0,
+            pod_ids: vec![view.id],
+            priority: None,
+            start_time: view.start_time,
+            cluster_id: view.cluster_id,
+            source: OURS,
+        }
+    });
+    let ours = ours.collect::<Vec<_>>();
+    let pods = app.clusters.list_resources(caller, Kind::Pod).await?;
+    let told = app.clusters.list_resources(caller, Kind::Job).await?;
+    Ok(ours.into_iter().chain(told.iter().map(|job| told_job(job, &pods))).collect())
+}
+
+fn told_job(job: &Resource, pods: &[Resource]) -> JobView {
+    JobView {
+        jid: job.name.clone(),
+        r#type: "kubernetes",
+        id: job.id.to_string(),
+        name: job.name.clone(),
+        namespace: job.namespace.clone(),
+        status: job.status(),
+        age: job.created_at().map(age_since).unwrap_or_default(),
+        completions: job.body["spec"]["completions"].as_i64(),
+        duration: job.started_at().map(age_since),
+        monitored_by_policies: [],
+        policy_count: 0,
+        pod_ids: job.owned(pods).map(|pod| pod.id.to_string()).collect(),
+        priority: None,
+        start_time: job.started_at().map(str::to_owned),
+        cluster_id: job.cluster.to_string(),
+        source: TOLD,
+    }
+}
+
+/// Time since then as kubectl shows it: `42s`, `7m`, `3h`, `12d`.
+fn age(millis: i64) -> String {
+    match (now() - millis).max(0) / 1000 {
+        seconds @ ..120 => format!("{seconds}s"),
+        seconds @ ..7_200 => format!("{}m", seconds / 60),
+        seconds @ ..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+fn age_since(rfc3339: &str) -> String {
+    rfc3339.parse::<jiff::Timestamp>().map_or_else(|_| String::new(), |at| age(at.as_millisecond()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::rfc3339;
+
+    #[test]
+    fn ages_read_as_kubectls_do() {
+        let ago = |seconds: i64| age(now() - seconds * 1000);
+        assert_eq!([ago(5), ago(150), ago(7_300), ago(400_000)], ["5s", "2m", "2h", "4d"]);
+        assert_eq!(age_since(&rfc3339(now() - 600_000)), "10m");
+        assert_eq!(age_since("yesterday"), "");
+    }
+}

@@ -1,0 +1,79 @@
+//! Who asks: HTTP Basic or a bearer token, the same at every door, and requests that another web site made a browser send.
+
+use std::net::SocketAddr;
+
+use axum::http::{HeaderMap, HeaderName, Uri, header};
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use super::{
+    pody::{self, ApiError},
+    router::Access,
+};
+use crate::{account::Caller, app::App};
+
+/// The caller of a route with this access. Nobody in particular for routes that ask for none.
+pub async fn identify(
+    app: &App,
+    access: Access,
+    headers: &HeaderMap,
+    peer: SocketAddr,
+) -> Result<Option<Caller>, ApiError> {
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match access {
+        // A signed URL is checked by its handler, which knows what it is for.
+        Access::Open | Access::Url => return Ok(None),
+        Access::Node => return pody::user_api::admit_node(app, authorization).map(|()| None),
+        Access::Member | Access::Admin => {}
+    }
+    let (scheme, secret) = authorization.and_then(|value| value.split_once(' ')).ok_or(ApiError::NotAuthenticated)?;
+    let caller = if scheme.eq_ignore_ascii_case("bearer") {
+        app.accounts.authenticate_token(secret.trim(), peer.ip()).await?
+    } else if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = BASE64_STANDARD.decode(secret.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let decoded = decoded.ok_or(ApiError::NotAuthenticated)?;
+        let (name, password) = decoded.split_once(':').ok_or(ApiError::NotAuthenticated)?;
+        app.accounts.authenticate_password(name, password, peer.ip()).await?
+    } else {
+        return Err(ApiError::NotAuthenticated);
+    };
+    match access {
+        Access::Admin if !caller.is_admin => Err(ApiError::AdminsOnly),
+        _ => Ok(Some(caller)),
+    }
+}
+
+/// A browser that remembers a Basic password sends it along with whatever another site makes it post here.
+pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        return Err(ApiError::OtherSite);
+    }
+    let host = text(header::HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));
+    match (text(header::ORIGIN), host) {
+        (Some(origin), Some(host)) if origin.split_once("://").map(|(_, rest)| rest) != Some(host) => {
+            Err(ApiError::OtherSite)
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn another_sites_post_is_refused() {
+        let refused = |pairs: &[(&'static str, &'static str)]| {
+            let headers =
+                pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            refuse_other_sites(&headers.collect(), &Uri::from_static("/pod/delete")).is_err()
+        };
+        assert!(!refused(&[("host", "box:8799")]));
+        assert!(!refused(&[("host", "box:8799"), ("origin", "http://box:8799"), ("sec-fetch-site", "same-origin")]));
+        assert!(refused(&[("host", "box:8799"), ("origin", "http://evil.example")]));
+        assert!(refused(&[("host", "box:8799"), ("origin", "null")]));
+        assert!(refused(&[("host", "box:8799"), ("sec-fetch-site", "cross-site")]));
+    }
+}

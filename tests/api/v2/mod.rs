@@ -1,0 +1,178 @@
+//! `/v2/…`: the shapes of the dialect, who is asking, and one module per resource.
+
+mod cluster;
+mod event;
+mod resource;
+
+use insta::assert_snapshot;
+use serde_json::{Value, json};
+
+use crate::common::{Answer, Client, Server, password};
+
+fn server() -> Server {
+    Server::builder().without_docker().start().expect("nothing is needed")
+}
+
+#[track_caller]
+fn send_json(client: &Client, method: &str, path: &str, body: &Value) -> Answer {
+    client.send_body(method, path, &[("content-type", "application/json")], body.to_string().as_bytes())
+}
+
+/// Changes the database as if time had passed, or much had happened.
+#[track_caller]
+fn sql(server: &Server, text: &str) {
+    server.database().execute_batch(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+}
+
+#[track_caller]
+fn message(answer: &Answer) -> String {
+    let body = answer.json();
+    assert_eq!(body["code"], answer.status.to_string(), "{body}");
+    body["message"].as_str().unwrap_or_else(|| panic!("no message in {body}")).to_owned()
+}
+
+#[track_caller]
+fn uuid(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{answer}");
+    assert!(answer.header("content-type").unwrap_or_default().starts_with("text/plain"), "{:?}", answer.headers);
+    let text = answer.text();
+    assert!(text.parse::<pody::ids::PodId>().is_ok() && text.len() == 36, "{text:?} is no UUID");
+    text
+}
+
+fn token(client: &Client) -> String {
+    client.post("/user/tokens/create?expires=1h").ok().json()["token"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_user_is_told_as_one_id_for_password_and_token() {
+    let server = server();
+    let alice = server.member("alice");
+    let id = uuid(&alice.get("/v2/user"));
+    let by_token = server.anon().with_authorization(&Client::bearer(&token(&alice)));
+    assert_eq!(uuid(&by_token.get("/v2/user")), id);
+    assert_ne!(uuid(&server.member("bob").get("/v2/user")), id);
+}
+
+/// Somebody else who gets a freed name is somebody else.
+#[test]
+fn an_account_made_anew_has_another_id() {
+    let server = server();
+    let admin = server.admin();
+    let add = || admin.post("/admin/user/add?username=carol&password=x").ok();
+    add();
+    let carol = server.client("carol", "x");
+    let id = uuid(&carol.get("/v2/user"));
+    admin.post("/admin/user/delete?username=carol").ok();
+    add();
+    assert_ne!(uuid(&carol.get("/v2/user")), id);
+}
+
+#[test]
+fn errors_have_the_dialects_shape() {
+    let server = server();
+    assert_snapshot!(server.anon().get("/v2/user"), @r#"
+    401
+    {
+      "code": "401",
+      "details": null,
+      "message": "Not authenticated"
+    }
+    "#);
+    assert_snapshot!(server.client("alice", "wrong").get("/v2/pods"), @r#"
+    401
+    {
+      "code": "401",
+      "details": null,
+      "message": "invalid username or password"
+    }
+    "#);
+    assert_snapshot!(server.member("alice").get("/v2/nothing"), @r#"
+    404
+    {
+      "code": "404",
+      "details": null,
+      "message": "Not Found"
+    }
+    "#);
+    assert_snapshot!(server.member("alice").get("/v2/pods?id=x"), @r#"
+    400
+    {
+      "code": "400",
+      "details": null,
+      "message": "id: \"x\" is no UUID"
+    }
+    "#);
+    assert_snapshot!(server.member("alice").get("/v2/events?time=yesterday"), @r#"
+    400
+    {
+      "code": "400",
+      "details": [
+        {
+          "input": "yesterday",
+          "loc": [
+            "query",
+            "time"
+          ],
+          "msg": "Input should be a valid integer, unable to parse string as an integer",
+          "type": "int_parsing"
+        }
+      ],
+      "message": "time: Input should be a valid integer, unable to parse string as an integer"
+    }
+    "#);
+}
+
+#[test]
+fn wrong_passwords_are_throttled_here_too() {
+    let config = "[throttle]\naccount_failures = 2\naddress_failures = 100\nforget_seconds = 3600";
+    let server = Server::builder().without_docker().config(config).start().unwrap();
+    let wrong = server.client("alice", "wrong");
+    for _ in 0..2 {
+        assert_eq!(wrong.get("/v2/user").status, 401);
+    }
+    let answer = server.client("alice", &password("alice")).get("/v2/user");
+    assert_eq!(answer.status, 429, "{answer}");
+    assert!(answer.header("retry-after").is_some() && message(&answer).contains("too many wrong passwords"));
+}
+
+#[test]
+fn bodies_are_json_of_the_right_types_and_bounded() {
+    let server = server();
+    let alice = server.member("alice");
+    let post = |kind: &str, body: &[u8]| alice.send_body("POST", "/v2/cluster", &[("content-type", kind)], body);
+    let json = "application/json";
+    let cases: [(&str, &[u8], u16, &str); 8] = [
+        (json, b"", 400, "missing field `cluster_name`"),
+        (json, b"{", 400, "EOF"),
+        (json, b"[1]", 400, "invalid"),
+        (json, br#"{"cluster_name": 3}"#, 400, "invalid type: integer"),
+        (json, br#"{"cluster_name": null}"#, 400, "invalid type: null"),
+        (json, b"\xff\xfe", 400, "expected value"),
+        ("text/plain", br#"{"cluster_name": "a"}"#, 400, "application/json"),
+        ("application/x-www-form-urlencoded", b"cluster_name=a", 400, "application/json"),
+    ];
+    for (kind, body, status, words) in cases {
+        let answer = post(kind, body);
+        assert_eq!(answer.status, status, "{kind} {body:?}: {answer}");
+        assert!(message(&answer).contains(words), "{kind} {body:?}: {answer}");
+    }
+    let deep = format!("{{\"metadata\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let answer = alice.send_body("POST", "/v2/cluster/sync", &[("content-type", json)], deep.as_bytes());
+    assert_eq!((answer.status, message(&answer).contains("recursion limit")), (400, true), "{answer}");
+    // Other kinds of JSON, a parameter behind the type, fields that nobody knows.
+    let good = br#"{"cluster_name": "good", "more": [1]}"#;
+    for kind in ["application/json; charset=utf-8", "application/merge-patch+json"] {
+        uuid(&post(kind, good));
+    }
+}
+
+#[test]
+fn another_web_site_cannot_change_anything() {
+    let server = server();
+    let headers = [("content-type", "application/json"), ("origin", "http://evil.example")];
+    let answer = server.member("alice").send_body("POST", "/v2/cluster", &headers, br#"{"cluster_name": "x"}"#);
+    assert_eq!(answer.status, 403, "{answer}");
+    assert!(message(&answer).contains("another web site"));
+    assert_eq!(server.count("SELECT count(*) FROM clusters"), 0);
+}
