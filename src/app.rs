@@ -16,6 +16,7 @@ use crate::{
     control,
     db::{Db, DbError, now},
     engine::Engine,
+    files::Files,
     gpu::{self, Gpus},
     http::{
         router::router,
@@ -45,6 +46,7 @@ pub struct App {
     pub pods: Pods,
     pub checkpoints: Checkpoints,
     pub clusters: Clusters,
+    pub files: Files,
     pub usage: Usage,
     pub metrics: Metrics,
 }
@@ -86,6 +88,7 @@ impl App {
         let checkpoints =
             Checkpoints::new(home, db.clone(), config.clone(), engine.clone(), accounts.clone(), pods.clone());
         let clusters = Clusters::open(db.clone())?;
+        let files = Files::new(home.to_owned(), db.clone(), config.clone(), accounts.clone());
         Ok(Self {
             config,
             db,
@@ -95,6 +98,7 @@ impl App {
             pods,
             checkpoints,
             clusters,
+            files,
             usage: Usage::default(),
             metrics: Metrics::default(),
         })
@@ -170,6 +174,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     spawn("usage", Box::pin(usage::run(app.clone(), stop.clone())));
     spawn("config", until_stop(Box::pin(app.config.clone().watch())));
     spawn("upkeep", until_stop(Box::pin(upkeep(app.db.clone()))));
+    spawn("files", until_stop(Box::pin(app.files.clone().upkeep())));
     spawn("memory", until_stop(Box::pin(trim_memory())));
     spawn("control", until_stop(Box::pin(control.run(app.clone()))));
     announce(&server, &home);

@@ -21,6 +21,9 @@ use crate::{
 /// The port that clients expect where none is named.
 pub const DEFAULT_PORT: u16 = 8799;
 
+/// A signed URL is no second password.
+const MAX_LINK_SECONDS: u32 = 7 * 86_400;
+
 /// Where everything lives: `$PODY_HOME`, else `/var/lib/pody` for root and `~/.pody` for others.
 pub fn home() -> PathBuf {
     if let Some(home) = std::env::var_os("PODY_HOME").filter(|home| !home.is_empty()) {
@@ -56,6 +59,7 @@ pub struct Config {
     pub gpu: GpuConfig,
     pub usage: UsageConfig,
     pub checkpoint: CheckpointConfig,
+    pub files: FilesConfig,
 }
 
 /// The repository that commits go to.
@@ -300,6 +304,38 @@ impl Default for CheckpointConfig {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct FilesConfig {
+    /// All files of one user together, and one file: bytes or a size.
+    #[serde(deserialize_with = "byte_size")]
+    pub user_limit: ByteSize,
+    #[serde(deserialize_with = "byte_size")]
+    pub file_limit: ByteSize,
+    /// Files of one user.
+    pub max_files: u64,
+    /// Left free on the disk: bytes or a size.
+    #[serde(deserialize_with = "byte_size")]
+    pub keep_free: ByteSize,
+    /// Seconds that a signed URL is good for.
+    pub link_seconds: u32,
+    /// What signed URLs begin with; empty = the address under which the client asked for one.
+    pub public_url: String,
+}
+
+impl Default for FilesConfig {
+    fn default() -> Self {
+        Self {
+            user_limit: ByteSize(10 << 30),
+            file_limit: ByteSize(10 << 30),
+            max_files: 10_000,
+            keep_free: ByteSize(1 << 30),
+            link_seconds: 900,
+            public_url: String::new(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ThrottleConfig {
     /// Wrong passwords for one account, and from one address, before more are refused unheard.
     pub account_failures: u32,
@@ -432,6 +468,15 @@ impl Config {
                 self.checkpoint.directory.as_ref().is_some_and(|path| !path.is_absolute())
                     || self.checkpoint.watch_paths.iter().any(|path| !path.is_absolute()),
                 "[checkpoint] directory and watch_paths must be absolute",
+            ),
+            (
+                !(1..=MAX_LINK_SECONDS).contains(&self.files.link_seconds),
+                "[files] link_seconds must be 1 to 604800, a week",
+            ),
+            (
+                !self.files.public_url.is_empty()
+                    && !["http://", "https://"].iter().any(|begin| self.files.public_url.starts_with(begin)),
+                "[files] public_url must begin with http:// or https://",
             ),
             (self.pod.engine_parallelism == 0, "[pod] engine_parallelism must be at least 1"),
             (

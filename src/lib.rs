@@ -11,6 +11,7 @@
 //! - [`cluster`]: this host as a cluster, and those that outside agents tell of
 //! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
 //! - [`db`]: the only place with SQL
+//! - [`files`]: files of members behind signed URLs
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
 //! - [`host`]: processes and cgroups as /proc and /sys show them; whether a pod may open a device
 //! - [`http`]: the only place that knows axum; every route in one list, one folder per dialect
@@ -27,6 +28,7 @@ pub mod config;
 pub mod control;
 pub mod db;
 pub mod engine;
+pub mod files;
 pub mod gpu;
 pub mod host;
 pub mod http;

@@ -16,6 +16,7 @@ use crate::{
         ssh_keys::PublicKey,
     },
     checkpoint::{ActionKind, CheckpointName, Compression, Kind},
+    files::FilePath,
     ids::{ActionId, CheckpointId, SessionId},
     names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName},
 };
@@ -141,6 +142,7 @@ parsed_parameters!(
     Compression,
     CoresChange,
     CountChange,
+    FilePath,
     GpuRequest,
     GpusChange,
     ImageRef,

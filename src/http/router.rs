@@ -200,6 +200,10 @@ pub fn routes() -> Vec<Route> {
         GET  Node   "/user_api/check_user"   user_api::check,        "whose credential this is, for other nodes";
         GET  Node   "/user_api/list_users"   user_api::list,         "all users, for other nodes";
 
+        GET  Member "/v2/files/{path}"       v2::file::sign_read,    "a signed URL to read one of your files with; user: another's, for admins";
+        GET  Member "/v2/files/dir"          v2::file::list_all,     "names in your folder of files";
+        GET  Member "/v2/files/dir/{path}"   v2::file::list,         "names in a folder below it";
+        GET  Url    "/v2/transfer/{user}/{path}" v2::file::read,     "the bytes of a file, also a part of them (Range)";
         GET  Member "/v2/user"               v2::user::find,         "whose token this is";
         GET  Member "/v2/pods"               v2::resource::list_pods,  "your pods, and those that your agents tell of; id of a pod or cluster";
         GET  Member "/v2/pods/count"         v2::resource::count_pods, "how many pods that are";
@@ -215,6 +219,9 @@ pub fn routes() -> Vec<Route> {
     let second = table![
         GET    Member "/user/ch-passwd"      user::change_password,  "change your password (the method of an older edition)";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
+        PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";
+        DELETE Member "/v2/files/{path}"     v2::file::delete,       "delete one of your files, or an empty folder";
+        PUT    Url    "/v2/transfer/{user}/{path}" v2::file::write,  "write a file, also in parts (Content-Range)";
         POST   Member "/v2/cluster"          v2::cluster::create,    "make a cluster that an agent can tell of";
     ];
     routes.extend(second.into_iter().map(|route| Route { listed: false, ..route }));

@@ -34,6 +34,10 @@ const USER: Object = alices("username=alice&admin=true&password=x", "username=no
 const NO_CLUSTER: Object =
     alices("cluster_id=11111111-1111-4111-8111-111111111111", "cluster_id=22222222-2222-4222-8222-222222222222", 404);
 
+const FILES: Object = alices("user=alice", "user=nobody", 403);
+const LINK: Object =
+    alices("user=alice&expires=9999999999&signature=00", "user=nobody&expires=9999999999&signature=00", 403);
+
 /// Rows by method and path.
 const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/version", Object::None),
@@ -116,6 +120,15 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/user_api/get_user", Object::None),
     ("GET", "/user_api/check_user", Object::None),
     ("GET", "/user_api/list_users", Object::None),
+    // Each user's own folder; whose it is does not matter to those who may not name others.
+    ("GET", "/v2/files/{path}", FILES),
+    ("PUT", "/v2/files/{path}", FILES),
+    ("DELETE", "/v2/files/{path}", FILES),
+    ("GET", "/v2/files/dir", FILES),
+    ("GET", "/v2/files/dir/{path}", FILES),
+    // `v2::file` tries URLs that are nearly right.
+    ("GET", "/v2/transfer/{user}/{path}", LINK),
+    ("PUT", "/v2/transfer/{user}/{path}", LINK),
     ("GET", "/v2/user", Object::None),
     ("GET", "/v2/pods", Object::None),
     ("GET", "/v2/pods/count", Object::None),
@@ -212,7 +225,19 @@ fn sentence(answer: &Answer) -> Value {
 
 /// Everything that a request could have changed.
 fn state(server: &Server) -> Vec<i64> {
-    let tables = ["users", "tokens", "ssh_keys", "quotas", "pods", "ports", "events", "checkpoints", "actions", "clusters", "resources"];
+    let tables = [
+        "users",
+        "tokens",
+        "ssh_keys",
+        "quotas",
+        "pods",
+        "ports",
+        "events",
+        "checkpoints",
+        "actions",
+        "clusters",
+        "resources",
+    ];
     let mut counts: Vec<i64> =
         tables.iter().map(|table| server.count(&format!("SELECT count(*) FROM {table}"))).collect();
     counts.push(server.count("SELECT count(*) FROM pods WHERE state = 'running'"));

@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use crate::{
     account::{AccountError, AuthError},
+    checkpoint::CheckpointError,
     cluster::ClusterError,
     db::DbError,
+    files::FileError,
     http::{
         pody::{ApiError, db_status},
         router::Json,
@@ -29,6 +31,8 @@ pub enum V2Error {
     BadRequest(String),
     #[error(transparent)]
     Cluster(ClusterError),
+    #[error(transparent)]
+    File(FileError),
 }
 
 impl V2Error {
@@ -45,6 +49,21 @@ impl V2Error {
                 }
                 ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
                 ClusterError::Db(error) => db_status(error),
+            },
+            Self::File(error) => match error {
+                FileError::NotFound(_) => StatusCode::NOT_FOUND,
+                FileError::Symlink(_) | FileError::Total { .. } | FileError::Cut { .. } => StatusCode::BAD_REQUEST,
+                FileError::BadLink
+                | FileError::AdminsOnly
+                | FileError::OverLimit { .. }
+                | FileError::TooMany { .. } => StatusCode::FORBIDDEN,
+                FileError::NotAFile(_) | FileError::NotEmpty(_) | FileError::Busy(_) | FileError::Offset { .. } => {
+                    StatusCode::CONFLICT
+                }
+                FileError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
+                FileError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                FileError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
+                FileError::Account(_) | FileError::Db(_) | FileError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
         }
     }
@@ -63,6 +82,12 @@ impl V2Error {
                 Value::String(sentence) => (sentence, Value::Null),
                 other => (error.to_string(), other),
             },
+            // Where an upload can be gone on with.
+            Self::File(
+                error @ (FileError::Offset { have: found, .. }
+                | FileError::Cut { found, .. }
+                | FileError::Slow { found }),
+            ) => (error.to_string(), json!({"received": found})),
             other => (other.to_string(), Value::Null),
         }
     }
@@ -78,6 +103,17 @@ impl From<ClusterError> for V2Error {
     }
 }
 
+impl From<FileError> for V2Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Account(error) => error.into(),
+            FileError::Db(error) => error.into(),
+            FileError::Io(error) => Self::Request(ApiError::internal(&error)),
+            error => Self::File(error),
+        }
+    }
+}
+
 /// Those that [`ApiError`] has a variant for.
 macro_rules! through_request {
     ($($error:ty),*) => {
@@ -89,7 +125,7 @@ macro_rules! through_request {
     };
 }
 
-through_request!(AccountError, AuthError, DbError, PodError);
+through_request!(AccountError, AuthError, CheckpointError, DbError, PodError);
 
 impl IntoResponse for V2Error {
     fn into_response(self) -> Response {

@@ -7,6 +7,7 @@
 pub mod cluster;
 mod error;
 pub mod event;
+pub mod file;
 pub mod resource;
 pub mod user;
 

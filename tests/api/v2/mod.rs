@@ -2,6 +2,7 @@
 
 mod cluster;
 mod event;
+mod file;
 mod resource;
 
 use insta::assert_snapshot;

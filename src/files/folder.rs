@@ -1,0 +1,159 @@
+//! A user's folder on the disk. Nothing is reached through a path of the whole file system: every step starts at the
+//! folder's own descriptor and is resolved by the kernel beneath it, without symbolic links.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
+};
+
+use nix::{
+    dir::{Dir, Type},
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat},
+    sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+use super::{FileError, FilePath, Opened, Used};
+
+/// An entry of a folder to be listed at most, so that an answer stays one.
+const MAX_LISTED: usize = 100_000;
+
+pub struct Folder(OwnedFd);
+
+impl Folder {
+    /// Opens the folder and makes it where it is missing.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        // The folder above belongs to us alone, so a symbolic link here is an admin's wish and no attack.
+        if !path.is_dir() {
+            if let Some(above) = path.parent() {
+                super::make_private(above)?;
+            }
+            super::make_private(path)?;
+        }
+        Ok(Self(File::open(path)?.into()))
+    }
+
+    /// Opens something beneath, which must not be reached over a symbolic link.
+    fn beneath(&self, path: &str, flags: OFlag, mode: Mode) -> Result<OwnedFd, FileError> {
+        let resolve =
+            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(resolve);
+        openat2(&self.0, path, how).map_err(|errno| FileError::of(errno, path))
+    }
+
+    fn subfolder(&self, path: Option<&FilePath>) -> Result<OwnedFd, FileError> {
+        let path = path.map_or(".", FilePath::as_str);
+        self.beneath(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())
+    }
+
+    pub fn open_file(&self, path: &FilePath) -> Result<(File, FileStat), FileError> {
+        // Without O_NONBLOCK a FIFO that somebody made there would hold the thread.
+        let fd = self.beneath(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty())?;
+        let found = fstat(&fd).map_err(|errno| FileError::of(errno, path.as_str()))?;
+        if !is_file(&found) {
+            return Err(FileError::NotAFile(path.to_string()));
+        }
+        Ok((fd.into(), found))
+    }
+
+    pub fn open_for_reading(&self, path: &FilePath) -> Result<Opened, FileError> {
+        let (file, found) = self.open_file(path)?;
+        let size = found.st_size.unsigned_abs();
+        let tag = format!("\"{:x}-{:x}-{:x}.{:x}\"", found.st_ino, size, found.st_mtime, found.st_mtime_nsec);
+        Ok(Opened { file, size, tag })
+    }
+
+    pub fn list(&self, path: Option<&FilePath>) -> Result<Vec<String>, FileError> {
+        let shown = path.map_or(".", FilePath::as_str);
+        let mut folder = Dir::from_fd(self.subfolder(path)?).map_err(|errno| FileError::of(errno, shown))?;
+        let mut names = Vec::new();
+        for entry in folder.iter().take(MAX_LISTED) {
+            let entry = entry.map_err(|errno| FileError::of(errno, shown))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match entry.file_type() {
+                _ if name == "." || name == ".." => {}
+                Some(Type::Directory) => names.push(format!("{name}/")),
+                Some(Type::File) => names.push(name),
+                // Neither made here nor reachable.
+                _ => {}
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a file, whose size is returned, or an empty folder.
+    pub fn remove(&self, path: &FilePath) -> Result<Option<u64>, FileError> {
+        let (above, name) = path.split();
+        let above = self.subfolder(above.as_ref())?;
+        let failed = |errno| FileError::of(errno, path.as_str());
+        let found = fstatat(&above, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
+        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+            unlinkat(&above, name, UnlinkatFlags::RemoveDir).map_err(failed)?;
+            return Ok(None);
+        }
+        unlinkat(&above, name, UnlinkatFlags::NoRemoveDir).map_err(failed)?;
+        Ok(is_file(&found).then(|| found.st_size.unsigned_abs()))
+    }
+
+    /// Puts a file that is on the disk completely under its name here, whose folders are made. What was there is
+    /// replaced; its size is returned.
+    pub fn take_in(&self, from: &impl AsFd, name: &str, path: &FilePath) -> Result<Option<u64>, FileError> {
+        let failed = |errno| FileError::of(errno, path.as_str());
+        let (above, to) = path.split();
+        for step in above.iter().flat_map(FilePath::steps) {
+            let (outer, name) = step.rsplit_once('/').unwrap_or((".", step));
+            let outer = self.beneath(outer, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+            match mkdirat(&outer, name, Mode::S_IRWXU) {
+                Ok(()) => sync(&outer)?,
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        let above = self.subfolder(above.as_ref())?;
+        let replaced = match fstatat(&above, to, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) if is_file(&found) => Some(found.st_size.unsigned_abs()),
+            Ok(_) => return Err(FileError::NotAFile(path.to_string())),
+            Err(Errno::ENOENT) => None,
+            Err(errno) => return Err(failed(errno)),
+        };
+        renameat(from, name, &above, to).map_err(failed)?;
+        sync(&above)?;
+        Ok(replaced)
+    }
+}
+
+fn is_file(found: &FileStat) -> bool {
+    SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+}
+
+/// Makes what was done to a folder last.
+fn sync(folder: &OwnedFd) -> io::Result<()> {
+    File::from(folder.try_clone()?).sync_all()
+}
+
+/// Adds what lies in a folder and below; nothing where there is none.
+pub fn count(folder: &Path, used: &mut Used) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        // Not that of what a link points at.
+        let found = entry.metadata()?;
+        if found.is_dir() {
+            count(&entry.path(), used)?;
+        } else {
+            used.bytes += found.size();
+            used.files += 1;
+        }
+    }
+    Ok(())
+}

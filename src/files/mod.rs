@@ -1,0 +1,399 @@
+//! Files of members: a folder each, read and written through URLs that are signed for one file, one method and a while.
+//!
+//! - [`path`]: names of files; [`link`]: signed URLs
+//! - [`folder`]: the disk. Every step below a user's folder goes through `openat2` with `RESOLVE_BENEATH` and
+//!   `RESOLVE_NO_SYMLINKS`, so whatever lies there, nothing outside of it is reached
+//! - [`upload`]: bytes on their way in: first into a partial file that can be gone on with, then, complete and on the disk,
+//!   under their name
+//!
+//! A folder belongs to an account, not to a name: who gets the name of a deleted account does not get its files, which are
+//! removed. What lies here counts against the limits of `[files]`; partial files count too and are dropped after a day.
+
+mod folder;
+mod link;
+mod path;
+mod upload;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use self::{folder::Folder, link::Signer};
+pub use self::{
+    link::{Link, Verb},
+    path::{FilePath, FilePathError},
+    upload::{Begin, Upload},
+};
+use crate::{
+    account::{AccountError, Accounts, Actor, Caller},
+    config::LiveConfig,
+    db::{Db, DbError, NewEvent, Outcome},
+    names::{ByteSize, UserName},
+};
+
+/// A partial file that nobody goes on with is kept for so long.
+const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Time between two looks for what is to be dropped.
+const UPKEEP: Duration = Duration::from_secs(60);
+/// Where partial files are, beside the users' folders.
+const PARTIAL: &str = ".partial";
+
+/// Whose files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    pub user: UserName,
+    /// Of the account, never given twice.
+    pub account: i64,
+}
+
+impl Owner {
+    fn folder_name(&self) -> String {
+        format!("{}.{}", self.user, self.account)
+    }
+}
+
+/// Why something was not done with files.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("there is no file {0}")]
+    NotFound(String),
+    #[error("{0} is not a file that can be read or replaced; choose another name")]
+    NotAFile(String),
+    #[error("{0} is a folder that is not empty; delete what is in it first")]
+    NotEmpty(String),
+    #[error("{0} leads over a symbolic link, which is not followed")]
+    Symlink(String),
+    #[error("this URL is not valid (any more), or not for this method; ask for a new one")]
+    BadLink,
+    #[error("only admins may name another user")]
+    AdminsOnly,
+    #[error("{0} is being written by another request; try again when that has ended")]
+    Busy(String),
+    #[error("{path} has {have} bytes here so far, and this part begins at {asked}; go on at {have}, or send the whole")]
+    Offset { path: String, have: u64, asked: u64 },
+    #[error("the parts are said to be {said} bytes together, and this one would make it {found}")]
+    Total { said: u64, found: u64 },
+    #[error("{found} of the {said} bytes that were announced have come; go on at {found}")]
+    Cut { said: u64, found: u64 },
+    #[error("the bytes came too slowly; go on at {found}")]
+    Slow { found: u64 },
+    #[error("a file has at most {limit}, this one has more")]
+    TooLarge { limit: ByteSize },
+    #[error("your files may have {limit} together and have {used} bytes; delete some with DELETE /v2/files/…")]
+    OverLimit { limit: ByteSize, used: u64 },
+    #[error("you may have {limit} files and have them; delete some with DELETE /v2/files/…")]
+    TooMany { limit: u64 },
+    #[error("the disk for files has less than {keep_free} left, which is kept free; ask an admin")]
+    DiskFull { keep_free: ByteSize },
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error("the folder for files failed")]
+    Io(#[from] io::Error),
+}
+
+impl FileError {
+    /// What an error of the system means for this file.
+    fn of(errno: nix::Error, path: &str) -> Self {
+        use nix::errno::Errno;
+        match errno {
+            Errno::ENOENT => Self::NotFound(path.to_owned()),
+            Errno::ELOOP | Errno::EXDEV => Self::Symlink(path.to_owned()),
+            Errno::ENOTDIR | Errno::EISDIR | Errno::ENXIO => Self::NotAFile(path.to_owned()),
+            Errno::ENOTEMPTY | Errno::EEXIST => Self::NotEmpty(path.to_owned()),
+            other => Self::Io(other.into()),
+        }
+    }
+}
+
+/// A file, open to be read.
+pub struct Opened {
+    pub file: File,
+    pub size: u64,
+    /// Changes whenever the bytes do.
+    pub tag: String,
+}
+
+/// Bytes and files of an account, partial ones included.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    bytes: u64,
+    files: u64,
+}
+
+struct Inner {
+    root: PathBuf,
+    home: PathBuf,
+    db: Db,
+    config: LiveConfig,
+    accounts: Accounts,
+    signer: OnceLock<Signer>,
+    /// Counted once per account, then kept up with every change.
+    used: Mutex<HashMap<Owner, Used>>,
+    /// Partial files that a request is writing.
+    writing: Mutex<HashSet<PathBuf>>,
+}
+
+/// All files. Cheap to clone.
+#[derive(Clone)]
+pub struct Files(Arc<Inner>);
+
+impl Files {
+    pub fn new(home: PathBuf, db: Db, config: LiveConfig, accounts: Accounts) -> Self {
+        let root = home.join("files");
+        let (signer, used, writing) = Default::default();
+        Self(Arc::new(Inner { root, home, db, config, accounts, signer, used, writing }))
+    }
+
+    /// The caller's files, or for admins another user's.
+    pub async fn owner(&self, caller: &Caller, user: Option<UserName>) -> Result<Owner, FileError> {
+        match user {
+            Some(user) if user != caller.user && !caller.is_admin => Err(FileError::AdminsOnly),
+            Some(user) => self.account(user).await,
+            None => self.account(caller.user.clone()).await,
+        }
+    }
+
+    async fn account(&self, user: UserName) -> Result<Owner, FileError> {
+        let found = self.0.accounts.find_user(&user).await.map_err(AccountError::Remote)?;
+        let account = found.ok_or_else(|| AccountError::NoUser(user.clone()))?.id;
+        Ok(Owner { user, account })
+    }
+
+    /// Signs for a while that whoever comes with this link may do `verb` with the file.
+    pub fn sign(&self, owner: &Owner, verb: Verb, path: FilePath) -> Result<Link, FileError> {
+        let seconds = self.0.config.get().files.link_seconds;
+        let expires = jiff::Timestamp::now().as_second() + i64::from(seconds);
+        Ok(self.signer()?.sign(owner, verb, path, expires))
+    }
+
+    /// Lets a link in that is ours, for this method, not expired, and of an account that may still do things.
+    pub async fn admit(&self, verb: Verb, link: &Link) -> Result<Owner, FileError> {
+        if link.expires <= jiff::Timestamp::now().as_second() {
+            return Err(FileError::BadLink);
+        }
+        let found = self.0.accounts.find_user(&link.user).await.map_err(AccountError::Remote)?;
+        // The same work and words for a user that is not there.
+        let (account, may) = found.map_or((-1, false), |user| (user.id, !user.disabled));
+        let owner = Owner { user: link.user.clone(), account };
+        if self.signer()?.is_ours(&owner, verb, link) && may { Ok(owner) } else { Err(FileError::BadLink) }
+    }
+
+    fn signer(&self) -> Result<&Signer, FileError> {
+        if let Some(signer) = self.0.signer.get() {
+            return Ok(signer);
+        }
+        let signer = Signer::open(&self.0.home.join("files.secret"))?;
+        Ok(self.0.signer.get_or_init(|| signer))
+    }
+
+    /// Names in a folder, sorted; those of folders end in `/`. `None` = the owner's whole folder.
+    pub async fn list(&self, owner: Owner, path: Option<FilePath>) -> Result<Vec<String>, FileError> {
+        self.off_thread(move |files| match files.folder(&owner)?.list(path.as_ref()) {
+            // Nothing was ever put there.
+            Err(FileError::NotFound(_)) if path.is_none() => Ok(Vec::new()),
+            listed => listed,
+        })
+        .await
+    }
+
+    pub async fn open(&self, owner: Owner, path: FilePath) -> Result<Opened, FileError> {
+        self.off_thread(move |files| files.folder(&owner)?.open_for_reading(&path)).await
+    }
+
+    /// Removes a file, or a folder that is empty.
+    pub async fn delete(&self, actor: Actor, owner: Owner, path: FilePath) -> Result<(), FileError> {
+        let (user, object) = (owner.user.clone(), path.to_string());
+        self.off_thread(move |files| {
+            files.used_by(&owner)?;
+            if let Some(size) = files.folder(&owner)?.remove(&path)? {
+                files.release(&owner, size, 1);
+            }
+            Ok(())
+        })
+        .await?;
+        self.record(actor, "file.delete", user, object, None).await
+    }
+
+    /// Bytes of a file that have come so far and wait for the rest.
+    pub async fn received(&self, owner: Owner, path: FilePath) -> Result<u64, FileError> {
+        self.off_thread(move |files| match fs::symlink_metadata(files.partial(&owner, &path)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            found => Ok(found?.len()),
+        })
+        .await
+    }
+
+    /// Begins, or goes on with, writing a file.
+    pub async fn begin(&self, actor: Actor, owner: Owner, path: FilePath, begin: Begin) -> Result<Upload, FileError> {
+        self.off_thread(move |files| Upload::begin(files, actor, owner, path, begin)).await
+    }
+
+    /// Drops what is not wanted any more, for ever.
+    pub async fn upkeep(self) {
+        loop {
+            if let Err(error) = self.drop_leftovers().await {
+                tracing::warn!(%error, "left files not removed");
+            }
+            tokio::time::sleep(UPKEEP).await;
+        }
+    }
+
+    async fn drop_leftovers(&self) -> Result<(), FileError> {
+        // With a remote provider an account may only seem to be gone.
+        let is_local = !self.0.config.get().remote_user_profile.provider.enabled;
+        let accounts = self.0.db.snapshot().accounts.clone();
+        self.off_thread(move |files| {
+            files.drop_old_partials()?;
+            for entry in files.subfolders("")? {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let Some(owner) = parse_folder_name(&name) else { continue };
+                let is_there = accounts.users.get(&owner.user).is_some_and(|user| user.id == owner.account);
+                if is_local && !is_there {
+                    tracing::info!(folder = name, "removing the files of an account that is gone");
+                    fs::remove_dir_all(entry.path())?;
+                    let _ = fs::remove_dir_all(files.0.root.join(PARTIAL).join(&name));
+                    files.used().remove(&owner);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn drop_old_partials(&self) -> Result<(), FileError> {
+        for folder in self.subfolders(PARTIAL)? {
+            let owner = parse_folder_name(&folder.file_name().to_string_lossy());
+            for entry in fs::read_dir(folder.path())? {
+                let entry = entry?;
+                let found = entry.metadata()?;
+                let age = found.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+                // Held while it is decided, so that nobody begins to go on with it.
+                let writing = self.writing();
+                if age.is_some_and(|age| age > PARTIAL_KEPT) && !writing.contains(&entry.path()) {
+                    fs::remove_file(entry.path())?;
+                    if let Some(owner) = &owner {
+                        self.release(owner, found.len(), 1);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Folders below the root; none where there is no root.
+    fn subfolders(&self, path: &str) -> Result<Vec<fs::DirEntry>, FileError> {
+        match fs::read_dir(self.0.root.join(path)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+            Ok(entries) => {
+                let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+                Ok(entries.filter_map(Result::ok).filter(is_folder).collect())
+            }
+        }
+    }
+
+    fn folder(&self, owner: &Owner) -> Result<Folder, FileError> {
+        Folder::open(&self.0.root.join(owner.folder_name()))
+    }
+
+    /// The folder for partial files of an account.
+    fn partials(&self, owner: &Owner) -> PathBuf {
+        self.0.root.join(PARTIAL).join(owner.folder_name())
+    }
+
+    fn partial(&self, owner: &Owner, path: &FilePath) -> PathBuf {
+        self.partials(owner).join(blake3::hash(path.as_str().as_bytes()).to_hex().as_str())
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashMap<Owner, Used>> {
+        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What an account has, counted on the disk the first time.
+    fn used_by(&self, owner: &Owner) -> Result<Used, FileError> {
+        let mut all = self.used();
+        if let Some(used) = all.get(owner) {
+            return Ok(*used);
+        }
+        let mut used = Used::default();
+        for folder in [self.0.root.join(owner.folder_name()), self.partials(owner)] {
+            folder::count(&folder, &mut used)?;
+        }
+        all.insert(owner.clone(), used);
+        Ok(used)
+    }
+
+    /// Takes room for more bytes and files within the limits, or none.
+    fn reserve(&self, owner: &Owner, bytes: u64, files: u64) -> Result<(), FileError> {
+        self.used_by(owner)?;
+        let config = &self.0.config.get().files;
+        let mut all = self.used();
+        let used = all.entry(owner.clone()).or_default();
+        if used.bytes.saturating_add(bytes) > config.user_limit.0 {
+            return Err(FileError::OverLimit { limit: config.user_limit, used: used.bytes });
+        }
+        if files > 0 && used.files + files > config.max_files {
+            return Err(FileError::TooMany { limit: config.max_files });
+        }
+        used.bytes += bytes;
+        used.files += files;
+        Ok(())
+    }
+
+    fn release(&self, owner: &Owner, bytes: u64, files: u64) {
+        if let Some(used) = self.used().get_mut(owner) {
+            used.bytes = used.bytes.saturating_sub(bytes);
+            used.files = used.files.saturating_sub(files);
+        }
+    }
+
+    async fn record(
+        &self,
+        actor: Actor,
+        action: &'static str,
+        user: UserName,
+        object: String,
+        detail: Option<String>,
+    ) -> Result<(), FileError> {
+        let Actor { name, source } = actor;
+        let outcome = Outcome::Ok;
+        let event = NewEvent { actor: name, source, action, object, user: Some(user), outcome, detail };
+        self.0.db.write(move |tx| Ok(tx.insert_event(&event).map(|_| ())?)).await
+    }
+
+    /// Disks may be slow: never on a thread of the runtime.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        let files = self.clone();
+        match tokio::task::spawn_blocking(move || work(&files)).await {
+            Ok(done) => done,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// Reads [`Owner::folder_name`] back.
+fn parse_folder_name(name: &str) -> Option<Owner> {
+    let (user, account) = name.rsplit_once('.')?;
+    Some(Owner { user: user.parse().ok()?, account: account.parse().ok()? })
+}
+
+/// Makes a folder that only we may enter, with those above it.
+fn make_private(path: &std::path::Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}

@@ -1,0 +1,241 @@
+//! Bytes on their way in.
+//!
+//! They go into a partial file, one per path, that only one request writes at a time. A part that begins where the last one
+//! ended is appended, so an upload that was cut off is gone on with. When all bytes are there the file is synced and takes
+//! its name: a reader sees the old file or the new one, never a half. Every byte is taken from the owner's limit before it
+//! is written; what a request announces is taken at once.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+
+use super::{FileError, FilePath, Files, Owner, make_private};
+use crate::{account::Actor, names::ByteSize};
+
+/// Time between two looks at how much room the disk has, bytes written.
+const LOOK_EVERY: u64 = 16 << 20;
+
+/// What a request is about to send.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Begin {
+    /// Where its bytes belong; `None` = this is the whole file, from its begin.
+    pub offset: Option<u64>,
+    /// Bytes of the whole file, where that is known.
+    pub total: Option<u64>,
+    /// Bytes that this request says it sends.
+    pub length: Option<u64>,
+}
+
+/// An upload under way. Dropped before its end it can be gone on with.
+pub struct Upload {
+    files: Files,
+    actor: Actor,
+    owner: Owner,
+    path: FilePath,
+    begin: Begin,
+    partial: PathBuf,
+    file: tokio::fs::File,
+    /// Bytes of the whole file that are here.
+    have: u64,
+    /// Bytes of this request.
+    came: u64,
+    /// Taken from the limit for bytes that are still to come.
+    reserved: u64,
+    /// Written since the last look at the disk.
+    unlooked: u64,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.files.release(&self.owner, self.reserved, 0);
+        // Nothing of it came: nothing is left of it. After its end it has another name.
+        if self.have == 0 && fs::remove_file(&self.partial).is_ok() {
+            self.files.release(&self.owner, 0, 1);
+        }
+        self.files.writing().remove(&self.partial);
+    }
+}
+
+impl Upload {
+    pub(super) fn begin(
+        files: &Files,
+        actor: Actor,
+        owner: Owner,
+        path: FilePath,
+        begin: Begin,
+    ) -> Result<Self, FileError> {
+        make_private(&files.0.root)?;
+        make_private(&files.partials(&owner))?;
+        let partial = files.partial(&owner, &path);
+        if !files.writing().insert(partial.clone()) {
+            return Err(FileError::Busy(path.to_string()));
+        }
+        // From here on the place is given back when `held` is dropped.
+        let held = Held { files, partial: &partial };
+        files.used_by(&owner)?;
+        let (file, have) = open(files, &owner, &path, &partial, begin)?;
+        let mut upload = Self {
+            files: files.clone(),
+            actor,
+            owner,
+            path,
+            begin,
+            partial: partial.clone(),
+            file: tokio::fs::File::from_std(file),
+            have,
+            came: 0,
+            reserved: 0,
+            unlooked: 0,
+        };
+        std::mem::forget(held);
+        let length = begin.length.unwrap_or(0);
+        upload.check_sizes(length)?;
+        upload.check_disk(length)?;
+        // All that is announced, at once: of many uploads some get through instead of none.
+        files.reserve(&upload.owner, length, 0)?;
+        upload.reserved = length;
+        Ok(upload)
+    }
+
+    /// Bytes of the whole file that are here.
+    pub fn have(&self) -> u64 {
+        self.have
+    }
+
+    /// Whether `more` bytes may come.
+    fn check_sizes(&self, more: u64) -> Result<(), FileError> {
+        let limit = self.files.0.config.get().files.file_limit;
+        let found = self.have.saturating_add(more);
+        if found.max(self.begin.total.unwrap_or(0)) > limit.0 {
+            return Err(FileError::TooLarge { limit });
+        }
+        match self.begin.total {
+            Some(said) if found > said => Err(FileError::Total { said, found }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_disk(&self, more: u64) -> Result<(), FileError> {
+        let ByteSize(keep) = self.files.0.config.get().files.keep_free;
+        let free = nix::sys::statvfs::statvfs(&self.files.0.root)
+            .map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
+        if free < keep.saturating_add(more) { Err(FileError::DiskFull { keep_free: ByteSize(keep) }) } else { Ok(()) }
+    }
+
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), FileError> {
+        let more = bytes.len() as u64;
+        self.check_sizes(more)?;
+        self.unlooked += more;
+        if self.unlooked >= LOOK_EVERY {
+            self.check_disk(more)?;
+            self.unlooked = 0;
+        }
+        match self.reserved.checked_sub(more) {
+            Some(rest) => self.reserved = rest,
+            None => self.files.reserve(&self.owner, more, 0)?,
+        }
+        // Flushed at once: what is counted is there, or known not to be.
+        let written = async {
+            self.file.write_all(&bytes).await?;
+            self.file.flush().await
+        };
+        if let Err(error) = written.await {
+            return Err(self.undo(more, &error).await);
+        }
+        self.have += more;
+        self.came += more;
+        Ok(())
+    }
+
+    /// Takes a chunk back that was written in part.
+    async fn undo(&mut self, more: u64, error: &std::io::Error) -> FileError {
+        tracing::warn!(%error, "an upload was not written");
+        if self.file.set_len(self.have).await.is_ok() {
+            self.files.release(&self.owner, more, 0);
+        }
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                FileError::DiskFull { keep_free: self.files.0.config.get().files.keep_free }
+            }
+            _ => FileError::Io(error.kind().into()),
+        }
+    }
+
+    /// Ends the request: the file takes its name if all of it is here. Returns whether it did.
+    pub async fn finish(self) -> Result<bool, FileError> {
+        if let Some(said) = self.begin.length.filter(|said| *said != self.came) {
+            return Err(FileError::Cut { said: self.have - self.came + said, found: self.have });
+        }
+        self.file.sync_all().await?;
+        let is_whole = match (self.begin.offset, self.begin.total) {
+            (None, _) => true,
+            (Some(_), total) => total == Some(self.have),
+        };
+        if !is_whole {
+            return Ok(false);
+        }
+        let (files, actor) = (self.files.clone(), self.actor.clone());
+        let (user, object, size) = (self.owner.user.clone(), self.path.to_string(), self.have);
+        files.off_thread(move |files| self.take_in(files)).await?;
+        files.record(actor, "file.write", user, object, Some(format!("{size} bytes"))).await?;
+        Ok(true)
+    }
+
+    fn take_in(self, files: &Files) -> Result<(), FileError> {
+        let name = self.partial.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let from = File::open(files.partials(&self.owner))?;
+        let replaced = files.folder(&self.owner)?.take_in(&from, name, &self.path)?;
+        if let Some(size) = replaced {
+            files.release(&self.owner, size, 1);
+        }
+        Ok(())
+    }
+}
+
+/// A place among those that write, until the upload itself has it.
+struct Held<'a> {
+    files: &'a Files,
+    partial: &'a Path,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.files.writing().remove(self.partial);
+    }
+}
+
+/// Opens the partial file where the request goes on, and says how many bytes are before that.
+fn open(files: &Files, owner: &Owner, path: &FilePath, partial: &Path, begin: Begin) -> Result<(File, u64), FileError> {
+    let there = match fs::symlink_metadata(partial) {
+        Ok(found) => Some(found.len()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    let have = there.unwrap_or(0);
+    if let Some(asked) = begin.offset.filter(|asked| *asked != 0 && *asked != have) {
+        return Err(FileError::Offset { path: path.to_string(), have, asked });
+    }
+    if there.is_none() {
+        files.reserve(owner, 0, 1)?;
+    }
+    let file = File::options().append(true).create(true).mode(0o600).open(partial);
+    let file = file.inspect_err(|_| {
+        if there.is_none() {
+            files.release(owner, 0, 1);
+        }
+    })?;
+    match begin.offset {
+        Some(asked) if asked != 0 => Ok((file, have)),
+        // From the begin: what is there of an earlier try goes.
+        _ => {
+            file.set_len(0)?;
+            files.release(owner, have, 0);
+            Ok((file, 0))
+        }
+    }
+}

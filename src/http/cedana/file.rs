@@ -1,0 +1,330 @@
+//! `/v2/files/…`: URLs to read and write files with, and `/v2/transfer/…`: what those URLs lead to.
+
+use std::{
+    io::{Seek, SeekFrom},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, BodyDataStream},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::ReaderStream;
+
+use super::V2Error;
+use crate::{
+    account::Actor,
+    files::{Begin, FileError, FilePath, Link, Opened, Upload, Verb},
+    http::{
+        params::Streamed,
+        router::{Cx, Json},
+    },
+    names::UserName,
+    params,
+};
+
+/// Bytes of one piece of a download.
+const PIECE: usize = 64 << 10;
+/// What is read of a body that is not wanted, so that the client hears why, bytes and time.
+const DRAIN: usize = 1 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// What stays as it is in a part of a path.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+// Admins may name another user.
+params! { One { path: FilePath; user: UserName } }
+
+pub async fn sign_read(cx: Cx, params: One) -> Result<String, V2Error> {
+    let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    // A URL to nothing would only be found out later.
+    cx.app.files.open(owner.clone(), params.path.clone()).await?;
+    let link = cx.app.files.sign(&owner, Verb::Get, params.path)?;
+    url(&cx, &link)
+}
+
+pub async fn sign_write(cx: Cx, params: One) -> Result<String, V2Error> {
+    let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    let link = cx.app.files.sign(&owner, Verb::Put, params.path)?;
+    url(&cx, &link)
+}
+
+pub async fn delete(cx: Cx, params: One) -> Result<String, V2Error> {
+    let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    let path = params.path.to_string();
+    cx.app.files.delete(Actor::from(cx.caller()), owner, params.path).await?;
+    Ok(path)
+}
+
+params! { Folder { path: String; user: UserName } }
+
+/// A folder is named with or without a slash at its end, as lists show it.
+pub async fn list(cx: Cx, params: Folder) -> Result<Json<Vec<String>>, V2Error> {
+    let path = params.path.strip_suffix('/').unwrap_or(&params.path);
+    let path = path.parse().map_err(|error| V2Error::BadRequest(format!("path: {error}")))?;
+    list_in(cx, Some(path), params.user).await
+}
+
+params! { Root { ; user: UserName } }
+
+pub async fn list_all(cx: Cx, params: Root) -> Result<Json<Vec<String>>, V2Error> {
+    list_in(cx, None, params.user).await
+}
+
+async fn list_in(cx: Cx, path: Option<FilePath>, user: Option<UserName>) -> Result<Json<Vec<String>>, V2Error> {
+    let owner = cx.app.files.owner(cx.caller(), user).await?;
+    Ok(Json(cx.app.files.list(owner, path).await?))
+}
+
+/// The URL of a link, at the address under which the client has reached this server.
+fn url(cx: &Cx, link: &Link) -> Result<String, V2Error> {
+    let config = cx.app.config.get();
+    let base = match config.files.public_url.trim_end_matches('/') {
+        "" => {
+            let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
+            format!("{scheme}://{}", host(cx.request.headers(), cx.request.uri())?)
+        }
+        url => url.to_owned(),
+    };
+    let path: Vec<String> =
+        link.path.as_str().split('/').map(|part| utf8_percent_encode(part, PLAIN).to_string()).collect();
+    let (user, expires, signature) = (&link.user, link.expires, &link.signature);
+    Ok(format!("{base}/v2/transfer/{user}/{}?expires={expires}&signature={signature}", path.join("/")))
+}
+
+fn host(headers: &HeaderMap, uri: &Uri) -> Result<String, V2Error> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = uri.authority().map(|authority| authority.as_str()).or(host).unwrap_or_default();
+    let is_good = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+    if host.is_empty() || !host.chars().all(is_good) {
+        return Err(V2Error::BadRequest("the Host header names no address that a URL could be made of".to_owned()));
+    }
+    Ok(host.to_owned())
+}
+
+// What is missing of a signature is a signature that is not ours.
+params! { Transfer { user: UserName, path: FilePath; expires: i64, signature: String } }
+
+impl From<Transfer> for Link {
+    fn from(params: Transfer) -> Self {
+        Self {
+            user: params.user,
+            path: params.path,
+            expires: params.expires.unwrap_or_default(),
+            signature: params.signature.unwrap_or_default(),
+        }
+    }
+}
+
+pub async fn read(cx: Cx, params: Transfer) -> Result<Response, V2Error> {
+    let link = Link::from(params);
+    let owner = cx.app.files.admit(Verb::Get, &link).await?;
+    let Opened { mut file, size, tag } = cx.app.files.open(owner, link.path).await?;
+    let (status, part) = match wanted(cx.request.headers(), size, &tag) {
+        Wanted::All => (StatusCode::OK, None),
+        Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, Some(part)),
+        Wanted::Nothing => {
+            let found = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, found).into_response());
+        }
+    };
+    let (begin, length) = part.as_ref().map_or((0, size), |part| (*part.start(), part.end() - part.start() + 1));
+    file.seek(SeekFrom::Start(begin)).map_err(FileError::Io)?;
+    let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), PIECE);
+    let mut response = (status, Body::from_stream(stream)).into_response();
+    let headers = response.headers_mut();
+    // Bytes of a member are never shown as a page of this server.
+    let fixed = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, "attachment"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "private, no-store"),
+        (header::ACCEPT_RANGES, "bytes"),
+    ];
+    headers.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    insert(headers, header::ETAG, &tag);
+    if let Some(part) = part {
+        insert(headers, header::CONTENT_RANGE, &format!("bytes {}-{}/{size}", part.start(), part.end()));
+    }
+    Ok(response)
+}
+
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
+}
+
+/// Which bytes of a file a request is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Part(RangeInclusive<u64>),
+    Nothing,
+}
+
+/// Several parts at once are not made: the whole is an answer, too.
+fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(range) = text(header::RANGE) else { return Wanted::All };
+    if text(header::IF_RANGE).is_some_and(|wanted| wanted != tag) {
+        return Wanted::All;
+    }
+    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
+        return Wanted::All;
+    };
+    match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last && first < size => Wanted::Part(first..=last.min(size - 1)),
+        (Ok(first), Err(_)) if last.is_empty() && first < size => Wanted::Part(first..=size - 1),
+        (Err(_), Ok(last)) if first.is_empty() && last > 0 && size > 0 => {
+            Wanted::Part(size.saturating_sub(last)..=size - 1)
+        }
+        (Ok(first), Ok(last)) if first <= last => Wanted::Nothing,
+        (Ok(_), Err(_)) if last.is_empty() => Wanted::Nothing,
+        (Err(_), Ok(_)) if first.is_empty() => Wanted::Nothing,
+        _ => Wanted::All,
+    }
+}
+
+/// `Content-Range: bytes FIRST-LAST/TOTAL` is a part, `bytes */TOTAL` asks how much is here, none of it is the whole.
+pub async fn write(cx: Cx, (params, Streamed): (Transfer, Streamed)) -> Result<Response, V2Error> {
+    let link = Link::from(params);
+    let expects = cx.request.headers().contains_key(header::EXPECT);
+    let idle = Duration::from_secs(cx.app.config.get().server.body_timeout_seconds.max(1));
+    let actor = Actor { name: link.user.to_string(), source: cx.peer.ip().to_string() };
+    let (parts, body) = cx.request.into_parts();
+    let mut body = body.into_data_stream();
+    let begun = async {
+        let owner = cx.app.files.admit(Verb::Put, &link).await?;
+        Ok::<_, V2Error>(match announced(&parts.headers)? {
+            None => Err(cx.app.files.received(owner, link.path).await?),
+            Some(begin) => Ok(cx.app.files.begin(actor, owner, link.path, begin).await?),
+        })
+    };
+    match begun.await {
+        Ok(Ok(upload)) => receive(upload, body, idle).await,
+        Ok(Err(have)) => Ok(received(have, false)),
+        Err(error) => {
+            // Whoever waits to be told to go on is told not to.
+            if !expects {
+                let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What the headers say of the body; `None` = it is only asked how much is here.
+fn announced(headers: &HeaderMap) -> Result<Option<Begin>, V2Error> {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+    let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let Some(range) = text(header::CONTENT_RANGE) else {
+        return Ok(Some(Begin { offset: None, total: length, length }));
+    };
+    let bad = || V2Error::BadRequest(format!("Content-Range: {range:?} is none; write bytes FIRST-LAST/TOTAL"));
+    let (part, total) = range.strip_prefix("bytes ").and_then(|range| range.split_once('/')).ok_or_else(bad)?;
+    let total = if total == "*" { None } else { Some(total.parse::<u64>().map_err(|_| bad())?) };
+    if part == "*" {
+        return Ok(None);
+    }
+    let (first, last) = part.split_once('-').ok_or_else(bad)?;
+    let (first, last) = (first.parse::<u64>().map_err(|_| bad())?, last.parse::<u64>().map_err(|_| bad())?);
+    let said = last.checked_sub(first).and_then(|length| length.checked_add(1)).ok_or_else(bad)?;
+    if length.is_some_and(|length| length != said) || total.is_some_and(|total| last >= total) {
+        return Err(bad());
+    }
+    Ok(Some(Begin { offset: Some(first), total, length: Some(said) }))
+}
+
+async fn receive(mut upload: Upload, mut body: BodyDataStream, idle: Duration) -> Result<Response, V2Error> {
+    loop {
+        let found = upload.have();
+        match tokio::time::timeout(idle, body.next()).await {
+            Err(_) => return Err(FileError::Slow { found }.into()),
+            Ok(None) => break,
+            Ok(Some(Ok(bytes))) => upload.write(bytes).await?,
+            // The client is gone, and with it whoever could read an answer.
+            Ok(Some(Err(_))) => return Err(FileError::Cut { said: found, found }.into()),
+        }
+    }
+    let have = upload.have();
+    let complete = upload.finish().await?;
+    Ok(received(have, complete))
+}
+
+fn received(have: u64, complete: bool) -> Response {
+    let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut response = (status, Json(json!({"received": have, "complete": complete}))).into_response();
+    if let Some(last) = have.checked_sub(1).filter(|_| !complete) {
+        insert(response.headers_mut(), header::RANGE, &format!("bytes=0-{last}"));
+    }
+    response
+}
+
+async fn drain(body: &mut BodyDataStream) {
+    let mut read = 0;
+    while let Some(Ok(bytes)) = body.next().await {
+        read += bytes.len();
+        if read > DRAIN {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn ranges_of_a_download() {
+        let of = |range, size| wanted(&headers(&[(header::RANGE, range)]), size, "\"t\"");
+        assert_eq!(of("bytes=0-0", 10), Wanted::Part(0..=0));
+        assert_eq!(of("bytes=3-", 10), Wanted::Part(3..=9));
+        assert_eq!(of("bytes=-3", 10), Wanted::Part(7..=9));
+        assert_eq!(of("bytes=-30", 10), Wanted::Part(0..=9));
+        assert_eq!(of("bytes=3-99", 10), Wanted::Part(3..=9));
+        for nothing in ["bytes=10-", "bytes=10-12", "bytes=-0"] {
+            assert_eq!(of(nothing, 10), Wanted::Nothing, "{nothing}");
+        }
+        assert_eq!(of("bytes=0-", 0), Wanted::Nothing);
+        for all in ["bytes=5-3", "bytes=0-1,3-4", "lines=0-1", "bytes=a-b", "bytes=-", "bytes=99999999999999999999-"] {
+            assert_eq!(of(all, 10), Wanted::All, "{all}");
+        }
+        let other = headers(&[(header::RANGE, "bytes=0-0"), (header::IF_RANGE, "\"other\"")]);
+        assert_eq!(wanted(&other, 10, "\"t\""), Wanted::All);
+    }
+
+    #[test]
+    fn ranges_of_an_upload() {
+        let of = |range| announced(&headers(&[(header::CONTENT_RANGE, range)]));
+        let begin = of("bytes 5-9/20").unwrap().unwrap();
+        assert_eq!((begin.offset, begin.total, begin.length), (Some(5), Some(20), Some(5)));
+        assert_eq!(of("bytes 0-9/*").unwrap().unwrap().total, None);
+        assert!(of("bytes */20").unwrap().is_none());
+        for bad in
+            ["bytes 5-4/20", "bytes 5-20/20", "5-9/20", "bytes 5-9", "bytes a-b/c", "bytes 0-18446744073709551615/*"]
+        {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+        let lie = headers(&[(header::CONTENT_RANGE, "bytes 0-9/10"), (header::CONTENT_LENGTH, "5")]);
+        assert!(announced(&lie).is_err());
+    }
+
+    #[test]
+    fn a_url_is_made_of_a_plain_host_only() {
+        let of = |value| host(&headers(&[(header::HOST, value)]), &Uri::from_static("/x"));
+        assert_eq!(of("box:8799").unwrap(), "box:8799");
+        assert_eq!(of("[::1]:8799").unwrap(), "[::1]:8799");
+        for bad in ["", "evil/x", "a b", "user@host", "a?b", "a#b"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}

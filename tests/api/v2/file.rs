@@ -1,0 +1,451 @@
+//! `/v2/files/{path}`, `/v2/files/dir`, `/v2/files/dir/{path}` and what signed URLs lead to: `/v2/transfer/{user}/{path}`.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::{message, server};
+use crate::common::{Answer, Client, Server, eventually};
+
+fn with_config(config: &str) -> Server {
+    Server::builder().without_docker().config(config).start().expect("nothing is needed")
+}
+
+/// Path and query of the URL that `method` on a file is answered with.
+#[track_caller]
+fn link(server: &Server, client: &Client, method: &str, path: &str) -> String {
+    let answer = client.send(method, &format!("/v2/files/{path}"), &[]).ok();
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain"));
+    let url = answer.text();
+    url.strip_prefix(&server.base()).unwrap_or_else(|| panic!("{url} is not on {}", server.base())).to_owned()
+}
+
+#[track_caller]
+fn put(server: &Server, client: &Client, path: &str, bytes: &[u8]) -> Answer {
+    server.anon().send_body("PUT", &link(server, client, "PUT", path), &[], bytes)
+}
+
+#[track_caller]
+fn get(server: &Server, client: &Client, path: &str) -> Vec<u8> {
+    server.anon().get(&link(server, client, "GET", path)).ok().body
+}
+
+#[track_caller]
+fn part(server: &Server, link: &str, range: &str, bytes: &[u8]) -> Answer {
+    server.anon().send_body("PUT", link, &[("content-range", range)], bytes)
+}
+
+fn list(client: &Client, path: &str) -> serde_json::Value {
+    client.get(&format!("/v2/files/dir{path}")).ok().json()
+}
+
+/// Where the files of a user are on the disk.
+fn folder(server: &Server, user: &str) -> PathBuf {
+    let account = server.count(&format!("SELECT id FROM users WHERE name = '{user}'"));
+    server.home.join(format!("files/{user}.{account}"))
+}
+
+fn partials(server: &Server, user: &str) -> usize {
+    let name = folder(server, user).file_name().unwrap().to_owned();
+    std::fs::read_dir(server.home.join("files/.partial").join(name)).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_file_goes_up_and_comes_down() {
+    let server = server();
+    let alice = server.member("alice");
+    assert_eq!(list(&alice, ""), json!([]));
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let done = put(&server, &alice, "runs/one/model%20%C3%BC.bin", &bytes).ok();
+    assert_eq!(done.json(), json!({"received": bytes.len(), "complete": true}));
+    assert_eq!(get(&server, &alice, "runs/one/model%20%C3%BC.bin"), bytes);
+    put(&server, &alice, "empty", b"").ok();
+    assert_eq!(get(&server, &alice, "empty"), b"");
+    // Replaced as a whole.
+    put(&server, &alice, "empty", b"x").ok();
+    assert_eq!(get(&server, &alice, "empty"), b"x");
+
+    assert_eq!(list(&alice, ""), json!(["empty", "runs/"]));
+    assert_eq!(list(&alice, "/runs"), json!(["one/"]));
+    assert_eq!(list(&alice, "/runs/one/"), json!(["model ü.bin"]));
+    assert_eq!(alice.get("/v2/files/dir/nothing").status, 404);
+    assert_eq!(alice.get("/v2/files/dir/empty").status, 409);
+
+    let link = link(&server, &alice, "GET", "runs/one/model%20%C3%BC.bin");
+    let whole = server.anon().get(&link);
+    let header = |name: &str| whole.header(name).unwrap_or_default().to_owned();
+    assert_eq!(header("content-type"), "application/octet-stream");
+    assert_eq!(
+        (header("content-disposition"), header("x-content-type-options")),
+        ("attachment".into(), "nosniff".into())
+    );
+    let ranged = |range: &str| server.anon().send("GET", &link, &[("range", range)]);
+    let answer = ranged("bytes=1000-1999");
+    assert_eq!((answer.status, answer.body.as_slice()), (206, &bytes[1000..2000]));
+    assert_eq!(answer.header("content-range"), Some("bytes 1000-1999/3000000"));
+    assert_eq!(ranged("bytes=-5").body, bytes[2_999_995..]);
+    let answer = ranged("bytes=3000000-");
+    assert_eq!((answer.status, answer.header("content-range")), (416, Some("bytes */3000000")));
+    // Gone on with only while it is the same file.
+    let tag = header("etag");
+    let go_on = |tag: &str| server.anon().send("GET", &link, &[("range", "bytes=5-"), ("if-range", tag)]).status;
+    assert_eq!((go_on(&tag), go_on("\"other\"")), (206, 200));
+
+    // Ours alone on the disk.
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(server.home.join("files")), 0o700);
+    assert_eq!(mode(folder(&server, "alice")), 0o700);
+    assert_eq!(mode(folder(&server, "alice").join("runs")), 0o700);
+    assert_eq!(mode(folder(&server, "alice").join("empty")), 0o600);
+    assert_eq!(mode(server.home.join("files.secret")), 0o600);
+    assert_eq!(partials(&server, "alice"), 0);
+
+    let delete = |path: &str| alice.send("DELETE", &format!("/v2/files/{path}"), &[]);
+    assert_eq!(delete("runs/one").status, 409);
+    delete("runs/one/model%20%C3%BC.bin").ok();
+    delete("runs/one").ok();
+    assert_eq!(delete("runs/one").status, 404);
+    assert_eq!(list(&alice, "/runs"), json!([]));
+    assert_eq!(server.anon().get(&link).status, 404);
+    assert_eq!(alice.get("/v2/files/runs/one/model").status, 404);
+
+    let events = alice.get("/v2/events?resource_type=file").ok().json();
+    let seen: Vec<String> =
+        events.as_array().unwrap().iter().map(|event| event["message"].as_str().unwrap().into()).collect();
+    assert_eq!(seen.len(), 5, "{seen:?}");
+    assert_eq!(seen[4], "alice file.write runs/one/model ü.bin: 3000000 bytes");
+    assert_eq!(seen[0], "alice file.delete runs/one");
+}
+
+#[test]
+fn a_link_is_good_for_one_thing_and_a_while() {
+    let server = server();
+    let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
+    put(&server, &alice, "a/secret", b"alice's").ok();
+    put(&server, &alice, "b", b"other").ok();
+    put(&server, &bob, "a/secret", b"bob's").ok();
+    let read = link(&server, &alice, "GET", "a/secret");
+    let write = link(&server, &alice, "PUT", "a/secret");
+    let expires: i64 = read.split("expires=").nth(1).unwrap().split('&').next().unwrap().parse().unwrap();
+    let in_future = expires - pody::db::now() / 1000;
+    assert!((890..=900).contains(&in_future), "{in_future}");
+    let bobs = link(&server, &bob, "GET", "a/secret");
+    let signature = |link: &str| link.rsplit('=').next().unwrap().to_owned();
+
+    let refused = |method: &str, link: &str| {
+        let answer = server.anon().send_body(method, link, &[], b"");
+        assert_eq!(answer.status, 403, "{method} {link}: {answer}");
+        assert!(message(&answer).contains("not valid"), "{answer}");
+    };
+    // The other method, another path, user, time, signature.
+    refused("PUT", &read);
+    refused("GET", &write);
+    refused("GET", &read.replace("/a/secret", "/b"));
+    refused("GET", &read.replace("/alice/", "/bob/"));
+    refused("GET", &read.replace("/alice/", "/nobody/"));
+    refused("GET", &read.replace(&expires.to_string(), &(expires + 1).to_string()));
+    refused("GET", &read.replace(&signature(&read), &signature(&bobs)));
+    refused("GET", &read.replace(&signature(&read), &signature(&write)));
+    refused("GET", &read.replace(&signature(&read), ""));
+    refused("GET", &read[..read.len() - 1]);
+    refused("GET", read.split('?').next().unwrap());
+    refused("GET", &format!("{}?signature={}", read.split('?').next().unwrap(), signature(&read)));
+    // A parameter of the path cannot be put over by one of the query.
+    refused("GET", &format!("{}&path=a/secret&user=alice", read.replace("/a/secret", "/b")));
+    let answer = server.anon().get(&format!("{read}&path=b&user=bob"));
+    assert_eq!(answer.ok().text(), "alice's");
+    // With whatever else somebody is signed in as.
+    assert_eq!(bob.get(&read).ok().text(), "alice's");
+    assert_eq!(server.anon().get(&read.replace("secret", "%73ecret")).ok().text(), "alice's");
+    assert_eq!(get(&server, &alice, "a/secret"), b"alice's");
+
+    // An account that may not do anything may not do this.
+    admin.post("/admin/user/update?username=alice&disabled=true").ok();
+    refused("GET", &read);
+    refused("PUT", &write);
+    admin.post("/admin/user/update?username=alice&disabled=false").ok();
+    server.anon().get(&read).ok();
+}
+
+#[test]
+fn a_link_ends() {
+    let server = with_config("[files]\nlink_seconds = 1");
+    let alice = server.member("alice");
+    put(&server, &alice, "a", b"x").ok();
+    let link = link(&server, &alice, "GET", "a");
+    eventually(Duration::from_secs(4), "the link ends", || server.anon().get(&link).status == 403);
+}
+
+/// Who gets the name of an account that is gone gets neither its files nor its links.
+#[test]
+fn files_belong_to_an_account_and_go_with_it() {
+    let mut server = server();
+    let admin = server.admin();
+    let add = || admin.post("/admin/user/add?username=carol&password=x").ok();
+    add();
+    let carol = server.client("carol", "x");
+    put(&server, &carol, "a", b"first").ok();
+    let read = link(&server, &carol, "GET", "a");
+    let first = folder(&server, "carol");
+    admin.post("/admin/user/delete?username=carol").ok();
+    assert_eq!(server.anon().get(&read).status, 403);
+    add();
+    assert_eq!(list(&carol, ""), json!([]));
+    assert_eq!(server.anon().get(&read).status, 403);
+    put(&server, &carol, "a", b"second").ok();
+    assert!(first.exists());
+    server.restart();
+    eventually(Duration::from_secs(5), "the files are dropped", || !first.exists());
+    assert_eq!(get(&server, &carol, "a"), b"second");
+}
+
+#[test]
+fn members_have_their_own_and_admins_all() {
+    let server = server();
+    let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
+    put(&server, &alice, "a", b"alice's").ok();
+    assert_eq!(list(&bob, ""), json!([]));
+    assert_eq!(bob.get("/v2/files/a").status, 404);
+    for (method, path) in
+        [("GET", "a"), ("PUT", "a"), ("DELETE", "a"), ("GET", "dir"), ("GET", "dir/a"), ("GET", "none")]
+    {
+        let answer = bob.send(method, &format!("/v2/files/{path}?user=alice"), &[]);
+        assert_eq!(
+            (answer.status, message(&answer)),
+            (403, "only admins may name another user".into()),
+            "{method} {path}"
+        );
+    }
+    assert_eq!(list(&admin, "?user=alice"), json!(["a"]));
+    assert_eq!(server.anon().get(&link(&server, &admin, "GET", "a?user=alice")).ok().text(), "alice's");
+    assert_eq!(admin.get("/v2/files/dir?user=nobody").status, 404);
+    assert_eq!(list(&admin, ""), json!([]));
+}
+
+#[test]
+fn no_path_leads_out_of_the_folder() {
+    let server = server();
+    let alice = server.member("alice");
+    put(&server, &alice, "a", b"x").ok();
+    let database = std::fs::read(server.home.join("pody.db")).unwrap();
+    for path in [
+        "..",
+        "../pody.db",
+        "a/../../pody.db",
+        "%2e%2e/pody.db",
+        "%2E%2E%2Fpody.db",
+        "..%2f..%2fpody.db",
+        "./a",
+        "a/.",
+        "/etc/passwd",
+        "%2Fetc%2Fpasswd",
+        "//etc/passwd",
+        "a//b",
+        "a%00b",
+        "%00",
+        "a%0ab",
+        "a%7f",
+        "b/",
+        "%c0%ae%c0%ae/x",
+        "%ff",
+        &"x".repeat(256),
+        &["a"; 40].join("/"),
+        &"x/".repeat(600),
+    ] {
+        for method in ["GET", "PUT", "DELETE"] {
+            let answer = alice.send(method, &format!("/v2/files/{path}"), &[]);
+            assert_eq!(answer.status, 400, "{method} {path}: {answer}");
+            message(&answer);
+        }
+        let answer = alice.get(&format!("/v2/files/dir/{path}"));
+        assert!([400, 404].contains(&answer.status), "{path}: {answer}");
+        let answer =
+            server.anon().send("PUT", &format!("/v2/transfer/alice/{path}?expires=9999999999&signature=00"), &[]);
+        assert!([400, 403].contains(&answer.status), "{path}: {answer}");
+    }
+    // What only looks like it: decoded once, not twice, and no system's other separator.
+    for name in ["%252e%252e", "..%5c..%5cx", "...", "~root", "-rf", "C:", "$HOME", "%252fetc"] {
+        put(&server, &alice, name, name.as_bytes()).ok();
+        assert_eq!(get(&server, &alice, name), name.as_bytes());
+    }
+    assert_eq!(list(&alice, "").as_array().unwrap().len(), 9);
+    assert_eq!(std::fs::read_dir(server.home.join("files")).unwrap().count(), 2);
+    assert_eq!(std::fs::read(server.home.join("pody.db")).unwrap()[..100], database[..100]);
+}
+
+/// No route makes a link, but people and programs on the host do.
+#[test]
+fn symbolic_links_and_what_is_no_file_are_not_followed() {
+    let server = server();
+    let alice = server.member("alice");
+    put(&server, &alice, "real/a", b"x").ok();
+    let folder = folder(&server, "alice");
+    std::fs::write(server.home.join("outside"), b"secret").unwrap();
+    symlink(server.home.join("outside"), folder.join("file")).unwrap();
+    symlink("../..", folder.join("up")).unwrap();
+    symlink("real", folder.join("within")).unwrap();
+    nix::unistd::mkfifo(&folder.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+
+    for path in ["file", "up/outside", "up/pody.db", "within/a"] {
+        assert_eq!(alice.get(&format!("/v2/files/{path}")).status, 400, "{path}");
+    }
+    for path in ["up", "within", "up/files"] {
+        assert_eq!(alice.get(&format!("/v2/files/dir/{path}")).status, 400, "{path}");
+        let answer = put(&server, &alice, &format!("{path}/new"), b"x");
+        assert_eq!(answer.status, 400, "{path}: {answer}");
+        assert_eq!(alice.send("DELETE", &format!("/v2/files/{path}/a"), &[]).status, 400, "{path}");
+    }
+    // A file is not put in a link's place, and so not behind it either.
+    assert_eq!(put(&server, &alice, "file", b"overwritten").status, 409);
+    assert_eq!(alice.get("/v2/files/fifo").status, 409);
+    assert_eq!(put(&server, &alice, "fifo", b"x").status, 409);
+    assert_eq!(put(&server, &alice, "real", b"x").status, 409);
+    assert_eq!(put(&server, &alice, "real/a/b", b"x").status, 409);
+    assert_eq!(std::fs::read(server.home.join("outside")).unwrap(), b"secret");
+    assert!(!server.home.join("new").exists());
+    assert_eq!(list(&alice, ""), json!(["real/"]));
+    // Deleting takes the link, not what it points at.
+    alice.send("DELETE", "/v2/files/file", &[]).ok();
+    assert_eq!(std::fs::read(server.home.join("outside")).unwrap(), b"secret");
+}
+
+#[test]
+fn an_upload_is_gone_on_with() {
+    let mut server = server();
+    let alice = server.member("alice");
+    let link = link(&server, &alice, "PUT", "a");
+    let bytes: Vec<u8> = (0..1000_u32).map(|n| n as u8).collect();
+    let first = part(&server, &link, "bytes 0-399/1000", &bytes[..400]);
+    assert_eq!((first.status, first.header("range")), (202, Some("bytes=0-399")));
+    assert_eq!(first.json(), json!({"received": 400, "complete": false}));
+    assert_eq!(alice.get("/v2/files/a").status, 404);
+    // Not the next one.
+    let wrong = part(&server, &link, "bytes 500-999/1000", &bytes[500..]);
+    assert_eq!((wrong.status, wrong.json()["details"]["received"].clone()), (409, json!(400)), "{wrong}");
+    server.kill();
+    server.start_again();
+    let asked = part(&server, &link, "bytes */1000", b"");
+    assert_eq!((asked.status, asked.json()), (202, json!({"received": 400, "complete": false})));
+    assert_eq!(part(&server, &link, "bytes 400-699/*", &bytes[400..700]).status, 202);
+    let last = part(&server, &link, "bytes 700-999/1000", &bytes[700..]);
+    assert_eq!((last.status, last.json()), (200, json!({"received": 1000, "complete": true})));
+    assert_eq!(get(&server, &alice, "a"), bytes);
+    assert_eq!(partials(&server, "alice"), 0);
+    // From the begin again.
+    part(&server, &link, "bytes 0-9/1000", &bytes[..10]);
+    assert_eq!(part(&server, &link, "bytes 0-2/3", b"new").status, 200);
+    assert_eq!(get(&server, &alice, "a"), b"new");
+    for bad in ["bytes 5-4/9", "0-2/3", "bytes 0-2/2", "bytes 0-9/10"] {
+        assert_eq!(part(&server, &link, bad, b"new").status, 400, "{bad}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_or_sleeps_can_go_on() {
+    let server = with_config("[server]\nbody_timeout_seconds = 1");
+    let alice = server.member("alice");
+    let link = link(&server, &alice, "PUT", "a");
+    let begin = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let head = format!("PUT {link} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&[b'x'; 40]).unwrap();
+        stream
+    };
+    let received = || part(&server, &link, "bytes */100", b"").json()["received"].clone();
+    let stream = begin();
+    eventually(Duration::from_secs(5), "the bytes come", || received() == 40);
+    // Nobody else meanwhile.
+    let second = part(&server, &link, "bytes 40-99/100", &[b'y'; 60]);
+    assert_eq!(second.status, 409, "{second}");
+    assert!(message(&second).contains("another request"));
+    drop(stream);
+    eventually(Duration::from_secs(5), "the place is free", || {
+        part(&server, &link, "bytes 40-99/100", &[b'y'; 60]).status == 200
+    });
+    assert_eq!(get(&server, &alice, "a"), [[b'x'; 40].as_slice(), &[b'y'; 60]].concat());
+
+    let mut stream = begin();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("\"received\":40"), "{answer}");
+    assert_eq!(received(), 40);
+    // The file from before is whole all the while.
+    assert_eq!(get(&server, &alice, "a").len(), 100);
+}
+
+#[test]
+fn files_are_bounded() {
+    let mut server = with_config("[files]\nuser_limit = \"1000\"\nfile_limit = \"600\"\nmax_files = 3");
+    let (alice, bob) = (server.member("alice"), server.member("bob"));
+    let answer = put(&server, &alice, "a", &[0; 601]);
+    assert_eq!((answer.status, message(&answer).contains("600")), (413, true), "{answer}");
+    put(&server, &alice, "a", &[0; 600]).ok();
+    let answer = put(&server, &alice, "b", &[0; 401]);
+    assert_eq!((answer.status, message(&answer).contains("1000")), (403, true), "{answer}");
+    assert_eq!(partials(&server, "alice"), 0);
+    put(&server, &alice, "b", &[0; 400]).ok();
+    assert_eq!(put(&server, &alice, "c", &[0; 1]).status, 403);
+    // A part counts as a file does, and so after a restart.
+    alice.send("DELETE", "/v2/files/b", &[]).ok();
+    let link = link(&server, &alice, "PUT", "b");
+    assert_eq!(part(&server, &link, "bytes 0-299/400", &[0; 300]).status, 202);
+    server.restart();
+    assert_eq!(put(&server, &alice, "c", &[0; 101]).status, 403);
+    put(&server, &alice, "c", &[0; 100]).ok();
+    assert_eq!(part(&server, &link, "bytes 300-399/400", &[0; 100]).status, 403);
+    alice.send("DELETE", "/v2/files/c", &[]).ok();
+    assert_eq!(part(&server, &link, "bytes 300-399/400", &[0; 100]).status, 200);
+    // The number of them.
+    alice.send("DELETE", "/v2/files/a", &[]).ok();
+    put(&server, &alice, "1", b"").ok();
+    put(&server, &alice, "2", b"").ok();
+    let answer = put(&server, &alice, "3", b"");
+    assert_eq!((answer.status, message(&answer).contains("3 files")), (403, true), "{answer}");
+    // Each for themselves.
+    put(&server, &bob, "a", &[0; 600]).ok();
+
+    server.reconfigure("[files]\nkeep_free = \"100000t\"");
+    let answer = put(&server, &bob, "b", b"x");
+    assert_eq!((answer.status, message(&answer).contains("kept free")), (507, true), "{answer}");
+}
+
+/// Many at once never pass the limit.
+#[test]
+fn uploads_at_once_share_the_limit() {
+    let server = with_config("[files]\nuser_limit = \"1m\"");
+    let alice = server.member("alice");
+    let links: Vec<String> = (0..12).map(|n| link(&server, &alice, "PUT", &format!("f{n}"))).collect();
+    let done: usize = std::thread::scope(|scope| {
+        let send = |link: &String| server.anon().send_body("PUT", link, &[], &[7; 200 << 10]).status;
+        let threads: Vec<_> = links.iter().map(|link| scope.spawn(move || send(link))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).filter(|status| *status == 200).count()
+    });
+    let bytes = |folder: PathBuf| -> u64 {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    };
+    let folder = folder(&server, "alice");
+    let partial = server.home.join("files/.partial").join(folder.file_name().unwrap());
+    assert_eq!(done, 5);
+    assert_eq!((bytes(folder), bytes(partial)), (5 * (200 << 10), 0));
+}
+
+#[test]
+fn the_urls_begin_can_be_set() {
+    let server = with_config("[files]\npublic_url = \"https://box.example/pody/\"");
+    let url = server.member("alice").send("PUT", "/v2/files/a", &[]).ok().text();
+    assert!(url.starts_with("https://box.example/pody/v2/transfer/alice/a?expires="), "{url}");
+    drop(server);
+    let mut server = super::server();
+    server.terminate();
+    for (config, words) in [("link_seconds = 0", "link_seconds"), ("public_url = \"ftp://x\"", "public_url")] {
+        assert!(server.fails_to_start(&format!("[files]\n{config}")).contains(words), "{config}");
+    }
+}
