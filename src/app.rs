@@ -25,6 +25,8 @@ use crate::{
     metrics::Metrics,
     names::UserName,
     pod::{PodError, Pods},
+    registry::Registry,
+    usage,
     usage::{self, Usage},
 };
 
@@ -47,6 +49,7 @@ pub struct App {
     pub checkpoints: Checkpoints,
     pub clusters: Clusters,
     pub files: Files,
+    pub registry: Registry,
     pub usage: Usage,
     pub metrics: Metrics,
 }
@@ -88,6 +91,7 @@ impl App {
         let checkpoints =
             Checkpoints::new(home, db.clone(), config.clone(), engine.clone(), accounts.clone(), pods.clone());
         let clusters = Clusters::open(db.clone())?;
+        let registry = Registry::new(home, db.clone(), config.clone(), checkpoints.clone());
         let files = Files::new(home.to_owned(), db.clone(), config.clone(), accounts.clone());
         Ok(Self {
             config,
@@ -99,6 +103,7 @@ impl App {
             checkpoints,
             clusters,
             files,
+            registry,
             usage: Usage::default(),
             metrics: Metrics::default(),
         })
@@ -174,6 +179,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     spawn("usage", Box::pin(usage::run(app.clone(), stop.clone())));
     spawn("config", until_stop(Box::pin(app.config.clone().watch())));
     spawn("upkeep", until_stop(Box::pin(upkeep(app.db.clone()))));
+    spawn("registry", until_stop(Box::pin(app.registry.clone().upkeep())));
     spawn("files", until_stop(Box::pin(app.files.clone().upkeep())));
     spawn("memory", until_stop(Box::pin(trim_memory())));
     spawn("control", until_stop(Box::pin(control.run(app.clone()))));

@@ -283,6 +283,8 @@ pub struct CheckpointConfig {
     /// `None` = found through the container's shim.
     #[serde(deserialize_with = "empty_path_is_none")]
     pub runc_root: Option<PathBuf>,
+    /// Seconds from deprecating a checkpoint to its deletion.
+    pub deprecated_seconds: u64,
 }
 
 impl Default for CheckpointConfig {
@@ -298,6 +300,7 @@ impl Default for CheckpointConfig {
             deleted_file_limit: ByteSize(1 << 30),
             watch_paths: watched.map(PathBuf::from).to_vec(),
             runc_root: None,
+            deprecated_seconds: 86_400,
         }
     }
 }

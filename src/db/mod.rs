@@ -19,6 +19,7 @@ mod events;
 mod legacy;
 mod legacy_log;
 mod pods;
+mod registry;
 mod schema;
 mod snapshot;
 mod ssh_keys;

@@ -265,6 +265,30 @@ CREATE TABLE resources (
     synced_at   INTEGER NOT NULL,
     PRIMARY KEY (cluster, kind, namespace, name)
 ) STRICT, WITHOUT ROWID;
+
+-- What agents tell of checkpoints: their own, or, under the id of one of ours, more about that.
+CREATE TABLE told_checkpoints (
+    id            TEXT PRIMARY KEY,
+    user          TEXT NOT NULL,
+    own           INTEGER NOT NULL,
+    status        TEXT NOT NULL,
+    gpu           TEXT,
+    platform      TEXT,
+    -- JSON
+    info          TEXT,
+    restore_path  TEXT,
+    deprecated_at INTEGER
+) STRICT;
+CREATE INDEX told_checkpoints_by_user ON told_checkpoints (user);
+CREATE TABLE told_actions (
+    id            TEXT PRIMARY KEY,
+    user          TEXT NOT NULL,
+    reason        TEXT,
+    -- JSON
+    upload        TEXT,
+    info          TEXT
+) STRICT;
+CREATE INDEX told_actions_by_user ON told_actions (user);
 ",
 ];
 

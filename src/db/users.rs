@@ -86,7 +86,7 @@ impl Tx<'_> {
 
     /// Removes the account and what only it could use. Usage, events and pods stay.
     pub fn delete_user(&self, name: &UserName) -> Result<(), DbError> {
-        for table in ["tokens", "ssh_keys", "quotas", "clusters"] {
+        for table in ["tokens", "ssh_keys", "quotas", "clusters", "told_checkpoints", "told_actions"] {
             self.0.execute(&format!("DELETE FROM {table} WHERE user = ?1"), [name.as_str()])?;
         }
         // What was saved of their pods' memory must not be another's who comes to have the name.

@@ -200,6 +200,18 @@ pub fn routes() -> Vec<Route> {
         GET  Node   "/user_api/check_user"   user_api::check,        "whose credential this is, for other nodes";
         GET  Node   "/user_api/list_users"   user_api::list,         "all users, for other nodes";
 
+        GET  Member "/v2/actions"            v2::action::list,       "checkpoints and restores, newest first; type is checkpoint or restore";
+        GET  Member "/v2/actions/from_pod/{id}" v2::action::of_pod,  "id of the newest action of a pod";
+        POST Member "/v2/actions/upload"     v2::action::upload,     "tell more of an action, as its pod's spec";
+        POST Member "/v2/checkpoint/pod"     v2::action::save,       "save a pod, by pod_id, or by pod_name with its owner as namespace; answers with the action's id";
+        GET  Member "/v2/checkpoint/status/{action_id}" v2::action::status, "how far an action is";
+        GET  Member "/v2/checkpoint/path"    v2::checkpoint::path,   "where the newest checkpoint is, of a name, an action or a pod";
+        GET  Member "/v2/checkpoints"        v2::checkpoint::list,   "your checkpoints, ours and those that agents tell of; ids with a comma";
+        PATCH Member "/v2/checkpoints/deprecate/{id}" v2::checkpoint::deprecate, "have a checkpoint deleted after a while";
+        PUT  Member "/v2/checkpoints/info/{id}" v2::checkpoint::put_info, "tell more of a checkpoint";
+        POST Member "/v2/checkpoints/uploaded/{id}" v2::checkpoint::uploaded, "tell that a checkpoint of an agent's is where it can be restored from";
+        POST Member "/v2/restore/pod"        v2::restore::restore,   "bring the pod of an action's checkpoint back; answers with the action's id";
+        PUT  Member "/v2/restores/info/{id}" v2::restore::put_info,  "tell more of a restore";
         GET  Member "/v2/files/{path}"       v2::file::sign_read,    "a signed URL to read one of your files with; user: another's, for admins";
         GET  Member "/v2/files/dir"          v2::file::list_all,     "names in your folder of files";
         GET  Member "/v2/files/dir/{path}"   v2::file::list,         "names in a folder below it";
@@ -219,6 +231,7 @@ pub fn routes() -> Vec<Route> {
     let second = table![
         GET    Member "/user/ch-passwd"      user::change_password,  "change your password (the method of an older edition)";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
+        POST   Member "/v2/checkpoints"      v2::checkpoint::create, "write down an empty checkpoint of an agent's";
         PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";
         DELETE Member "/v2/files/{path}"     v2::file::delete,       "delete one of your files, or an empty folder";
         PUT    Url    "/v2/transfer/{user}/{path}" v2::file::write,  "write a file, also in parts (Content-Range)";

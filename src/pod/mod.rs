@@ -296,6 +296,13 @@ impl Pods {
         self.db.snapshot().pods.find(&name).cloned().ok_or_else(not_found)
     }
 
+    /// The pod of this id. Others' pods are not there for members.
+    pub fn find_by_id(&self, caller: &Caller, id: PodId) -> Result<Arc<Pod>, PodError> {
+        let rows = self.db.snapshot();
+        let pod = rows.pods.get(id).filter(|pod| caller.is_admin || pod.user == caller.user);
+        pod.cloned().ok_or_else(|| PodError::NotFound(id.to_string()))
+    }
+
     /// The pod under its lock, to change it.
     pub(crate) async fn lock(
         &self,

@@ -34,6 +34,11 @@ const USER: Object = alices("username=alice&admin=true&password=x", "username=no
 const NO_CLUSTER: Object =
     alices("cluster_id=11111111-1111-4111-8111-111111111111", "cluster_id=22222222-2222-4222-8222-222222222222", 404);
 
+const NO_ACTION: &str = "action_id=22222222-2222-4222-8222-222222222222&status=x";
+const NO_SUCH_ACTION: Object =
+    alices("action_id=11111111-1111-4111-8111-111111111111", "action_id=22222222-2222-4222-8222-222222222222", 404);
+const NO_SUCH_ID: Object =
+    alices("id=11111111-1111-4111-8111-111111111111", "id=22222222-2222-4222-8222-222222222222", 404);
 const FILES: Object = alices("user=alice", "user=nobody", 403);
 const LINK: Object =
     alices("user=alice&expires=9999999999&signature=00", "user=nobody&expires=9999999999&signature=00", 403);
@@ -120,6 +125,32 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/user_api/get_user", Object::None),
     ("GET", "/user_api/check_user", Object::None),
     ("GET", "/user_api/list_users", Object::None),
+    ("GET", "/v2/actions", Object::None),
+    ("GET", "/v2/actions/from_pod/{id}", alices("id=alice-main", "id=alice-nope", 404)),
+    // What only an id tells of: `v2::checkpoint` and the tests of checkpoints try another's.
+    ("POST", "/v2/actions/upload", alices("action_id=11111111-1111-4111-8111-111111111111&status=x", NO_ACTION, 404)),
+    ("POST", "/v2/checkpoint/pod", alices("pod_name=alice-main", "pod_name=alice-nope", 404)),
+    ("GET", "/v2/checkpoint/status/{action_id}", NO_SUCH_ACTION),
+    ("GET", "/v2/checkpoint/path", alices("pod_name=main&namespace=alice", "pod_name=nope&namespace=alice", 404)),
+    ("GET", "/v2/checkpoints", Object::None),
+    ("POST", "/v2/checkpoints", Object::None),
+    ("PATCH", "/v2/checkpoints/deprecate/{id}", NO_SUCH_ID),
+    (
+        "PUT",
+        "/v2/checkpoints/info/{id}",
+        alices(
+            "id=11111111-1111-4111-8111-111111111111&gpu=x&platform=y",
+            "id=22222222-2222-4222-8222-222222222222&gpu=x&platform=y",
+            404,
+        ),
+    ),
+    ("POST", "/v2/checkpoints/uploaded/{id}", NO_SUCH_ID),
+    (
+        "POST",
+        "/v2/restore/pod",
+        alices("action_id=11111111-1111-4111-8111-111111111111", "action_id=22222222-2222-4222-8222-222222222222", 404),
+    ),
+    ("PUT", "/v2/restores/info/{id}", NO_SUCH_ID),
     // Each user's own folder; whose it is does not matter to those who may not name others.
     ("GET", "/v2/files/{path}", FILES),
     ("PUT", "/v2/files/{path}", FILES),

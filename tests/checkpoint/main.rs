@@ -12,3 +12,4 @@ mod matrix;
 mod refusals;
 mod sessions;
 mod trouble;
+mod v2;

@@ -20,6 +20,7 @@ use crate::{
         router::Json,
     },
     pod::PodError,
+    registry::RegistryError,
 };
 
 /// Every answer that is not a success.
@@ -29,10 +30,14 @@ pub enum V2Error {
     Request(#[from] ApiError),
     #[error("{0}")]
     BadRequest(String),
+    #[error("{0}")]
+    NotFound(String),
     #[error(transparent)]
     Cluster(ClusterError),
     #[error(transparent)]
     File(FileError),
+    #[error(transparent)]
+    Registry(RegistryError),
 }
 
 impl V2Error {
@@ -41,6 +46,7 @@ impl V2Error {
             // The editions of this dialect know no 422.
             Self::Request(ApiError::Unprocessable(_)) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Request(error) => error.status(),
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Cluster(error) => match error {
                 ClusterError::NoCluster(_) => StatusCode::NOT_FOUND,
                 ClusterError::Name | ClusterError::Resource(_) => StatusCode::BAD_REQUEST,
@@ -49,6 +55,11 @@ impl V2Error {
                 }
                 ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
                 ClusterError::Db(error) => db_status(error),
+            },
+            Self::Registry(error) => match error {
+                RegistryError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                RegistryError::TooMany { .. } => StatusCode::FORBIDDEN,
+                RegistryError::Checkpoint(_) | RegistryError::Db(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::File(error) => match error {
                 FileError::NotFound(_) => StatusCode::NOT_FOUND,
@@ -110,6 +121,16 @@ impl From<FileError> for V2Error {
             FileError::Db(error) => error.into(),
             FileError::Io(error) => Self::Request(ApiError::internal(&error)),
             error => Self::File(error),
+        }
+    }
+}
+
+impl From<RegistryError> for V2Error {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Checkpoint(error) => error.into(),
+            RegistryError::Db(error) => error.into(),
+            error => Self::Registry(error),
         }
     }
 }

@@ -4,11 +4,14 @@
 //! agent tells of other clusters is listed beside them and named as such. Answers that are one id are plain text. Ids are
 //! taken with and without quotes around them, since clients send back what they were shown.
 
+pub mod action;
+pub mod checkpoint;
 pub mod cluster;
 mod error;
 pub mod event;
 pub mod file;
 pub mod resource;
+pub mod restore;
 pub mod user;
 
 use std::{borrow::Cow, str::FromStr};

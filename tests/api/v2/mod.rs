@@ -1,5 +1,6 @@
 //! `/v2/…`: the shapes of the dialect, who is asking, and one module per resource.
 
+mod checkpoint;
 mod cluster;
 mod event;
 mod file;

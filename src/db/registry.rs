@@ -1,0 +1,142 @@
+//! The tables `told_checkpoints` and `told_actions`: what agents tell of checkpoints, restores and their pods.
+
+use rusqlite::{Row, params};
+use serde_json::Value;
+
+use super::{DbError, Tx, collect, parsed};
+use crate::{
+    checkpoint::CheckpointStatus,
+    ids::{ActionId, CheckpointId},
+    names::UserName,
+    registry::{ToldAction, ToldCheckpoint},
+};
+
+const CHECKPOINT: &str = "id, user, own, status, gpu, platform, info, restore_path, deprecated_at";
+
+fn read(row: &Row) -> Result<ToldCheckpoint, DbError> {
+    Ok(ToldCheckpoint {
+        id: parsed(row.get(0)?)?,
+        user: parsed(row.get(1)?)?,
+        own: row.get(2)?,
+        status: parsed(row.get(3)?)?,
+        gpu: row.get(4)?,
+        platform: row.get(5)?,
+        info: row.get::<_, Option<String>>(6)?.map(json).transpose()?,
+        restore_path: row.get(7)?,
+        deprecated_at: row.get(8)?,
+    })
+}
+
+fn read_action(row: &Row) -> Result<ToldAction, DbError> {
+    Ok(ToldAction {
+        id: parsed(row.get(0)?)?,
+        user: parsed(row.get(1)?)?,
+        reason: row.get(2)?,
+        upload: row.get::<_, Option<String>>(3)?.map(json).transpose()?,
+        info: row.get::<_, Option<String>>(4)?.map(json).transpose()?,
+    })
+}
+
+fn json(text: String) -> Result<Value, DbError> {
+    serde_json::from_str(&text).map_err(|error| DbError::Row(format!("JSON of an agent: {error}")))
+}
+
+fn text(value: Option<&Value>) -> Option<String> {
+    value.map(Value::to_string)
+}
+
+impl Tx<'_> {
+    pub fn find_told_checkpoint(&self, id: CheckpointId) -> Result<Option<ToldCheckpoint>, DbError> {
+        let query = format!("SELECT {CHECKPOINT} FROM told_checkpoints WHERE id = ?1");
+        Ok(collect(&self.0, &query, [id.to_string()], read)?.pop())
+    }
+
+    /// One user's, or everybody's, newest first.
+    pub fn list_told_checkpoints(&self, user: Option<&UserName>) -> Result<Vec<ToldCheckpoint>, DbError> {
+        let query = format!("SELECT {CHECKPOINT} FROM told_checkpoints WHERE ?1 IS NULL OR user = ?1 ORDER BY id DESC");
+        collect(&self.0, &query, [user.map(UserName::as_str)], read)
+    }
+
+    pub fn upsert_told_checkpoint(&self, told: &ToldCheckpoint) -> Result<(), DbError> {
+        self.0.execute(
+            &format!(
+                "INSERT OR REPLACE INTO told_checkpoints ({CHECKPOINT}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
+            ),
+            params![
+                told.id.to_string(),
+                told.user.as_str(),
+                told.own,
+                told.status.as_str(),
+                told.gpu,
+                told.platform,
+                text(told.info.as_ref()),
+                told.restore_path,
+                told.deprecated_at,
+            ],
+        )?;
+        Ok(())
+    }
+
+    pub fn list_told_actions(&self, user: Option<&UserName>) -> Result<Vec<ToldAction>, DbError> {
+        let query = "SELECT id, user, reason, upload, info FROM told_actions WHERE ?1 IS NULL OR user = ?1";
+        collect(&self.0, query, [user.map(UserName::as_str)], read_action)
+    }
+
+    pub fn find_told_action(&self, id: ActionId) -> Result<Option<ToldAction>, DbError> {
+        let query = "SELECT id, user, reason, upload, info FROM told_actions WHERE id = ?1";
+        Ok(collect(&self.0, query, [id.to_string()], read_action)?.pop())
+    }
+
+    pub fn upsert_told_action(&self, told: &ToldAction) -> Result<(), DbError> {
+        self.0.execute(
+            "INSERT OR REPLACE INTO told_actions (id, user, reason, upload, info) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                told.id.to_string(),
+                told.user.as_str(),
+                told.reason,
+                text(told.upload.as_ref()),
+                text(told.info.as_ref()),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Checkpoints of their own that a user's agents have told of, and bytes of all that they have told.
+    pub fn count_told(&self, user: &UserName) -> Result<(u64, u64), DbError> {
+        let query = "SELECT (SELECT count(*) FROM told_checkpoints WHERE user = ?1 AND own),
+                (SELECT coalesce(sum(length(CAST(info AS BLOB))), 0) FROM told_checkpoints WHERE user = ?1)
+                + (SELECT coalesce(sum(coalesce(length(CAST(upload AS BLOB)), 0) + coalesce(length(CAST(info AS BLOB)), 0)), 0)
+                   FROM told_actions WHERE user = ?1)";
+        let unsigned = |n: i64| n.unsigned_abs();
+        Ok(self.0.query_row(query, [user.as_str()], |row| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?))))?)
+    }
+
+    /// Whether [`Self::drop_deprecated`] would find anything.
+    pub fn is_told_to_drop(&self, before: i64) -> Result<bool, DbError> {
+        let query = "SELECT EXISTS (SELECT 1 FROM told_checkpoints WHERE deprecated_at <= ?1)
+                OR EXISTS (SELECT 1 FROM told_checkpoints WHERE NOT own AND id NOT IN (SELECT id FROM checkpoints))
+                OR EXISTS (SELECT 1 FROM told_actions WHERE id NOT IN (SELECT id FROM actions))";
+        Ok(self.0.query_row(query, [before], |row| row.get(0))?)
+    }
+
+    /// Has those that were deprecated long enough deleted, unless a restore reads them; forgets what tells of nothing.
+    pub fn drop_deprecated(&self, before: i64) -> Result<usize, DbError> {
+        let deleting = CheckpointStatus::Deleting.as_str();
+        let dropped = self.0.execute(
+            "UPDATE checkpoints SET status = ?2 WHERE status = 'deprecated'
+             AND id IN (SELECT id FROM told_checkpoints WHERE deprecated_at <= ?1)
+             AND id NOT IN (SELECT checkpoint FROM actions WHERE status = 'running')",
+            params![before, deleting],
+        )?;
+        let own = self.0.execute("DELETE FROM told_checkpoints WHERE own AND deprecated_at <= ?1", [before])?;
+        self.0.execute("DELETE FROM told_checkpoints WHERE NOT own AND id NOT IN (SELECT id FROM checkpoints)", [])?;
+        self.0.execute("DELETE FROM told_actions WHERE id NOT IN (SELECT id FROM actions)", [])?;
+        Ok(dropped + own)
+    }
+
+    /// Marks a checkpoint of ours as deprecated; `false` if it is not in a state for that.
+    pub fn deprecate_checkpoint(&self, id: CheckpointId) -> Result<bool, DbError> {
+        let query = "UPDATE checkpoints SET status = 'deprecated' WHERE id = ?1 AND status IN ('ready', 'deprecated')";
+        Ok(self.0.execute(query, [id.to_string()])? == 1)
+    }
+}

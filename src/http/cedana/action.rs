@@ -1,0 +1,401 @@
+//! `/v2/actions…`, `/v2/checkpoint/pod`, `/v2/checkpoint/status`: checkpoints and restores under way, and past ones.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::{Loose, V2Error};
+use crate::{
+    account::Caller,
+    app::App,
+    checkpoint::{
+        Action, ActionFilter, ActionKind, ActionStatus, Compression, Kind, LeaveRunning, NewCheckpoint, Phase,
+    },
+    db::rfc3339,
+    http::{
+        params::{Body, NoParams},
+        router::{Cx, Json},
+    },
+    ids::{ActionId, CheckpointId, PodId},
+    names::{PodRef, UserName},
+    params,
+    pod::{Pod, PodError},
+    registry::ToldAction,
+};
+
+/// Actions of one answer, the newest.
+const LIMIT: u32 = 1000;
+/// Time between two looks at an action that is waited for, and how long it is waited for.
+const LOOK: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// Most streams that a caller may allow.
+const MAX_STREAMS: i32 = 256;
+
+#[derive(Serialize)]
+struct ActionView {
+    action_id: ActionId,
+    action_timestamp: String,
+    checkpoint_completed_timestamp: Option<String>,
+    checkpoint_id: CheckpointId,
+    details: Value,
+    gpu: String,
+    node_name: String,
+    platform: String,
+    reason: Option<String>,
+    status: &'static str,
+    /// Milliseconds.
+    total_duration: Option<i64>,
+    /// Bytes.
+    total_io: Option<i64>,
+    r#type: ActionKind,
+}
+
+impl ActionView {
+    fn new(app: &App, action: Action, reason: Option<String>, told: Option<&ToldAction>) -> Self {
+        let saved = action.kind == ActionKind::Checkpoint && action.status == ActionStatus::Done;
+        let reason = told.and_then(|told| told.reason.clone()).or(reason);
+        Self {
+            status: match step(&action) {
+                Step::Ready => "completed",
+                other => other.as_str(),
+            },
+            details: json!({
+                "pod": action.container_name,
+                "pod_id": action.pod,
+                "phase": action.phase,
+                "frozen_ms": action.frozen_ms,
+                "losses": action.losses,
+                "error": action.error,
+                "told": told.and_then(|told| told.upload.as_ref()),
+                "restore_info": told.and_then(|told| told.info.as_ref()),
+            }),
+            action_id: action.id,
+            action_timestamp: rfc3339(action.started_at),
+            checkpoint_completed_timestamp: action.ended_at.filter(|_| saved).map(rfc3339),
+            checkpoint_id: action.checkpoint,
+            gpu: super::checkpoint::gpu(app),
+            node_name: app.clusters.host_name(),
+            platform: super::checkpoint::platform(),
+            reason,
+            total_duration: action.ended_at.map(|end| end - action.started_at),
+            total_io: i64::try_from(action.bytes).ok(),
+            r#type: action.kind,
+        }
+    }
+}
+
+/// Where an action is, in this dialect's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Initialized,
+    Processing,
+    Created,
+    Ready,
+    Error,
+}
+
+impl Step {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Initialized => "initialized",
+            Self::Processing => "processing",
+            Self::Created => "checkpoint_created",
+            Self::Ready => "ready",
+            Self::Error => "error",
+        }
+    }
+}
+
+fn step(action: &Action) -> Step {
+    match (action.status, action.phase) {
+        (ActionStatus::Done, _) => Step::Ready,
+        (ActionStatus::Error, _) => Step::Error,
+        (ActionStatus::Running, Phase::Preflight | Phase::Verify) => Step::Initialized,
+        // It is complete; what follows changes the pod or how it is packed.
+        (ActionStatus::Running, Phase::Stop | Phase::Compress) => Step::Created,
+        (
+            ActionStatus::Running,
+            Phase::Pause
+            | Phase::Dump
+            | Phase::Rootfs
+            | Phase::Resume
+            | Phase::Hash
+            | Phase::Commit
+            | Phase::Prepare
+            | Phase::Start
+            | Phase::Check
+            | Phase::Clean,
+        ) => Step::Processing,
+    }
+}
+
+params! { List { ; r#type: String } }
+
+pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let caller = cx.caller();
+    let kind = params.r#type.filter(|kind| !kind.is_empty()).map(|kind| kind.parse()).transpose();
+    let kind: Option<ActionKind> = kind.map_err(|error| V2Error::BadRequest(format!("type: {error}")))?;
+    let filter = ActionFilter { kind, all: caller.is_admin, limit: LIMIT, ..ActionFilter::default() };
+    let actions = cx.app.checkpoints.list_actions(caller, filter).await?;
+    let told = cx.app.registry.told_of_actions(caller).await?;
+    let entries = cx.app.registry.list(caller, None).await?;
+    let reason_of = |checkpoint: CheckpointId| {
+        let row = entries.iter().find(|entry| entry.id == checkpoint)?.ours.as_ref()?;
+        row.reason.clone()
+    };
+    let view = |action: Action| {
+        let reason = if action.kind == ActionKind::Checkpoint { reason_of(action.checkpoint) } else { None };
+        let told = told.get(&action.id);
+        ActionView::new(&cx.app, action, reason, told)
+    };
+    Ok(Json(actions.into_iter().map(view).collect::<Vec<_>>()))
+}
+
+params! { OfPod { id: String } }
+
+/// Also of a pod that is deleted, by its id.
+pub async fn of_pod(cx: Cx, params: OfPod) -> Result<String, V2Error> {
+    let caller = cx.caller();
+    let pod = match params.id.parse::<Loose<PodId>>() {
+        Ok(Loose(id)) => id,
+        Err(_) => find_named(&cx.app, caller, &params.id, None)?.id,
+    };
+    let filter = ActionFilter { pod: Some(pod), all: caller.is_admin, limit: 1, ..ActionFilter::default() };
+    let newest = cx.app.checkpoints.list_actions(caller, filter).await?.pop();
+    let newest =
+        newest.ok_or_else(|| V2Error::NotFound(format!("there is no action of a pod {} of yours", params.id)))?;
+    Ok(newest.id.to_string())
+}
+
+/// What an agent tells of an action; the rest of it is kept with these.
+#[derive(Deserialize, Serialize, ToSchema)]
+pub struct Upload {
+    #[schema(value_type = String)]
+    #[serde(skip_serializing)]
+    action_id: Loose<ActionId>,
+    status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_spec: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_metadata_spec: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    persistent_volume_claim: Option<Value>,
+}
+
+pub async fn upload(cx: Cx, (_, Body(body)): (NoParams, Body<Upload>)) -> Result<String, V2Error> {
+    let upload = serde_json::to_value(&body).unwrap_or_default();
+    cx.app.registry.tell(cx.caller(), body.action_id.0, |told| told.upload = Some(upload)).await?;
+    Ok("Success".to_owned())
+}
+
+params! { One { action_id: Loose<ActionId> } }
+
+#[derive(Serialize)]
+struct Status {
+    status: &'static str,
+    details: Option<String>,
+}
+
+pub async fn status(cx: Cx, params: One) -> Result<Json<impl Serialize>, V2Error> {
+    let action = cx.app.checkpoints.action(cx.caller(), params.action_id.0).await?;
+    let details = match (&action.error, action.status) {
+        (Some(error), _) => Some(error.clone()),
+        (None, ActionStatus::Running) => Some(action.phase.to_string()),
+        (None, _) => (!action.losses.is_empty()).then(|| action.losses.join("; ")),
+    };
+    Ok(Json(Status { status: step(&action).as_str(), details }))
+}
+
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Reason {
+    Heartbeat,
+    Manual,
+}
+
+/// All fields of all editions.
+#[derive(Deserialize, ToSchema)]
+pub struct Save {
+    cluster_id: Option<String>,
+    pod_id: Option<String>,
+    pod_name: Option<String>,
+    namespace: Option<String>,
+    runc_root: Option<String>,
+    #[schema(value_type = Option<String>)]
+    kind: Option<Kind>,
+    #[schema(inline)]
+    reason: Option<Reason>,
+    #[schema(inline)]
+    overrides: Option<Overrides>,
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+struct Overrides {
+    asynchronous: Option<bool>,
+    compression: Option<String>,
+    criu_opts: Option<String>,
+    directory: Option<String>,
+    streams: Option<i32>,
+}
+
+pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<String, V2Error> {
+    let (app, caller) = (&cx.app, cx.caller());
+    ensure_this_host(app, body.cluster_id.as_deref())?;
+    let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    let pod = match (named(&body.pod_id), named(&body.pod_name)) {
+        (Some(id), _) => match id.parse::<Loose<PodId>>() {
+            Ok(Loose(id)) => app.pods.find_by_id(caller, id)?,
+            Err(_) => find_named(app, caller, &id, None)?,
+        },
+        (None, Some(name)) => find_named(app, caller, &name, named(&body.namespace))?,
+        (None, None) => {
+            return Err(V2Error::BadRequest("name the pod: pod_id, or pod_name and its owner as namespace".to_owned()));
+        }
+    };
+    if let Some(root) = named(&body.runc_root) {
+        ensure_runc_root(&root, &pod)?;
+    }
+    let overrides = body.overrides.unwrap_or_default();
+    ensure_directory(app, overrides.directory.as_deref())?;
+    if let Some(streams) = overrides.streams.filter(|streams| !(0..=MAX_STREAMS).contains(streams)) {
+        return Err(V2Error::BadRequest(format!("overrides.streams is 0 to {MAX_STREAMS}, this is {streams}")));
+    }
+    let options = CriuOptions::parse(overrides.criu_opts.as_deref())?;
+    let new = NewCheckpoint {
+        kind: body.kind.unwrap_or(Kind::Rootfs),
+        leave_running: if options.leave_running { LeaveRunning::Yes } else { LeaveRunning::No },
+        compression: match overrides.compression.as_deref().unwrap_or_default() {
+            "" => app.config.get().checkpoint.compression,
+            // An archive that is not compressed.
+            "tar" => Compression::None,
+            word => word.parse().map_err(|error| V2Error::BadRequest(format!("overrides.compression: {error}")))?,
+        },
+        name: None,
+        reason: body.reason.map(|reason| match reason {
+            Reason::Heartbeat => "heartbeat".to_owned(),
+            Reason::Manual => "manual".to_owned(),
+        }),
+    };
+    let wanted = PodRef { prefix: None, user: Some(pod.user.clone()), instance: pod.instance.clone() };
+    let action = app.checkpoints.begin(caller, &wanted, new).await?;
+    if overrides.asynchronous == Some(false) {
+        wait_for_end(app, caller, action.id).await?;
+    }
+    Ok(action.id.to_string())
+}
+
+/// How it ended is for the one who asks for its state.
+async fn wait_for_end(app: &App, caller: &Caller, id: ActionId) -> Result<(), V2Error> {
+    let wait = async {
+        while app.checkpoints.action(caller, id).await?.status == ActionStatus::Running {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(LONGEST_WAIT, wait).await.unwrap_or(Ok(()))
+}
+
+/// A pod by its container's name, or by its own with the owner as namespace.
+fn find_named(app: &App, caller: &Caller, name: &str, namespace: Option<String>) -> Result<Arc<Pod>, V2Error> {
+    let not_found = || V2Error::from(PodError::NotFound(name.chars().take(200).collect()));
+    // What is no name is no pod's name.
+    let mut wanted: PodRef = name.parse().map_err(|_| not_found())?;
+    if let Some(namespace) = namespace {
+        let owner: UserName = namespace.parse().map_err(|_| not_found())?;
+        if wanted.user.as_ref().is_some_and(|user| *user != owner) {
+            return Err(not_found());
+        }
+        wanted.user = Some(owner);
+    }
+    Ok(app.pods.find(caller, &wanted)?)
+}
+
+/// Nothing is done on other clusters: a request for one of them must not be done here either.
+pub fn ensure_this_host(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
+    let Some(wanted) = wanted.map(|id| id.trim().trim_matches('"')).filter(|id| !id.is_empty()) else { return Ok(()) };
+    let host = app.clusters.host();
+    if wanted.eq_ignore_ascii_case(&host.to_string()) || wanted == app.clusters.host_name() {
+        return Ok(());
+    }
+    Err(V2Error::BadRequest(format!("cluster_id is not this host, whose id is {host}; leave it out, or send that")))
+}
+
+/// Where runc keeps a container is found by the host itself. A root that is named must be that one.
+fn ensure_runc_root(root: &str, pod: &Pod) -> Result<(), V2Error> {
+    let path = Path::new(root);
+    let is_plain = path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir);
+    let holds = |pod: &Pod| {
+        let container = pod.container.as_ref()?;
+        Some(path.join(container.as_str()).join("state.json").exists())
+    };
+    if is_plain && holds(pod) == Some(true) {
+        return Ok(());
+    }
+    Err(V2Error::BadRequest("runc_root is not where this host keeps the pod; leave it out, it is found".to_owned()))
+}
+
+/// Checkpoints hold memory: where they lie is the host's to say.
+fn ensure_directory(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
+    match wanted {
+        None | Some("") => Ok(()),
+        Some(path) if Path::new(path) == app.registry.store() => Ok(()),
+        Some(_) => Err(V2Error::BadRequest(
+            "overrides.directory: checkpoints are kept where this host keeps them; leave it out".to_owned(),
+        )),
+    }
+}
+
+/// Options of CRIU that a caller may choose. The others are chosen by the host, for the good of all pods.
+pub struct CriuOptions {
+    pub leave_running: bool,
+}
+
+impl CriuOptions {
+    /// A JSON object of booleans, under CRIU's names in either spelling.
+    pub fn parse(text: Option<&str>) -> Result<Self, V2Error> {
+        let mut options = Self { leave_running: true };
+        let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(options) };
+        let bad = |why: String| V2Error::BadRequest(format!("criu_opts: {why}"));
+        let found: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| bad(format!("it is no JSON object: {error}")))?;
+        for (name, value) in found {
+            match (name.to_ascii_lowercase().replace(['_', '-'], "").as_str(), value.as_bool()) {
+                ("leaverunning", Some(leave)) => options.leave_running = leave,
+                // As it is done anyway.
+                ("tcpestablished" | "filelocks" | "linkremap", Some(true)) => {}
+                _ => {
+                    let name: String = name.chars().take(40).collect();
+                    return Err(bad(format!("{name:?} is decided by this host; leave_running can be chosen")));
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_options_of_criu_are_taken() {
+        let of = |text| CriuOptions::parse(Some(text)).map(|options| options.leave_running).ok();
+        assert_eq!(of(""), Some(true));
+        assert_eq!(of(r#"{"leave_running": false}"#), Some(false));
+        assert_eq!(of(r#"{"leaveRunning": false, "tcpEstablished": true}"#), Some(false));
+        for bad in [
+            "--action-script=/bin/sh",
+            r#"{"action_script": "/bin/sh"}"#,
+            r#"{"leave_running": "no"}"#,
+            r#"{"external": ["mnt[]:m"]}"#,
+            "[]",
+            r#"{"tcp_established": false}"#,
+        ] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}

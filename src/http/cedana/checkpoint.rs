@@ -1,0 +1,183 @@
+//! `/v2/checkpoints…`, `/v2/checkpoint/path`: what was saved here, and what agents tell of theirs.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{Loose, V2Error};
+use crate::{
+    account::Caller,
+    app::App,
+    checkpoint::{CheckpointStatus, Manifest},
+    http::{
+        params::{Body, NoParams},
+        router::{Cx, Json},
+    },
+    ids::{ActionId, CheckpointId, PodId},
+    params,
+    registry::{Entry, Info, ToldStatus},
+};
+
+/// Ids of one question.
+const MAX_IDS: usize = 500;
+
+/// The fields of all editions, and under `pody` what is ours to tell.
+#[derive(Serialize)]
+struct CheckpointView {
+    id: CheckpointId,
+    name: Option<String>,
+    status: &'static str,
+    gpu: String,
+    platform: String,
+    checksum: Option<String>,
+    image_name_with_tag: Option<String>,
+    process_info: Value,
+    info: Value,
+    path: Option<String>,
+    pody: Value,
+    source: &'static str,
+}
+
+/// What an agent said where it said something.
+pub fn platform() -> String {
+    format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// The GPUs of this host.
+pub fn gpu(app: &App) -> String {
+    let snapshot = app.gpus.snapshot();
+    snapshot.devices.first().map_or_else(|| "none".to_owned(), |device| device.name.clone())
+}
+
+fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView {
+    let (ours, told) = (entry.ours.as_ref(), entry.told.as_ref());
+    let status = match (ours.map(|row| row.status), told.map(|told| told.status)) {
+        (Some(CheckpointStatus::Creating), _) => "initializing",
+        (Some(CheckpointStatus::Ready), _) => "ready",
+        (Some(CheckpointStatus::Deprecated | CheckpointStatus::Deleting), _) => "deprecated",
+        (None, Some(status)) => status.as_str(),
+        (None, None) => ToldStatus::Initializing.as_str(),
+    };
+    let unknown = |is_ours: bool, here: String| if is_ours { here } else { String::new() };
+    let has_place = told.is_some_and(|told| told.restore_path.is_some()) || matches!(status, "ready") && ours.is_some();
+    CheckpointView {
+        id: entry.id,
+        name: ours.and_then(|row| row.name.as_ref()).map(|name| name.as_str().to_owned()),
+        status,
+        gpu: told.and_then(|told| told.gpu.clone()).unwrap_or_else(|| unknown(ours.is_some(), gpu(app))),
+        platform: told.and_then(|told| told.platform.clone()).unwrap_or_else(|| unknown(ours.is_some(), platform())),
+        checksum: manifest.map(checksum),
+        image_name_with_tag: manifest.map(|manifest| manifest.shape.image.clone()),
+        process_info: manifest
+            .map_or(Value::Null, |manifest| json!({"frozen_ms": manifest.frozen_ms, "losses": manifest.losses})),
+        info: told.and_then(|told| told.info.clone()).unwrap_or_default(),
+        path: has_place.then(|| app.registry.path(entry)),
+        pody: ours.map_or(Value::Null, |row| json!(row)),
+        source: if ours.is_some() { "pody" } else { "agent" },
+    }
+}
+
+/// One hash over the hashes of all files.
+fn checksum(manifest: &Manifest) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (path, file) in &manifest.files {
+        hasher.update(path.as_os_str().as_encoded_bytes()).update(&[0]).update(file.blake3.as_bytes()).update(&[0]);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+params! { List { ; ids: String } }
+
+pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let ids = params.ids.as_deref().filter(|ids| !ids.is_empty()).map(parse_ids).transpose()?;
+    let entries = cx.app.registry.list(cx.caller(), ids).await?;
+    let mut shown = Vec::with_capacity(entries.len());
+    for entry in &entries {
+        let is_complete = entry.ours.as_ref().is_some_and(|row| row.status != CheckpointStatus::Creating);
+        let manifest = match is_complete {
+            true => cx.app.checkpoints.manifest(cx.caller(), entry.id).await.ok(),
+            false => None,
+        };
+        shown.push(view(&cx.app, entry, manifest.as_ref()));
+    }
+    Ok(Json(shown))
+}
+
+fn parse_ids(list: &str) -> Result<Vec<CheckpointId>, V2Error> {
+    let bad = |id: &str| V2Error::BadRequest(format!("ids: {id:?} is no UUID; write some with a comma between them"));
+    if list.split(',').count() > MAX_IDS {
+        return Err(V2Error::BadRequest(format!("ids: at most {MAX_IDS} of them in one question")));
+    }
+    list.split(',').map(|id| id.parse().map(|Loose(id)| id).map_err(|_| bad(id))).collect()
+}
+
+pub async fn create(cx: Cx, _: NoParams) -> Result<String, V2Error> {
+    Ok(cx.app.registry.create(cx.caller()).await?.to_string())
+}
+
+params! { One { id: Loose<CheckpointId> } }
+
+#[derive(Deserialize, ToSchema)]
+pub struct NewInfo {
+    gpu: String,
+    platform: String,
+    info: Option<Value>,
+}
+
+pub async fn put_info(cx: Cx, (params, Body(body)): (One, Body<NewInfo>)) -> Result<String, V2Error> {
+    let info = Info { gpu: body.gpu, platform: body.platform, info: body.info };
+    cx.app.registry.put_info(cx.caller(), params.id.0, info).await?;
+    Ok(params.id.0.to_string())
+}
+
+#[derive(Deserialize, ToSchema)]
+pub struct Uploaded {
+    restore_path: Option<String>,
+}
+
+pub async fn uploaded(cx: Cx, (params, Body(body)): (One, Body<Uploaded>)) -> Result<String, V2Error> {
+    cx.app.registry.uploaded(cx.caller(), params.id.0, body.restore_path).await?;
+    Ok(params.id.0.to_string())
+}
+
+pub async fn deprecate(cx: Cx, params: One) -> Result<String, V2Error> {
+    cx.app.registry.deprecate(cx.caller(), params.id.0).await?;
+    Ok(params.id.0.to_string())
+}
+
+// The editions name none of its parameters: all that a checkpoint can be known by.
+params! { Which { ; name: String, action_id: Loose<ActionId>, pod_id: Loose<PodId>, pod_name: String, namespace: String } }
+
+/// Of the newest that is ready.
+pub async fn path(cx: Cx, which: Which) -> Result<String, V2Error> {
+    let caller = cx.caller();
+    let is_named =
+        which.name.is_some() || which.action_id.is_some() || which.pod_id.is_some() || which.pod_name.is_some();
+    if !is_named {
+        let say = "name the checkpoint: name, action_id, pod_id, or pod_name and its owner as namespace";
+        return Err(V2Error::BadRequest(say.to_owned()));
+    }
+    let of_action = match which.action_id {
+        Some(Loose(id)) => Some(cx.app.checkpoints.action(caller, id).await?.checkpoint),
+        None => None,
+    };
+    let entries = cx.app.registry.list(caller, of_action.map(|id| vec![id])).await?;
+    let newest = entries.iter().find(|entry| is_meant(entry, &which, caller));
+    let newest = newest.ok_or_else(|| V2Error::NotFound("there is no checkpoint like this of yours".to_owned()))?;
+    Ok(cx.app.registry.path(newest))
+}
+
+fn is_meant(entry: &Entry, which: &Which, caller: &Caller) -> bool {
+    let Some(row) = &entry.ours else {
+        // An agent's own has no name and no pod here.
+        let is_ready = entry.told.as_ref().is_some_and(|told| told.status == ToldStatus::Ready);
+        return is_ready && which.action_id.is_some();
+    };
+    let owner = which.namespace.as_deref().unwrap_or(caller.user.as_str());
+    row.status == CheckpointStatus::Ready
+        && which.name.as_ref().is_none_or(|name| row.name.as_ref().is_some_and(|known| known.as_str() == name))
+        && which.pod_id.is_none_or(|Loose(id)| row.pod == id)
+        && which.pod_name.as_ref().is_none_or(|name| {
+            row.container_name == *name || row.instance.as_str() == name && row.user.as_str() == owner
+        })
+}

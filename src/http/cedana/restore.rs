@@ -1,0 +1,101 @@
+//! `/v2/restore/pod`, `/v2/restores/info`
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{
+    Loose, V2Error,
+    action::{CriuOptions, ensure_this_host},
+};
+use crate::{
+    checkpoint::{ActionKind, CheckpointError, NewRestore},
+    http::{params::Body, params::NoParams, router::Cx},
+    ids::{ActionId, CheckpointId},
+    names::InstanceName,
+    params,
+};
+
+#[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+enum Reason {
+    NodeTermination,
+    NodeUnschedulable,
+    Manual,
+}
+
+impl Reason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::NodeTermination => "nodeTermination",
+            Self::NodeUnschedulable => "nodeUnschedulable",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// An older edition knows no reason.
+#[derive(Deserialize, ToSchema)]
+pub struct Restore {
+    action_id: String,
+    cluster_id: Option<String>,
+    #[schema(inline)]
+    reason: Option<Reason>,
+    #[schema(inline)]
+    overrides: Option<Overrides>,
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+struct Overrides {
+    criu_opts: Option<String>,
+    /// The name to bring it back under.
+    pod_name: Option<String>,
+}
+
+pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Result<String, V2Error> {
+    let (app, caller) = (&cx.app, cx.caller());
+    ensure_this_host(app, body.cluster_id.as_deref())?;
+    let bad = |_| V2Error::BadRequest(format!("action_id: {:?} is no UUID", body.action_id));
+    let Loose(id) = body.action_id.parse::<Loose<ActionId>>().map_err(bad)?;
+    let overrides = body.overrides.unwrap_or_default();
+    CriuOptions::parse(overrides.criu_opts.as_deref())?;
+    let name = overrides.pod_name.filter(|name| !name.is_empty());
+    let restore_as = name.map(|name| name.parse::<InstanceName>()).transpose();
+    let restore_as = restore_as.map_err(|error| V2Error::BadRequest(format!("overrides.pod_name: {error}")))?;
+    // The checkpoint of an action, or one by its own id.
+    let checkpoint = match app.checkpoints.action(caller, id).await {
+        Ok(action) => action.checkpoint,
+        Err(CheckpointError::NoAction(_)) => {
+            let Loose(id) = body.action_id.parse::<Loose<CheckpointId>>().map_err(bad)?;
+            let is_one = app.checkpoints.find(caller, id).await;
+            is_one.map_err(|_| CheckpointError::NoAction(id.to_string()))?.id
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let new = NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as };
+    let action = app.checkpoints.begin_restore(caller, new).await?;
+    if let Some(reason) = body.reason {
+        app.registry.tell(caller, action.id, move |told| told.reason = Some(reason.as_str().to_owned())).await?;
+    }
+    Ok(action.id.to_string())
+}
+
+params! { One { id: Loose<ActionId> } }
+
+#[derive(Deserialize, Serialize, ToSchema)]
+pub struct Info {
+    error: Option<String>,
+    profiling: Option<Value>,
+    total_duration: Option<i64>,
+    total_io: Option<i64>,
+}
+
+pub async fn put_info(cx: Cx, (params, Body(body)): (One, Body<Info>)) -> Result<String, V2Error> {
+    let id = params.id.0;
+    if cx.app.checkpoints.action(cx.caller(), id).await?.kind != ActionKind::Restore {
+        return Err(CheckpointError::NoAction(id.to_string()).into());
+    }
+    let info = serde_json::to_value(&body).unwrap_or_default();
+    cx.app.registry.tell(cx.caller(), id, |told| told.info = Some(info)).await?;
+    Ok(id.to_string())
+}

@@ -1,0 +1,371 @@
+//! What agents tell of checkpoints and restores, beside what this host knows of its own.
+//!
+//! An agent of another host may write down checkpoints of its own here: made empty, given information, marked as uploaded.
+//! This host never restores from those; only what it has saved itself is brought back. Of our checkpoints and actions an
+//! agent may tell more (information, a reason, a pod's spec), which is shown with them and changes nothing.
+//!
+//! Deprecating is the one change: a checkpoint that is deprecated is not restored from any more and is deleted after
+//! `[checkpoint] deprecated_seconds`, never while something reads it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    account::{Actor, Caller},
+    checkpoint::{Action, Checkpoint, CheckpointError, CheckpointFilter, CheckpointStatus, Checkpoints},
+    config::LiveConfig,
+    db::{Db, DbError, NewEvent, Outcome, Tx, now},
+    ids::{ActionId, CheckpointId},
+    names::UserName,
+};
+
+/// What the agents of one user may leave here.
+const MAX_CHECKPOINTS: u64 = 1000;
+const MAX_JSON: usize = 64 << 10;
+const MAX_BYTES: u64 = 16 << 20;
+const MAX_TEXT: usize = 4096;
+/// Time between two looks for what was deprecated long enough.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How far an agent is with a checkpoint of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldStatus {
+    Initializing,
+    UpdatedInfo,
+    Ready,
+    Deprecated,
+}
+
+impl ToldStatus {
+    const ALL: [Self; 4] = [Self::Initializing, Self::UpdatedInfo, Self::Ready, Self::Deprecated];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::UpdatedInfo => "updated_info",
+            Self::Ready => "ready",
+            Self::Deprecated => "deprecated",
+        }
+    }
+}
+
+/// Why a text is no state of a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no state of a checkpoint")]
+pub struct ToldStatusError(String);
+
+impl FromStr for ToldStatus {
+    type Err = ToldStatusError;
+
+    fn from_str(s: &str) -> Result<Self, ToldStatusError> {
+        Self::ALL.into_iter().find(|status| status.as_str() == s).ok_or_else(|| ToldStatusError(s.to_owned()))
+    }
+}
+
+/// A row of the table `told_checkpoints`.
+#[derive(Clone, Debug)]
+pub struct ToldCheckpoint {
+    pub id: CheckpointId,
+    pub user: UserName,
+    /// Of the agent's; else it tells of one of ours.
+    pub own: bool,
+    pub status: ToldStatus,
+    pub gpu: Option<String>,
+    pub platform: Option<String>,
+    pub info: Option<Value>,
+    pub restore_path: Option<String>,
+    /// Milliseconds since 1970.
+    pub deprecated_at: Option<i64>,
+}
+
+/// A row of the table `told_actions`.
+#[derive(Clone, Debug)]
+pub struct ToldAction {
+    pub id: ActionId,
+    pub user: UserName,
+    /// Why a restore was asked for.
+    pub reason: Option<String>,
+    /// What `/v2/actions/upload` brought.
+    pub upload: Option<Value>,
+    /// What `/v2/restores/info` brought.
+    pub info: Option<Value>,
+}
+
+/// A checkpoint of ours, of an agent's, or ours with what an agent tells of it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub id: CheckpointId,
+    pub ours: Option<Checkpoint>,
+    pub told: Option<ToldCheckpoint>,
+}
+
+/// Information about a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Info {
+    pub gpu: String,
+    pub platform: String,
+    pub info: Option<Value>,
+}
+
+/// Why it was not written down.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("what is told of one thing has at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT}, this has more")]
+    TooLarge,
+    #[error(
+        "agents of one user may tell of {MAX_CHECKPOINTS} checkpoints in {MAX_BYTES} bytes; yours have told of {checkpoints} in {bytes}; deprecate some"
+    )]
+    TooMany { checkpoints: u64, bytes: u64 },
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// All that is told. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    db: Db,
+    config: LiveConfig,
+    checkpoints: Checkpoints,
+    /// Where our checkpoints are.
+    store: PathBuf,
+}
+
+impl Registry {
+    pub fn new(home: &Path, db: Db, config: LiveConfig, checkpoints: Checkpoints) -> Self {
+        let store = config.get().checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
+        Self { db, config, checkpoints, store }
+    }
+
+    /// The folder that all checkpoints of this host are in.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Where a checkpoint is: as an agent told, or in our store.
+    pub fn path(&self, entry: &Entry) -> String {
+        let told = entry.told.as_ref().and_then(|told| told.restore_path.clone());
+        told.unwrap_or_else(|| self.store.join(entry.id.to_string()).display().to_string())
+    }
+
+    /// An empty checkpoint of an agent.
+    pub async fn create(&self, caller: &Caller) -> Result<CheckpointId, RegistryError> {
+        let (id, caller) = (CheckpointId::generate(), caller.clone());
+        self.db
+            .write(move |tx| {
+                let mut told = empty(id, caller.user.clone(), true);
+                told.status = ToldStatus::Initializing;
+                tx.upsert_told_checkpoint(&told)?;
+                check_limits(tx, &told.user)?;
+                record(tx, &caller, "checkpoint.tell", id, &told.user)
+            })
+            .await?;
+        Ok(id)
+    }
+
+    /// The caller's, everybody's for admins; only these where some are named. Newest first.
+    pub async fn list(&self, caller: &Caller, ids: Option<Vec<CheckpointId>>) -> Result<Vec<Entry>, RegistryError> {
+        let filter = CheckpointFilter { all: caller.is_admin, ids: ids.clone(), ..CheckpointFilter::default() };
+        let ours = self.checkpoints.list(caller, filter).await?;
+        let user = (!caller.is_admin).then(|| caller.user.clone());
+        let told: Vec<ToldCheckpoint> =
+            self.db.read(move |tx| Ok::<_, DbError>(tx.list_told_checkpoints(user.as_ref())?)).await?;
+        let mut told: HashMap<CheckpointId, ToldCheckpoint> = told.into_iter().map(|told| (told.id, told)).collect();
+        let mut all: Vec<Entry> =
+            ours.into_iter().map(|row| Entry { id: row.id, told: told.remove(&row.id), ours: Some(row) }).collect();
+        let is_wanted = |told: &ToldCheckpoint| told.own && ids.as_ref().is_none_or(|ids| ids.contains(&told.id));
+        all.extend(told.into_values().filter(is_wanted).map(|told| Entry {
+            id: told.id,
+            ours: None,
+            told: Some(told),
+        }));
+        // Ids begin with the time of their making.
+        all.sort_by_key(|entry| std::cmp::Reverse(entry.id));
+        Ok(all)
+    }
+
+    pub async fn put_info(&self, caller: &Caller, id: CheckpointId, info: Info) -> Result<(), RegistryError> {
+        if info.gpu.len() > MAX_TEXT || info.platform.len() > MAX_TEXT || is_too_large(info.info.as_ref()) {
+            return Err(RegistryError::TooLarge);
+        }
+        self.change(caller, id, "checkpoint.info", move |told| {
+            if told.status == ToldStatus::Initializing {
+                told.status = ToldStatus::UpdatedInfo;
+            }
+            (told.gpu, told.platform, told.info) = (Some(info.gpu), Some(info.platform), info.info);
+        })
+        .await
+    }
+
+    /// An agent has put its checkpoint somewhere.
+    pub async fn uploaded(&self, caller: &Caller, id: CheckpointId, path: Option<String>) -> Result<(), RegistryError> {
+        if path.as_ref().is_some_and(|path| path.len() > MAX_TEXT || path.chars().any(char::is_control)) {
+            return Err(RegistryError::TooLarge);
+        }
+        self.change(caller, id, "checkpoint.uploaded", move |told| {
+            if told.status != ToldStatus::Deprecated {
+                told.status = ToldStatus::Ready;
+            }
+            told.restore_path = path.filter(|path| !path.is_empty());
+        })
+        .await
+    }
+
+    /// Has a checkpoint deleted after a while.
+    pub async fn deprecate(&self, caller: &Caller, id: CheckpointId) -> Result<(), RegistryError> {
+        self.change(caller, id, "checkpoint.deprecate", |told| {
+            told.status = ToldStatus::Deprecated;
+            told.deprecated_at = Some(told.deprecated_at.unwrap_or_else(now));
+        })
+        .await
+    }
+
+    /// Changes what is told of a checkpoint that the caller may see.
+    async fn change(
+        &self,
+        caller: &Caller,
+        id: CheckpointId,
+        action: &'static str,
+        how: impl FnOnce(&mut ToldCheckpoint) + Send + 'static,
+    ) -> Result<(), RegistryError> {
+        let caller = caller.clone();
+        self.db
+            .write(move |tx| {
+                let not_found = || CheckpointError::NotFound(id.to_string());
+                let may_see = |user: &UserName| caller.is_admin || *user == caller.user;
+                let is_there = |row: &Checkpoint| row.status != CheckpointStatus::Deleting;
+                let ours = tx.find_checkpoint(id)?.filter(is_there);
+                let told = tx.find_told_checkpoint(id)?;
+                let mut told = match (told, &ours) {
+                    (Some(told), _) if told.own || ours.is_some() => told,
+                    (_, Some(row)) => empty(id, row.user.clone(), false),
+                    (_, None) => return Err(not_found().into()),
+                };
+                if !may_see(&told.user) {
+                    return Err(not_found().into());
+                }
+                how(&mut told);
+                if let (Some(row), ToldStatus::Deprecated) = (&ours, told.status)
+                    && !tx.deprecate_checkpoint(id)?
+                {
+                    return Err(CheckpointError::NotReady { id, status: row.status }.into());
+                }
+                tx.upsert_told_checkpoint(&told)?;
+                check_limits(tx, &told.user)?;
+                record(tx, &caller, action, id, &told.user)
+            })
+            .await
+    }
+
+    /// What was told of actions, by id.
+    pub async fn told_of_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ToldAction>, RegistryError> {
+        let user = (!caller.is_admin).then(|| caller.user.clone());
+        let told: Vec<ToldAction> =
+            self.db.read(move |tx| Ok::<_, DbError>(tx.list_told_actions(user.as_ref())?)).await?;
+        Ok(told.into_iter().map(|told| (told.id, told)).collect())
+    }
+
+    /// Tells more of an action that the caller may see.
+    pub async fn tell(
+        &self,
+        caller: &Caller,
+        id: ActionId,
+        how: impl FnOnce(&mut ToldAction) + Send + 'static,
+    ) -> Result<Action, RegistryError> {
+        let action = self.checkpoints.action(caller, id).await?;
+        let user = action.user.clone();
+        self.db
+            .write(move |tx| {
+                let told = tx.find_told_action(id)?;
+                let mut told = told.unwrap_or_else(|| ToldAction {
+                    id,
+                    user: user.clone(),
+                    reason: None,
+                    upload: None,
+                    info: None,
+                });
+                how(&mut told);
+                if is_too_large(told.upload.as_ref()) || is_too_large(told.info.as_ref()) {
+                    return Err(RegistryError::TooLarge);
+                }
+                tx.upsert_told_action(&told)?;
+                check_limits(tx, &user)
+            })
+            .await?;
+        Ok(action)
+    }
+
+    /// Has what was deprecated long enough deleted, for ever.
+    pub async fn upkeep(self) {
+        loop {
+            let keep = self.config.get().checkpoint.deprecated_seconds;
+            let before = now() - i64::try_from(keep).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
+            if let Err(error) = self.drop_deprecated(before).await {
+                tracing::warn!(%error, "deprecated checkpoints not deleted, tried again");
+            }
+            tokio::time::sleep(UPKEEP).await;
+        }
+    }
+}
+
+impl Registry {
+    async fn drop_deprecated(&self, before: i64) -> Result<(), DbError> {
+        // Mostly there is nothing, and then the writer is left alone.
+        if !self.db.read(move |tx| tx.is_told_to_drop(before)).await? {
+            return Ok(());
+        }
+        let dropped = self.db.write(move |tx| tx.drop_deprecated(before)).await?;
+        if dropped > 0 {
+            tracing::info!(dropped, "deprecated checkpoints are deleted");
+        }
+        Ok(())
+    }
+}
+
+fn empty(id: CheckpointId, user: UserName, own: bool) -> ToldCheckpoint {
+    let status = ToldStatus::Ready;
+    ToldCheckpoint {
+        id,
+        user,
+        own,
+        status,
+        gpu: None,
+        platform: None,
+        info: None,
+        restore_path: None,
+        deprecated_at: None,
+    }
+}
+
+fn is_too_large(value: Option<&Value>) -> bool {
+    value.is_some_and(|value| value.to_string().len() > MAX_JSON)
+}
+
+/// Looked at after the change, which is rolled back if it was too much.
+fn check_limits(tx: &Tx, user: &UserName) -> Result<(), RegistryError> {
+    let (checkpoints, bytes) = tx.count_told(user)?;
+    if checkpoints > MAX_CHECKPOINTS || bytes > MAX_BYTES {
+        return Err(RegistryError::TooMany { checkpoints, bytes });
+    }
+    Ok(())
+}
+
+fn record(
+    tx: &Tx,
+    caller: &Caller,
+    action: &'static str,
+    id: CheckpointId,
+    user: &UserName,
+) -> Result<(), RegistryError> {
+    let Actor { name: actor, source } = Actor::from(caller);
+    let (object, user, outcome) = (id.to_string(), Some(user.clone()), Outcome::Ok);
+    tx.insert_event(&NewEvent { actor, source, action, object, user, outcome, detail: None })?;
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! `/v2/checkpoints…`, `/v2/checkpoint/…`, `/v2/actions…`, `/v2/restore…`: what needs no pod. With pods and CRIU they are
+//! tried beside the other tests of checkpoints.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{message, send_json, server, uuid};
+use crate::common::{Client, Server, eventually};
+
+const NOTHING: &str = "11111111-1111-4111-8111-111111111111";
+
+fn list(client: &Client, ids: &str) -> Vec<Value> {
+    client.get(&format!("/v2/checkpoints{ids}")).ok().json().as_array().unwrap().clone()
+}
+
+#[test]
+fn an_agent_writes_its_own_checkpoint_down() {
+    let server = Server::builder().without_docker().config("[checkpoint]\ndeprecated_seconds = 2").start().unwrap();
+    let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
+    let id = uuid(&alice.post("/v2/checkpoints"));
+    let second = uuid(&alice.post("/v2/checkpoints"));
+    let shown = |fields: &[&str]| -> Value {
+        let entry = &list(&alice, &format!("?ids={id}"))[0];
+        fields.iter().map(|field| entry[*field].clone()).collect()
+    };
+    assert_eq!(shown(&["id", "status", "gpu", "platform", "source"]), json!([id, "initializing", "", "", "agent"]));
+
+    let info = json!({"gpu": "H100", "platform": "linux/amd64", "info": {"size": 3}});
+    assert_eq!(uuid(&send_json(&alice, "PUT", &format!("/v2/checkpoints/info/{id}"), &info)), id);
+    let fields = ["status", "gpu", "platform", "info"];
+    assert_eq!(shown(&fields), json!(["updated_info", "H100", "linux/amd64", {"size": 3}]));
+    let place = json!({"restore_path": "s3://bucket/x"});
+    // Ids come back with quotes, too.
+    assert_eq!(uuid(&send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/%22{id}%22"), &place)), id);
+    assert_eq!(shown(&["status", "path"]), json!(["ready", "s3://bucket/x"]));
+
+    // By their ids, newest first; those of others are not there.
+    let ids =
+        |entries: Vec<Value>| -> Vec<String> { entries.iter().map(|e| e["id"].as_str().unwrap().into()).collect() };
+    assert_eq!(ids(list(&alice, "")), [second.clone(), id.clone()]);
+    assert_eq!(ids(list(&alice, &format!("?ids={id},%22{second}%22,{NOTHING}"))), [second.clone(), id.clone()]);
+    assert!(list(&alice, &format!("?ids={NOTHING}")).is_empty());
+    assert!(list(&bob, "").is_empty() && list(&bob, &format!("?ids={id}")).is_empty());
+    assert_eq!(list(&admin, "").len(), 2);
+    assert_eq!(alice.get("/v2/checkpoints?ids=").ok().json().as_array().unwrap().len(), 2);
+
+    // Another's is as one that is not there.
+    for (method, path, body) in
+        [("PUT", "info", info.clone()), ("POST", "uploaded", place.clone()), ("PATCH", "deprecate", json!({}))]
+    {
+        let ask = |id: &str| send_json(&bob, method, &format!("/v2/checkpoints/{path}/{id}"), &body);
+        let (there, not_there) = (ask(&id), ask(NOTHING));
+        assert_eq!((there.status, not_there.status), (404, 404), "{path}");
+        assert_eq!(message(&there).replace(&id, "ID"), message(&not_there).replace(NOTHING, "ID"));
+    }
+    // Nothing of it can be brought back: this host has not saved it.
+    let restore = send_json(&alice, "POST", "/v2/restore/pod", &json!({"action_id": id, "reason": "manual"}));
+    assert_eq!(restore.status, 404, "{restore}");
+
+    assert_eq!(uuid(&alice.send("PATCH", &format!("/v2/checkpoints/deprecate/{id}"), &[])), id);
+    assert_eq!(shown(&["status"]), json!(["deprecated"]));
+    eventually(Duration::from_secs(12), "it is forgotten", || list(&alice, "").len() == 1);
+    let events = alice.get("/v2/events?resource_type=checkpoint").ok().json();
+    let seen: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["operation"].as_str().unwrap()).collect();
+    assert_eq!(seen, ["deprecate", "uploaded", "info", "tell", "tell"]);
+    admin.post("/admin/user/delete?username=alice").ok();
+    assert_eq!(server.count("SELECT count(*) FROM told_checkpoints"), 0);
+}
+
+#[test]
+fn what_agents_tell_is_bounded() {
+    let server = server();
+    let alice = server.member("alice");
+    let id = uuid(&alice.post("/v2/checkpoints"));
+    let put = |body: Value| send_json(&alice, "PUT", &format!("/v2/checkpoints/info/{id}"), &body);
+    assert_eq!(put(json!({"gpu": "x", "platform": "y", "info": "z".repeat(70_000)})).status, 413);
+    assert_eq!(put(json!({"gpu": "x".repeat(5000), "platform": "y"})).status, 413);
+    assert_eq!(put(json!({"gpu": 1, "platform": "y"})).status, 400);
+    assert_eq!(put(json!({"platform": "y"})).status, 400);
+    let path = json!({"restore_path": "a\u{0}b"});
+    assert_eq!(send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/{id}"), &path).status, 413);
+    super::sql(
+        &server,
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999)
+         INSERT INTO told_checkpoints SELECT id || i, user, own, status, gpu, platform, info, restore_path, deprecated_at
+         FROM told_checkpoints, n",
+    );
+    super::sql(
+        &server,
+        "UPDATE told_checkpoints SET id = printf('%08d-0000-4000-8000-000000000000', rowid) WHERE length(id) > 36",
+    );
+    let answer = alice.post("/v2/checkpoints");
+    assert_eq!((answer.status, message(&answer).contains("1000")), (403, true), "{answer}");
+    assert_eq!(server.count("SELECT count(*) FROM told_checkpoints"), 1000);
+}
+
+#[test]
+fn ids_and_bodies_that_are_none() {
+    let server = server();
+    let alice = server.member("alice");
+    let many = vec![NOTHING; 501].join(",");
+    for (method, path) in [
+        ("GET", "/v2/checkpoints?ids=x".to_owned()),
+        ("GET", format!("/v2/checkpoints?ids={NOTHING},")),
+        ("GET", format!("/v2/checkpoints?ids={many}")),
+        ("GET", "/v2/checkpoint/status/..%2f..".to_owned()),
+        ("GET", "/v2/checkpoint/path".to_owned()),
+        ("GET", "/v2/checkpoint/path?action_id=x".to_owned()),
+        ("GET", "/v2/actions?type=nothing".to_owned()),
+        ("PATCH", "/v2/checkpoints/deprecate/x".to_owned()),
+        ("POST", "/v2/actions/upload".to_owned()),
+        ("POST", "/v2/checkpoint/pod".to_owned()),
+        ("POST", "/v2/restore/pod".to_owned()),
+        ("PUT", "/v2/restores/info/x".to_owned()),
+        ("PUT", format!("/v2/checkpoints/info/{NOTHING}")),
+    ] {
+        let answer = alice.send(method, &path, &[]);
+        assert_eq!(answer.status, 400, "{method} {path}: {answer}");
+        message(&answer);
+    }
+    for (method, path) in [
+        ("GET", format!("/v2/checkpoint/status/{NOTHING}")),
+        ("GET", format!("/v2/actions/from_pod/{NOTHING}")),
+        ("GET", "/v2/actions/from_pod/..%2f..%2fetc".to_owned()),
+        ("GET", "/v2/actions/from_pod/nothing".to_owned()),
+        ("GET", "/v2/checkpoint/path?name=nothing".to_owned()),
+        ("PUT", format!("/v2/restores/info/{NOTHING}")),
+    ] {
+        let answer = alice.send(method, &path, &[]);
+        assert_eq!(answer.status, 404, "{method} {path}: {answer}");
+        message(&answer);
+    }
+    assert_eq!(alice.get("/v2/actions").ok().json(), json!([]));
+    assert_eq!(alice.get("/v2/actions?type=restore").ok().json(), json!([]));
+
+    let host = alice.get("/v2/cluster").ok().json()[0].clone();
+    let save = |body: Value| send_json(&alice, "POST", "/v2/checkpoint/pod", &body);
+    for (body, status, words) in [
+        (json!({"pod_name": "main"}), 404, "there is no pod"),
+        (json!({"pod_id": NOTHING}), 404, "there is no pod"),
+        (json!({"pod_id": format!("\"{NOTHING}\""), "cluster_id": host["id"]}), 404, "there is no pod"),
+        (json!({"pod_name": "main", "cluster_id": host["name"]}), 404, "there is no pod"),
+        (json!({"pod_name": "main", "namespace": "bob"}), 404, "there is no pod"),
+        (json!({"pod_name": "bob-main", "namespace": "alice"}), 404, "there is no pod"),
+        (json!({"pod_name": "../main"}), 404, "there is no pod"),
+        (json!({"pod_name": "main", "cluster_id": NOTHING}), 400, "not this host"),
+        (json!({"pod_name": "main", "kind": "all"}), 400, "no kind of checkpoint"),
+        (json!({"pod_name": "main", "reason": "mood"}), 400, "unknown variant"),
+        (json!({"pod_name": "main", "overrides": {"streams": "two"}}), 400, "invalid type"),
+        (json!({"pod_name": 5}), 400, "invalid type"),
+    ] {
+        let answer = save(body.clone());
+        assert_eq!(answer.status, status, "{body}: {answer}");
+        assert!(message(&answer).contains(words), "{body}: {answer}");
+    }
+    let restore = |body: Value| send_json(&alice, "POST", "/v2/restore/pod", &body);
+    for (body, status, words) in [
+        (json!({"action_id": "x", "reason": "manual"}), 400, "no UUID"),
+        (json!({"action_id": NOTHING, "reason": "mood"}), 400, "unknown variant"),
+        (json!({"action_id": NOTHING, "cluster_id": NOTHING}), 400, "not this host"),
+        (json!({"action_id": NOTHING, "overrides": {"pod_name": "../x"}}), 400, "pod_name"),
+        (json!({"action_id": NOTHING, "overrides": {"criu_opts": "--action-script x"}}), 400, "criu_opts"),
+        (json!({"action_id": format!("\"{NOTHING}\""), "reason": "nodeTermination"}), 404, "no action"),
+    ] {
+        let answer = restore(body.clone());
+        assert_eq!(answer.status, status, "{body}: {answer}");
+        assert!(message(&answer).contains(words), "{body}: {answer}");
+    }
+}
