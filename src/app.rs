@@ -26,7 +26,6 @@ use crate::{
     names::UserName,
     pod::{PodError, Pods},
     registry::Registry,
-    usage,
     usage::{self, Usage},
 };
 

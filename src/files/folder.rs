@@ -24,6 +24,9 @@ use super::{FileError, FilePath, Opened, Used};
 /// An entry of a folder to be listed at most, so that an answer stays one.
 const MAX_LISTED: usize = 100_000;
 
+/// How often a file is put in its place again when its folder went in between.
+const TRIES: u32 = 10;
+
 pub struct Folder(OwnedFd);
 
 impl Folder {
@@ -88,8 +91,18 @@ impl Folder {
         Ok(names)
     }
 
-    /// Removes a file, whose size is returned, or an empty folder.
+    /// Removes a file, whose size is returned, or an empty folder; with it the folders above that it leaves empty, so that
+    /// what is gone takes no room at all.
     pub fn remove(&self, path: &FilePath) -> Result<Option<u64>, FileError> {
+        let size = self.remove_one(path)?;
+        let mut left = path.split().0;
+        while let Some(folder) = left.filter(|folder| self.remove_one(folder).is_ok()) {
+            left = folder.split().0;
+        }
+        Ok(size)
+    }
+
+    fn remove_one(&self, path: &FilePath) -> Result<Option<u64>, FileError> {
         let (above, name) = path.split();
         let above = self.subfolder(above.as_ref())?;
         let failed = |errno| FileError::of(errno, path.as_str());
@@ -105,6 +118,17 @@ impl Folder {
     /// Puts a file that is on the disk completely under its name here, whose folders are made. What was there is
     /// replaced; its size is returned.
     pub fn take_in(&self, from: &impl AsFd, name: &str, path: &FilePath) -> Result<Option<u64>, FileError> {
+        // Another request may remove a folder as empty that was made for this file.
+        let mut tries = 0..TRIES;
+        loop {
+            match self.try_take_in(from, name, path) {
+                Err(FileError::NotFound(_)) if tries.next().is_some() => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn try_take_in(&self, from: &impl AsFd, name: &str, path: &FilePath) -> Result<Option<u64>, FileError> {
         let failed = |errno| FileError::of(errno, path.as_str());
         let (above, to) = path.split();
         for step in above.iter().flat_map(FilePath::steps) {

@@ -225,7 +225,7 @@ impl BodyUse {
     }
 }
 
-/// A JSON body, beside the parameters: `(Params, Body<T>)`. Fields that it does not know are ignored, none at all is `{}`.
+/// A JSON body, beside the parameters: `(Params, Body<T>)`. Fields that it does not know are ignored.
 pub struct Body<T>(pub T);
 
 impl<P, T> Params for (P, Body<T>)
@@ -237,8 +237,7 @@ where
     const BODY: BodyUse = BodyUse::Json(T::schema);
 
     fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
-        let text = if input.json.trim_ascii().is_empty() { b"{}" } else { input.json };
-        let body = serde_json::from_slice(text)
+        let body = serde_json::from_slice(input.json)
             .map_err(|error| vec![BadParam::Rule { name: "body", rule: error.to_string() }])?;
         Ok((P::read(input)?, Body(body)))
     }

@@ -175,8 +175,7 @@ impl Registry {
         let filter = CheckpointFilter { all: caller.is_admin, ids: ids.clone(), ..CheckpointFilter::default() };
         let ours = self.checkpoints.list(caller, filter).await?;
         let user = (!caller.is_admin).then(|| caller.user.clone());
-        let told: Vec<ToldCheckpoint> =
-            self.db.read(move |tx| Ok::<_, DbError>(tx.list_told_checkpoints(user.as_ref())?)).await?;
+        let told: Vec<ToldCheckpoint> = self.db.read(move |tx| tx.list_told_checkpoints(user.as_ref())).await?;
         let mut told: HashMap<CheckpointId, ToldCheckpoint> = told.into_iter().map(|told| (told.id, told)).collect();
         let mut all: Vec<Entry> =
             ours.into_iter().map(|row| Entry { id: row.id, told: told.remove(&row.id), ours: Some(row) }).collect();
@@ -267,8 +266,7 @@ impl Registry {
     /// What was told of actions, by id.
     pub async fn told_of_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ToldAction>, RegistryError> {
         let user = (!caller.is_admin).then(|| caller.user.clone());
-        let told: Vec<ToldAction> =
-            self.db.read(move |tx| Ok::<_, DbError>(tx.list_told_actions(user.as_ref())?)).await?;
+        let told: Vec<ToldAction> = self.db.read(move |tx| tx.list_told_actions(user.as_ref())).await?;
         Ok(told.into_iter().map(|told| (told.id, told)).collect())
     }
 

@@ -12,6 +12,8 @@ use crate::{
 
 /// Seconds that are looked back where the caller does not say.
 const WINDOW: u32 = 3600;
+/// As far as the editions' type of it goes.
+const MAX_WINDOW: u32 = i32::MAX as u32;
 /// Events of one answer, the newest.
 const LIMIT: u32 = 1000;
 
@@ -51,11 +53,15 @@ params! { List { ; time: u32, operation: String, resource_type: String } }
 /// Members see their own, admins everybody's.
 pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
     let caller = cx.caller();
+    let window = params.time.unwrap_or(WINDOW);
+    if window > MAX_WINDOW {
+        return Err(V2Error::BadRequest(format!("time: at most {MAX_WINDOW} s are looked back, this is {window}")));
+    }
     // An empty filter is none: clients send one for a field that nobody filled in.
     let filled = |filter: Option<String>| filter.filter(|text| !text.is_empty());
     let search = EventSearch {
         user: (!caller.is_admin).then(|| caller.user.clone()),
-        since: now() - i64::from(params.time.unwrap_or(WINDOW)) * 1000,
+        since: now() - i64::from(window) * 1000,
         subject: filled(params.resource_type),
         verb: filled(params.operation),
         limit: LIMIT,

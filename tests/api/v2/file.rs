@@ -108,19 +108,24 @@ fn a_file_goes_up_and_comes_down() {
 
     let delete = |path: &str| alice.send("DELETE", &format!("/v2/files/{path}"), &[]);
     assert_eq!(delete("runs/one").status, 409);
+    put(&server, &alice, "runs/two/x", b"x").ok();
     delete("runs/one/model%20%C3%BC.bin").ok();
-    delete("runs/one").ok();
+    // With it the folders that it leaves empty.
     assert_eq!(delete("runs/one").status, 404);
-    assert_eq!(list(&alice, "/runs"), json!([]));
+    assert_eq!(list(&alice, "/runs"), json!(["two/"]));
+    delete("runs/two/x").ok();
+    assert_eq!(list(&alice, ""), json!(["empty"]));
+    std::fs::create_dir(folder(&server, "alice").join("bare")).unwrap();
+    delete("bare").ok();
     assert_eq!(server.anon().get(&link).status, 404);
     assert_eq!(alice.get("/v2/files/runs/one/model").status, 404);
 
     let events = alice.get("/v2/events?resource_type=file").ok().json();
     let seen: Vec<String> =
         events.as_array().unwrap().iter().map(|event| event["message"].as_str().unwrap().into()).collect();
-    assert_eq!(seen.len(), 5, "{seen:?}");
-    assert_eq!(seen[4], "alice file.write runs/one/model ü.bin: 3000000 bytes");
-    assert_eq!(seen[0], "alice file.delete runs/one");
+    assert_eq!(seen.len(), 7, "{seen:?}");
+    assert_eq!(seen[6], "alice file.write runs/one/model ü.bin: 3000000 bytes");
+    assert_eq!(seen[0], "alice file.delete bare");
 }
 
 #[test]
@@ -415,6 +420,25 @@ fn files_are_bounded() {
     server.reconfigure("[files]\nkeep_free = \"100000t\"");
     let answer = put(&server, &bob, "b", b"x");
     assert_eq!((answer.status, message(&answer).contains("kept free")), (507, true), "{answer}");
+}
+
+/// A folder that is removed as empty while a file is put into it is made again.
+#[test]
+fn writing_and_deleting_side_by_side() {
+    let server = server();
+    let alice = server.member("alice");
+    std::thread::scope(|scope| {
+        for name in ["a", "b", "c", "d"] {
+            let (server, alice) = (&server, alice.clone());
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    put(server, &alice, &format!("x/y/{name}"), b"z").ok();
+                    alice.send("DELETE", &format!("/v2/files/x/y/{name}"), &[]).ok();
+                }
+            });
+        }
+    });
+    assert_eq!(list(&alice, ""), json!([]));
 }
 
 /// Many at once never pass the limit.

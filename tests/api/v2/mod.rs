@@ -7,7 +7,7 @@ mod file;
 mod resource;
 
 use insta::assert_snapshot;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::common::{Answer, Client, Server, password};
 
@@ -145,7 +145,7 @@ fn bodies_are_json_of_the_right_types_and_bounded() {
     let post = |kind: &str, body: &[u8]| alice.send_body("POST", "/v2/cluster", &[("content-type", kind)], body);
     let json = "application/json";
     let cases: [(&str, &[u8], u16, &str); 8] = [
-        (json, b"", 400, "missing field `cluster_name`"),
+        (json, b"", 400, "EOF"),
         (json, b"{", 400, "EOF"),
         (json, b"[1]", 400, "invalid"),
         (json, br#"{"cluster_name": 3}"#, 400, "invalid type: integer"),
