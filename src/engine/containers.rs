@@ -38,7 +38,7 @@ const CAPABILITIES: [&str; 10] = [
 
 /// How often the engine is asked to let a container stand still: on a busy machine with cgroup version 1 the runtime gives up
 /// at times.
-pub(super) const FREEZES: usize = 4;
+const FREEZES: usize = 4;
 
 /// A port of the host that leads into a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -392,6 +392,23 @@ impl Engine {
         Ok(inspect.size_rw.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
     }
 
+    /// Asks again, [`FREEZES`] times in all, where the runtime gave up on freezing.
+    pub(super) async fn until_frozen<T, F>(freeze: impl Fn() -> F) -> Result<T, EngineError>
+    where
+        F: Future<Output = Result<T, EngineError>>,
+    {
+        let mut done = freeze().await;
+        for _ in 1..FREEZES {
+            match &done {
+                Err(EngineError::Failed { message, .. }) if message.contains("unable to freeze") => {
+                    done = freeze().await
+                }
+                _ => break,
+            }
+        }
+        done
+    }
+
     /// Makes an image of the container's files, with `labels` set in it, that runs what the container's own image does. The
     /// container stands still meanwhile.
     pub async fn commit(
@@ -414,16 +431,7 @@ impl Engine {
             let options = options.clone();
             async move { docker.commit_container(options, bollard::models::ContainerConfig::default()).await }
         };
-        let mut done = self.call(LONG, commit).await;
-        for _ in 1..FREEZES {
-            match &done {
-                Err(EngineError::Failed { message, .. }) if message.contains("unable to freeze") => {
-                    done = self.call(LONG, commit).await;
-                }
-                _ => break,
-            }
-        }
-        done?;
+        Self::until_frozen(|| self.call(LONG, commit)).await?;
         self.refresh_images().await
     }
 

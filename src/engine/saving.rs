@@ -12,7 +12,7 @@ use bollard::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Engine, EngineError, LONG, SHORT, containers::FREEZES};
+use super::{Engine, EngineError, LONG, SHORT};
 use crate::ids::ContainerId;
 
 /// When the engine starts a container by itself.
@@ -105,17 +105,8 @@ impl Engine {
 
     /// Stops the container's processes where they stand. One that stands still already is as well.
     pub async fn pause(&self, id: &ContainerId) -> Result<(), EngineError> {
-        for _ in 1..FREEZES {
-            match self.pause_once(id).await {
-                Err(EngineError::Failed { message, .. }) if message.contains("unable to freeze") => {}
-                other => return other,
-            }
-        }
-        self.pause_once(id).await
-    }
-
-    async fn pause_once(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let paused = self.retry_lost(SHORT, |docker, id| async move { docker.pause_container(&id).await }, id).await;
+        let pause = || self.retry_lost(SHORT, |docker, id| async move { docker.pause_container(&id).await }, id);
+        let paused = Self::until_frozen(pause).await;
         self.unless_said(paused, "is already paused")
     }
 

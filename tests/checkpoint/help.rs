@@ -85,7 +85,7 @@ pub fn count(client: &Client, instance: &str) -> (u64, String) {
 /// Waits until it counts on.
 #[track_caller]
 pub fn counts_on(client: &Client, instance: &str, from: u64) {
-    eventually(Duration::from_secs(10), "it counts on", || count(client, instance).0 > from);
+    eventually(Duration::from_secs(30), "it counts on", || count(client, instance).0 > from);
 }
 
 pub fn status(client: &Client, instance: &str) -> String {
