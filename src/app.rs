@@ -66,6 +66,8 @@ pub enum StartError {
     Running(PathBuf),
     #[error("cannot make the control socket {path}: {source}")]
     Control { path: PathBuf, source: std::io::Error },
+    #[error("cannot listen to signals: {0}")]
+    Signals(#[source] std::io::Error),
     #[error("a worker of the daemon ended: {0}")]
     Worker(&'static str),
 }
@@ -133,6 +135,7 @@ pub enum PurgeError {
 
 /// Runs the daemon until SIGTERM or SIGINT. Pods live on.
 pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
+    let termination = termination().map_err(StartError::Signals)?;
     give_memory_back();
     #[cfg(feature = "failpoints")]
     let _failpoints = fail::FailScenario::setup();
@@ -186,7 +189,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     spawn("http", Box::pin(server.run(router(app.clone()), stop.clone())));
 
     let ended = tokio::select! {
-        () = termination() => Ok(()),
+        () = termination => Ok(()),
         Some(worker) = failures.recv() => Err(StartError::Worker(worker)),
     };
     tracing::info!("stopping; pods go on");
@@ -233,14 +236,16 @@ async fn upkeep(db: Db) {
     }
 }
 
-async fn termination() {
+/// SIGTERM and SIGINT, caught from here on. Made before anything else is: a signal that comes while its handler is being set up
+/// would be swallowed, and one before that ends the process without any farewell.
+fn termination() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

@@ -66,24 +66,3 @@ fn a_config_of_the_original_loads() {
     assert_eq!((&quota["max_pods"], &quota["memory_limit"]), (&json!(5), &json!(64_u64 << 30)));
     assert_eq!((&quota["tmpfs_size"], &quota["commit_count"]), (&json!(1 << 30), &json!(1)));
 }
-
-#[test]
-fn a_second_daemon_is_kept_out() {
-    let server = server();
-    let output = server.command(&["serve", "--host", "127.0.0.1", "--port", "0"]).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && error.contains("another pody serves"), "{error}");
-    server.member("alice").get("/user/info").ok();
-}
-
-#[test]
-fn a_newer_database_stops_the_start_and_names_both_versions() {
-    let mut server = server();
-    server.terminate();
-    let known: i64 = server.database().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    server.database().pragma_update(None, "user_version", 99).unwrap();
-    let error = server.fails_to_start("");
-    assert!(error.contains("format 99") && error.contains(&format!("up to {known}")), "{error}");
-    server.database().pragma_update(None, "user_version", known).unwrap();
-    server.start_again();
-}

@@ -320,6 +320,17 @@ fn killed_ten_times_under_load() {
     }
 }
 
+/// However early it comes: when it answers, or shows its first line, it ends as at any other time.
+#[test]
+fn terminated_at_its_start_again_and_again() {
+    let Some(mut server) = Server::builder().without_docker().start() else { return };
+    for _ in 0..30 {
+        let ended = server.terminate();
+        assert!(ended.success(), "{ended}");
+        server.start_unready();
+    }
+}
+
 #[test]
 fn terminated_under_load_within_ten_seconds_with_its_pods_untouched() {
     let Some(mut server) = Server::start() else { return };
