@@ -2,7 +2,7 @@
 # Runs every test on a bare machine: sudo ./tests/run.sh
 #
 # Sets up what the tests need (packages, Docker, CRIU, the pod image, the client
-# of pody 0.4.1), then checks format, lints and tests. Nothing is skipped here: a
+# of pody 0.4.1, schemathesis), then checks format, lints and tests. Nothing is skipped here: a
 # missing capability fails the run. dockerd keeps running afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,20 +10,24 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source-path=SCRIPTDIR source=../install.sh
 . ./install.sh
 
-# The original, client and server, for the compatibility tests; kept between runs.
-readonly client_version=0.4.1
-readonly client_home=/var/cache/pody-tests/original-$client_version
+# Python environments for the tests; kept between runs.
+readonly environments=/var/cache/pody-tests
+# The original, client and server.
+readonly original=0.4.1
+# Tries every operation of the API against its description.
+readonly schemathesis=4.32.5
 
-ensure_python_client() {
-    install_packages python3-venv
-    if [ ! -e "$client_home/complete" ]; then
-        rm -rf "$client_home"
-        mkdir -p "${client_home%/*}"
-        quiet python3 -m venv "$client_home"
-        quiet "$client_home/bin/pip" install --quiet "pody[server]==$client_version" fastapi==0.115.14
-        touch "$client_home/complete"
+# ensure_environment NAME PACKAGE...: a virtual environment with these packages, made once.
+ensure_environment() {
+    local home=$environments/$1
+    shift
+    if [ ! -e "$home/complete" ]; then
+        rm -rf "$home"
+        mkdir -p "$environments"
+        quiet python3 -m venv "$home"
+        quiet "$home/bin/pip" install --quiet "$@"
+        touch "$home/complete"
     fi
-    export PODY_TEST_PYCLIENT=$client_home
 }
 
 ensure_rust_components() {
@@ -43,8 +47,13 @@ summary() {
 require_root "the whole test suite"
 trap on_exit EXIT
 prepare criu-required
-step "pody $client_version, the original"
-ensure_python_client
+step "pody $original, the original"
+install_packages python3-venv
+ensure_environment "original-$original" "pody[server]==$original" fastapi==0.115.14
+export PODY_TEST_PYCLIENT=$environments/original-$original
+step "schemathesis"
+ensure_environment "schemathesis-$schemathesis" "schemathesis==$schemathesis"
+export PODY_TEST_SCHEMATHESIS=$environments/schemathesis-$schemathesis/bin/schemathesis
 step "rustfmt and clippy"
 ensure_rust_components
 

@@ -1,5 +1,6 @@
 //! The API from outside: a daemon per test, real pods, one module per first part of the URL. What goes across routes has
-//! modules of its own: who may do what (`access`), limits of requests (`requests`), `names`, `config`, `tls`, the original
+//! modules of its own: who may do what (`access`), limits of requests (`requests`), each
+//! answer as described (`conformance`), `names`, `config`, `tls`, the original
 //! pody as client (`python_client`), as other node (`remote`) and as predecessor (`import`).
 
 #[path = "../common/mod.rs"]
@@ -8,6 +9,7 @@ mod common;
 mod access;
 mod admin;
 mod config;
+mod conformance;
 mod event;
 mod host;
 mod image;

@@ -24,6 +24,8 @@ pub enum Need {
     PythonClient,
     /// The same with the extra `server`.
     PythonServer,
+    /// The program `schemathesis` from PyPI, named by `PODY_TEST_SCHEMATHESIS`.
+    Schemathesis,
     /// The programs `ssh` and `ssh-keygen`.
     Ssh,
     /// The program `openssl`.
@@ -75,6 +77,10 @@ impl Need {
                 true => Ok(()),
                 false => Err("built without --features failpoints".to_owned()),
             },
+            Self::Schemathesis => {
+                let program = std::env::var("PODY_TEST_SCHEMATHESIS").map_err(|_| "PODY_TEST_SCHEMATHESIS is not set")?;
+                succeeds(&program, &["--version"])
+            }
             Self::Ssh => {
                 succeeds("ssh", &["-V"])?;
                 // Without arguments it would ask for a file name.

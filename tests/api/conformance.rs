@@ -1,0 +1,43 @@
+//! Every operation of `/openapi.json`, tried by schemathesis (from PyPI): whatever is sent, nothing ends in an error of ours,
+//! and each answer has the shape that is described.
+
+use std::process::{Command, Stdio};
+
+use crate::common::{Client, Server, need::Need};
+
+/// Cases of each operation, beside those that its description gives rise to.
+const EXAMPLES: &str = "12";
+/// Every run tries the same; another number would try others.
+const SEED: &str = "20";
+
+/// Left out: what could end the account or token that asks, what is switched off (501), what is no plain answer.
+const LEFT_OUT: &str = "^/(user/ch-passwd|user/tokens/revoke|user_api/.*|pod/shell|metrics)$";
+
+fn holds(server: &Server, token: &str, description: &str) {
+    let mut command = Command::new(std::env::var_os("PODY_TEST_SCHEMATHESIS").expect("it was looked at"));
+    command.current_dir(&server.home).stdin(Stdio::null());
+    command.args(["run", description, "--url", &server.base(), "--header", &format!("Authorization: Bearer {token}")]);
+    command.args(["--checks", "not_a_server_error,response_schema_conformance,content_type_conformance"]);
+    command.args(["--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", SEED]);
+    command.args(["--exclude-path-regex", LEFT_OUT, "--no-color"]);
+    let output = command.output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("Test cases:"), "it tried nothing: {text}");
+}
+
+#[test]
+fn every_answer_is_as_described() {
+    if !Need::Schemathesis.is_there() {
+        return;
+    }
+    let Some(server) = Server::start() else { return };
+    let token = server.member("alice").post("/user/tokens/create?expires=1h").ok().json()["token"].clone();
+    let token = token.as_str().expect("a token");
+    let alice = server.anon().with_authorization(&Client::bearer(token));
+    let description = server.home.join("openapi.json");
+    std::fs::write(&description, alice.get("/openapi.json").ok().text()).expect("our own folder");
+    holds(&server, token, &description.display().to_string());
+    // It is still the same server, and the same account.
+    alice.get("/user/info").ok();
+}
