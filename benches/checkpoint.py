@@ -62,21 +62,21 @@ def copies():
     return set(glob.glob("/tmp/ctrd-checkpoint*"))
 
 
-def tick(container):
+def tick(container, engine="docker"):
     """When the program last said the time, and its largest gap."""
-    text = run("docker", "exec", container, "cat", "/run/bench/tick").split()
+    text = run(engine, "exec", container, "cat", "/run/bench/tick").split()
     return float(text[0]), float(text[1])
 
 
-def reset(container):
-    run("docker", "exec", container, "touch", "/run/bench/reset")
+def reset(container, engine="docker"):
+    run(engine, "exec", container, "touch", "/run/bench/reset")
     time.sleep(0.1)
 
 
-def wait_ticking(container, beyond=0.0):
+def wait_ticking(container, beyond=0.0, engine="docker"):
     for _ in range(3000):
         try:
-            if tick(container)[0] > beyond:
+            if tick(container, engine)[0] > beyond:
                 return
         except (subprocess.CalledProcessError, IndexError, ValueError):
             pass
@@ -195,22 +195,35 @@ def measure_pody(pody, where, size, rounds=1):
     }
 
 
+def podman(*words):
+    return run("podman", "--runtime", "runc", *words)
+
+
 def measure_podman(where, size):
-    if not shutil.which("podman") or subprocess.run(["podman", "image", "exists", IMAGE]).returncode:
+    if not shutil.which("podman"):
         return None
+    if subprocess.run(["podman", "image", "exists", IMAGE], check=False).returncode:
+        run("sh", "-c", f"docker save {IMAGE} | podman load")
     name, archive = "ckbench-podman", "/var/tmp/ckbench-podman.tar"
-    subprocess.run(["podman", "rm", "-f", name], capture_output=True)
-    run("podman", "run", "-d", "--name", name, "--shm-size", "8g", IMAGE, "python3", "-c", PROGRAM, where, str(size))
-    time.sleep(2 + size / 500)
+    limits = ["--ulimit", "nofile=1024:4096", "--ulimit", "nproc=4096:4096"]
+    podman("run", "-d", "--name", name, "--shm-size", "8g", *limits, IMAGE, "python3", "-c", PROGRAM, where, str(size))
     options = ["--tcp-established", "--file-locks"]
-    total, _ = timed(lambda: run("podman", "container", "checkpoint", *options, "--compress", "none", "--export", archive, name))
-    run("podman", "rm", "-f", name)
-    restore, _ = timed(lambda: run("podman", "container", "restore", *options, "--import", archive))
-    images = os.path.getsize(archive)
-    run("podman", "rm", "-f", name)
-    os.unlink(archive)
-    # Podman stops the container: it stands still from the begin on.
-    return {"freeze": total, "total": total, "restore": restore, "images": images, "leaked": 0}
+    export = ["--compress", "none", "--export", archive]
+    try:
+        wait_ticking(name, engine="podman")
+        reset(name, "podman")
+        total, _ = timed(lambda: podman("container", "checkpoint", *options, "--leave-running", *export, name))
+        wait_ticking(name, tick(name, "podman")[0], "podman")
+        freeze = tick(name, "podman")[1]
+        images = os.path.getsize(archive)
+        podman("container", "checkpoint", *options, *export, name)
+        podman("rm", "-f", name)
+        restore, _ = timed(lambda: podman("container", "restore", *options, "--import", archive))
+        wait_ticking(name, engine="podman")
+    finally:
+        podman("rm", "-f", "--time", "0", name)
+        os.unlink(archive)
+    return {"freeze": freeze, "total": total, "restore": restore, "images": images, "leaked": 0}
 
 
 def disk():

@@ -78,7 +78,8 @@ impl Need {
                 false => Err("built without --features failpoints".to_owned()),
             },
             Self::Schemathesis => {
-                let program = std::env::var("PODY_TEST_SCHEMATHESIS").map_err(|_| "PODY_TEST_SCHEMATHESIS is not set")?;
+                let program =
+                    std::env::var("PODY_TEST_SCHEMATHESIS").map_err(|_| "PODY_TEST_SCHEMATHESIS is not set")?;
                 succeeds(&program, &["--version"])
             }
             Self::Ssh => {
