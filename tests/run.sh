@@ -48,7 +48,7 @@ require_root "the whole test suite"
 trap on_exit EXIT
 prepare criu-required
 step "pody $original, the original"
-install_packages python3-venv
+install_packages python3-venv libfaketime
 ensure_environment "original-$original" "pody[server]==$original" fastapi==0.115.14
 export PODY_TEST_PYCLIENT=$environments/original-$original
 step "schemathesis"

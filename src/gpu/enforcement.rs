@@ -10,7 +10,7 @@ use super::{GpuProcess, GpuUuid, Health, Owner, Snapshot};
 use crate::{
     account::quota::Limit,
     config::OnOveruse,
-    host::process::ProcessId,
+    host::{clock::Moment, process::ProcessId},
     ids::{ContainerId, PodId},
     names::UserName,
 };
@@ -43,9 +43,8 @@ pub enum Act {
 }
 
 struct Overuse {
-    /// Milliseconds since 1970.
-    since: i64,
-    last_act: Option<i64>,
+    since: Moment,
+    last_act: Option<Moment>,
 }
 
 /// Remembers who is over since when.
@@ -111,8 +110,8 @@ impl Enforcement {
                     acts.push(Act::Warn { user: user.clone(), pods, message: format!("{rule_text}: {next}") });
                 }
                 Some(overuse) => {
-                    let over = snapshot.at - overuse.since >= rule.grace;
-                    let rested = overuse.last_act.is_none_or(|at| snapshot.at - at >= PATIENCE);
+                    let over = snapshot.at.since(overuse.since) >= rule.grace;
+                    let rested = overuse.last_act.is_none_or(|last| snapshot.at.since(last) >= PATIENCE);
                     let newest = excess.into_iter().max_by_key(|seat| seat.process.id.started);
                     if let Some(seat) = newest.filter(|_| over && rested && rule.then != OnOveruse::Warn) {
                         overuse.last_act = Some(snapshot.at);
@@ -229,7 +228,11 @@ mod tests {
             processes: processes.clone(),
             mig: Vec::new(),
         });
-        Snapshot { at: second * 1000, library: Library::Starting, devices: devices.collect() }
+        Snapshot {
+            at: Moment { wall: 0, steady: second * 1000 },
+            library: Library::Starting,
+            devices: devices.collect(),
+        }
     }
 
     fn ended(acts: &[Act]) -> Vec<i32> {

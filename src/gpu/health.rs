@@ -162,7 +162,7 @@ mod tests {
             processes: Vec::new(),
             mig: Vec::new(),
         });
-        Snapshot { at: 0, library, devices: devices.collect() }
+        Snapshot { at: crate::host::clock::Moment::default(), library, devices: devices.collect() }
     }
 
     #[test]

@@ -29,9 +29,9 @@ use tokio::sync::watch;
 pub use self::poller::run;
 use crate::{
     config::LiveConfig,
-    db::{Db, now},
+    db::Db,
     engine::Inventory,
-    host::process::ProcessId,
+    host::{clock::Moment, process::ProcessId},
     ids::{ContainerId, PodId},
     names::{GpuSet, UserName},
     pod::{Pod, admission::GpuLoad},
@@ -68,8 +68,7 @@ pub enum Library {
 /// All GPUs at one time.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Milliseconds since 1970.
-    pub at: i64,
+    pub at: Moment,
     pub library: Library,
     pub devices: Vec<Device>,
 }
@@ -192,7 +191,7 @@ pub struct Gpus(Arc<Shared>);
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     taken: watch::Sender<u64>,
-    /// When someone last looked, milliseconds since 1970.
+    /// When someone last looked, milliseconds since boot.
     looked: AtomicI64,
     /// Wakes the poller when interest begins.
     woken: std::sync::Condvar,
@@ -204,11 +203,11 @@ struct Shared {
 
 impl Gpus {
     pub fn new(config: LiveConfig, db: Db, inventory: Inventory) -> Self {
-        let snapshot = Snapshot { at: now(), library: Library::Starting, devices: Vec::new() };
+        let snapshot = Snapshot { at: Moment::now(), library: Library::Starting, devices: Vec::new() };
         Self(Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             taken: watch::Sender::new(0),
-            looked: AtomicI64::new(0),
+            looked: AtomicI64::new(i64::MIN / 2),
             woken: std::sync::Condvar::new(),
             asleep: std::sync::Mutex::new(()),
             config,
@@ -224,7 +223,7 @@ impl Gpus {
 
     /// The newest snapshot, for someone who is interested: it is not older than a second, or two where the poller slept.
     pub async fn look(&self) -> Arc<Snapshot> {
-        let since = now();
+        let since = Moment::now().steady;
         let slept = since - self.0.looked.swap(since, Ordering::Relaxed) > INTEREST.as_millis() as i64;
         let library = self.snapshot().library.clone();
         if library == Library::Starting || slept && library != Library::Absent {
@@ -265,7 +264,7 @@ impl Gpus {
     }
 
     fn is_watched(&self) -> bool {
-        now() - self.0.looked.load(Ordering::Relaxed) < INTEREST.as_millis() as i64
+        Moment::now().steady - self.0.looked.load(Ordering::Relaxed) < INTEREST.as_millis() as i64
     }
 
     fn publish(&self, snapshot: Snapshot) {

@@ -13,7 +13,7 @@ use super::{
     attribution::Attribution,
     nvml::{self, Trouble},
 };
-use crate::db::now;
+use crate::host::clock::Moment;
 
 /// A call that takes longer hangs.
 const HANG: Duration = Duration::from_secs(5);
@@ -80,7 +80,7 @@ fn lock(progress: &Mutex<Progress>) -> std::sync::MutexGuard<'_, Progress> {
 fn publish_failing(gpus: &Gpus, reason: &str) {
     let before = gpus.snapshot();
     let devices = before.devices.iter().map(|device| unknown(device, reason)).collect();
-    gpus.publish(Snapshot { at: now(), library: Library::Failing { reason: reason.to_owned() }, devices });
+    gpus.publish(Snapshot { at: Moment::now(), library: Library::Failing { reason: reason.to_owned() }, devices });
 }
 
 fn unknown(device: &Device, reason: &str) -> Device {
@@ -136,7 +136,7 @@ impl Poller {
                     }
                 }
                 Err(Trouble::Absent) => {
-                    self.gpus.publish(Snapshot { at: now(), library: Library::Absent, devices: Vec::new() });
+                    self.gpus.publish(Snapshot { at: Moment::now(), library: Library::Absent, devices: Vec::new() });
                 }
                 Err(trouble) => publish_failing(&self.gpus, &trouble.to_string()),
             }
@@ -176,7 +176,7 @@ impl Poller {
             }
             self.attribution.end_poll();
             self.gpus.publish(Snapshot {
-                at: now(),
+                at: Moment::now(),
                 library: Library::Working { driver: library.driver.clone() },
                 devices,
             });

@@ -1,5 +1,6 @@
-//! This host as /proc and /sys show it: processes, cgroups, and who may open a device.
+//! This host as the kernel shows it: processes, cgroups, who may open a device, and what time it is.
 
 pub mod cgroup;
+pub mod clock;
 pub mod device;
 pub mod process;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Amount, GpuAmount, Subject};
 use crate::{
     gpu::{Device, GpuProcess, GpuUuid, Health, Owner, Snapshot},
-    host::process::ProcessId,
+    host::{clock::ClockWatch, process::ProcessId},
     names::UserName,
 };
 
@@ -45,12 +45,13 @@ pub struct GpuClock {
     seats: HashMap<Seat, Seated>,
     /// The last snapshot's time; `None` before the first.
     last: Option<i64>,
+    watch: ClockWatch,
 }
 
 impl GpuClock {
     /// Goes on where an earlier clock stopped.
     pub fn resume(seats: HashMap<Seat, Seated>, last: Option<i64>) -> Self {
-        Self { seats, last }
+        Self { seats, last, ..Self::default() }
     }
 
     pub fn seats(&self) -> &HashMap<Seat, Seated> {
@@ -63,11 +64,14 @@ impl GpuClock {
 
     /// Counts up to this snapshot.
     pub fn advance(&mut self, snapshot: &Snapshot) -> Used {
-        let at = snapshot.at;
+        let at = snapshot.at.wall;
         let mut used = Used::default();
+        let set_by = self.watch.set_by(snapshot.at);
+        self.last = self.last.map(|last| last + set_by);
+        self.seats.values_mut().for_each(|seat| seat.counted += set_by);
         let last = self.last.unwrap_or(at);
         if at <= last && self.last.is_some() {
-            // The clock was set back: nothing is counted for the time that did not pass.
+            // The clock was set back while nobody looked: nothing is counted for the time that did not pass.
             self.seats.values_mut().for_each(|seat| seat.counted = at);
             self.last = Some(at);
             return used;
@@ -194,6 +198,7 @@ mod tests {
     use super::*;
     use crate::{
         gpu::{Library, Reading},
+        host::clock::Moment,
         ids::PodId,
     };
 
@@ -228,7 +233,14 @@ mod tests {
             processes,
             mig: Vec::new(),
         };
+        let at = Moment { wall: at, steady: at };
         Snapshot { at, library: Library::Working { driver: String::new() }, devices: vec![device] }
+    }
+
+    /// The same as if the clock had been set by so many milliseconds.
+    fn set_by(milliseconds: i64, mut snapshot: Snapshot) -> Snapshot {
+        snapshot.at.wall += milliseconds;
+        snapshot
     }
 
     fn totals(used: &[Used]) -> BTreeMap<String, (f64, f64)> {
@@ -308,15 +320,32 @@ mod tests {
         let mut lost = snapshot(0, vec![]);
         lost.devices.clear();
         for at in [100_000, 200_000] {
-            clock.advance(&Snapshot { at, ..lost.clone() });
+            clock.advance(&Snapshot { at: Moment { wall: at, steady: at }, ..lost.clone() });
         }
         assert!(clock.seats().is_empty());
     }
 
     #[test]
-    fn a_clock_set_back_counts_nothing() {
+    fn a_clock_that_is_set_changes_no_amount() {
+        const DAY: i64 = 86_400_000;
+        for set in [DAY, -DAY] {
+            let mut clock = GpuClock::default();
+            clock.advance(&snapshot(100_000, vec![process(1, "a-x", 1.0, Some(1))]));
+            let used = [
+                clock.advance(&set_by(set, snapshot(101_000, vec![process(1, "a-x", 2.0, Some(1))]))),
+                clock.advance(&set_by(set, snapshot(102_000, vec![process(1, "a-x", 3.0, Some(1))]))),
+                clock.advance(&snapshot(104_000, vec![process(1, "a-x", 5.0, Some(1))])),
+            ];
+            assert_eq!(totals(&used)["a-x"], (4.0, 0.0));
+            assert_eq!(used[0].gpus[0].1, 101_000 + set, "it is written at the time that the clock shows");
+        }
+    }
+
+    #[test]
+    fn a_clock_set_back_while_nobody_looked_counts_nothing() {
         let mut clock = GpuClock::default();
         clock.advance(&snapshot(100_000, vec![process(1, "a-x", 1.0, Some(1))]));
+        let mut clock = GpuClock::resume(clock.seats().clone(), clock.last());
         assert_eq!(clock.advance(&snapshot(50_000, vec![process(1, "a-x", 2.0, Some(1))])), Used::default());
         let used = clock.advance(&snapshot(51_000, vec![process(1, "a-x", 3.0, Some(1))]));
         assert_eq!(totals(&[used])["a-x"], (1.0, 0.0));

@@ -21,6 +21,7 @@ use crate::{
     gpu::{GpuUuid, Snapshot},
     host::{
         cgroup::Meter,
+        clock::{ClockWatch, Moment},
         process::{self, ProcessId, Stat},
     },
     ids::ContainerId,
@@ -97,6 +98,7 @@ pub async fn run(app: App, stop: CancellationToken) {
 #[derive(Default)]
 struct Sampler {
     clock: GpuClock,
+    watch: ClockWatch,
     /// CPU seconds already counted, by container.
     cpu: HashMap<String, CpuCursor>,
     meters: HashMap<ContainerId, Watched>,
@@ -112,7 +114,7 @@ struct Watched {
     run: String,
     /// Seconds from its start to when it was first seen here.
     age: f64,
-    /// Bytes, and when they were read, milliseconds since 1970.
+    /// Bytes, and when they were read, milliseconds since boot.
     memory: u64,
     memory_at: i64,
 }
@@ -127,7 +129,7 @@ impl Watched {
             run: format!("{} {}", process::boot_id(), first.id.started),
             age: process::uptime() - first.id.started as f64 / process::ticks_per_second(),
             memory: 0,
-            memory_at: 0,
+            memory_at: i64::MIN / 2,
         })
     }
 }
@@ -192,6 +194,12 @@ impl Sampler {
 
     /// Moves the cursor of each running pod to now, and counts what lies between.
     fn look(&mut self, app: &App) {
+        let now = Moment::now();
+        let set_by = self.watch.set_by(now);
+        if set_by != 0 {
+            tracing::warn!(seconds = set_by / 1000, "the clock was set; usage goes on from the new time");
+            self.cpu.values_mut().for_each(|cursor| cursor.at += set_by);
+        }
         let rows = app.db.snapshot();
         for pod in rows.pods.iter().filter(|pod| pod.state == State::Running) {
             let Some(container) = pod.container.as_ref().and_then(|id| app.engine.inventory().get(id)) else {
@@ -209,10 +217,10 @@ impl Sampler {
                 self.meters.remove(&container.id);
                 continue;
             };
-            let at = now();
-            if at - watched.memory_at >= MEMORY || at < watched.memory_at {
+            let Moment { wall: at, steady } = now;
+            if steady - watched.memory_at >= MEMORY {
                 watched.memory = watched.meter.memory_bytes().unwrap_or(watched.memory);
-                watched.memory_at = at;
+                watched.memory_at = steady;
             }
             let known = self.cpu.get(container.id.as_str()).filter(|cursor| cursor.run == watched.run);
             let (begin, counted) = match known {

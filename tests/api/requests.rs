@@ -230,7 +230,7 @@ fn slow_clients_are_closed() {
         .unwrap();
     let begun = Instant::now();
     let answer = raw(&server, &[b"GET /version HTTP/1.1\r\nhost: x\r\nx-slow: "]);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
 
     let begun = Instant::now();
@@ -240,7 +240,7 @@ fn slow_clients_are_closed() {
          content-type: application/x-www-form-urlencoded\r\ncontent-length: 100\r\n\r\nname="
     );
     let answer = raw(&server, &[head.as_bytes()]);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert_eq!(server.member("alice").get("/user/tokens").ok().json(), serde_json::json!([]));
 }
@@ -255,7 +255,7 @@ fn idle_connections_beyond_the_limit_do_not_stop_others() {
     let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(("127.0.0.1", server.port)).unwrap()).collect();
     let begun = Instant::now();
     server.anon().get("/version").ok();
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     drop(idle);
 }
 

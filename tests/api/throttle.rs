@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use insta::assert_snapshot;
-
 use crate::common::Server;
 
 fn server(account: u32, address: u32) -> Server {
@@ -52,12 +50,10 @@ fn an_address_closes_after_guesses_at_many_accounts() {
     for number in 0..5 {
         assert_eq!(server.client(&format!("user{number}"), "wrong").get("/user/info").status, 401);
     }
-    assert_snapshot!(server.client("user9", "wrong").get("/user/info"), @r#"
-    429
-    {
-      "detail": "too many wrong passwords; try again in 600 s"
-    }
-    "#);
+    let refused = server.client("user9", "wrong").get("/user/info");
+    assert_eq!(refused.status, 429, "{refused}");
+    let seconds = refused.header("retry-after").expect("Retry-After");
+    assert_eq!(refused.json()["detail"], format!("too many wrong passwords; try again in {seconds} s"));
     assert_eq!(server.member("alice").get("/user/info").status, 429);
 }
 
@@ -108,14 +104,16 @@ fn a_flood_of_guesses_does_not_stop_others() {
             });
         }
         let begun = Instant::now();
-        let mut slowest = Duration::ZERO;
+        let mut times = Vec::new();
         while begun.elapsed() < Duration::from_secs(1) {
             let asked = Instant::now();
             alice.get("/user/info").ok();
-            slowest = slowest.max(asked.elapsed());
+            times.push(asked.elapsed());
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+        // Behind eight hashes it would be most of a second.
+        times.sort();
+        assert!(times[times.len() / 2] < Duration::from_millis(200), "{times:?}");
     });
 }
 

@@ -26,6 +26,8 @@ pub enum Need {
     PythonServer,
     /// The program `schemathesis` from PyPI, named by `PODY_TEST_SCHEMATHESIS`.
     Schemathesis,
+    /// libfaketime, which shows a program another time.
+    FakeTime,
     /// The programs `ssh` and `ssh-keygen`.
     Ssh,
     /// The program `openssl`.
@@ -82,6 +84,7 @@ impl Need {
                     std::env::var("PODY_TEST_SCHEMATHESIS").map_err(|_| "PODY_TEST_SCHEMATHESIS is not set")?;
                 succeeds(&program, &["--version"])
             }
+            Self::FakeTime => faketime().map(drop),
             Self::Ssh => {
                 succeeds("ssh", &["-V"])?;
                 // Without arguments it would ask for a file name.
@@ -89,6 +92,13 @@ impl Need {
             }
         }
     }
+}
+
+/// The library of libfaketime, where Debian and Ubuntu put it.
+pub fn faketime() -> Result<PathBuf, String> {
+    let path = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+    let path = PathBuf::from(path);
+    if path.exists() { Ok(path) } else { Err(format!("no {}; install libfaketime", path.display())) }
 }
 
 /// A program of the environment with the original pody.

@@ -7,6 +7,7 @@ mod common;
 mod accounting;
 mod assignment;
 mod attribution;
+mod clock;
 mod engine;
 mod health;
 mod lost;

@@ -38,7 +38,8 @@ fn docker_down_at_the_start() {
     server.start_unready();
     assert_eq!(server.anon().get("/version").ok().text(), "[0,4,1]");
     let took = begun.elapsed();
-    assert!(took < Duration::from_millis(300), "/version answers after {took:?}");
+    // A call to an engine is given three seconds: none was waited for.
+    assert!(took < Duration::from_secs(2), "/version answers after {took:?}");
     eventually(Duration::from_secs(2), "it says so", || docker_word(&server) == "down");
     assert_eq!(server.anon().get("/healthz").ok().json()["status"], "degraded");
 

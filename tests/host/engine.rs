@@ -165,7 +165,7 @@ fn an_engine_that_hangs_altogether() {
     ] {
         let (answer, took) = begin(&alice, &path).answer();
         assert_unavailable(&answer, took);
-        assert!(took < Duration::from_secs(1), "{path} took {took:?} although the engine is known to be down");
+        assert!(took < Duration::from_secs(3), "{path} took {took:?} although the engine is known to be down");
     }
     assert_reads_fast(&alice, &READS);
     let listed = alice.get("/pod/inspect?ins=main").ok();

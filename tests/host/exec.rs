@@ -33,7 +33,7 @@ fn output_at_full_speed_with_a_timeout() {
     let (answer, took) = flood.join().expect("an answer");
     let answer = answer.ok().json();
     assert_eq!(answer["log"], "Timeout", "{answer:.200}");
-    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(9), "{took:?}");
+    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(20), "{took:?}");
     assert!(answer["output"].as_str().is_some_and(|output| output.len() <= (1 << 20) + 100));
     eventually(Duration::from_secs(5), "the command is ended", || !runs(&alice, "main", "yes pody-flood"));
     assert_given_back(&server, before);
@@ -108,7 +108,7 @@ time.sleep(2)'";
     // The engine lets a command in past the limit, but it cannot start anything; a plain refusal is as good.
     let begun = Instant::now();
     let answer = exec(&alice, "main", "ls / | cat", 3);
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     match answer.status {
         200 => {
             let json = answer.json();

@@ -8,8 +8,9 @@ use super::ApiError;
 use crate::{
     account::Caller,
     config::Config,
-    db::{now, rfc3339},
+    db::rfc3339,
     gpu::{Device, GpuProcess, GpuUuid, Health, Library, MigInstance, Owner},
+    host::clock::Moment,
     http::{
         params::NoParams,
         router::{Cx, Json},
@@ -168,7 +169,7 @@ pub async fn gpus(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError>
             mig: device.mig.clone(),
         }
     });
-    let age = (now() - snapshot.at).max(0) as f64 / 1000.0;
+    let age = Moment::now().since(snapshot.at).max(0) as f64 / 1000.0;
     let pods = match cx.caller().is_admin {
         true => cx.app.pods.list_all(),
         false => cx.app.pods.list(&cx.caller().user),
@@ -178,7 +179,7 @@ pub async fn gpus(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError>
         Some(LostPod { pod: pod.container_name.clone(), user: pod.user.clone(), reason })
     });
     Ok(Json(GpusAnswer {
-        at: rfc3339(snapshot.at),
+        at: rfc3339(snapshot.at.wall),
         age,
         library: snapshot.library.clone(),
         gpus: gpus.collect(),
