@@ -1,0 +1,45 @@
+//! A disk that is full below Docker's images and containers.
+
+use std::{fs, io::Write};
+
+use crate::{
+    common::eventually,
+    help::{SETTLE, assert_reads_fast, create, delete, exec},
+    private::PrivateDocker,
+};
+
+#[test]
+fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
+    let Some(docker) = PrivateDocker::start_on_a_disk(1200) else { return };
+    let Some(server) = docker.server().start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    let containers = || String::from_utf8_lossy(&docker.docker(&["ps", "-aq"]).stdout).lines().count();
+
+    let filler = docker.data().join("filler");
+    let mut file = fs::File::create(&filler).expect("a file");
+    for size in [1 << 20, 4096, 512, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+    let _ = file.sync_all();
+    for _ in 0..3 {
+        let answer = create(&alice, "second");
+        assert_eq!(answer.status, 503, "{answer}");
+        assert!(answer.text().contains("the disk that holds Docker's data is full"), "{answer}");
+    }
+    eventually(SETTLE, "nothing of it is left", || containers() == 1);
+    assert_eq!(server.count("SELECT count(*) FROM pods WHERE state NOT IN ('running', 'failed')"), 0);
+    let answer = alice.post("/pod/commit?ins=main&tag=v1");
+    assert!(answer.status == 503 && answer.text().contains("is full"), "{answer}");
+    assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main"]);
+    // The pod that is there is as it was, and can be deleted.
+    exec(&alice, "main", "true", 10).ok();
+    delete(&alice, "main").ok();
+
+    fs::remove_file(filler).expect("our own file");
+    create(&alice, "second").ok();
+    delete(&alice, "second").ok();
+    eventually(SETTLE, "nothing is left", || containers() == 0);
+    assert_eq!(server.count("SELECT count(*) FROM events WHERE outcome = 'pending'"), 0);
+    drop(server);
+}
