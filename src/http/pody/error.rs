@@ -172,6 +172,7 @@ fn pod_status(error: &PodError) -> StatusCode {
         | PodError::Network(_)
         | PodError::Volume { .. }
         | PodError::Init { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        PodError::Draining(_) => StatusCode::SERVICE_UNAVAILABLE,
         PodError::Engine(error) => engine_status(error),
         PodError::Db(error) => db_status(error),
     }
@@ -193,7 +194,10 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         CheckpointError::NotFound(_) | CheckpointError::NoAction(_) | CheckpointError::NoneOf(_) => {
             StatusCode::NOT_FOUND
         }
-        CheckpointError::NothingNamed => StatusCode::BAD_REQUEST,
+        CheckpointError::NoSchedule(_) => StatusCode::NOT_FOUND,
+        CheckpointError::NothingNamed | CheckpointError::TooOften { .. } | CheckpointError::Reason { .. } => {
+            StatusCode::BAD_REQUEST
+        }
         CheckpointError::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
         CheckpointError::NotPossible { .. }
         | CheckpointError::InProgress(_)
@@ -201,6 +205,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::StillRuns { .. }
         | CheckpointError::NotReady { .. }
         | CheckpointError::InUse(_)
+        | CheckpointError::HeldByDrain(_)
         | CheckpointError::Damaged { .. }
         | CheckpointError::ImageGone(_)
         | CheckpointError::MountsChanged { .. }
