@@ -85,8 +85,10 @@ impl DrainArgs {
                 let saved = in_state(&status, DrainedState::Saved).len();
                 let stopped = in_state(&status, DrainedState::Stopped).len();
                 out.line(format!(
-                    "{saved} pods saved and stopped, {stopped} stopped plainly, {} left running",
-                    left.len()
+                    "{} saved and stopped, {} stopped plainly, {} left running",
+                    pods(saved),
+                    pods(stopped),
+                    pods(left.len())
                 ))?;
                 out.line("`pody undrain` brings them back; until then no pod is created, started or restored")?;
             }
@@ -122,7 +124,7 @@ impl UndrainArgs {
         let failed = in_state(&status, DrainedState::Failed);
         match out.format() {
             Format::Json => out.json(&status)?,
-            Format::People => out.line(format!("{} pods are back", seen.saturating_sub(failed.len())))?,
+            Format::People => out.line(format!("{} back", pods(seen.saturating_sub(failed.len()))))?,
         }
         for pod in &failed {
             out.warn(format_args!("{} is not back: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
@@ -163,6 +165,10 @@ async fn follow(app: &App, state: DrainState, out: &Output) -> Result<(DrainStat
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn pods(count: usize) -> String {
+    format!("{count} pod{}", if count == 1 { "" } else { "s" })
 }
 
 fn in_state(status: &DrainStatus, state: DrainedState) -> Vec<&DrainedView> {

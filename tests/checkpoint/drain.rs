@@ -146,18 +146,19 @@ fn all_pods_are_saved_and_stopped_and_come_back() {
 #[test]
 fn what_cannot_be_saved_is_named_and_left_or_stopped_as_asked() {
     let outside = tempfile::Builder::new().prefix("pody-test-").tempdir().unwrap();
-    let _listener = std::os::unix::net::UnixListener::bind(outside.path().join("socket")).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(outside.path().join("socket")).unwrap();
     let mapping = format!("volume_mappings = [\"{}:/outside:rw\"]", outside.path().display());
     let Some(server) = start_with(|builder| builder.config(&mapping)) else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     let identity = with_counter(&alice);
     create(&bob, "main");
     run_python(&bob, "main", "stubborn", STUBBORN);
+    let _accepted = listener.accept().unwrap();
     exec(&bob, "main", "echo kept > /root/kept");
 
     let (code, out, err) = pody(&server, &["drain", "--reason", "new disks"]);
     assert_eq!(code, Some(1), "{out}{err}");
-    assert!(out.contains("1 pods saved and stopped, 0 stopped plainly, 1 left running"), "{out}{err}");
+    assert!(out.contains("1 pod saved and stopped, 0 pods stopped plainly, 1 pod left running"), "{out}{err}");
     assert!(err.contains("[prefix]-bob-main runs on: ") && err.contains("outside the pod"), "{err}");
     assert_eq!((status(&alice, "main"), status(&bob, "main")), ("exited".to_owned(), "running".to_owned()));
     let (code, out, _) = pody(&server, &["drain", "--status"]);
@@ -169,11 +170,11 @@ fn what_cannot_be_saved_is_named_and_left_or_stopped_as_asked() {
 
     let (code, out, err) = pody(&server, &["drain", "--force"]);
     assert_eq!(code, Some(0), "{out}{err}");
-    assert!(out.contains("1 pods saved and stopped, 1 stopped plainly, 0 left running"), "{out}{err}");
+    assert!(out.contains("1 pod saved and stopped, 1 pod stopped plainly, 0 pods left running"), "{out}{err}");
     assert_eq!((status(&bob, "main"), rule(&server, "bob")), ("exited".to_owned(), "unless-stopped".to_owned()));
 
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(0), "2 pods are back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(0), "2 pods back\n"), "{err}");
     assert_eq!(count(&alice, "main").1, identity);
     assert_eq!((status(&bob, "main"), rule(&server, "bob")), ("running".to_owned(), "always".to_owned()));
     assert_eq!(exec(&bob, "main", "cat /root/kept; pgrep -c python3 || true"), "kept\n0");
@@ -200,7 +201,7 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
     fs::write(&image, &good[..good.len() / 2]).unwrap();
 
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(1), "1 pods are back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(1), "1 pod back\n"), "{err}");
     assert!(err.contains("[prefix]-alice-main is not back: ") && err.contains("is damaged"), "{err}");
     assert_eq!(count(&bob, "main").1, identities[1]);
     assert_eq!(status(&alice, "main"), "exited");
@@ -211,7 +212,7 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
 
     fs::write(&image, &good).unwrap();
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(0), "1 pods are back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(0), "1 pod back\n"), "{err}");
     assert_eq!(count(&alice, "main").1, identities[0]);
     assert!(drain_state(&server)["state"].is_null());
     finish(&server, &[&alice, &bob]);

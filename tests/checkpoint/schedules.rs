@@ -228,7 +228,7 @@ fn old_checkpoints_of_people_go_where_that_is_wanted() {
     server.reconfigure("[checkpoint]\nkeep_days_hand_made = 9");
     eventually(PATIENCE, "the old one goes", || ids(&alice, "hand") == std::slice::from_ref(&new));
     assert_eq!(events(&alice, "checkpoint.expire")[0]["detail"], "keep_days_hand_made is 9");
-    assert!(!folder(&server, &old).exists());
+    eventually(PATIENCE, "its folder goes", || !folder(&server, &old).exists());
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }

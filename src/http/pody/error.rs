@@ -24,6 +24,8 @@ use crate::{
 
 /// Seconds after which trouble of ours may have passed.
 const RETRY: u64 = 2;
+/// Seconds until it is worth while to ask whether maintenance is over.
+const RETRY_MAINTENANCE: u64 = 60;
 
 /// Every answer that is not a success.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +134,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Auth(AuthError::Throttled { retry_after }) => Some(retry_after.as_secs().max(1)),
+            Self::Pod(PodError::Draining(_)) => Some(RETRY_MAINTENANCE),
             other if other.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY),
             _ => None,
         }
