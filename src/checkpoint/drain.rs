@@ -88,7 +88,7 @@ impl Drain {
         let (by, since) = (&self.actor, rfc3339(self.begun_at));
         match self.state {
             DrainState::Undraining => format!(
-                "pods are being brought back after maintenance ({}); this works again when all are: see `pody events`, or ask an admin for `pody drain --status`",
+                "pods are being brought back after maintenance ({}); pods can be created, started and restored again when all are back",
                 self.reason
             ),
             _ => format!(
@@ -171,7 +171,10 @@ impl Checkpoints {
             .write(move |tx| {
                 let before = tx.find_drain()?;
                 // A shutdown does not make an admin's maintenance end with the next start.
-                if new.shutdown && before.as_ref().is_some_and(|drain| drain.holds_pods() && !drain.shutdown) {
+                let is_kept = |drain: &Drain| {
+                    matches!(drain.state, DrainState::Draining | DrainState::Drained) && !drain.shutdown
+                };
+                if new.shutdown && before.as_ref().is_some_and(is_kept) {
                     return Ok(());
                 }
                 let goes_on = before.as_ref().filter(|drain| drain.holds_pods());

@@ -292,27 +292,31 @@ fn note(
     user: &UserName,
     outcome: Outcome,
 ) -> Result<i64, DbError> {
+    tell(tx, actor, action, object, Some(user), outcome, None)
+}
+
+/// What happens to the host as a whole.
+fn note_of_host(tx: &Tx, actor: &Actor, action: &'static str, outcome: Outcome, detail: &str) -> Result<i64, DbError> {
+    tell(tx, actor, action, "host".to_owned(), None, outcome, Some(detail))
+}
+
+fn tell(
+    tx: &Tx,
+    actor: &Actor,
+    action: &'static str,
+    object: String,
+    user: Option<&UserName>,
+    outcome: Outcome,
+    detail: Option<&str>,
+) -> Result<i64, DbError> {
     tx.insert_event(&NewEvent {
         actor: actor.name.clone(),
         source: actor.source.clone(),
         action,
         object,
-        user: Some(user.clone()),
+        user: user.cloned(),
         outcome,
-        detail: None,
-    })
-}
-
-/// What happens to the host as a whole.
-fn note_of_host(tx: &Tx, actor: &Actor, action: &'static str, outcome: Outcome, detail: &str) -> Result<i64, DbError> {
-    tx.insert_event(&NewEvent {
-        actor: actor.name.clone(),
-        source: actor.source.clone(),
-        action,
-        object: "host".to_owned(),
-        user: None,
-        outcome,
-        detail: Some(detail.to_owned()),
+        detail: detail.map(str::to_owned),
     })
 }
 

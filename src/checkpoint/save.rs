@@ -18,7 +18,9 @@ use super::{
     millis_since, note, off_thread,
     phase::Circumstances,
     preflight::{self, Findings},
-    runtime, store,
+    runtime,
+    scheduler::is_needed,
+    store,
 };
 use crate::{
     account::{Actor, Caller},
@@ -224,12 +226,14 @@ impl Checkpoints {
                         tx.upsert_drained(&DrainedPod { action: id, checkpoint, ..drained })?;
                     }
                     Origin::Schedule => {
-                        let is_its = |row: &Checkpoint| {
-                            row.pod == written.pod
+                        let (mut its, mut others) = (Vec::new(), Vec::new());
+                        for row in held {
+                            let is_its = row.pod == written.pod
                                 && row.origin == Origin::Schedule
-                                && row.status == CheckpointStatus::Ready
-                        };
-                        let (mut its, others): (Vec<_>, Vec<_>) = held.into_iter().partition(is_its);
+                                && row.status == CheckpointStatus::Ready;
+                            let goes = is_its && !is_needed(tx, row.id)?;
+                            if goes { its.push(row) } else { others.push(row) }
+                        }
                         its.sort_by_key(|row| (row.created_at, row.id));
                         let count = admission::admit_in_place_of(&quota, &sizes(&others), &sizes(&its), written.size)?;
                         let Some(mut schedule) = tx.find_schedule(written.pod)? else {

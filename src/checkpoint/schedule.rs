@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::Serialize;
 
 use super::{
-    CheckpointError, Checkpoints, note,
+    CheckpointError, Checkpoints, note, tell,
     types::{as_time, as_time_if_any},
 };
 use crate::{
@@ -240,8 +240,8 @@ impl Checkpoints {
                 };
                 schedule.advance(now());
                 tx.upsert_schedule(&schedule)?;
-                let object = format!("{}: {rule}", row.container_name);
-                note(tx, &actor, "schedule.set", object, &row.user, Outcome::Ok)?;
+                let (object, user, rule) = (row.container_name.clone(), Some(&row.user), rule.to_string());
+                tell(tx, &actor, "schedule.set", object, user, Outcome::Ok, Some(&rule))?;
                 Ok::<_, CheckpointError>(schedule)
             })
             .await?;

@@ -14,10 +14,11 @@ use super::{
     Action, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Kind, LeaveRunning,
     NewCheckpoint, Origin, Schedule, caller_for,
     retention::{self, Held, Reason, Rules},
+    tell,
 };
 use crate::{
     account::Actor,
-    db::{DbError, NewEvent, Outcome, Tx, now},
+    db::{DbError, Outcome, Tx, now},
     engine::{EngineError, Health},
     ids::{CheckpointId, PodId},
     names::PodRef,
@@ -116,7 +117,7 @@ impl Checkpoints {
             .write(move |tx| {
                 let Some(mut schedule) = tx.find_schedule(pod)? else { return Ok(()) };
                 if schedule.last_error.as_ref() != Some(&why) {
-                    tell(tx, action, name, &schedule, outcome, &why)?;
+                    tell(tx, &Actor::daemon(), action, name, Some(&schedule.user), outcome, Some(&why))?;
                 }
                 schedule.last_error = Some(why);
                 schedule.advance(now());
@@ -215,23 +216,25 @@ impl Checkpoints {
 
 /// What goes now.
 fn due(tx: &Tx, rules: &Rules, stopped: &HashSet<PodId>) -> Result<Vec<(CheckpointId, Reason)>, DbError> {
-    let mut held = Vec::new();
-    for row in tx.list_checkpoints(None)? {
-        if row.status == CheckpointStatus::Ready {
-            held.push(Held {
-                id: row.id,
-                pod: row.pod,
-                origin: row.origin,
-                created_at: row.created_at,
-                is_needed: is_needed(tx, row.id)?,
-            });
-        }
+    let rows = tx.list_checkpoints(None)?.into_iter().filter(|row| row.status == CheckpointStatus::Ready);
+    let mut held: Vec<Held> = rows
+        .map(|row| Held { id: row.id, pod: row.pod, origin: row.origin, created_at: row.created_at, is_needed: false })
+        .collect();
+    // Only of those that would go it has to be asked.
+    let now = now();
+    let first: HashSet<CheckpointId> =
+        retention::expired(&held, stopped, rules, now).into_iter().map(|(id, _)| id).collect();
+    if first.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(retention::expired(&held, stopped, rules, now()))
+    for row in held.iter_mut().filter(|row| first.contains(&row.id)) {
+        row.is_needed = is_needed(tx, row.id)?;
+    }
+    Ok(retention::expired(&held, stopped, rules, now))
 }
 
 /// Whether something reads it, or a drained pod is to come back from it.
-fn is_needed(tx: &Tx, id: CheckpointId) -> Result<bool, DbError> {
+pub(super) fn is_needed(tx: &Tx, id: CheckpointId) -> Result<bool, DbError> {
     Ok(tx.is_checkpoint_in_use(id)? || tx.is_held_by_drain(id)?)
 }
 
@@ -243,29 +246,7 @@ fn expire_one(tx: &Tx, id: CheckpointId, why: &str) -> Result<(), DbError> {
         return Ok(());
     }
     tx.update_checkpoint(id, CheckpointStatus::Deleting, row.size)?;
-    let Actor { name: actor, source } = Actor::daemon();
-    tx.insert_event(&NewEvent {
-        actor,
-        source,
-        action: "checkpoint.expire",
-        object: format!("{id} of {}", row.container_name),
-        user: Some(row.user),
-        outcome: Outcome::Ok,
-        detail: Some(why.to_owned()),
-    })?;
-    Ok(())
-}
-
-fn tell(
-    tx: &Tx,
-    action: &'static str,
-    object: String,
-    schedule: &Schedule,
-    outcome: Outcome,
-    detail: &str,
-) -> Result<(), DbError> {
-    let Actor { name: actor, source } = Actor::daemon();
-    let (user, detail) = (Some(schedule.user.clone()), Some(detail.to_owned()));
-    tx.insert_event(&NewEvent { actor, source, action, object, user, outcome, detail })?;
+    let object = format!("{id} of {}", row.container_name);
+    tell(tx, &Actor::daemon(), "checkpoint.expire", object, Some(&row.user), Outcome::Ok, Some(why))?;
     Ok(())
 }

@@ -126,6 +126,9 @@ fn all_pods_are_saved_and_stopped_and_come_back() {
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("`pody undrain`"), "{refused}");
 
+    let refused = alice.send("PATCH", &format!("/v2/checkpoints/deprecate/{held}"), &[]);
+    assert_eq!(refused.status, 409, "{refused}");
+
     admin.post("/admin/undrain").ok();
     wait_for_end(&server);
     for ((client, user), identity) in [(&alice, "alice"), (&bob, "bob")].into_iter().zip(&identities) {

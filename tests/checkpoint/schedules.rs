@@ -78,10 +78,9 @@ fn a_schedule_is_set_shown_kept_and_ended_by_its_owner() {
     assert_eq!(bob.get("/pod/schedules?all=true").status, 403);
     assert_eq!(server.admin().get("/pod/schedules?all=true").ok().json()[0]["user"], "alice");
     assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["schedule"]["rule"], "every 6h keep 4");
-    assert_eq!(
-        events(&alice, "schedule.set")[0]["object"],
-        format!("{}: every 6h keep 4", server.container("alice", "main"))
-    );
+    let told = &events(&alice, "schedule.set")[0];
+    assert_eq!(told["object"], server.container("alice", "main"));
+    assert_eq!(told["detail"], "every 6h keep 4");
 
     alice.post("/pod/schedule?ins=main&off=true").ok();
     assert_eq!(events(&alice, "schedule.end").len(), 1);
