@@ -23,6 +23,8 @@ use crate::{
 
 /// Time between two looks at what is to be done.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Times that a pod is saved before it counts as one that cannot be.
+const TRIES: u32 = 2;
 /// Time between two looks whether an action has ended.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a pod is waited for that something else is done with.
@@ -160,7 +162,7 @@ impl Checkpoints {
         self.put_drained(DrainedPod { state: DrainedState::Stopped, ..row }).await
     }
 
-    /// Saves and stops a pod; the reason why it could not be.
+    /// Saves and stops a pod; the reason why it could not be. What fails in the middle may succeed the next time.
     async fn save_for_drain(&self, drain: &Drain, pod: &Arc<Pod>) -> Result<Option<String>, CheckpointError> {
         let new = || NewCheckpoint {
             kind: Kind::Rootfs,
@@ -171,24 +173,28 @@ impl Checkpoints {
             origin: Origin::Drain,
         };
         let (caller, wanted) = (caller_for(&pod.user), reference(pod));
-        let begun = self.when_free(|| self.begin_by(actor_of(drain), &caller, &wanted, new())).await;
-        let action = match begun {
-            Ok(action) => action,
-            // Nothing can be said of the pod.
-            Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => {
-                return Err(error);
+        let mut reason = String::new();
+        for _ in 0..TRIES {
+            let begun = self.when_free(|| self.begin_by(actor_of(drain), &caller, &wanted, new())).await;
+            let action = match begun {
+                Ok(action) => action,
+                // Nothing can be said of the pod.
+                Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => {
+                    return Err(error);
+                }
+                Err(error) => return Ok(Some(error.to_string())),
+            };
+            let ended = self.wait_end(action.id).await?;
+            fail_point!("drain-saved", |_| Ok(None));
+            if is_done(ended.as_ref()) && !self.runs(pod).await? {
+                let (id, checkpoint) = (Some(action.id), Some(action.checkpoint));
+                self.put_drained(DrainedPod { action: id, checkpoint, ..new_row(pod, DrainedState::Saved) }).await?;
+                return Ok(None);
             }
-            Err(error) => return Ok(Some(error.to_string())),
-        };
-        let ended = self.wait_end(action.id).await?;
-        fail_point!("drain-saved", |_| Ok(None));
-        if is_done(ended.as_ref()) && !self.runs(pod).await? {
-            let (id, checkpoint) = (Some(action.id), Some(action.checkpoint));
-            self.put_drained(DrainedPod { action: id, checkpoint, ..new_row(pod, DrainedState::Saved) }).await?;
-            return Ok(None);
+            let why = ended.map(|ended| ended.error.unwrap_or_else(|| ended.losses.join("; ")));
+            reason = why.unwrap_or_else(|| "nothing is known of its checkpoint".to_owned());
         }
-        let ended = ended.map(|ended| ended.error.unwrap_or_else(|| ended.losses.join("; ")));
-        Ok(Some(ended.unwrap_or_else(|| "nothing is known of its checkpoint".to_owned())))
+        Ok(Some(reason))
     }
 
     /// Ends a pod that cannot be saved. A reboot must not start it before its time.
