@@ -16,6 +16,7 @@ PODY_HOME=${PODY_HOME:-/var/lib/pody}
 readonly binary=/usr/local/bin/pody
 readonly old_names="podx pody-serve pody-user pody-quota pody-util pody-log"
 readonly unit=/etc/systemd/system/pody.service
+readonly drain_unit=/etc/systemd/system/pody-drain.service
 readonly default_port=8799
 # Used only where there is no systemd.
 readonly daemon_log=/var/log/pody.log
@@ -401,10 +402,18 @@ write_unit() {
     unit_changed=yes
 }
 
+# Saves pods when the host goes down, where before_shutdown is set. Never restarted:
+# what it does is done when it is stopped.
+write_drain_unit() {
+    PODY_HOME=$PODY_HOME "$binary" util systemd-unit --drain >"$drain_unit"
+}
+
 start_service() {
     write_unit
+    write_drain_unit
     quiet systemctl daemon-reload
     quiet systemctl enable pody
+    quiet systemctl enable --now pody-drain
     if [ -n "$binary_changed$unit_changed" ] || ! systemctl is-active -q pody; then
         quiet systemctl restart pody
     fi
@@ -529,8 +538,9 @@ uninstall() {
     local name
     step "removing Pody"
     if has_systemd && [ -e "$unit" ]; then
+        [ ! -e "$drain_unit" ] || quiet systemctl disable --now pody-drain
         quiet systemctl disable --now pody
-        rm -f "$unit"
+        rm -f "$unit" "$drain_unit"
         quiet systemctl daemon-reload
     fi
     stop_daemon

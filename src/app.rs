@@ -174,6 +174,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     spawn("engine", Box::pin(app.engine.clone().watch(stop.clone())));
     spawn("reconcile", Box::pin(app.pods.clone().reconcile_loop(stop.clone())));
     spawn("checkpoints", Box::pin(app.checkpoints.clone().run(stop.clone())));
+    spawn("schedules", until_stop(Box::pin(app.checkpoints.clone().schedule_loop())));
+    spawn("drain", until_stop(Box::pin(app.checkpoints.clone().drain_loop())));
     spawn("gpus", Box::pin(gpu::run(app.gpus.clone(), stop.clone())));
     spawn("gpu health", Box::pin(gpu::health::run(app.gpus.clone(), stop.clone())));
     spawn("overuse", Box::pin(app.pods.clone().enforce_loop(app.gpus.clone(), stop.clone())));

@@ -285,6 +285,16 @@ pub struct CheckpointConfig {
     pub runc_root: Option<PathBuf>,
     /// Seconds from deprecating a checkpoint to its deletion.
     pub deprecated_seconds: u64,
+    /// Checkpoints of one pod that nobody made by hand; 0 = no limit.
+    pub keep_automatic: u32,
+    /// Days until these are deleted; 0 = never.
+    pub keep_days: u32,
+    /// Days until those are deleted that people made; 0 = never.
+    pub keep_days_hand_made: u32,
+    /// A schedule may not save a pod more often, seconds.
+    pub schedule_minimum_seconds: u64,
+    /// Pods are saved when the host goes down, and brought back at the next start.
+    pub before_shutdown: bool,
 }
 
 impl Default for CheckpointConfig {
@@ -301,6 +311,11 @@ impl Default for CheckpointConfig {
             watch_paths: watched.map(PathBuf::from).to_vec(),
             runc_root: None,
             deprecated_seconds: 86_400,
+            keep_automatic: 0,
+            keep_days: 0,
+            keep_days_hand_made: 0,
+            schedule_minimum_seconds: 600,
+            before_shutdown: false,
         }
     }
 }

@@ -19,6 +19,20 @@ pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), Ch
     }
 }
 
+/// Admits one that may take the place of `own`, oldest first, beside the others. Returns how many of them have to go, for
+/// which it is reason enough that it is complete.
+pub fn admit_in_place_of(quota: &Quota, others: &[u64], own: &[u64], size: u64) -> Result<usize, CheckpointError> {
+    let mut refused = None;
+    for gone in 0..=own.len() {
+        let held: Vec<u64> = others.iter().chain(&own[gone..]).copied().collect();
+        match admit_checkpoint(quota, &held, size) {
+            Ok(()) => return Ok(gone),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    Err(refused.unwrap_or(CheckpointError::NothingNamed))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -38,6 +52,25 @@ mod tests {
             let fits = count.is_none_or(|count| (held.len() as u64) < count)
                 && limit.is_none_or(|limit| held.iter().sum::<u64>() + size <= limit);
             prop_assert_eq!(admit_checkpoint(&quota, &held, size).is_ok(), fits);
+        }
+
+        /// As few of its own as are needed go, and none where that does not help.
+        #[test]
+        fn no_more_go_than_are_in_the_way(
+            count in prop::option::of(0u64..6), limit in prop::option::of(0u64..300),
+            others in prop::collection::vec(0u64..100, 0..5), own in prop::collection::vec(0u64..100, 0..5), size in 0u64..200,
+        ) {
+            let mut quota = Quota::from(&DefaultQuota::default());
+            quota.checkpoint_count = Limit(count);
+            quota.checkpoint_size = Limit(limit);
+            let fits = |gone: usize| {
+                let held: Vec<u64> = others.iter().chain(&own[gone..]).copied().collect();
+                admit_checkpoint(&quota, &held, size).is_ok()
+            };
+            match admit_in_place_of(&quota, &others, &own, size) {
+                Ok(gone) => prop_assert!(fits(gone) && (gone == 0 || !fits(gone - 1))),
+                Err(_) => prop_assert!(!fits(own.len())),
+            }
         }
     }
 }

@@ -3,7 +3,12 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use crate::{
-    checkpoint::CheckpointStatus, db::DbError, engine::EngineError, ids::CheckpointId, names::ByteSize, pod::PodError,
+    checkpoint::{CheckpointStatus, Interval},
+    db::DbError,
+    engine::EngineError,
+    ids::CheckpointId,
+    names::ByteSize,
+    pod::PodError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +36,16 @@ pub enum CheckpointError {
     NotReady { id: CheckpointId, status: CheckpointStatus },
     #[error("checkpoint {0} is in use by a checkpoint or restore in progress; wait for its end")]
     InUse(CheckpointId),
+    #[error("a drained pod is to come back from checkpoint {0}; delete it after `pody undrain`")]
+    HeldByDrain(CheckpointId),
+    #[error("{0} has no schedule; set one with `pody checkpoint schedule {0} \"every 6h keep 4\"`")]
+    NoSchedule(String),
+    #[error(
+        "a schedule may save a pod every {shortest} at the most, you ask for every {asked}; for example \"every 6h keep 4\""
+    )]
+    TooOften { asked: Interval, shortest: Interval },
+    #[error("a reason has 1 to {longest} characters and no line breaks; for example \"driver upgrade\"")]
+    Reason { longest: usize },
     #[error(
         "this needs about {} in {path}, and {} of it may be used; delete old checkpoints, or choose another directory",
         ByteSize(*.needed), ByteSize(*.free)

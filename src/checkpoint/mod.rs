@@ -4,6 +4,8 @@
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`save`], [`restore`]: the phases at work; [`target`]: the request side of a restore; [`recover`]: what a kill left, deletion
 //! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
+//! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
+//! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //!
@@ -14,6 +16,8 @@ mod admission;
 mod archive;
 mod causes;
 mod compress;
+mod drain;
+mod drainer;
 mod error;
 pub mod gzip;
 mod hollow;
@@ -22,8 +26,11 @@ mod phase;
 mod preflight;
 mod recover;
 mod restore;
+mod retention;
 mod runtime;
 mod save;
+mod schedule;
+mod scheduler;
 mod store;
 mod target;
 mod types;
@@ -42,13 +49,15 @@ use tokio::sync::Semaphore;
 
 use self::store::Store;
 pub use self::{
+    drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
     error::CheckpointError,
     manifest::Manifest,
     phase::Phase,
     preflight::{ProcessVerdict, Saved, Verdict},
+    schedule::{Interval, Keep, PodSchedule, Rule, RuleError, Schedule, ScheduleView},
     types::{
         Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,
-        Compression, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, UnknownWord,
+        Compression, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin, UnknownWord,
     },
 };
 use crate::{
@@ -175,6 +184,9 @@ impl Checkpoints {
                 if tx.is_checkpoint_in_use(id)? {
                     return Err(CheckpointError::InUse(id));
                 }
+                if tx.is_held_by_drain(id)? {
+                    return Err(CheckpointError::HeldByDrain(id));
+                }
                 tx.update_checkpoint(id, CheckpointStatus::Deleting, row.size)?;
                 let object = format!("{id} of {}", row.container_name);
                 note(tx, &actor, "checkpoint.delete", object, &row.user, Outcome::Ok)?;
@@ -280,15 +292,37 @@ fn note(
     user: &UserName,
     outcome: Outcome,
 ) -> Result<i64, DbError> {
+    tell(tx, actor, action, object, Some(user), outcome, None)
+}
+
+/// What happens to the host as a whole.
+fn note_of_host(tx: &Tx, actor: &Actor, action: &'static str, outcome: Outcome, detail: &str) -> Result<i64, DbError> {
+    tell(tx, actor, action, "host".to_owned(), None, outcome, Some(detail))
+}
+
+fn tell(
+    tx: &Tx,
+    actor: &Actor,
+    action: &'static str,
+    object: String,
+    user: Option<&UserName>,
+    outcome: Outcome,
+    detail: Option<&str>,
+) -> Result<i64, DbError> {
     tx.insert_event(&NewEvent {
         actor: actor.name.clone(),
         source: actor.source.clone(),
         action,
         object,
-        user: Some(user.clone()),
+        user: user.cloned(),
         outcome,
-        detail: None,
+        detail: detail.map(str::to_owned),
     })
+}
+
+/// The daemon itself, at a user's pods.
+fn caller_for(user: &UserName) -> Caller {
+    Caller { user: user.clone(), is_admin: true, address: std::net::Ipv4Addr::LOCALHOST.into() }
 }
 
 /// Runs blocking work off the runtime's threads.

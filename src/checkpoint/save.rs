@@ -11,12 +11,16 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, ActionStatus, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression,
-    Journal, Kind, LeaveRunning, Live, NewCheckpoint, Phase, Verdict, admission, archive, compress,
+    DrainedPod, DrainedState, Journal, Kind, LeaveRunning, Live, NewCheckpoint, Origin, Phase, Verdict, admission,
+    archive, compress,
+    drainer::new_row,
     manifest::{self, Host, Manifest},
     millis_since, note, off_thread,
     phase::Circumstances,
     preflight::{self, Findings},
-    runtime, store,
+    runtime,
+    scheduler::is_needed,
+    store,
 };
 use crate::{
     account::{Actor, Caller},
@@ -68,6 +72,17 @@ impl Checkpoints {
 
     /// Checks, writes the action down and begins it. Returns at once.
     pub async fn begin(&self, caller: &Caller, wanted: &PodRef, new: NewCheckpoint) -> Result<Action, CheckpointError> {
+        self.begin_by(Actor::from(caller), caller, wanted, new).await
+    }
+
+    /// The same with another written down as the doer.
+    pub(super) async fn begin_by(
+        &self,
+        actor: Actor,
+        caller: &Caller,
+        wanted: &PodRef,
+        new: NewCheckpoint,
+    ) -> Result<Action, CheckpointError> {
         self.0.pods.wait_ready().await;
         self.0.engine.ensure_up()?;
         let pod = self.0.pods.find(caller, wanted)?;
@@ -89,7 +104,7 @@ impl Checkpoints {
                 free: seen.verdict.space_free,
             });
         }
-        let (checkpoint, action) = self.reserve(Actor::from(caller), &pod, &seen, &new).await?;
+        let (checkpoint, action) = self.reserve(actor, &pod, &seen, &new).await?;
         let (at_work, live) = self.begin_work(&action, checkpoint.size);
         let config = self.0.config.get();
         let saving = Saving {
@@ -167,6 +182,7 @@ impl Checkpoints {
             size: seen.verdict.memory + seen.verdict.files,
             image: seen.anatomy.image_id.clone(),
             created_at: now(),
+            origin: new.origin,
         };
         let mut action = Action {
             id: ActionId::generate(),
@@ -193,14 +209,43 @@ impl Checkpoints {
         };
         let quota = self.0.accounts.quota(&pod.user);
         let written = checkpoint.clone();
+        let drained = new_row(pod, DrainedState::Saving);
         let action = self
             .0
             .db
             .write(move |tx| {
                 let held = tx.list_checkpoints(Some(&written.user))?;
-                let held = held.into_iter().filter(|row| row.status != CheckpointStatus::Deleting);
-                let held: Vec<u64> = held.map(|row| row.size).collect();
-                admission::admit_checkpoint(&quota, &held, written.size)?;
+                let held: Vec<Checkpoint> =
+                    held.into_iter().filter(|row| row.status != CheckpointStatus::Deleting).collect();
+                let sizes = |rows: &[Checkpoint]| rows.iter().map(|row| row.size).collect::<Vec<u64>>();
+                match written.origin {
+                    Origin::Hand => admission::admit_checkpoint(&quota, &sizes(&held), written.size)?,
+                    // Maintenance is no wish of the user's: it neither fails for the quota nor is it lost by it.
+                    Origin::Drain => {
+                        let (id, checkpoint) = (Some(action.id), Some(written.id));
+                        tx.upsert_drained(&DrainedPod { action: id, checkpoint, ..drained })?;
+                    }
+                    Origin::Schedule => {
+                        let (mut its, mut others) = (Vec::new(), Vec::new());
+                        for row in held {
+                            let is_its = row.pod == written.pod
+                                && row.origin == Origin::Schedule
+                                && row.status == CheckpointStatus::Ready;
+                            let goes = is_its && !is_needed(tx, row.id)?;
+                            if goes { its.push(row) } else { others.push(row) }
+                        }
+                        its.sort_by_key(|row| (row.created_at, row.id));
+                        let count = admission::admit_in_place_of(&quota, &sizes(&others), &sizes(&its), written.size)?;
+                        let Some(mut schedule) = tx.find_schedule(written.pod)? else {
+                            return Err(CheckpointError::NoSchedule(written.container_name.clone()));
+                        };
+                        schedule.action = Some(action.id);
+                        schedule.replaces = its.iter().take(count).map(|row| row.id).collect();
+                        schedule.last_at = Some(action.started_at);
+                        schedule.advance(action.started_at);
+                        tx.upsert_schedule(&schedule)?;
+                    }
+                }
                 let object = written.container_name.clone();
                 action.event = note(tx, &actor, "pod.checkpoint", object, &written.user, Outcome::Pending)?;
                 tx.insert_checkpoint(&written)?;

@@ -6,8 +6,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointFilter, CheckpointStatus, Checkpoints,
-    Journal, NewRestore, Phase, manifest::Manifest, note, off_thread, restore::Restoring, runtime, save::KEPT_IMAGES,
-    store,
+    DrainedPod, DrainedState, Journal, NewRestore, Phase, manifest::Manifest, note, off_thread, restore::Restoring,
+    runtime, save::KEPT_IMAGES, store,
 };
 use crate::{
     account::{Actor, Caller},
@@ -15,14 +15,25 @@ use crate::{
     engine::RestartRule,
     ids::ActionId,
     names::{ImageRef, PodRef},
-    pod::{Pod, PodError, PodSpec},
+    pod::{AskedBy, Pod, PodError, PodSpec},
 };
 
 impl Checkpoints {
     /// Checks, writes the action down and begins it. Returns at once.
     pub async fn begin_restore(&self, caller: &Caller, new: NewRestore) -> Result<Action, CheckpointError> {
+        self.begin_restore_by(AskedBy::Caller, caller, new).await
+    }
+
+    /// The same for maintenance: only its own end brings pods back while it lasts.
+    pub(super) async fn begin_restore_by(
+        &self,
+        by: AskedBy,
+        caller: &Caller,
+        new: NewRestore,
+    ) -> Result<Action, CheckpointError> {
         self.0.pods.wait_ready().await;
         self.0.engine.ensure_up()?;
+        self.0.pods.ensure_not_drained(&by)?;
         let row = self.checkpoint_for(caller, &new).await?;
         if row.status != CheckpointStatus::Ready {
             return Err(CheckpointError::NotReady { id: row.id, status: row.status });
@@ -54,7 +65,7 @@ impl Checkpoints {
             Err(error) => return Err(error.into()),
         };
         let makes_pod = journal.makes_pod;
-        let action = match self.write_restore(Actor::from(caller), &row, &pod, &manifest, journal).await {
+        let action = match self.write_restore(by, caller, &row, &pod, &manifest, journal).await {
             Ok(action) => action,
             Err(error) => {
                 if makes_pod {
@@ -150,7 +161,8 @@ impl Checkpoints {
 
     async fn write_restore(
         &self,
-        actor: Actor,
+        by: AskedBy,
+        caller: &Caller,
         row: &Checkpoint,
         pod: &Pod,
         manifest: &Manifest,
@@ -176,9 +188,11 @@ impl Checkpoints {
             journal,
         };
         let id = row.id;
+        let actor = by.actor(caller);
         self.0
             .db
             .write(move |tx| {
+                by.ensure_not_drained(tx)?;
                 // It may have been deleted while we looked at it.
                 let status = tx.find_checkpoint(id)?.map(|row| row.status);
                 if status != Some(CheckpointStatus::Ready) {
@@ -189,6 +203,11 @@ impl Checkpoints {
                     action.event = note(tx, &actor, "pod.restore", object, &action.user, Outcome::Pending)?;
                 }
                 tx.insert_action(&action)?;
+                if let AskedBy::Drain(_) = by
+                    && let Some(row) = tx.find_drained(action.pod)?
+                {
+                    tx.upsert_drained(&DrainedPod { state: DrainedState::Returning, action: Some(action.id), ..row })?;
+                }
                 Ok(action)
             })
             .await

@@ -130,6 +130,16 @@ words! {
     }
 }
 
+words! {
+    /// Who had a checkpoint made.
+    Origin, "origin of a checkpoint" {
+        /// People, by a request.
+        Hand = "hand",
+        Schedule = "schedule",
+        Drain = "drain",
+    }
+}
+
 /// Whether the pod goes on after it was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LeaveRunning {
@@ -172,6 +182,7 @@ pub struct NewCheckpoint {
     pub compression: Compression,
     pub name: Option<CheckpointName>,
     pub reason: Option<String>,
+    pub origin: Origin,
 }
 
 /// What is to be brought back: the checkpoint, or the newest of the pod.
@@ -202,6 +213,7 @@ pub struct Checkpoint {
     pub image: String,
     #[serde(serialize_with = "as_time")]
     pub created_at: i64,
+    pub origin: Origin,
 }
 
 /// Which checkpoints to list.
@@ -284,11 +296,11 @@ impl Default for Journal {
     }
 }
 
-fn as_time<S: Serializer>(millis: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_time<S: Serializer>(millis: &i64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rfc3339(*millis))
 }
 
-fn as_time_if_any<S: Serializer>(millis: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_time_if_any<S: Serializer>(millis: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
     millis.map(rfc3339).serialize(serializer)
 }
 

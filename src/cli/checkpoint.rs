@@ -16,6 +16,7 @@ use super::{
     error::CliError,
     exit,
     output::{self, Output},
+    schedule::{ScheduleArgs, SchedulesArgs},
     terminal,
 };
 
@@ -43,6 +44,10 @@ enum CheckpointCommand {
         #[arg(long)]
         kind: Option<String>,
     },
+    /// Have a pod saved again and again
+    Schedule(ScheduleArgs),
+    /// Your schedules, with the next and the last time
+    Schedules(SchedulesArgs),
     /// Delete a checkpoint
     Rm {
         /// The checkpoint, as `pody checkpoints` lists it
@@ -117,7 +122,21 @@ struct Line {
     status: String,
     size: i64,
     name: Option<String>,
+    /// Who had it made; an older server does not tell.
+    #[serde(default)]
+    origin: String,
     created_at: String,
+}
+
+impl Line {
+    /// Its name; those that nobody made by hand say where they come from.
+    fn label(&self) -> String {
+        match (&self.name, self.origin.as_str()) {
+            (Some(name), _) => name.clone(),
+            (None, "" | "hand") => "-".to_owned(),
+            (None, origin) => format!("({origin})"),
+        }
+    }
 }
 
 /// What `checkpoint/check` says.
@@ -147,6 +166,8 @@ impl CheckpointArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         match self.command {
             Some(CheckpointCommand::Check { name, kind }) => check(&name, kind.as_deref(), out).await,
+            Some(CheckpointCommand::Schedule(args)) => args.run(out).await,
+            Some(CheckpointCommand::Schedules(args)) => args.run(out).await,
             Some(CheckpointCommand::Rm { id, yes }) => remove(&id, yes, out).await,
             None => self.save.run(out).await,
         }
@@ -208,6 +229,7 @@ impl CheckpointsArgs {
                 header.insert(1, "USER");
             }
             let row = |line: Line| {
+                let label = line.label();
                 let mut row = vec![
                     line.id,
                     line.instance,
@@ -215,7 +237,7 @@ impl CheckpointsArgs {
                     output::size(line.size, 1),
                     line.compression,
                     line.status,
-                    line.name.unwrap_or_else(|| "-".to_owned()),
+                    label,
                     output::ago(&line.created_at),
                 ];
                 if self.all {

@@ -6,6 +6,7 @@ use super::{client::ClientError, credentials::StoreError, exit};
 use crate::{
     account::{AccountError, import::ImportError},
     app::{PurgeError, StartError},
+    checkpoint::CheckpointError,
     db::DbError,
     pod::PodError,
 };
@@ -25,6 +26,8 @@ pub enum CliError {
     Purge(#[from] PurgeError),
     #[error(transparent)]
     Pod(#[from] PodError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
@@ -63,6 +66,10 @@ pub enum CliError {
     /// What the server says of a checkpoint or restore that failed.
     #[error("{0}")]
     Action(String),
+    #[error("no daemon runs on this host")]
+    NoDaemon,
+    #[error("the daemon of this host does not answer")]
+    SilentDaemon,
     #[error("cancelled")]
     Cancelled,
     #[error("not done: {0}")]
@@ -90,6 +97,7 @@ impl CliError {
         match self {
             Self::Client(error) => error.exit_code(),
             Self::Usage { .. } => exit::USAGE,
+            Self::NoDaemon | Self::SilentDaemon => exit::UNREACHABLE,
             // `pody ps | head` is no failure.
             Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
             _ => exit::FAILED,
@@ -109,6 +117,8 @@ impl CliError {
                 Some("`pody inspect` shows which ports the pod has; is its image given port 22?".into())
             }
             Self::ManySessions(pod) => Some(format!("`pody shell {pod} --list` shows them; name one behind --attach")),
+            Self::NoDaemon => Some("start it: it is what saves pods and brings them back".to_owned()),
+            Self::SilentDaemon => Some("see its log; restart it if it hangs".to_owned()),
             Self::NotConfirmed(_) => Some("answer y, or add -y".to_owned()),
             _ => None,
         }

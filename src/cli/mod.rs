@@ -1,9 +1,9 @@
 //! The command line: client, admin tool and the way to the daemon. One file per command or small group.
 //!
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
-//! - `pods`, `checkpoint`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
+//! - `pods`, `checkpoint`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
 //!   person types
-//! - `serve`, `user`, `quota`, `util`, `log`, `import`: what an admin does on the host; `probe`: what the daemon starts
+//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`: what an admin does on the host; `probe`: what the daemon starts
 //! - `output`, `bars`, `terminal`, `error`, `exit`, `original`, `shell_words`: what they share
 //!
 //! Client commands only speak HTTP. Admin commands work on the database, with or without a running daemon.
@@ -13,6 +13,7 @@ mod checkpoint;
 mod client;
 mod credentials;
 mod doctor;
+mod drain;
 mod error;
 mod events;
 mod exec;
@@ -30,6 +31,7 @@ mod pods;
 mod probe;
 mod quota;
 mod request;
+mod schedule;
 mod serve;
 mod shell;
 mod shell_words;
@@ -151,6 +153,10 @@ enum Command {
     /// Limits of accounts of this host
     #[command(subcommand)]
     Quota(quota::QuotaCommand),
+    /// Save and stop all pods of this host, for maintenance
+    Drain(drain::DrainArgs),
+    /// Bring back what `pody drain` has stopped
+    Undrain(drain::UndrainArgs),
     /// Paths, config and the systemd unit of this host
     #[command(subcommand)]
     Util(util::UtilCommand),
@@ -244,6 +250,8 @@ impl Command {
             Self::Serve(args) => args.run().await,
             Self::User(command) => command.run(out).await,
             Self::Quota(command) => command.run(out).await,
+            Self::Drain(args) => args.run(out).await,
+            Self::Undrain(args) => args.run(out).await,
             Self::Util(command) => command.run(out),
             Self::Log(command) => command.run(out).await,
             Self::Import(args) => args.run(out).await,

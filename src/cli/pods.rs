@@ -201,6 +201,11 @@ fn field_text(key: &str, value: &Value) -> String {
             Ok(ids) => output::gpus(ids.as_deref()),
             Err(_) => value.to_string(),
         },
+        ("schedule", Value::Object(schedule)) => {
+            let field = |key: &str| schedule.get(key).and_then(Value::as_str);
+            let words = [field("rule"), field("last_error")].into_iter().flatten();
+            words.collect::<Vec<_>>().join("; ")
+        }
         (_, Value::Null) => "-".to_owned(),
         (_, Value::String(text)) => text.clone(),
         (_, Value::Array(items)) => items

@@ -21,6 +21,9 @@ pub enum UtilCommand {
     SystemdUnit {
         #[arg(long, default_value_t = DEFAULT_PORT)]
         port: u16,
+        /// The unit that saves pods when the host goes down, where before_shutdown is set
+        #[arg(long)]
+        drain: bool,
     },
 }
 
@@ -29,7 +32,8 @@ impl UtilCommand {
         match self {
             Self::ShowHome => out.line(config::home().display().to_string())?,
             Self::Config { editor } => edit(editor)?,
-            Self::SystemdUnit { port } => out.line(unit(port)?)?,
+            Self::SystemdUnit { drain: true, .. } => out.line(drain_unit()?)?,
+            Self::SystemdUnit { port, .. } => out.line(unit(port)?)?,
         }
         Ok(exit::OK)
     }
@@ -51,9 +55,35 @@ fn edit(editor: Option<String>) -> Result<(), CliError> {
     Ok(())
 }
 
+fn program() -> Result<PathBuf, CliError> {
+    std::env::current_exe().map_err(|source| CliError::Run { program: "pody".to_owned(), source })
+}
+
+/// A unit that is stopped does what is after those that it was started after: so daemon and Docker still run then. It is
+/// stopped for other reasons, too, which systemd's own state tells apart.
+fn drain_unit() -> Result<String, CliError> {
+    Ok(format!(
+        "[Unit]
+Description=Saves pods before the host goes down
+After=network-online.target docker.service pody.service
+Wants=pody.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+Environment=PODY_HOME={home}
+# Nothing to be started. Nothing is done unless before_shutdown is set in config.toml.
+ExecStop=/bin/sh -c '[ \"$$(systemctl is-system-running)\" != stopping ] || exec {program} drain --shutdown'
+TimeoutStopSec=30min
+
+[Install]
+WantedBy=multi-user.target",
+        home = config::home().display(),
+        program = program()?.display(),
+    ))
+}
+
 fn unit(port: u16) -> Result<String, CliError> {
-    let program: PathBuf =
-        std::env::current_exe().map_err(|source| CliError::Run { program: "pody".to_owned(), source })?;
     Ok(format!(
         "[Unit]
 Description=Pody, pods on a shared GPU machine
@@ -78,6 +108,6 @@ RestrictRealtime=yes
 [Install]
 WantedBy=multi-user.target",
         home = config::home().display(),
-        program = program.display(),
+        program = program()?.display(),
     ))
 }

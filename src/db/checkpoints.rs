@@ -10,7 +10,8 @@ use crate::{
 };
 
 const COLUMNS: &str =
-    "id, user, pod, instance, container_name, kind, compression, name, reason, status, size, image, created_at";
+    "id, user, pod, instance, container_name, kind, compression, name, reason, status, size, image, created_at,
+    origin";
 
 fn read(row: &Row) -> Result<Checkpoint, DbError> {
     Ok(Checkpoint {
@@ -27,6 +28,7 @@ fn read(row: &Row) -> Result<Checkpoint, DbError> {
         size: row.get::<_, i64>(10)?.unsigned_abs(),
         image: row.get(11)?,
         created_at: row.get(12)?,
+        origin: parsed(row.get(13)?)?,
     })
 }
 
@@ -34,7 +36,7 @@ impl Tx<'_> {
     pub fn insert_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), DbError> {
         self.0.execute(
             &format!(
-                "INSERT INTO checkpoints ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+                "INSERT INTO checkpoints ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
             ),
             params![
                 checkpoint.id.to_string(),
@@ -50,6 +52,7 @@ impl Tx<'_> {
                 i64::try_from(checkpoint.size).unwrap_or(i64::MAX),
                 checkpoint.image,
                 checkpoint.created_at,
+                checkpoint.origin.as_str(),
             ],
         )?;
         Ok(())

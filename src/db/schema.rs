@@ -290,6 +290,51 @@ CREATE TABLE told_actions (
 ) STRICT;
 CREATE INDEX told_actions_by_user ON told_actions (user);
 ",
+    r"
+-- Who had a checkpoint made: people (`hand`), a schedule, or a drain.
+ALTER TABLE checkpoints ADD COLUMN origin TEXT NOT NULL DEFAULT 'hand';
+
+-- Pods that are saved again and again.
+CREATE TABLE schedules (
+    pod             TEXT PRIMARY KEY,
+    user            TEXT NOT NULL,
+    -- seconds
+    every           INTEGER NOT NULL,
+    keep            INTEGER NOT NULL,
+    next_at         INTEGER NOT NULL,
+    last_at         INTEGER,
+    last_checkpoint TEXT,
+    last_error      TEXT,
+    -- the action under way, and as JSON what goes for its checkpoint once that is complete
+    action          TEXT,
+    replaces        TEXT NOT NULL
+) STRICT;
+
+-- One row while pods are stopped for maintenance, are being brought back, or some did not come back.
+CREATE TABLE drain (
+    id        INTEGER PRIMARY KEY CHECK (id = 1),
+    state     TEXT NOT NULL,
+    actor     TEXT NOT NULL,
+    source    TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    forced    INTEGER NOT NULL,
+    -- for a shutdown of the host: the next start brings the pods back
+    shutdown  INTEGER NOT NULL,
+    boot      TEXT NOT NULL,
+    begun_at  INTEGER NOT NULL
+) STRICT;
+CREATE TABLE drained_pods (
+    pod            TEXT PRIMARY KEY,
+    user           TEXT NOT NULL,
+    instance       TEXT NOT NULL,
+    container_name TEXT NOT NULL,
+    state          TEXT NOT NULL,
+    -- of the checkpoint or restore under way, or the last
+    action         TEXT,
+    checkpoint     TEXT,
+    reason         TEXT
+) STRICT;
+",
 ];
 
 /// Brings the tables to the newest form; refuses a database from a newer pody.

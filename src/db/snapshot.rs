@@ -10,9 +10,10 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::{DbError, pods, tokens, users};
+use super::{DbError, drain, pods, schedules, tokens, users};
 use crate::{
     account::{Token, TokenHash, User, quota::StoredQuota},
+    checkpoint::{Drain, Schedule},
     ids::{ContainerId, PodId},
     names::UserName,
     pod::Pod,
@@ -20,19 +21,21 @@ use crate::{
 
 const ACCOUNTS: u8 = 1;
 const PODS: u8 = 2;
+const UPKEEP: u8 = 4;
 
-/// Which halves of the snapshot the transaction under way has touched.
+/// Which parts of the snapshot the transaction under way has touched.
 #[derive(Default)]
 pub struct Dirty(AtomicU8);
 
 impl Dirty {
     pub fn mark(&self, table: &str) {
-        let half = match table {
+        let part = match table {
             "users" | "tokens" | "quotas" => ACCOUNTS,
             "pods" | "ports" => PODS,
+            "schedules" | "drain" => UPKEEP,
             _ => 0,
         };
-        self.0.fetch_or(half, Ordering::Relaxed);
+        self.0.fetch_or(part, Ordering::Relaxed);
     }
 
     pub fn clear(&self) {
@@ -40,7 +43,7 @@ impl Dirty {
     }
 
     pub fn take(&self) -> Option<u8> {
-        Some(self.0.swap(0, Ordering::Relaxed)).filter(|&halves| halves != 0)
+        Some(self.0.swap(0, Ordering::Relaxed)).filter(|&parts| parts != 0)
     }
 }
 
@@ -49,6 +52,14 @@ impl Dirty {
 pub struct Snapshot {
     pub accounts: Arc<Accounts>,
     pub pods: Arc<PodRows>,
+    pub upkeep: Arc<Upkeep>,
+}
+
+/// What is done with pods over time: schedules by pod, and maintenance of the host.
+#[derive(Default)]
+pub struct Upkeep {
+    pub schedules: HashMap<PodId, Schedule>,
+    pub drain: Option<Drain>,
 }
 
 /// Users, quotas and tokens.
@@ -108,12 +119,12 @@ impl PodRows {
 
 impl Snapshot {
     pub fn load(connection: &Connection) -> Result<Self, DbError> {
-        Self::default().reload(connection, ACCOUNTS | PODS)
+        Self::default().reload(connection, ACCOUNTS | PODS | UPKEEP)
     }
 
-    /// This snapshot with the named halves read again.
-    pub fn reload(&self, connection: &Connection, halves: u8) -> Result<Self, DbError> {
-        let accounts = match halves & ACCOUNTS {
+    /// This snapshot with the named parts read again.
+    pub fn reload(&self, connection: &Connection, parts: u8) -> Result<Self, DbError> {
+        let accounts = match parts & ACCOUNTS {
             0 => self.accounts.clone(),
             _ => Arc::new(Accounts {
                 users: users::list(connection)?.into_iter().map(|user| (user.name.clone(), user)).collect(),
@@ -121,10 +132,17 @@ impl Snapshot {
                 tokens: tokens::list(connection)?.into_iter().map(|token| (token.hash, token)).collect(),
             }),
         };
-        let pods = match halves & PODS {
+        let pods = match parts & PODS {
             0 => self.pods.clone(),
             _ => Arc::new(PodRows::new(pods::list_live(connection)?)),
         };
-        Ok(Self { accounts, pods })
+        let upkeep = match parts & UPKEEP {
+            0 => self.upkeep.clone(),
+            _ => Arc::new(Upkeep {
+                schedules: schedules::list(connection)?.into_iter().map(|row| (row.pod, row)).collect(),
+                drain: drain::find(connection)?,
+            }),
+        };
+        Ok(Self { accounts, pods, upkeep })
     }
 }

@@ -124,7 +124,9 @@ macro_rules! table {
 /// The list.
 pub fn routes() -> Vec<Route> {
     use cedana as v2;
-    use pody::{action, admin, checkpoint, event, host, image, meta, pod, ssh_key, stat, token, user, user_api};
+    use pody::{
+        action, admin, checkpoint, drain, event, host, image, meta, pod, schedule, ssh_key, stat, token, user, user_api,
+    };
     let mut routes = table![
         GET  Open   "/version"               meta::version,          "version of the API that this server speaks";
         GET  Open   "/healthz"               meta::health,           "whether server, database and Docker work";
@@ -163,6 +165,8 @@ pub fn routes() -> Vec<Route> {
         POST Member "/pod/checkpoint"        checkpoint::create,     "save a running pod; kind is simple, rootfs or rootfsonly, compression none, zstd, lz4 or gzip; answers with the action";
         POST Member "/pod/restore"           checkpoint::restore,    "bring a pod back from its newest checkpoint, or from that named, as itself or under another name; answers with the action";
         GET  Member "/pod/checkpoints"       checkpoint::list,       "your checkpoints, or of one pod, newest first; all=true: everybody's, for admins";
+        POST Member "/pod/schedule"          schedule::set,          "have a pod saved again and again: every as 6h, keep as a count; off=true ends that";
+        GET  Member "/pod/schedules"         schedule::list,         "schedules of your pods, with the next and the last time; all=true: everybody's, for admins";
         GET  Member "/checkpoint/inspect"    checkpoint::inspect,    "one checkpoint and what it consists of";
         POST Member "/checkpoint/delete"     checkpoint::delete,     "delete a checkpoint";
         GET  Member "/checkpoint/check"      checkpoint::check,      "whether a pod can be saved, process by process; nothing is touched";
@@ -192,6 +196,9 @@ pub fn routes() -> Vec<Route> {
         GET  Admin  "/admin/quota/list"      admin::list_quotas,     "limits of all users, or of one";
         POST Admin  "/admin/quota/update"    admin::update_quota,    "set limits of a user; default forgets one, unlimited lifts it";
         POST Admin  "/admin/quota/reset"     admin::reset_quota,     "forget all limits of a user: the defaults hold";
+
+        POST Admin  "/admin/drain"           drain::begin,           "save and stop every pod that runs, for maintenance; reason is shown to members, force=true stops what cannot be saved; answers at once";
+        POST Admin  "/admin/undrain"         drain::end,             "bring back what the drain has stopped; answers at once";
 
         POST Node   "/user_api/add_user"     user_api::add,          "add a user, for other nodes";
         POST Node   "/user_api/update_user"  user_api::update,       "change a user, for other nodes";
@@ -230,6 +237,8 @@ pub fn routes() -> Vec<Route> {
     // Second methods of paths above. `/help` shows one method per path.
     let second = table![
         GET    Member "/user/ch-passwd"      user::change_password,  "change your password (the method of an older edition)";
+        GET    Member "/pod/schedule"        schedule::find,         "the schedule of a pod";
+        GET    Admin  "/admin/drain"         drain::status,          "how far a drain or its undoing is, pod by pod";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
         POST   Member "/v2/checkpoints"      v2::checkpoint::create, "write down an empty checkpoint of an agent's";
         PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";

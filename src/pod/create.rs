@@ -11,7 +11,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use fail::fail_point;
 
 use super::{
-    Pod, PodError, PodSpec, Pods, State, admission, admission::Held, begin_event, images::AllowedImage, label, ports,
+    AskedBy, Pod, PodError, PodSpec, Pods, State, admission, admission::Held, begin_event, images::AllowedImage, label,
+    ports,
 };
 use crate::{
     account::{Actor, quota::Quota},
@@ -39,6 +40,7 @@ pub struct NewPod {
 impl Pods {
     /// Creates and starts a pod.
     pub async fn create(&self, actor: Actor, wanted: NewPod) -> Result<Arc<Pod>, PodError> {
+        self.ensure_not_drained(&AskedBy::Caller)?;
         self.engine.wait_ready(super::FIRST_LIST).await;
         self.engine.ensure_up()?;
         if !self.engine.inventory().is_ready() {
@@ -136,6 +138,7 @@ impl Pods {
         let used_elsewhere = self.engine.inventory().used_ports();
         self.db
             .write(move |tx| {
+                AskedBy::Caller.ensure_not_drained(tx)?;
                 let live = tx.list_live_pods()?;
                 if live.iter().any(|pod| pod.container_name == name) {
                     return Err(PodError::Exists(name));

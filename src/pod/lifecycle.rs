@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{PodError, Pods, begin_event, keys::Before};
+use super::{AskedBy, PodError, Pods, begin_event, keys::Before};
 use crate::{
-    account::{Actor, Caller},
+    account::Caller,
     db::DbError,
     engine::{EngineError, LogOptions},
     ids::ContainerId,
@@ -33,10 +33,25 @@ const SHOWN_BYTES: usize = 64 << 10;
 impl Pods {
     /// Does it and returns the end of the container's output.
     pub async fn act(&self, caller: &Caller, wanted: &PodRef, action: Action) -> Result<String, PodError> {
+        self.act_for(AskedBy::Caller, caller, wanted, action).await
+    }
+
+    /// The same for maintenance, too.
+    pub(crate) async fn act_for(
+        &self,
+        by: AskedBy,
+        caller: &Caller,
+        wanted: &PodRef,
+        action: Action,
+    ) -> Result<String, PodError> {
         let grace = match action {
             Action::Start => Duration::ZERO,
             Action::Stop | Action::Restart => Duration::from_secs(self.config.get().pod.stop_grace_seconds.into()),
         };
+        if action != Action::Stop {
+            self.find(caller, wanted)?;
+            self.ensure_not_drained(&by)?;
+        }
         let patience = ACT + grace;
         let deadline = Instant::now() + patience;
         let (_guard, pod) = self.lock(caller, wanted).await?;
@@ -47,8 +62,16 @@ impl Pods {
             Action::Stop => "pod.stop",
             Action::Restart => "pod.restart",
         };
-        let (actor, row) = (Actor::from(caller), pod.clone());
-        let event = self.db.write(move |tx| begin_event(tx, &actor, name, &row.container_name, &row.user)).await?;
+        let (actor, row) = (by.actor(caller), pod.clone());
+        let event = self
+            .db
+            .write(move |tx| {
+                if action != Action::Stop {
+                    by.ensure_not_drained(tx)?;
+                }
+                Ok::<_, PodError>(begin_event(tx, &actor, name, &row.container_name, &row.user)?)
+            })
+            .await?;
         let done = timeout_at(deadline, self.act_on(&pod, &container, action)).await;
         let done = done.unwrap_or_else(|_| Err(EngineError::TimedOut(patience).into()));
         self.close_event(event, &done).await;

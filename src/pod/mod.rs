@@ -26,6 +26,7 @@ pub mod images;
 mod init;
 mod keys;
 mod lifecycle;
+mod maintenance;
 mod overuse;
 mod ports;
 mod processes;
@@ -50,11 +51,13 @@ pub use self::{
     exec::Executed,
     images::ImageView,
     lifecycle::Action,
+    maintenance::{AskedBy, is_up},
     shell::{NewShell, SessionView, Shell, ShellEvent, ShellsHeld},
     view::{PodStats, PodView},
 };
 use crate::{
     account::{Accounts, Actor, Caller, ssh_keys::SshKey},
+    checkpoint::Drain,
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome, Tx},
     engine::{Container, Engine, EngineError},
@@ -151,6 +154,8 @@ impl Pod {
 pub enum PodError {
     #[error("there is no pod {0}")]
     NotFound(String),
+    #[error("{}", .0.refusal())]
+    Draining(Box<Drain>),
     #[error("there is a pod {0} already; choose another name, or delete it with `pody rm {0}`")]
     Exists(String),
     #[error("a container named {0} is there that pody did not make; choose another name")]

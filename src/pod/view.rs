@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{Pod, PodError, Pods, State, create::shown_gpus};
 use crate::{
     account::Caller,
+    checkpoint::ScheduleView,
     db::rfc3339,
     engine::Detail,
     host::cgroup::{Cgroup, Sample},
@@ -39,6 +40,9 @@ pub struct PodView {
     /// Why it has lost its GPUs, if it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_trouble: Option<String>,
+    /// Where it is saved again and again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleView>,
 }
 
 /// What a pod uses now, from its cgroup.
@@ -100,6 +104,7 @@ impl Pods {
             user: pod.user.clone(),
             created_at: rfc3339(pod.created_at),
             gpu_trouble: self.gpu_trouble(pod),
+            schedule: self.db.snapshot().upkeep.schedules.get(&pod.id).map(ScheduleView::from),
         }
     }
 

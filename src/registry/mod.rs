@@ -251,6 +251,9 @@ impl Registry {
                     return Err(not_found().into());
                 }
                 how(&mut told);
+                if told.status == ToldStatus::Deprecated && tx.is_held_by_drain(id)? {
+                    return Err(CheckpointError::HeldByDrain(id).into());
+                }
                 if let (Some(row), ToldStatus::Deprecated) = (&ours, told.status)
                     && !tx.deprecate_checkpoint(id)?
                 {

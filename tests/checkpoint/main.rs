@@ -5,11 +5,13 @@
 mod common;
 
 mod damage;
+mod drain;
 mod help;
 mod kills;
 mod life;
 mod matrix;
 mod refusals;
+mod schedules;
 mod sessions;
 mod trouble;
 mod v2;

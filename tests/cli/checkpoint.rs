@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{fake::Fake, terminal::Terminal};
+use super::{
+    fake::{Fake, ended},
+    terminal::Terminal,
+};
 
 fn action(status: &str, phase: &str, error: Option<&str>) -> Value {
     json!({
@@ -93,6 +96,87 @@ fn the_list_is_a_table_and_rm_asks() {
     assert_eq!(fake.run(&["checkpoint", "rm", "c1"]).code, 1);
     assert_eq!(fake.run(&["checkpoint", "rm", "c1", "-y"]).ok(), "c1 deleted\n");
     assert_eq!(fake.seen_one().form, "checkpoint=c1");
+}
+
+#[test]
+fn schedules_are_set_shown_and_ended() {
+    let fake = Fake::start();
+    let schedule = json!({
+        "user": "alice", "instance": "main", "rule": "every 6h keep 4", "every_seconds": 21_600, "keep": 4,
+        "next_at": "2020-01-01T00:00:00Z", "last_at": null, "last_checkpoint": null,
+        "last_error": "skipped: alice-main is exited",
+    });
+    fake.on("/pod/schedule", schedule.clone()).on("/pod/schedules", json!([schedule]));
+    // Quoted or not.
+    for rule in [&["every 6h keep 4"][..], &["every", "360m", "keep", "4"]] {
+        let mut arguments = vec!["checkpoint", "schedule", "main"];
+        arguments.extend(rule);
+        assert_eq!(fake.run(&arguments).ok(), "main is saved every 6h keep 4, next now\n");
+        assert_eq!(fake.seen_one().form, "ins=main&every=6h&keep=4");
+    }
+    for bad in ["every day", "every 6h keep 0", "every 6 keep 4"] {
+        let refused = fake.run(&["checkpoint", "schedule", "main", bad]);
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains("for example"), "{refused:?}");
+    }
+    assert_eq!(fake.run(&["checkpoint", "schedule", "main", "--off", "every 6h keep 4"]).code, 2);
+    for arguments in [&["checkpoint", "schedule", "main"][..], &["checkpoint", "schedules"]] {
+        let table = fake.run(arguments).ok();
+        let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words[0], ["POD", "SCHEDULE", "NEXT", "LAST", "TROUBLE"]);
+        assert_eq!(
+            words[1],
+            ["main", "every", "6h", "keep", "4", "now", "-", "skipped:", "alice-main", "is", "exited"]
+        );
+    }
+    fake.seen();
+    fake.on("/pod/schedule", json!({"message": "Schedule of main ended"}));
+    let off = fake.run(&["checkpoint", "schedule", "main", "--off"]).ok();
+    assert_eq!(off, "main is not saved on a schedule any more\n");
+    assert_eq!(fake.seen_one().form, "ins=main&off=true");
+    fake.on("/pod/schedules", json!([]));
+    assert!(fake.run(&["checkpoint", "schedules", "--all"]).ok().starts_with("no schedules; "));
+    assert_eq!(fake.seen_one().line, "GET /pod/schedules?all=true");
+}
+
+#[test]
+fn what_nobody_made_by_hand_says_where_it_comes_from() {
+    let fake = Fake::start();
+    let row = |name: Value, origin: &str| {
+        json!({
+            "id": "c1", "user": "alice", "pod": "p", "instance": "main", "container_name": "alice-main", "kind": "rootfs",
+            "compression": "none", "name": name, "reason": null, "status": "ready", "size": 1u64 << 30, "image": "sha256:1",
+            "created_at": "2020-01-01T00:00:00Z", "origin": origin,
+        })
+    };
+    fake.on(
+        "/pod/checkpoints",
+        json!([row(json!("mine"), "hand"), row(json!(null), "hand"), row(json!(null), "schedule")]),
+    );
+    let table = fake.run(&["checkpoints"]).ok();
+    let labels: Vec<&str> = table.lines().skip(1).map(|line| line.split_whitespace().nth(6).unwrap()).collect();
+    assert_eq!(labels, ["mine", "-", "(schedule)"]);
+}
+
+/// Drains are an affair of the host: without its daemon nothing is begun, and it is said.
+#[test]
+fn a_drain_wants_the_daemon_of_this_host() {
+    let fake = Fake::start();
+    let home = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| ended(fake.pody(arguments).env("PODY_HOME", home.path()), "");
+    for arguments in [&["drain"][..], &["drain", "--force", "--reason", "x"], &["undrain"]] {
+        let refused = run(arguments);
+        assert_eq!((refused.code, refused.stdout.as_str()), (3, ""), "{refused:?}");
+        assert!(refused.stderr.starts_with("error: no daemon runs on this host\nhint: start it"), "{refused:?}");
+    }
+    assert_eq!(run(&["drain", "--status"]).ok(), "nothing is drained\n");
+    assert_eq!(run(&["drain", "--shutdown"]).ok(), "before_shutdown is off: pods are not saved\n");
+    assert_eq!(run(&["drain", "--status", "--force"]).code, 2);
+    let unit = run(&["util", "systemd-unit", "--drain"]).ok();
+    assert!(unit.contains("After=network-online.target docker.service pody.service"), "{unit}");
+    assert!(
+        unit.contains("systemctl is-system-running)\" != stopping ] || exec ") && unit.contains("drain --shutdown'")
+    );
 }
 
 /// On a terminal the way is shown, and wiped away at the end.

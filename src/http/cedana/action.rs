@@ -11,7 +11,7 @@ use crate::{
     account::Caller,
     app::App,
     checkpoint::{
-        Action, ActionFilter, ActionKind, ActionStatus, Compression, Kind, LeaveRunning, NewCheckpoint, Phase,
+        Action, ActionFilter, ActionKind, ActionStatus, Compression, Kind, LeaveRunning, NewCheckpoint, Origin, Phase,
     },
     db::rfc3339,
     http::{
@@ -279,6 +279,7 @@ pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<Str
             Reason::Heartbeat => "heartbeat".to_owned(),
             Reason::Manual => "manual".to_owned(),
         }),
+        origin: Origin::Hand,
     };
     let wanted = PodRef { prefix: None, user: Some(pod.user.clone()), instance: pod.instance.clone() };
     let action = app.checkpoints.begin(caller, &wanted, new).await?;

@@ -6,7 +6,7 @@ use super::{ApiError, Log};
 use crate::{
     checkpoint::{
         Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, Manifest, NewCheckpoint,
-        NewRestore,
+        NewRestore, Origin,
     },
     http::router::{Cx, Json},
     ids::CheckpointId,
@@ -23,6 +23,7 @@ pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiE
         compression: params.compression.unwrap_or(cx.app.config.get().checkpoint.compression),
         name: params.name,
         reason: None,
+        origin: Origin::Hand,
     };
     Ok(Json(cx.app.checkpoints.begin(cx.caller(), &params.ins, new).await?))
 }

@@ -24,6 +24,8 @@ use crate::{
 
 /// Seconds after which trouble of ours may have passed.
 const RETRY: u64 = 2;
+/// Seconds until it is worth while to ask whether maintenance is over.
+const RETRY_MAINTENANCE: u64 = 60;
 
 /// Every answer that is not a success.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +134,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Auth(AuthError::Throttled { retry_after }) => Some(retry_after.as_secs().max(1)),
+            Self::Pod(PodError::Draining(_)) => Some(RETRY_MAINTENANCE),
             other if other.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY),
             _ => None,
         }
@@ -172,6 +175,7 @@ fn pod_status(error: &PodError) -> StatusCode {
         | PodError::Network(_)
         | PodError::Volume { .. }
         | PodError::Init { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        PodError::Draining(_) => StatusCode::SERVICE_UNAVAILABLE,
         PodError::Engine(error) => engine_status(error),
         PodError::Db(error) => db_status(error),
     }
@@ -193,7 +197,10 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         CheckpointError::NotFound(_) | CheckpointError::NoAction(_) | CheckpointError::NoneOf(_) => {
             StatusCode::NOT_FOUND
         }
-        CheckpointError::NothingNamed => StatusCode::BAD_REQUEST,
+        CheckpointError::NoSchedule(_) => StatusCode::NOT_FOUND,
+        CheckpointError::NothingNamed | CheckpointError::TooOften { .. } | CheckpointError::Reason { .. } => {
+            StatusCode::BAD_REQUEST
+        }
         CheckpointError::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
         CheckpointError::NotPossible { .. }
         | CheckpointError::InProgress(_)
@@ -201,6 +208,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::StillRuns { .. }
         | CheckpointError::NotReady { .. }
         | CheckpointError::InUse(_)
+        | CheckpointError::HeldByDrain(_)
         | CheckpointError::Damaged { .. }
         | CheckpointError::ImageGone(_)
         | CheckpointError::MountsChanged { .. }

@@ -4,12 +4,14 @@
 pub mod action;
 pub mod admin;
 pub mod checkpoint;
+pub mod drain;
 mod error;
 pub mod event;
 pub mod host;
 pub mod image;
 pub mod meta;
 pub mod pod;
+pub mod schedule;
 mod shell;
 pub mod ssh_key;
 pub mod stat;

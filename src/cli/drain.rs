@@ -1,0 +1,198 @@
+//! `pody drain` and `undrain`: maintenance of this host. The request is a row of the database; the daemon does the work, and
+//! the command waits and tells how far it is.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{
+    error::CliError,
+    exit,
+    output::{Format, Output},
+    user::open,
+};
+use crate::{
+    account::Actor,
+    app::App,
+    checkpoint::{DrainState, DrainStatus, DrainedState, DrainedView, NewDrain},
+    config,
+    control::{Told, tell_daemon},
+};
+
+/// Time between two looks at how far it is.
+const LOOK: Duration = Duration::from_millis(200);
+/// What members are told where the admin gives no reason.
+const MAINTENANCE: &str = "maintenance";
+const SHUTDOWN: &str = "the host goes down";
+
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Why, in words that members are told
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["status", "shutdown"])]
+    reason: Option<String>,
+    /// Stop pods that cannot be saved, too; `pody undrain` starts those from their beginning
+    #[arg(long, conflicts_with_all = ["status", "shutdown"])]
+    force: bool,
+    /// Do not wait for the end
+    #[arg(long)]
+    no_wait: bool,
+    /// Only tell how far it is
+    #[arg(long, conflicts_with = "shutdown")]
+    status: bool,
+    /// For the service that runs when the host goes down: does nothing unless before_shutdown is set, and the next start of
+    /// pody brings the pods back
+    #[arg(long)]
+    shutdown: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UndrainArgs {
+    /// Do not wait for the end
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl DrainArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let app = open()?;
+        if self.status {
+            let status = app.checkpoints.drain_status().await?;
+            match out.format() {
+                Format::Json => out.json(&status)?,
+                Format::People => out.line(describe(&status, out))?,
+            }
+            return Ok(exit::OK);
+        }
+        if self.shutdown && !app.config.get().checkpoint.before_shutdown {
+            out.line("before_shutdown is off: pods are not saved")?;
+            return Ok(exit::OK);
+        }
+        ensure_daemon()?;
+        let reason = if self.shutdown { SHUTDOWN } else { MAINTENANCE };
+        let reason = self.reason.unwrap_or_else(|| reason.to_owned());
+        let new = NewDrain { reason, forced: self.force, shutdown: self.shutdown };
+        app.checkpoints.drain(Actor::local(), new).await?;
+        ensure_daemon()?;
+        if self.no_wait {
+            out.line("pods are being saved and stopped; `pody drain --status` tells how far it is")?;
+            return Ok(exit::OK);
+        }
+        let (status, _) = follow(&app, DrainState::Draining, out).await?;
+        let left: Vec<&DrainedView> = in_state(&status, DrainedState::Running);
+        match out.format() {
+            Format::Json => out.json(&status)?,
+            Format::People => {
+                let saved = in_state(&status, DrainedState::Saved).len();
+                let stopped = in_state(&status, DrainedState::Stopped).len();
+                out.line(format!(
+                    "{} saved and stopped, {} stopped plainly, {} left running",
+                    pods(saved),
+                    pods(stopped),
+                    pods(left.len())
+                ))?;
+                out.line("`pody undrain` brings them back; until then no pod is created, started or restored")?;
+            }
+        }
+        for pod in &left {
+            out.warn(format_args!("{} runs on: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
+        }
+        if !left.is_empty() {
+            out.warn("`pody drain` tries these again, `pody drain --force` stops them");
+        }
+        Ok(if left.is_empty() { exit::OK } else { exit::FAILED })
+    }
+}
+
+impl UndrainArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let app = open()?;
+        ensure_daemon()?;
+        let begun = app.checkpoints.undrain(Actor::local()).await?;
+        if begun.state.is_none() {
+            match out.format() {
+                Format::Json => out.json(&begun)?,
+                Format::People => out.line("nothing is drained")?,
+            }
+            return Ok(exit::OK);
+        }
+        ensure_daemon()?;
+        if self.no_wait {
+            out.line("pods are being brought back; `pody drain --status` tells how far it is")?;
+            return Ok(exit::OK);
+        }
+        let (status, seen) = follow(&app, DrainState::Undraining, out).await?;
+        let failed = in_state(&status, DrainedState::Failed);
+        match out.format() {
+            Format::Json => out.json(&status)?,
+            Format::People => out.line(format!("{} back", pods(seen.saturating_sub(failed.len()))))?,
+        }
+        for pod in &failed {
+            out.warn(format_args!("{} is not back: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
+        }
+        if !failed.is_empty() {
+            out.warn("`pody undrain` tries these again; their checkpoints are kept");
+        }
+        Ok(if failed.is_empty() { exit::OK } else { exit::FAILED })
+    }
+}
+
+/// Tells the daemon of the row, which has to be there: it does the work.
+fn ensure_daemon() -> Result<(), CliError> {
+    match tell_daemon(&config::home()) {
+        Told::Yes => Ok(()),
+        Told::NotRunning => Err(CliError::NoDaemon),
+        Told::Silent => Err(CliError::SilentDaemon),
+    }
+}
+
+/// Waits until the drain is in another state; tells of each pod as it gets on. Returns how many pods there were, too.
+async fn follow(app: &App, state: DrainState, out: &Output) -> Result<(DrainStatus, usize), CliError> {
+    let mut told: Vec<(String, DrainedState)> = Vec::new();
+    let mut seen = 0;
+    loop {
+        let status = app.checkpoints.drain_status().await?;
+        seen = seen.max(status.pods.len());
+        for pod in &status.pods {
+            let now = (pod.name.clone(), pod.state);
+            if out.format() == Format::People && !told.contains(&now) {
+                eprintln!("{}: {}", pod.name, pod.state);
+            }
+            told.retain(|(name, _)| *name != pod.name);
+            told.push(now);
+        }
+        if status.state != Some(state) {
+            return Ok((status, seen));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn pods(count: usize) -> String {
+    format!("{count} pod{}", if count == 1 { "" } else { "s" })
+}
+
+fn in_state(status: &DrainStatus, state: DrainedState) -> Vec<&DrainedView> {
+    status.pods.iter().filter(|pod| pod.state == state).collect()
+}
+
+fn describe(status: &DrainStatus, out: &Output) -> String {
+    let (Some(state), Some(by), Some(since)) = (status.state, &status.by, &status.since) else {
+        return "nothing is drained".to_owned();
+    };
+    let what = match state {
+        DrainState::Draining => "pods are being saved and stopped",
+        DrainState::Drained => "drained: no pod is created, started or restored until `pody undrain`",
+        DrainState::Undraining => "pods are being brought back",
+        DrainState::Ended => "over, but these pods did not come back; `pody undrain` tries them again",
+    };
+    let reason = status.reason.as_deref().unwrap_or_default();
+    let rows = status.pods.iter().map(|pod| {
+        let state = match pod.phase {
+            Some(phase) => format!("{} ({phase})", pod.state),
+            None => pod.state.to_string(),
+        };
+        vec![pod.name.clone(), state, pod.reason.clone().unwrap_or_else(|| "-".to_owned())]
+    });
+    let table = out.table(&["POD", "STATE", "WHY"], rows);
+    format!("{what}\nby {by} since {since}: {reason}\n\n{table}")
+}

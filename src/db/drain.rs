@@ -1,0 +1,110 @@
+//! The tables `drain` and `drained_pods`: maintenance of the host, and which pods it stopped.
+
+use rusqlite::{Connection, Row, params};
+
+use super::{DbError, Tx, collect, parsed};
+use crate::{
+    checkpoint::{Drain, DrainedPod},
+    ids::{CheckpointId, PodId},
+};
+
+const COLUMNS: &str = "state, actor, source, reason, forced, shutdown, boot, begun_at";
+const POD_COLUMNS: &str = "pod, user, instance, container_name, state, action, checkpoint, reason";
+
+fn read(row: &Row) -> Result<Drain, DbError> {
+    Ok(Drain {
+        state: parsed(row.get(0)?)?,
+        actor: row.get(1)?,
+        source: row.get(2)?,
+        reason: row.get(3)?,
+        forced: row.get(4)?,
+        shutdown: row.get(5)?,
+        boot: row.get(6)?,
+        begun_at: row.get(7)?,
+    })
+}
+
+fn read_pod(row: &Row) -> Result<DrainedPod, DbError> {
+    Ok(DrainedPod {
+        pod: parsed(row.get(0)?)?,
+        user: parsed(row.get(1)?)?,
+        instance: parsed(row.get(2)?)?,
+        container_name: row.get(3)?,
+        state: parsed(row.get(4)?)?,
+        action: row.get::<_, Option<String>>(5)?.map(parsed).transpose()?,
+        checkpoint: row.get::<_, Option<String>>(6)?.map(parsed).transpose()?,
+        reason: row.get(7)?,
+    })
+}
+
+pub fn find(connection: &Connection) -> Result<Option<Drain>, DbError> {
+    Ok(collect(connection, &format!("SELECT {COLUMNS} FROM drain"), [], read)?.pop())
+}
+
+impl Tx<'_> {
+    pub fn find_drain(&self) -> Result<Option<Drain>, DbError> {
+        find(&self.0)
+    }
+
+    pub fn upsert_drain(&self, drain: &Drain) -> Result<(), DbError> {
+        self.0.execute(
+            &format!("INSERT OR REPLACE INTO drain (id, {COLUMNS}) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"),
+            params![
+                drain.state.as_str(),
+                drain.actor,
+                drain.source,
+                drain.reason,
+                drain.forced,
+                drain.shutdown,
+                drain.boot,
+                drain.begun_at,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Ends it, with all that it knew of pods.
+    pub fn delete_drain(&self) -> Result<(), DbError> {
+        self.0.execute("DELETE FROM drained_pods", [])?;
+        // With a condition: SQLite tells nobody of a table that is emptied as a whole.
+        self.0.execute("DELETE FROM drain WHERE id = 1", [])?;
+        Ok(())
+    }
+
+    pub fn list_drained(&self) -> Result<Vec<DrainedPod>, DbError> {
+        collect(&self.0, &format!("SELECT {POD_COLUMNS} FROM drained_pods ORDER BY container_name"), [], read_pod)
+    }
+
+    pub fn find_drained(&self, pod: PodId) -> Result<Option<DrainedPod>, DbError> {
+        let query = format!("SELECT {POD_COLUMNS} FROM drained_pods WHERE pod = ?1");
+        Ok(collect(&self.0, &query, [pod.to_string()], read_pod)?.pop())
+    }
+
+    pub fn upsert_drained(&self, pod: &DrainedPod) -> Result<(), DbError> {
+        self.0.execute(
+            &format!("INSERT OR REPLACE INTO drained_pods ({POD_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"),
+            params![
+                pod.pod.to_string(),
+                pod.user.as_str(),
+                pod.instance.as_str(),
+                pod.container_name,
+                pod.state.as_str(),
+                pod.action.map(|id| id.to_string()),
+                pod.checkpoint.map(|id| id.to_string()),
+                pod.reason,
+            ],
+        )?;
+        Ok(())
+    }
+
+    pub fn delete_drained(&self, pod: PodId) -> Result<(), DbError> {
+        self.0.execute("DELETE FROM drained_pods WHERE pod = ?1", [pod.to_string()])?;
+        Ok(())
+    }
+
+    /// Whether a drained pod is to come back from this checkpoint. One that did not come back is its owner's again.
+    pub fn is_held_by_drain(&self, checkpoint: CheckpointId) -> Result<bool, DbError> {
+        let query = "SELECT 1 FROM drained_pods WHERE checkpoint = ?1 AND state IN ('saving', 'saved', 'returning')";
+        Ok(!collect(&self.0, query, [checkpoint.to_string()], |_| Ok(()))?.is_empty())
+    }
+}

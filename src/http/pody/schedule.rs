@@ -1,0 +1,63 @@
+//! `/pod/schedule` and `/pod/schedules`
+
+use serde::Serialize;
+
+use super::ApiError;
+use crate::{
+    checkpoint::{Interval, Keep, PodSchedule, Rule},
+    http::router::{Cx, Json},
+    names::{PodRef, UserName},
+    params,
+};
+
+params! { Set { ins: PodRef; every: Interval, keep: Keep, off: bool } }
+
+/// A schedule, or that there is none any more.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Answer {
+    Set(PodSchedule),
+    Ended { message: String },
+}
+
+pub async fn set(cx: Cx, params: Set) -> Result<Json<impl Serialize>, ApiError> {
+    let checkpoints = &cx.app.checkpoints;
+    match (params.every, params.keep, params.off == Some(true)) {
+        (Some(every), Some(keep), false) => {
+            Ok(Json(Answer::Set(checkpoints.set_schedule(cx.caller(), &params.ins, Rule { every, keep }).await?)))
+        }
+        (None, None, true) => {
+            checkpoints.end_schedule(cx.caller(), &params.ins).await?;
+            Ok(Json(Answer::Ended { message: format!("Schedule of {} ended", params.ins) }))
+        }
+        _ => {
+            // Whether there is such a pod is told first, as everywhere.
+            cx.app.pods.find(cx.caller(), &params.ins)?;
+            Err(ApiError::BadRequest(
+                "name both every and keep, for example every=6h&keep=4, or off=true alone".to_owned(),
+            ))
+        }
+    }
+}
+
+params! { One { ins: PodRef } }
+
+pub async fn find(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(cx.app.checkpoints.find_schedule(cx.caller(), &params.ins)?))
+}
+
+params! { List { ; all: bool, user: UserName } }
+
+pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = cx.caller();
+    let others = params.all == Some(true) || params.user.as_ref().is_some_and(|user| user != &caller.user);
+    if others && !caller.is_admin {
+        return Err(ApiError::AdminsOnly);
+    }
+    let user = match (params.user, params.all) {
+        (Some(user), _) => Some(user),
+        (None, Some(true)) => None,
+        (None, _) => Some(caller.user.clone()),
+    };
+    Ok(Json(cx.app.checkpoints.list_schedules(user.as_ref())))
+}
