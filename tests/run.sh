@@ -2,7 +2,7 @@
 # Runs every test on a bare machine: sudo ./tests/run.sh
 #
 # Sets up what the tests need (packages, Docker, CRIU, the pod image, the client
-# of pody 0.4.1), then checks format, lints and tests. Nothing is skipped here: a
+# of pody 0.4.1, an S3 server), then checks format, lints and tests. Nothing is skipped here: a
 # missing capability fails the run. dockerd keeps running afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,6 +13,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The original, client and server, for the compatibility tests; kept between runs.
 readonly client_version=0.4.1
 readonly client_home=/var/cache/pody-tests/original-$client_version
+# A server that speaks S3, for the tests of the remote store.
+readonly moto_version=5.2.5
+readonly s3_home=/var/cache/pody-tests/moto-$moto_version
 
 ensure_python_client() {
     install_packages python3-venv
@@ -24,6 +27,16 @@ ensure_python_client() {
         touch "$client_home/complete"
     fi
     export PODY_TEST_PYCLIENT=$client_home
+}
+
+ensure_s3_server() {
+    if [ ! -e "$s3_home/complete" ]; then
+        rm -rf "$s3_home"
+        quiet python3 -m venv "$s3_home"
+        quiet "$s3_home/bin/pip" install --quiet "moto[server]==$moto_version"
+        touch "$s3_home/complete"
+    fi
+    export PODY_TEST_MOTO=$s3_home
 }
 
 ensure_rust_components() {
@@ -45,6 +58,8 @@ trap on_exit EXIT
 prepare criu-required
 step "pody $client_version, the original"
 ensure_python_client
+step "moto $moto_version, an S3 server"
+ensure_s3_server
 step "rustfmt and clippy"
 ensure_rust_components
 

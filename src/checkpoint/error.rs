@@ -3,7 +3,8 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use crate::{
-    checkpoint::CheckpointStatus, db::DbError, engine::EngineError, ids::CheckpointId, names::ByteSize, pod::PodError,
+    checkpoint::CheckpointStatus, db::DbError, engine::EngineError, ids::CheckpointId, names::ByteSize,
+    objects::ObjectError, pod::PodError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,10 @@ pub enum CheckpointError {
     Program { program: &'static str, message: String },
     #[error("pody was ended while it {0}")]
     Interrupted(&'static str),
+    #[error("checkpoint {0} is on this host already; see `pody checkpoints`")]
+    Known(CheckpointId),
+    #[error(transparent)]
+    Remote(#[from] ObjectError),
     #[error(transparent)]
     Pod(#[from] PodError),
     #[error(transparent)]

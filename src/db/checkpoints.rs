@@ -27,6 +27,7 @@ fn read(row: &Row) -> Result<Checkpoint, DbError> {
         size: row.get::<_, i64>(10)?.unsigned_abs(),
         image: row.get(11)?,
         created_at: row.get(12)?,
+        remote: None,
     })
 }
 

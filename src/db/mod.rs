@@ -15,6 +15,7 @@ mod actions;
 mod checkpoints;
 mod clusters;
 mod commits;
+mod copies;
 mod events;
 mod legacy;
 mod legacy_log;

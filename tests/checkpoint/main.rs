@@ -10,6 +10,7 @@ mod kills;
 mod life;
 mod matrix;
 mod refusals;
+mod remote;
 mod sessions;
 mod trouble;
 mod v2;
