@@ -349,10 +349,10 @@ fn without_a_store_it_is_refused() {
     let alice = server.member("alice");
     create(&alice, "main");
     let answer = alice.post("/pod/checkpoint?ins=main&remote=true");
-    assert_eq!(answer.status, 501, "{answer}");
+    assert_eq!(answer.status, 400, "{answer}");
     assert!(answer.detail().contains("[checkpoint.remote]"), "{answer}");
     assert_eq!(server.count("SELECT count(*) FROM actions"), 0);
-    assert_eq!(alice.get("/checkpoint/remote").status, 501);
+    assert_eq!(alice.get("/checkpoint/remote").status, 400);
     delete(&alice, "main");
     server.terminate();
     for (config, words) in [

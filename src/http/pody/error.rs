@@ -225,10 +225,10 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
 pub fn object_status(error: &ObjectError) -> StatusCode {
     match error {
         ObjectError::NotFound(_) => StatusCode::NOT_FOUND,
-        ObjectError::None | ObjectError::Config(_) | ObjectError::NoSigner => StatusCode::NOT_IMPLEMENTED,
+        ObjectError::None | ObjectError::NoSigner => StatusCode::BAD_REQUEST,
         ObjectError::Changed { .. } => StatusCode::CONFLICT,
         ObjectError::Failed(_) => StatusCode::BAD_GATEWAY,
-        ObjectError::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+        ObjectError::Cancelled | ObjectError::Config(_) => StatusCode::SERVICE_UNAVAILABLE,
         ObjectError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
