@@ -93,7 +93,8 @@ impl App {
             Checkpoints::new(home, db.clone(), config.clone(), engine.clone(), accounts.clone(), pods.clone());
         let clusters = Clusters::open(db.clone())?;
         let registry = Registry::new(home, db.clone(), config.clone(), checkpoints.clone());
-        let files = Files::new(home.to_owned(), db.clone(), config.clone(), accounts.clone());
+        let files =
+            Files::new(home.to_owned(), clusters.host().to_string(), db.clone(), config.clone(), accounts.clone());
         Ok(Self {
             config,
             db,
@@ -176,6 +177,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     spawn("checkpoints", Box::pin(app.checkpoints.clone().run(stop.clone())));
     spawn("schedules", until_stop(Box::pin(app.checkpoints.clone().schedule_loop())));
     spawn("drain", until_stop(Box::pin(app.checkpoints.clone().drain_loop())));
+    spawn("copies", Box::pin(app.checkpoints.clone().run_copies(stop.clone())));
     spawn("gpus", Box::pin(gpu::run(app.gpus.clone(), stop.clone())));
     spawn("gpu health", Box::pin(gpu::health::run(app.gpus.clone(), stop.clone())));
     spawn("overuse", Box::pin(app.pods.clone().enforce_loop(app.gpus.clone(), stop.clone())));

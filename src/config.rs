@@ -4,6 +4,8 @@
 //! misspelled limit that is silently ignored is no limit. `config.toml.example` lists every key with its unit.
 
 use std::{
+    collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,6 +22,10 @@ use crate::{
 
 /// The port that clients expect where none is named.
 pub const DEFAULT_PORT: u16 = 8799;
+
+/// Without being told, more threads than this are not begun for one checkpoint; and told, not more than that.
+const MAX_OWN_STREAMS: usize = 8;
+const MAX_STREAMS: usize = 256;
 
 /// A signed URL is no second password.
 const MAX_LINK_SECONDS: u32 = 7 * 86_400;
@@ -268,6 +274,8 @@ pub struct CheckpointConfig {
     pub compression: Compression,
     /// Pods saved or brought back at a time.
     pub parallelism: usize,
+    /// Threads that hash and pack, and parts of files on their way to or from the remote store; 0 = one per core, 8 at most.
+    pub streams: usize,
     /// Bytes that stay free on the disk.
     #[serde(deserialize_with = "byte_size")]
     pub keep_free: ByteSize,
@@ -295,6 +303,17 @@ pub struct CheckpointConfig {
     pub schedule_minimum_seconds: u64,
     /// Pods are saved when the host goes down, and brought back at the next start.
     pub before_shutdown: bool,
+    pub remote: RemoteConfig,
+}
+
+impl CheckpointConfig {
+    /// How many threads or parts at a time.
+    pub fn streams(&self) -> usize {
+        match self.streams {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_OWN_STREAMS),
+            streams => streams,
+        }
+    }
 }
 
 impl Default for CheckpointConfig {
@@ -304,6 +323,7 @@ impl Default for CheckpointConfig {
             directory: None,
             compression: Compression::None,
             parallelism: 2,
+            streams: 0,
             keep_free: ByteSize(1 << 30),
             timeout_seconds: 30,
             slowest_rate: ByteSize(100 << 20),
@@ -316,13 +336,74 @@ impl Default for CheckpointConfig {
             keep_days_hand_made: 0,
             schedule_minimum_seconds: 600,
             before_shutdown: false,
+            remote: RemoteConfig::default(),
         }
+    }
+}
+
+/// Where copies of checkpoints go.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RemoteConfig {
+    /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`; empty = there is none.
+    pub url: String,
+    pub copy: CopyWhich,
+    /// The checkpoint stays on this host, too.
+    pub keep_local: bool,
+    /// Checkpoints copied at a time.
+    pub parallelism: usize,
+    pub options: RemoteOptions,
+}
+
+impl Default for RemoteConfig {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            copy: CopyWhich::Asked,
+            keep_local: true,
+            parallelism: 2,
+            options: RemoteOptions::default(),
+        }
+    }
+}
+
+/// Which checkpoints are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyWhich {
+    /// Those for which it is asked.
+    Asked,
+    All,
+}
+
+/// Settings of the remote store, keys to it among them.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct RemoteOptions(pub BTreeMap<String, String>);
+
+impl RemoteOptions {
+    /// Values that nobody may see.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let is_secret = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            ["key", "secret", "token", "sas", "password", "credential"].iter().any(|word| name.contains(word))
+        };
+        let secrets = self.0.iter().filter(move |(name, value)| is_secret(name) && value.len() >= 4);
+        secrets.map(|(_, value)| value.as_str())
+    }
+}
+
+// By hand, so that no key reaches a log through `{:?}`.
+impl std::fmt::Debug for RemoteOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FilesConfig {
+    pub store: FileStore,
     /// All files of one user together, and one file: bytes or a size.
     #[serde(deserialize_with = "byte_size")]
     pub user_limit: ByteSize,
@@ -342,6 +423,7 @@ pub struct FilesConfig {
 impl Default for FilesConfig {
     fn default() -> Self {
         Self {
+            store: FileStore::Here,
             user_limit: ByteSize(10 << 30),
             file_limit: ByteSize(10 << 30),
             max_files: 10_000,
@@ -350,6 +432,15 @@ impl Default for FilesConfig {
             public_url: String::new(),
         }
     }
+}
+
+/// Where files of members lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileStore {
+    Here,
+    /// In the store of `[checkpoint.remote]`, behind URLs that it signs.
+    Remote,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -446,6 +537,10 @@ pub enum ConfigError {
     Parse { path: PathBuf, message: String },
     #[error("{path}: {rule}")]
     Rule { path: PathBuf, rule: &'static str },
+    #[error("{path}: {why}")]
+    Remote { path: PathBuf, why: String },
+    #[error("{path} holds keys of the remote store and others can read it; `chmod 600 {path}`")]
+    Readable { path: PathBuf },
 }
 
 impl Config {
@@ -459,6 +554,12 @@ impl Config {
         let config: Self = toml::from_str(&text)
             .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?;
         config.check().map_err(|rule| ConfigError::Rule { path: path.to_owned(), rule })?;
+        let remote = &config.checkpoint.remote;
+        crate::objects::check(remote).map_err(|why| ConfigError::Remote { path: path.to_owned(), why })?;
+        let mode = std::fs::metadata(path).map_or(0, |found| found.permissions().mode());
+        if mode & 0o077 != 0 && remote.options.secrets().next().is_some() {
+            return Err(ConfigError::Readable { path: path.to_owned() });
+        }
         Ok(config)
     }
 
@@ -481,6 +582,19 @@ impl Config {
             ),
             (self.server.max_connections == 0, "[server] max_connections must be at least 1"),
             (self.checkpoint.parallelism == 0, "[checkpoint] parallelism must be at least 1"),
+            (self.checkpoint.streams > MAX_STREAMS, "[checkpoint] streams must be at most 256"),
+            (self.checkpoint.remote.parallelism == 0, "[checkpoint.remote] parallelism must be at least 1"),
+            (
+                self.checkpoint.remote.copy == CopyWhich::All && self.checkpoint.remote.url.is_empty(),
+                "[checkpoint.remote] copy is \"all\": set url",
+            ),
+            (
+                self.files.store == FileStore::Remote
+                    && !["s3", "gs", "az", "adl", "azure", "abfs", "https"]
+                        .iter()
+                        .any(|scheme| self.checkpoint.remote.url.starts_with(scheme)),
+                "[files] store is \"remote\": set [checkpoint.remote] url to a store that signs URLs (s3://, gs:// or az://)",
+            ),
             (self.checkpoint.slowest_rate.0 == 0, "[checkpoint] slowest_rate must be at least 1"),
             (
                 self.checkpoint.directory.as_ref().is_some_and(|path| !path.is_absolute())
@@ -624,6 +738,26 @@ ports = [22]
     fn the_example_loads_and_names_every_default() {
         let example: Config = toml::from_str(include_str!("../config.toml.example")).unwrap();
         assert!(example.check().is_ok());
+    }
+
+    #[test]
+    fn keys_of_the_remote_store_are_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let text =
+            "[checkpoint.remote]\nurl = \"s3://b\"\n[checkpoint.remote.options]\naws_secret_access_key = \"hidden\"\n";
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod 600") && !error.contains("hidden"), "{error}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!(format!("{:?}", config.checkpoint.remote.options), "{\"aws_secret_access_key\"}");
+        assert_eq!(config.checkpoint.remote.options.secrets().collect::<Vec<_>>(), ["hidden"]);
+        // Where the store is needs no hiding.
+        std::fs::write(&path, "[checkpoint.remote]\nurl = \"file:///srv/x\"\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(Config::load(&path).is_ok());
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! - [`files`]: files of members behind signed URLs
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
 //! - [`host`]: processes and cgroups as /proc and /sys show them; whether a pod may open a device
+//! - [`objects`]: a folder or a cloud's storage for copies of checkpoints, the only place that knows object_store
 //! - [`registry`]: what agents tell of checkpoints and restores, beside ours
 //! - [`http`]: the only place that knows axum; every route in one list, one folder per dialect
 //! - [`cli`]: one file per command
@@ -36,6 +37,7 @@ pub mod http;
 pub mod ids;
 pub mod metrics;
 pub mod names;
+pub mod objects;
 pub mod pod;
 pub mod registry;
 pub mod tls;

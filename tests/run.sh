@@ -2,8 +2,9 @@
 # Runs every test on a bare machine: sudo ./tests/run.sh
 #
 # Sets up what the tests need (packages, Docker, CRIU, the pod image, the client
-# of pody 0.4.1, schemathesis), then checks format, lints and tests. Nothing is skipped here: a
-# missing capability fails the run. dockerd keeps running afterwards.
+# of pody 0.4.1, schemathesis, an S3 server), then checks format, lints and tests.
+# Nothing is skipped here: a missing capability fails the run. dockerd keeps
+# running afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,6 +17,8 @@ readonly environments=/var/cache/pody-tests
 readonly original=0.4.1
 # Tries every operation of the API against its description.
 readonly schemathesis=4.32.5
+# A server that speaks S3, for the tests of the remote store.
+readonly moto=5.2.5
 
 # ensure_environment NAME PACKAGE...: a virtual environment with these packages, made once.
 ensure_environment() {
@@ -54,6 +57,9 @@ export PODY_TEST_PYCLIENT=$environments/original-$original
 step "schemathesis"
 ensure_environment "schemathesis-$schemathesis" "schemathesis==$schemathesis"
 export PODY_TEST_SCHEMATHESIS=$environments/schemathesis-$schemathesis/bin/schemathesis
+step "moto, an S3 server"
+ensure_environment "moto-$moto" "moto[server]==$moto"
+export PODY_TEST_MOTO=$environments/moto-$moto
 step "rustfmt and clippy"
 ensure_rust_components
 

@@ -60,6 +60,7 @@ fn each_outside_system_has_one_place() {
         ("axum", "src/http/"),
         ("nvml_wrapper", "src/gpu/"),
         ("nvml_wrapper_sys", "src/gpu/"),
+        ("object_store", "src/objects/"),
         ("clap", "src/cli/"),
         ("prometheus_client", "src/metrics.rs"),
     ];

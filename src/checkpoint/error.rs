@@ -8,6 +8,7 @@ use crate::{
     engine::EngineError,
     ids::CheckpointId,
     names::ByteSize,
+    objects::ObjectError,
     pod::PodError,
 };
 
@@ -79,6 +80,10 @@ pub enum CheckpointError {
     Program { program: &'static str, message: String },
     #[error("pody was ended while it {0}")]
     Interrupted(&'static str),
+    #[error("checkpoint {0} is on this host already; see `pody checkpoints`")]
+    Known(CheckpointId),
+    #[error(transparent)]
+    Remote(#[from] ObjectError),
     #[error(transparent)]
     Pod(#[from] PodError),
     #[error(transparent)]

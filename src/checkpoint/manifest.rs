@@ -2,7 +2,7 @@
 //! does not exist; a file that is not as it says is named, and CRIU never sees it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -14,9 +14,12 @@ use serde_json::Value;
 
 use super::{
     CheckpointError, Compression, Kind,
-    store::{MANIFEST, files_below, sync_folder},
+    hashing::hash,
+    store::{MANIFEST, sync_folder},
+    streams,
 };
 use crate::{
+    db::now,
     ids::{CheckpointId, PodId},
     names::{InstanceName, UserName},
     pod::PodSpec,
@@ -25,9 +28,15 @@ use crate::{
 /// The form of the manifest; one of another form is not read.
 const FORMAT: u32 = 1;
 /// A manifest holds hundreds of files at most.
-const MAX_SIZE: u64 = 16 << 20;
-/// Read at a time while hashing: large enough for all threads to have a part.
-const CHUNK: usize = 8 << 20;
+pub const MAX_SIZE: u64 = 16 << 20;
+/// Of one whose content a stranger may have chosen.
+const MAX_FILES: usize = 50_000;
+const MAX_LOSSES: usize = 1_000;
+const MAX_TEXT: usize = 4_096;
+/// A petabyte: sums of sizes stay far from the end of their type.
+const MAX_BYTES: u64 = 1 << 50;
+/// Clocks of two hosts may differ, milliseconds.
+const MAX_AHEAD: i64 = 86_400_000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -118,34 +127,88 @@ impl Manifest {
         self.files.values().map(|entry| entry.size).sum()
     }
 
+    /// The files as they lie in the folder: path, size and hash.
+    pub fn stored(&self) -> impl Iterator<Item = (&Path, u64, &str)> {
+        self.files.iter().map(|(path, entry)| entry.stored(path))
+    }
+
     /// Reads the manifest of a folder and checks that it is this checkpoint's.
     pub fn read(folder: &Path, id: CheckpointId) -> Result<Self, CheckpointError> {
         let damaged = |why: String| CheckpointError::Damaged { id, file: MANIFEST.to_owned(), why };
-        let path = folder.join(MANIFEST);
-        let file = File::open(&path).map_err(|error| damaged(error.to_string()))?;
-        let mut text = String::new();
-        file.take(MAX_SIZE).read_to_string(&mut text).map_err(|error| damaged(error.to_string()))?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        let file = File::open(folder.join(MANIFEST)).map_err(|error| damaged(error.to_string()))?;
+        let mut text = Vec::new();
+        file.take(MAX_SIZE).read_to_end(&mut text).map_err(|error| damaged(error.to_string()))?;
+        Self::parse(&text, id).map_err(damaged)
+    }
+
+    /// From its text, or what is wrong with it.
+    pub fn parse(text: &[u8], id: CheckpointId) -> Result<Self, String> {
+        let manifest: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if manifest.format != FORMAT {
-            return Err(damaged(format!("its format is {}, this pody knows {FORMAT}", manifest.format)));
+            return Err(format!("its format is {}, this pody knows {FORMAT}", manifest.format));
         }
         if manifest.id != id {
-            return Err(damaged(format!("it is that of checkpoint {}", manifest.id)));
+            return Err(format!("it is that of checkpoint {}", manifest.id));
         }
-        let paths = manifest.files.iter().map(|(path, entry)| entry.stored(path).0);
-        for path in paths.chain(manifest.files.keys().map(PathBuf::as_path)) {
-            if path.components().any(|part| !matches!(part, Component::Normal(_))) {
-                return Err(damaged(format!("it names {}", path.display())));
-            }
-        }
+        manifest.check()?;
         Ok(manifest)
+    }
+
+    /// Nothing in it leads out of the folder, and nothing is larger than it can be.
+    fn check(&self) -> Result<(), String> {
+        if self.files.len() > MAX_FILES || self.losses.len() > MAX_LOSSES {
+            return Err(format!("it names more than {MAX_FILES} files or {MAX_LOSSES} losses"));
+        }
+        let mut seen = BTreeSet::new();
+        let mut bytes = 0u64;
+        for (path, entry) in &self.files {
+            let (stored, size, blake3) = entry.stored(path);
+            for path in [path.as_path(), stored] {
+                let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+                // Parts are put together again: what is not the same then is no plain path.
+                let is_same = path.iter().collect::<PathBuf>().as_os_str() == path.as_os_str();
+                if !is_plain || !is_same || path.as_os_str().is_empty() || path == Path::new(MANIFEST) {
+                    return Err(format!("it names {}", shown(&path.display().to_string())));
+                }
+            }
+            if !seen.insert(stored) {
+                return Err(format!("it names {} twice", shown(&stored.display().to_string())));
+            }
+            for hash in [blake3, &entry.blake3] {
+                if hash.len() != 64 || !hash.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
+                    return Err(format!("it gives {} no hash", shown(&stored.display().to_string())));
+                }
+            }
+            bytes = bytes.saturating_add(size.max(entry.size));
+        }
+        if bytes > MAX_BYTES || self.frozen_ms > MAX_BYTES || !(0..now() + MAX_AHEAD).contains(&self.created_at) {
+            return Err("its numbers cannot be".to_owned());
+        }
+        let is_id = self
+            .image_id
+            .strip_prefix("sha256:")
+            .is_some_and(|id| id.len() == 64 && id.bytes().all(|c| c.is_ascii_hexdigit()));
+        if !is_id {
+            return Err(format!("its image is {}", shown(&self.image_id)));
+        }
+        let host = &self.host;
+        let texts = [&self.container_name, &host.kernel, &host.machine, &host.criu, &host.runtime, &self.shape.image];
+        let texts = texts.into_iter().chain([&self.shape.hostname]).chain(&self.losses).chain(&self.sockets.address);
+        match texts.into_iter().find(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control)) {
+            Some(text) => Err(format!("it says {}", shown(text))),
+            None => Ok(()),
+        }
+    }
+
+    pub fn text(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self)
     }
 
     /// Writes it so that it is there whole or not at all, also after a power cut.
     pub fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
         let path = folder.join(MANIFEST);
         let written = || {
-            let text = serde_json::to_vec_pretty(self).map_err(io::Error::from)?;
+            let text = self.text().map_err(io::Error::from)?;
             let new = folder.join(format!("{MANIFEST}.new"));
             let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             file.write_all(&text)?;
@@ -156,86 +219,122 @@ impl Manifest {
         written().map_err(CheckpointError::io("writing", &path))
     }
 
-    /// Looks at every file that it names: there, of its size, and with its hash. The first that is not so is named.
-    pub fn verify(&self, folder: &Path, progress: &dyn Fn(u64)) -> Result<(), CheckpointError> {
-        let damaged = |path: &Path, why: String| CheckpointError::Damaged {
+    /// Looks at every file that it names, several at a time: there, of its size, and with its hash. One that is not so is
+    /// named.
+    pub fn verify(
+        &self,
+        folder: &Path,
+        streams: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), CheckpointError> {
+        let damaged = |(path, why): (&Path, String)| CheckpointError::Damaged {
             id: self.id,
             file: path.strip_prefix(super::store::IMAGES).unwrap_or(path).display().to_string(),
             why,
         };
+        let files: Vec<(&Path, u64, &str)> = self.stored().collect();
         // Sizes of all files first: that costs nothing and tells most damages.
-        for (path, entry) in &self.files {
-            let (path, size, _) = entry.stored(path);
-            match fs::symlink_metadata(folder.join(path)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(damaged(path, "it is missing".to_owned()));
-                }
-                Err(error) => return Err(damaged(path, error.to_string())),
-                Ok(found) if !found.is_file() => return Err(damaged(path, "it is no file".to_owned())),
-                Ok(found) if found.len() != size => {
-                    return Err(damaged(path, format!("expected {size} bytes, found {}", found.len())));
-                }
-                Ok(_) => {}
-            }
+        for (path, size, _) in &files {
+            check_size(folder, path, *size).map_err(|why| damaged((path, why)))?;
         }
-        for (path, entry) in &self.files {
-            let (path, _, blake3) = entry.stored(path);
-            let found = hash(&folder.join(path), progress).map_err(|error| damaged(path, error.to_string()))?;
-            if found != blake3 {
-                return Err(damaged(path, "its content changed".to_owned()));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Hashes every file below the folder and writes it through to the disk.
-pub fn hash_and_sync(folder: &Path, progress: &dyn Fn(u64)) -> Result<BTreeMap<PathBuf, FileEntry>, CheckpointError> {
-    let mut files = BTreeMap::new();
-    let found = files_below(folder).map_err(CheckpointError::io("reading", folder))?;
-    for path in found {
-        let full = folder.join(&path);
-        let entry = || {
-            let file = File::open(&full)?;
-            let blake3 = hash(&full, progress)?;
-            file.sync_all()?;
-            Ok(FileEntry { size: file.metadata()?.len(), blake3, packed: None })
+        let look = |(path, _, blake3): &(&Path, u64, &str)| {
+            check_hash(folder, path, blake3, progress).map_err(|why| damaged((path, why)))
         };
-        files.insert(path, entry().map_err(CheckpointError::io("hashing", &full))?);
+        streams::for_each(streams, &files, look)
     }
-    let images = folder.join(super::store::IMAGES);
-    if images.is_dir() {
-        sync_folder(&images).map_err(CheckpointError::io("syncing", &images))?;
-    }
-    Ok(files)
-}
 
-/// The BLAKE3 of a file. All cores take part in large ones.
-pub fn hash(path: &Path, progress: &dyn Fn(u64)) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut hasher = blake3::Hasher::new();
-    let mut chunk = vec![0; CHUNK.min(usize::try_from(length).unwrap_or(CHUNK).max(1))];
-    loop {
-        let read = fill(&mut file, &mut chunk)?;
-        if read == 0 {
-            return Ok(hasher.finalize().to_hex().to_string());
-        }
-        hasher.update_rayon(&chunk[..read]);
-        progress(read as u64);
+    /// The files in the folder that are not as they must be: path, size and hash.
+    pub fn damaged_files(&self, folder: &Path, streams: usize) -> Vec<(PathBuf, u64, String)> {
+        let files: Vec<(&Path, u64, &str)> = self.stored().collect();
+        let found = std::sync::Mutex::new(Vec::new());
+        let look = |(path, size, blake3): &(&Path, u64, &str)| {
+            let good = check_size(folder, path, *size).and_then(|()| check_hash(folder, path, blake3, &|_| {}));
+            if good.is_err() {
+                let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                found.push((path.to_path_buf(), *size, (*blake3).to_owned()));
+            }
+            Ok::<(), ()>(())
+        };
+        let _ = streams::for_each(streams, &files, look);
+        found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+fn check_size(folder: &Path, path: &Path, size: u64) -> Result<(), String> {
+    match fs::symlink_metadata(folder.join(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is missing".to_owned()),
+        Err(error) => Err(error.to_string()),
+        Ok(found) if !found.is_file() => Err("it is no file".to_owned()),
+        Ok(found) if found.len() != size => Err(format!("expected {size} bytes, found {}", found.len())),
+        Ok(_) => Ok(()),
     }
-    Ok(filled)
+}
+
+fn check_hash(folder: &Path, path: &Path, blake3: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<(), String> {
+    let found = hash(&folder.join(path), progress).map_err(|error| error.to_string())?;
+    if found == blake3 { Ok(()) } else { Err("its content changed".to_owned()) }
+}
+
+/// A stranger's text on one short line.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(100).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn manifest() -> Value {
+        json!({
+            "format": 1, "id": CheckpointId::generate(), "user": "alice", "pod": PodId::generate(), "instance": "main",
+            "container_name": "alice-main", "kind": "rootfs", "created_at": now(), "shape": shape(),
+            "image_id": format!("sha256:{}", "a".repeat(64)),
+            "host": {"kernel": "6", "machine": "x86_64", "criu": "4.2", "runtime": "runc", "cgroup": 1},
+            "sockets": {"local": 0, "outside": 0, "address": null}, "losses": [], "frozen_ms": 1,
+            "files": {"checkpoint/pages-1.img": {"size": 3, "blake3": "0".repeat(64)}}, "container": {},
+        })
+    }
+
+    fn shape() -> Value {
+        json!({"image": "pody-base:latest", "hostname": "main", "binds": [], "tmpfs": [], "ports": [], "network": "",
+               "gpus": null, "memory": null, "cpu": null, "pids": null, "shm": null, "storage": null, "new_privileges": false})
+    }
+
+    fn parse(value: &Value) -> Result<Manifest, String> {
+        let id = value["id"].as_str().unwrap().parse().unwrap();
+        Manifest::parse(value.to_string().as_bytes(), id)
+    }
+
+    #[test]
+    fn a_strangers_manifest_plays_no_tricks() {
+        assert!(parse(&manifest()).is_ok(), "{:?}", parse(&manifest()));
+        let file = |size: u64| json!({"size": size, "blake3": "0".repeat(64)});
+        let packed = |path: &str| {
+            json!({"size": 3, "blake3": "0".repeat(64),
+                   "packed": {"by": "zstd", "path": path, "size": 1, "blake3": "0".repeat(64)}})
+        };
+        for path in ["../x", "/etc/passwd", "a/../../x", "./a", "a//b", "a/", "", "manifest.json"] {
+            let mut bad = manifest();
+            bad["files"] = json!({path: file(3)});
+            assert!(parse(&bad).unwrap_err().starts_with("it names"), "{path:?}");
+            bad["files"] = json!({"a": packed(path)});
+            assert!(parse(&bad).unwrap_err().starts_with("it names"), "{path:?}");
+        }
+        let with = |key: &str, value: Value| {
+            let mut bad = manifest();
+            bad[key] = value;
+            parse(&bad).unwrap_err()
+        };
+        assert_eq!(with("files", json!({"a": packed("b"), "b": file(3)})), "it names \"b\" twice");
+        assert_eq!(with("files", json!({"a": file(u64::MAX), "b": file(u64::MAX)})), "its numbers cannot be");
+        assert_eq!(with("files", json!({"a": {"size": 1, "blake3": "x"}})), "it gives \"a\" no hash");
+        assert_eq!(with("created_at", json!(i64::MAX)), "its numbers cannot be");
+        assert_eq!(with("image_id", json!("evil;rm")), "its image is \"evil;rm\"");
+        assert_eq!(with("losses", json!(["a\u{1b}[2J"])), "it says \"a\\u{1b}[2J\"");
+        assert!(with("user", json!("../bob")).contains("name"), "{}", with("user", json!("../bob")));
+        assert!(with("losses", json!(vec!["x"; MAX_LOSSES + 1])).contains("more than"));
+        assert!(with("format", json!(2)).contains("format is 2"));
+    }
 }

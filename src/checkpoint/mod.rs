@@ -8,6 +8,8 @@
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
+//! - [`hashing`], [`streams`]: files read and written several at a time
+//! - [`copies`], [`fetch`]: copies in the remote store, and back from there
 //!
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
 //! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
@@ -18,8 +20,11 @@ mod causes;
 mod compress;
 mod drain;
 mod drainer;
+mod copies;
 mod error;
+mod fetch;
 pub mod gzip;
+mod hashing;
 mod hollow;
 mod manifest;
 mod phase;
@@ -32,6 +37,7 @@ mod save;
 mod schedule;
 mod scheduler;
 mod store;
+mod streams;
 mod target;
 mod types;
 
@@ -50,14 +56,17 @@ use tokio::sync::Semaphore;
 use self::store::Store;
 pub use self::{
     drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
+    copies::Copy,
     error::CheckpointError,
+    fetch::RemoteCheckpoint,
     manifest::Manifest,
     phase::Phase,
     preflight::{ProcessVerdict, Saved, Verdict},
     schedule::{Interval, Keep, PodSchedule, Rule, RuleError, Schedule, ScheduleView},
     types::{
         Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,
-        Compression, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin, UnknownWord,
+        Compression, Connections, CopyStatus, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin,
+        UnknownWord,
     },
 };
 use crate::{
@@ -67,6 +76,7 @@ use crate::{
     engine::Engine,
     ids::{ActionId, CheckpointId, PodId},
     names::UserName,
+    objects::LiveStorage,
     pod::Pods,
 };
 
@@ -88,6 +98,9 @@ struct Inner {
     turns: Semaphore,
     /// Actions that a task of ours is at work on.
     live: Mutex<HashMap<ActionId, Arc<Live>>>,
+    copies: copies::Copies,
+    /// Held by who brings files back from the remote store.
+    fetches: tokio::sync::Mutex<()>,
     /// Rows may be left that nobody is at work on.
     unsettled: AtomicBool,
     /// Bytes a second of the last dump.
@@ -130,6 +143,8 @@ impl Checkpoints {
             store: Store::new(folder),
             turns: Semaphore::new(current.checkpoint.parallelism),
             live: Mutex::default(),
+            copies: copies::Copies::new(LiveStorage::new(config.clone())),
+            fetches: tokio::sync::Mutex::default(),
             unsettled: AtomicBool::new(true),
             rate: AtomicU64::new(preflight::EXPECTED_RATE),
             config,
@@ -154,14 +169,15 @@ impl Checkpoints {
                 && filter.ids.as_ref().is_none_or(|ids| ids.contains(&row.id))
                 && filter.name.as_ref().is_none_or(|name| row.name.as_ref() == Some(name))
         };
-        Ok(rows.into_iter().filter(wanted).collect())
+        self.with_copies(rows.into_iter().filter(wanted).collect()).await
     }
 
     /// One checkpoint. Others' are not there for members.
     pub async fn find(&self, caller: &Caller, id: CheckpointId) -> Result<Checkpoint, CheckpointError> {
         let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
-        row.filter(|row| may_see(caller, &row.user) && row.status != CheckpointStatus::Deleting)
-            .ok_or_else(|| CheckpointError::NotFound(id.to_string()))
+        let row = row.filter(|row| may_see(caller, &row.user) && row.status != CheckpointStatus::Deleting);
+        let found = self.with_copies(row.into_iter().collect()).await?.pop();
+        found.ok_or_else(|| CheckpointError::NotFound(id.to_string()))
     }
 
     /// What a checkpoint consists of.
@@ -170,8 +186,7 @@ impl Checkpoints {
         if !matches!(row.status, CheckpointStatus::Ready | CheckpointStatus::Deprecated) {
             return Err(CheckpointError::NotReady { id, status: row.status });
         }
-        let folder = self.0.store.folder(id);
-        off_thread(move || Manifest::read(&folder, id)).await
+        self.manifest_of(&row).await
     }
 
     /// Deletes a checkpoint, unless it is being made or read.
@@ -199,9 +214,14 @@ impl Checkpoints {
     /// One action, with how far it is.
     pub async fn action(&self, caller: &Caller, id: ActionId) -> Result<Action, CheckpointError> {
         let row: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
-        row.filter(|row| may_see(caller, &row.user))
+        let mut row = row
+            .filter(|row| may_see(caller, &row.user))
             .map(|row| self.with_progress(row))
-            .ok_or_else(|| CheckpointError::NoAction(id.to_string()))
+            .ok_or_else(|| CheckpointError::NoAction(id.to_string()))?;
+        let checkpoint = row.checkpoint;
+        let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(checkpoint)).await?;
+        row.remote = copy.filter(|_| row.kind == ActionKind::Checkpoint).map(|copy| copy.words());
+        Ok(row)
     }
 
     /// Actions that the caller may see, newest first.

@@ -20,6 +20,7 @@
 //! | phase | what is done | undone by |
 //! | --- | --- | --- |
 //! | verify | the manifest, every file's size and hash; nothing is touched before | |
+//! | fetch | only where the folder is gone or damaged and has a copy: what is missing, from the remote store | what is whole stays |
 //! | prepare | container (under another name), the writable layer put aside and made anew, packed files unpacked | the layer put back, or the container removed |
 //! | start | the engine starts the container from the images | what was started killed, then as above |
 //! | check | it lives | as above |
@@ -45,6 +46,7 @@ words! {
         Stop = "stop",
         Compress = "compress",
         Verify = "verify",
+        Fetch = "fetch",
         Prepare = "prepare",
         Start = "start",
         Check = "check",
@@ -101,6 +103,7 @@ impl Phase {
             Self::Stop => "stopped the pod",
             Self::Compress => "packed the checkpoint",
             Self::Verify => "verified the checkpoint",
+            Self::Fetch => "fetched the checkpoint",
             Self::Prepare => "prepared the pod's files",
             Self::Start => "brought the processes back",
             Self::Check => "looked whether the pod lives",

@@ -147,9 +147,7 @@ impl Checkpoints {
             action.bytes = size;
             // A complete one counts, whatever came after it.
             action.losses.extend(action.error.take());
-            return self
-                .end_action(action, Ok(()), move |tx| tx.update_checkpoint(id, CheckpointStatus::Ready, size))
-                .await;
+            return self.end_saved(action, size).await;
         }
         self.0.store.remove(id)?;
         self.let_image_go(id).await;
@@ -265,7 +263,14 @@ impl Checkpoints {
             let store = self.0.store.clone();
             off_thread(move || store.remove(id)).await?;
             self.let_image_go(id).await;
-            self.0.db.write(move |tx| tx.delete_checkpoint(id)).await?;
+            self.0
+                .db
+                .write(move |tx| {
+                    tx.delete_copy_later(id)?;
+                    tx.delete_checkpoint(id)
+                })
+                .await?;
+            self.0.copies.call_off(id);
         }
         Ok(())
     }

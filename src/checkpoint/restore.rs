@@ -13,7 +13,7 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, ActionKind, AtWork, CheckpointError, Checkpoints, Live, Phase, archive, compress, hollow,
+    Action, ActionKind, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
     manifest::{Manifest, Sockets},
     off_thread,
     recover::aside,
@@ -50,8 +50,10 @@ impl Tcp {
     }
 
     /// What to try, in this order.
-    fn choices(sockets: &Sockets, in_place: bool) -> &'static [Self] {
+    fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [Self] {
         match (sockets.outside, in_place) {
+            _ if wanted == Some(Connections::Keep) => &[Self::Established],
+            _ if wanted == Some(Connections::Close) => &[Self::Close],
             (0, _) => &[Self::Established, Self::Close],
             // The pod may have its old address, and is the only one of it.
             (_, true) => &[Self::Established, Self::Close],
@@ -69,6 +71,7 @@ pub(super) struct Restoring {
     pub(super) folder: PathBuf,
     pub(super) pod: Pod,
     pub(super) live: Arc<Live>,
+    pub(super) connections: Option<Connections>,
     /// Where each image is to be read from, by its name.
     pub(super) images: Vec<(PathBuf, PathBuf)>,
     pub(super) attempts: u32,
@@ -106,9 +109,27 @@ impl Restoring {
     }
 
     async fn verify(&mut self) -> Result<(), CheckpointError> {
+        match self.verify_here().await {
+            Err(error @ CheckpointError::Damaged { .. }) if self.me.copied(self.manifest.id).await? => {
+                tracing::info!(pod = self.pod.container_name, %error, "fetched from its copy");
+                self.action.phase = Phase::Fetch;
+                self.me.write_action(&self.action).await?;
+                fail_point!("restore-fetch", |_| Err(CheckpointError::Interrupted(Phase::Fetch.doing())));
+                self.me.fetch(&self.manifest, &self.live).await?;
+                self.action.phase = Phase::Verify;
+                self.me.write_action(&self.action).await?;
+                self.live.bytes.store(0, Ordering::Relaxed);
+                self.verify_here().await
+            }
+            verified => verified,
+        }
+    }
+
+    async fn verify_here(&self) -> Result<(), CheckpointError> {
         let (manifest, folder, live) = (self.manifest.clone(), self.folder.clone(), self.live.clone());
+        let streams = self.me.0.config.get().checkpoint.streams();
         off_thread(move || {
-            manifest.verify(&folder, &|read| {
+            manifest.verify(&folder, streams, &|read| {
                 live.bytes.fetch_add(read, Ordering::Relaxed);
             })
         })
@@ -119,7 +140,8 @@ impl Restoring {
         let scratch = self.me.0.store.scratch(self.action.id);
         fs::create_dir_all(&scratch).map_err(CheckpointError::io("making", &scratch))?;
         let (manifest, folder) = (self.manifest.clone(), self.folder.clone());
-        self.images = off_thread(move || compress::unpack_all(&manifest, &folder, &scratch, &|_| {})).await?;
+        let streams = self.me.0.config.get().checkpoint.streams();
+        self.images = off_thread(move || compress::unpack_all(&manifest, &folder, &scratch, streams, &|_| {})).await?;
         self.fill().await
     }
 
@@ -191,7 +213,7 @@ impl Restoring {
         if !self.manifest.kind.has_processes() {
             return Ok(self.me.0.engine.start(&container).await?);
         }
-        let choices = Tcp::choices(&self.manifest.sockets, !self.action.journal.makes_pod);
+        let choices = Tcp::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
         let mut last = None;
         for (at, tcp) in choices.iter().enumerate() {
             let mut started = self.start_from_images(&container, *tcp).await;
@@ -204,9 +226,11 @@ impl Restoring {
                 Ok(()) => {
                     if *tcp == Tcp::Close && self.manifest.sockets.outside + self.manifest.sockets.local > 0 {
                         let count = self.manifest.sockets.outside + self.manifest.sockets.local;
-                        self.action
-                            .losses
-                            .push(format!("{count} open TCP connections were closed: the pod's address is another"));
+                        let why = match self.connections {
+                            Some(Connections::Close) => "it was asked for",
+                            _ => "the pod's address is another",
+                        };
+                        self.action.losses.push(format!("{count} open TCP connections were closed: {why}"));
                     }
                     return Ok(());
                 }
@@ -312,8 +336,10 @@ mod tests {
     #[test]
     fn a_clone_does_not_take_the_connections_of_another() {
         let sockets = |local, outside| Sockets { local, outside, address: None };
-        assert_eq!(Tcp::choices(&sockets(3, 0), false)[0], Tcp::Established);
-        assert_eq!(Tcp::choices(&sockets(3, 1), false), [Tcp::Close]);
-        assert_eq!(Tcp::choices(&sockets(0, 1), true), [Tcp::Established, Tcp::Close]);
+        assert_eq!(Tcp::choices(&sockets(3, 0), false, None)[0], Tcp::Established);
+        assert_eq!(Tcp::choices(&sockets(3, 1), false, None), [Tcp::Close]);
+        assert_eq!(Tcp::choices(&sockets(0, 1), true, None), [Tcp::Established, Tcp::Close]);
+        assert_eq!(Tcp::choices(&sockets(3, 0), false, Some(Connections::Close)), [Tcp::Close]);
+        assert_eq!(Tcp::choices(&sockets(3, 1), true, Some(Connections::Keep)), [Tcp::Established]);
     }
 }

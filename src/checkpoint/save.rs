@@ -14,7 +14,8 @@ use super::{
     DrainedPod, DrainedState, Journal, Kind, LeaveRunning, Live, NewCheckpoint, Origin, Phase, Verdict, admission,
     archive, compress,
     drainer::new_row,
-    manifest::{self, Host, Manifest},
+    hashing,
+    manifest::{Host, Manifest},
     millis_since, note, off_thread,
     phase::Circumstances,
     preflight::{self, Findings},
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     account::{Actor, Caller},
-    db::{Outcome, now},
+    db::{Outcome, Tx, now},
     engine::{Anatomy, EngineError, RestartRule},
     ids::{ActionId, CheckpointId, ContainerId},
     names::PodRef,
@@ -56,6 +57,7 @@ struct Saving {
     manifest: Manifest,
     live: Arc<Live>,
     compression: Compression,
+    streams: usize,
     deadline: Duration,
     /// Nobody attaches to a terminal of the pod until it goes on.
     shells: Option<ShellsHeld>,
@@ -86,6 +88,8 @@ impl Checkpoints {
         self.0.pods.wait_ready().await;
         self.0.engine.ensure_up()?;
         let pod = self.0.pods.find(caller, wanted)?;
+        // A copy that cannot be made is refused before the pod is touched.
+        self.copy_for(new.remote, CheckpointId::generate(), &pod.user)?;
         if self.is_at_work_on(pod.id) {
             return Err(CheckpointError::InProgress(pod.container_name.clone()));
         }
@@ -107,6 +111,7 @@ impl Checkpoints {
         let (checkpoint, action) = self.reserve(actor, &pod, &seen, &new).await?;
         let (at_work, live) = self.begin_work(&action, checkpoint.size);
         let config = self.0.config.get();
+        let most = config.checkpoint.streams();
         let saving = Saving {
             me: self.clone(),
             action: action.clone(),
@@ -118,6 +123,7 @@ impl Checkpoints {
             seen,
             live,
             compression: new.compression,
+            streams: new.streams.map_or(most, |wanted| wanted.clamp(1, most)),
             shells: None,
             _at_work: at_work,
         };
@@ -183,6 +189,7 @@ impl Checkpoints {
             image: seen.anatomy.image_id.clone(),
             created_at: now(),
             origin: new.origin,
+            remote: None,
         };
         let mut action = Action {
             id: ActionId::generate(),
@@ -198,12 +205,14 @@ impl Checkpoints {
             frozen_ms: None,
             losses: seen.findings.losses.clone(),
             error: None,
+            remote: None,
             started_at: now(),
             ended_at: None,
             event: 0,
             journal: Journal {
                 leave_running: new.leave_running,
                 container: Some(seen.container.clone()),
+                remote: new.remote,
                 ..Journal::default()
             },
         };
@@ -329,7 +338,7 @@ impl Saving {
             Phase::Commit => self.commit().await,
             Phase::Stop => self.stop().await,
             Phase::Compress => self.compress().await,
-            Phase::Verify | Phase::Prepare | Phase::Start | Phase::Check | Phase::Clean => Ok(()),
+            Phase::Verify | Phase::Fetch | Phase::Prepare | Phase::Start | Phase::Check | Phase::Clean => Ok(()),
         }
     }
 
@@ -449,8 +458,8 @@ impl Saving {
     }
 
     async fn hash(&mut self) -> Result<(), CheckpointError> {
-        let folder = self.folder.clone();
-        self.manifest.files = off_thread(move || manifest::hash_and_sync(&folder, &|_| {})).await?;
+        let (folder, streams) = (self.folder.clone(), self.streams);
+        self.manifest.files = off_thread(move || hashing::hash_and_sync(&folder, streams, &|_| {})).await?;
         Ok(())
     }
 
@@ -477,8 +486,9 @@ impl Saving {
 
     async fn compress(&mut self) -> Result<(), CheckpointError> {
         let (mut manifest, folder, by) = (self.manifest.clone(), self.folder.clone(), self.compression);
+        let streams = self.streams;
         let packed = off_thread(move || {
-            compress::pack_all(&mut manifest, &folder, by, &|_| {}).inspect_err(|_| {
+            compress::pack_all(&mut manifest, &folder, by, streams, &|_| {}).inspect_err(|_| {
                 // What was not finished; the manifest in the folder says what counts.
                 let swept = Manifest::read(&folder, manifest.id).and_then(|there| compress::sweep(&there, &folder));
                 drop(swept);
@@ -508,8 +518,7 @@ impl Saving {
         tracing::info!(pod = self.pod.container_name, checkpoint = %id, size, frozen_ms = self.action.frozen_ms, "saved");
         let mut action = self.action.clone();
         action.bytes = size;
-        let written =
-            self.me.end_action(action, Ok(()), move |tx| tx.update_checkpoint(id, CheckpointStatus::Ready, size)).await;
+        let written = self.me.end_saved(action, size).await;
         if let Err(error) = written {
             tracing::warn!(%error, "the end of a checkpoint is written later");
             self.me.settle_later();
@@ -535,6 +544,23 @@ impl Saving {
 }
 
 impl Checkpoints {
+    /// The end of a checkpoint that is complete: from now on it counts, and is copied where that is wanted.
+    pub(super) async fn end_saved(&self, action: Action, size: u64) -> Result<(), CheckpointError> {
+        let id = action.checkpoint;
+        // The store may have gone out of the config meanwhile.
+        let copy = self.copy_for(action.journal.remote, id, &action.user).unwrap_or_else(|error| {
+            tracing::warn!(checkpoint = %id, %error, "not copied");
+            None
+        });
+        let also = move |tx: &Tx| {
+            tx.update_checkpoint(id, CheckpointStatus::Ready, size)?;
+            copy.as_ref().map_or(Ok(()), |copy| tx.put_copy(copy))
+        };
+        self.end_action(action, Ok(()), also).await?;
+        self.0.copies.wake();
+        Ok(())
+    }
+
     /// Gives a container its restart rule back; one that was saved and stopped is not started by a reboot.
     pub(super) async fn put_restart_rule(&self, action: &Action) -> Result<(), CheckpointError> {
         let (Some(container), Some(rule)) = (&action.journal.container, &action.journal.restart) else { return Ok(()) };

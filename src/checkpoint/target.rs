@@ -6,8 +6,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointFilter, CheckpointStatus, Checkpoints,
-    DrainedPod, DrainedState, Journal, NewRestore, Phase, manifest::Manifest, note, off_thread, restore::Restoring,
-    runtime, save::KEPT_IMAGES, store,
+    DrainedPod, DrainedState, Journal, NewRestore, Phase, manifest::Manifest, note, restore::Restoring, runtime,
+    save::KEPT_IMAGES, store,
 };
 use crate::{
     account::{Actor, Caller},
@@ -41,11 +41,8 @@ impl Checkpoints {
         if row.kind.has_processes() {
             runtime::criu_version().await?;
         }
-        let (folder, id) = (self.0.store.folder(row.id), row.id);
-        let manifest = {
-            let folder = folder.clone();
-            off_thread(move || Manifest::read(&folder, id)).await?
-        };
+        let folder = self.0.store.folder(row.id);
+        let manifest = self.manifest_of(&row).await?;
         check_belongs(&manifest, &row)?;
         self.check_space(&manifest)?;
         let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());
@@ -82,6 +79,7 @@ impl Checkpoints {
             folder,
             pod,
             live,
+            connections: new.connections,
             images: Vec::new(),
             attempts: 0,
             _at_work: at_work,
@@ -182,6 +180,7 @@ impl Checkpoints {
             frozen_ms: None,
             losses: manifest.losses.clone(),
             error: None,
+            remote: None,
             started_at: now(),
             ended_at: None,
             event: pod.event,

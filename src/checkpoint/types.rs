@@ -140,6 +140,16 @@ words! {
     }
 }
 
+words! {
+    CopyStatus, "state of a copy" {
+        Queued = "queued",
+        Copying = "copying",
+        Copied = "copied",
+        Failed = "failed",
+        Deleting = "deleting",
+    }
+}
+
 /// Whether the pod goes on after it was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LeaveRunning {
@@ -183,6 +193,10 @@ pub struct NewCheckpoint {
     pub name: Option<CheckpointName>,
     pub reason: Option<String>,
     pub origin: Origin,
+    /// A copy in the remote store is asked for.
+    pub remote: bool,
+    /// Threads for it, where the caller wants fewer than the host would take.
+    pub streams: Option<usize>,
 }
 
 /// What is to be brought back: the checkpoint, or the newest of the pod.
@@ -192,6 +206,16 @@ pub struct NewRestore {
     pub pod: Option<PodRef>,
     /// `None` = under its own name.
     pub restore_as: Option<InstanceName>,
+    /// `None` = what goes: kept where nobody else has them.
+    pub connections: Option<Connections>,
+}
+
+/// What is to become of TCP connections that were open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// They go on, or the restore fails.
+    Keep,
+    Close,
 }
 
 /// A row of the table `checkpoints`.
@@ -214,6 +238,9 @@ pub struct Checkpoint {
     #[serde(serialize_with = "as_time")]
     pub created_at: i64,
     pub origin: Origin,
+    /// Its copy in the remote store: `queued`, `copying`, `copied`, or `failed` and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
 }
 
 /// Which checkpoints to list.
@@ -267,6 +294,9 @@ pub struct Action {
     /// What is not in the checkpoint, or was not brought back.
     pub losses: Vec<String>,
     pub error: Option<String>,
+    /// The copy of its checkpoint in the remote store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
     #[serde(serialize_with = "as_time")]
     pub started_at: i64,
     #[serde(serialize_with = "as_time_if_any")]
@@ -288,11 +318,21 @@ pub struct Journal {
     pub upper: Option<PathBuf>,
     /// A restore makes a pod of its own.
     pub makes_pod: bool,
+    /// A copy in the remote store is asked for.
+    #[serde(default)]
+    pub remote: bool,
 }
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { leave_running: LeaveRunning::Yes, container: None, restart: None, upper: None, makes_pod: false }
+        Self {
+            leave_running: LeaveRunning::Yes,
+            container: None,
+            restart: None,
+            upper: None,
+            makes_pod: false,
+            remote: false,
+        }
     }
 }
 

@@ -48,7 +48,21 @@ enum CheckpointCommand {
     Schedule(ScheduleArgs),
     /// Your schedules, with the next and the last time
     Schedules(SchedulesArgs),
-    /// Delete a checkpoint
+    /// What the remote store has of yours, also what this host does not know
+    Remote {
+        /// Another user's; for admins
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Take a checkpoint of the remote store in that this host does not know; its files come when it is restored
+    Fetch {
+        /// The checkpoint, as `pody checkpoint remote` lists it
+        id: String,
+        /// Another user's; for admins
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Delete a checkpoint, and its copy in the remote store
     Rm {
         /// The checkpoint, as `pody checkpoints` lists it
         id: String,
@@ -74,6 +88,9 @@ struct SaveArgs {
     /// A name to remember it by
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
+    /// Copy it to the server's remote store, in the background
+    #[arg(long)]
+    remote: bool,
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +142,7 @@ struct Line {
     /// Who had it made; an older server does not tell.
     #[serde(default)]
     origin: String,
+    remote: Option<String>,
     created_at: String,
 }
 
@@ -137,6 +155,18 @@ impl Line {
             (None, origin) => format!("({origin})"),
         }
     }
+}
+
+/// A line of `pody checkpoint remote`.
+#[derive(Deserialize)]
+struct RemoteLine {
+    id: String,
+    is_here: bool,
+    instance: Option<String>,
+    kind: Option<String>,
+    size: Option<i64>,
+    created_at: Option<String>,
+    problem: Option<String>,
 }
 
 /// What `checkpoint/check` says.
@@ -168,6 +198,8 @@ impl CheckpointArgs {
             Some(CheckpointCommand::Check { name, kind }) => check(&name, kind.as_deref(), out).await,
             Some(CheckpointCommand::Schedule(args)) => args.run(out).await,
             Some(CheckpointCommand::Schedules(args)) => args.run(out).await,
+            Some(CheckpointCommand::Remote { user }) => list_remote(user.as_deref(), out).await,
+            Some(CheckpointCommand::Fetch { id, user }) => fetch(&id, user.as_deref(), out).await,
             Some(CheckpointCommand::Rm { id, yes }) => remove(&id, yes, out).await,
             None => self.save.run(out).await,
         }
@@ -181,6 +213,9 @@ impl SaveArgs {
         form.extend(self.kind.as_deref().map(|kind| ("kind", kind)));
         form.extend(self.compression.as_deref().map(|compression| ("compression", compression)));
         form.extend(self.label.as_deref().map(|label| ("name", label)));
+        if self.remote {
+            form.push(("remote", "true"));
+        }
         let (answer, action) = follow("pod/checkpoint", &form, "saving").await?;
         let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("; it stood still for {}", seconds(ms)));
         let size = output::size(i64::try_from(action.bytes).unwrap_or(i64::MAX), 1);
@@ -224,7 +259,11 @@ impl CheckpointsArgs {
             if rows.is_empty() {
                 return "no checkpoints; `pody checkpoint NAME` makes one".to_owned();
             }
+            let has_copies = rows.iter().any(|row| row.remote.is_some());
             let mut header = vec!["ID", "POD", "KIND", "SIZE", "PACKED", "STATUS", "LABEL", "CREATED"];
+            if has_copies {
+                header.push("REMOTE");
+            }
             if self.all {
                 header.insert(1, "USER");
             }
@@ -240,6 +279,9 @@ impl CheckpointsArgs {
                     label,
                     output::ago(&line.created_at),
                 ];
+                if has_copies {
+                    row.push(line.remote.map_or_else(|| "-".to_owned(), |words| output::printable_line(&words)));
+                }
                 if self.all {
                     row.insert(1, line.user);
                 }
@@ -284,6 +326,43 @@ async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliEr
         text
     })?;
     Ok(code)
+}
+
+async fn list_remote(user: Option<&str>, out: &Output) -> Result<u8, CliError> {
+    let query: Vec<(&str, &str)> = user.map(|user| ("user", user)).into_iter().collect();
+    let answer = Client::from_environment()?.get("checkpoint/remote", &query).await?;
+    out.show(answer, |rows: Vec<RemoteLine>| {
+        if rows.is_empty() {
+            return "the remote store has none; `pody checkpoint NAME --remote` copies one there".to_owned();
+        }
+        let dash = || "-".to_owned();
+        let row = |line: RemoteLine| {
+            vec![
+                line.id,
+                line.instance.unwrap_or_else(dash),
+                line.kind.unwrap_or_else(dash),
+                line.size.map_or_else(dash, |size| output::size(size, 1)),
+                if line.is_here { "yes" } else { "no" }.to_owned(),
+                line.created_at.as_deref().map_or_else(dash, output::ago),
+                line.problem.map_or_else(dash, |problem| output::printable_line(&problem)),
+            ]
+        };
+        let header = ["ID", "POD", "KIND", "SIZE", "HERE", "CREATED", "PROBLEM"];
+        out.table(&header, rows.into_iter().map(row))
+    })?;
+    Ok(exit::OK)
+}
+
+async fn fetch(id: &str, user: Option<&str>, out: &Output) -> Result<u8, CliError> {
+    let mut form = vec![("checkpoint", id)];
+    form.extend(user.map(|user| ("user", user)));
+    let answer = Client::from_environment()?.post("checkpoint/fetch", &form).await?;
+    let pod = answer["instance"].as_str().unwrap_or("NAME").to_owned();
+    out.done(
+        &answer,
+        format!("{id} is known here now; `pody restore {pod} --from {id}` brings its files and the pod"),
+    )?;
+    Ok(exit::OK)
 }
 
 async fn remove(id: &str, yes: bool, out: &Output) -> Result<u8, CliError> {

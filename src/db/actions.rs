@@ -30,6 +30,7 @@ fn read(row: &Row) -> Result<Action, DbError> {
         frozen_ms: row.get::<_, Option<i64>>(10)?.map(i64::unsigned_abs),
         losses: from_json(row.get(11)?)?,
         error: row.get(12)?,
+        remote: None,
         event: row.get(13)?,
         started_at: row.get(14)?,
         ended_at: row.get(15)?,

@@ -16,6 +16,7 @@ mod checkpoints;
 mod clusters;
 mod commits;
 mod drain;
+mod copies;
 mod events;
 mod legacy;
 mod legacy_log;

@@ -335,6 +335,23 @@ CREATE TABLE drained_pods (
     reason         TEXT
 ) STRICT;
 ",
+    r"
+-- Copies of checkpoints in the remote store. A row outlives its checkpoint until the copy is deleted.
+CREATE TABLE copies (
+    checkpoint TEXT PRIMARY KEY,
+    user       TEXT NOT NULL,
+    -- the URL of the store that it was begun in
+    store      TEXT NOT NULL,
+    -- queued, copying, copied, failed or deleting
+    status     TEXT NOT NULL,
+    -- failures so far, and why the last one
+    attempts   INTEGER NOT NULL,
+    error      TEXT,
+    -- when it is tried again
+    due_at     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX copies_by_status ON copies (status);
+",
 ];
 
 /// Brings the tables to the newest form; refuses a database from a newer pody.

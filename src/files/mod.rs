@@ -5,6 +5,7 @@
 //!   `RESOLVE_NO_SYMLINKS`, so whatever lies there, nothing outside of it is reached
 //! - [`upload`]: bytes on their way in: first into a partial file that can be gone on with, then, complete and on the disk,
 //!   under their name
+//! - [`remote`]: all of that in the remote store instead, behind URLs that it signs
 //!
 //! A folder belongs to an account, not to a name: who gets the name of a deleted account does not get its files, which are
 //! removed. What lies here counts against the limits of `[files]`; partial files count too and are dropped after a day.
@@ -12,6 +13,7 @@
 mod folder;
 mod link;
 mod path;
+mod remote;
 mod upload;
 
 use std::{
@@ -35,12 +37,15 @@ use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome},
     names::{ByteSize, UserName},
+    objects::{LiveStorage, ObjectError},
 };
 
 /// A partial file that nobody goes on with is kept for so long.
 const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Time between two looks for what is to be dropped.
 const UPKEEP: Duration = Duration::from_secs(60);
+/// Of so many looks one is at the remote store.
+const REMOTE_UPKEEP: u64 = 60;
 /// Where partial files are, beside the users' folders.
 const PARTIAL: &str = ".partial";
 
@@ -92,6 +97,8 @@ pub enum FileError {
     #[error("the disk for files has less than {keep_free} left, which is kept free; ask an admin")]
     DiskFull { keep_free: ByteSize },
     #[error(transparent)]
+    Remote(#[from] ObjectError),
+    #[error(transparent)]
     Account(#[from] AccountError),
     #[error(transparent)]
     Db(#[from] DbError),
@@ -134,6 +141,9 @@ struct Inner {
     db: Db,
     config: LiveConfig,
     accounts: Accounts,
+    storage: LiveStorage,
+    /// This host's id, for a store that others use as well.
+    host: String,
     signer: OnceLock<Signer>,
     /// Counted once per account, then kept up with every change.
     used: Mutex<HashMap<Owner, Used>>,
@@ -146,10 +156,11 @@ struct Inner {
 pub struct Files(Arc<Inner>);
 
 impl Files {
-    pub fn new(home: PathBuf, db: Db, config: LiveConfig, accounts: Accounts) -> Self {
+    pub fn new(home: PathBuf, host: String, db: Db, config: LiveConfig, accounts: Accounts) -> Self {
         let root = home.join("files");
+        let storage = LiveStorage::new(config.clone());
         let (signer, used, writing) = Default::default();
-        Self(Arc::new(Inner { root, home, db, config, accounts, signer, used, writing }))
+        Self(Arc::new(Inner { root, home, db, config, accounts, storage, host, signer, used, writing }))
     }
 
     /// The caller's files, or for admins another user's.
@@ -196,6 +207,9 @@ impl Files {
 
     /// Names in a folder, sorted; those of folders end in `/`. `None` = the owner's whole folder.
     pub async fn list(&self, owner: Owner, path: Option<FilePath>) -> Result<Vec<String>, FileError> {
+        if let Some(remote) = self.remote()? {
+            return remote.list(&owner, path.as_ref()).await;
+        }
         self.off_thread(move |files| match files.folder(&owner)?.list(path.as_ref()) {
             // Nothing was ever put there.
             Err(FileError::NotFound(_)) if path.is_none() => Ok(Vec::new()),
@@ -211,6 +225,10 @@ impl Files {
     /// Removes a file, or a folder that is empty.
     pub async fn delete(&self, actor: Actor, owner: Owner, path: FilePath) -> Result<(), FileError> {
         let (user, object) = (owner.user.clone(), path.to_string());
+        if let Some(remote) = self.remote()? {
+            remote.delete(&owner, &path).await?;
+            return self.record(actor, "file.delete", user, object, None).await;
+        }
         self.off_thread(move |files| {
             files.used_by(&owner)?;
             if let Some(size) = files.folder(&owner)?.remove(&path)? {
@@ -238,9 +256,14 @@ impl Files {
 
     /// Drops what is not wanted any more, for ever.
     pub async fn upkeep(self) {
-        loop {
+        for turn in 0u64.. {
             if let Err(error) = self.drop_leftovers().await {
                 tracing::warn!(%error, "left files not removed");
+            }
+            if turn.is_multiple_of(REMOTE_UPKEEP)
+                && let Err(error) = self.drop_remote_leftovers().await
+            {
+                tracing::warn!(%error, "left remote files not removed");
             }
             tokio::time::sleep(UPKEEP).await;
         }
@@ -266,6 +289,14 @@ impl Files {
             Ok(())
         })
         .await
+    }
+
+    async fn drop_remote_leftovers(&self) -> Result<(), FileError> {
+        let is_local = !self.0.config.get().remote_user_profile.provider.enabled;
+        let Some(remote) = self.remote()?.filter(|_| is_local) else { return Ok(()) };
+        let accounts = self.0.db.snapshot().accounts.clone();
+        let is_there = |owner: &Owner| accounts.users.get(&owner.user).is_some_and(|user| user.id == owner.account);
+        remote.drop_leftovers(is_there).await
     }
 
     fn drop_old_partials(&self) -> Result<(), FileError> {

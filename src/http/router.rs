@@ -169,6 +169,8 @@ pub fn routes() -> Vec<Route> {
         GET  Member "/pod/schedules"         schedule::list,         "schedules of your pods, with the next and the last time; all=true: everybody's, for admins";
         GET  Member "/checkpoint/inspect"    checkpoint::inspect,    "one checkpoint and what it consists of";
         POST Member "/checkpoint/delete"     checkpoint::delete,     "delete a checkpoint";
+        GET  Member "/checkpoint/remote"     checkpoint::list_remote, "your checkpoints in the remote store, also those that this host does not know; user, for admins";
+        POST Member "/checkpoint/fetch"      checkpoint::fetch,      "take in a checkpoint of the remote store that this host does not know; its files come when it is restored";
         GET  Member "/checkpoint/check"      checkpoint::check,      "whether a pod can be saved, process by process; nothing is touched";
         GET  Member "/action/status"         action::status,         "how far a checkpoint or restore is";
         GET  Member "/action/list"           action::list,           "checkpoints and restores, newest first; type is checkpoint or restore";

@@ -43,6 +43,27 @@ impl InitStore {
         }))
     }
 
+    /// The very same program here, where a pod was saved on another host or under another `$PODY_HOME`. What it is, the name of
+    /// its folder says.
+    pub fn same_here(&self, then: &Path) -> Result<PathBuf, PodError> {
+        let folder = self.home.join("init");
+        let found = || {
+            let hash = then.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+            if hash == blake3::hash(PROGRAM).to_hex().as_str() {
+                return self.program();
+            }
+            let is_hash = hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
+            let path = folder.join(&hash).join("pody-init");
+            if is_hash && blake3::hash(&fs::read(&path).unwrap_or_default()).to_hex().as_str() == hash {
+                return fs::canonicalize(path);
+            }
+            Err(io::Error::other(
+                "the pod was saved with the first process of another version of pody, which is not here; restore it with that version",
+            ))
+        };
+        found().map_err(|source| PodError::Init { path: folder.clone(), source })
+    }
+
     /// The file, written if it is not there. No part of its path is a symbolic link: a bind whose source is one can be
     /// checkpointed but not restored.
     fn program(&self) -> io::Result<PathBuf> {
@@ -107,5 +128,13 @@ mod tests {
         // Removed by hand, it comes back.
         fs::remove_dir_all(home.path().join("init")).unwrap();
         assert_eq!(InitStore::new(home.path()).program().unwrap(), path);
+
+        // Another host's: the same program is found here, by what it is and not where it lay.
+        let store = InitStore::new(home.path());
+        let hash = path.parent().unwrap().file_name().unwrap();
+        assert_eq!(store.same_here(&Path::new("/var/lib/elsewhere/init").join(hash).join("pody-init")).unwrap(), path);
+        for other in ["/bin/sh", "/x/init/../../etc/pody-init", &format!("/x/init/{}/pody-init", "0".repeat(64))] {
+            assert!(store.same_here(Path::new(other)).is_err(), "{other}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     account::Actor,
-    engine::EngineError,
+    engine::{EngineError, Init},
     ids::{ContainerId, PodId},
     names::{GpuSet, ImageRef, InstanceName, UserName},
 };
@@ -41,7 +41,11 @@ impl Pods {
         let wanted = NewPod { owner: owner.clone(), instance: instance.clone(), image, gpus: None };
         let today = self.spec(&wanted, &allowed)?;
         let gpus = if saved.gpus == Some(GpuSet::none()) { saved.gpus.clone() } else { today.gpus.clone() };
-        Ok((PodSpec { hostname: saved.hostname.clone(), init: saved.init.clone(), gpus, ..today }, allowed))
+        let init = match &saved.init {
+            Some(init) => Some(Init { program: self.init.same_here(&init.program)?, ..init.clone() }),
+            None => None,
+        };
+        Ok((PodSpec { hostname: saved.hostname.clone(), init, gpus, ..today }, allowed))
     }
 
     /// Writes the pod down as one that is being made.

@@ -98,6 +98,8 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("POST", "/pod/schedule", POD),
     ("GET", "/pod/schedule", POD),
     ("GET", "/pod/schedules", alices("user=alice", "user=nobody", 403)),
+    ("GET", "/checkpoint/remote", alices("user=alice", "user=nobody", 403)),
+    ("POST", "/checkpoint/fetch", alices("checkpoint=CHECKPOINT&user=alice", "checkpoint=CHECKPOINT&user=nobody", 403)),
     ("GET", "/action/status", alices("id=ACTION", "id=01930000-0000-7000-8000-000000000000", 404)),
     ("GET", "/action/list", alices("ins=alice-main", "ins=alice-nope", 404)),
     ("GET", "/image/list", Object::None),

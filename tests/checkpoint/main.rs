@@ -12,6 +12,7 @@ mod life;
 mod matrix;
 mod refusals;
 mod schedules;
+mod remote;
 mod sessions;
 mod trouble;
 mod v2;

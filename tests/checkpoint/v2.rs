@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{Answer, Client, Server, docker, eventually},
-    help::{COUNTER, count, counts_on, create, delete, run_python, start_with},
+    help::{COUNTER, count, counts_on, create, delete, exec, run_python, start_with},
 };
 
 const WORDS: [&str; 5] = ["initialized", "processing", "checkpoint_created", "ready", "error"];
@@ -159,4 +159,59 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     eventually(Duration::from_secs(20), "its row is too", || server.count("SELECT count(*) FROM checkpoints") == 1);
     delete(&alice, "main");
     delete(&alice, "again");
+}
+
+/// Two ends of one connection inside the pod; tells when it breaks.
+const CONNECTED: &str = r#"
+import socket, time
+listener = socket.create_server(('127.0.0.1', 5555))
+near = socket.create_connection(('127.0.0.1', 5555))
+far, _ = listener.accept()
+print('ready')
+n = 0
+while True:
+    n += 1
+    try:
+        near.sendall(b'x')
+        state = 'open' if far.recv(1) else 'closed'
+    except OSError:
+        state = 'closed'
+    open('/root/state.new', 'w').write('%s %d' % (state, n))
+    import os; os.rename('/root/state.new', '/root/state')
+    time.sleep(0.05)
+"#;
+
+#[test]
+fn connections_are_kept_or_closed_as_asked() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "connected", CONNECTED);
+    let body = json!({"pod_name": "main", "namespace": "alice", "overrides": {"asynchronous": false, "streams": 1,
+                      "criu_opts": "{\"leave_running\": false, \"shell_job\": true, \"tcp_established\": true}"}});
+    // What can only be chosen for a restore is refused with a sentence.
+    let mut early = body.clone();
+    early["overrides"]["criu_opts"] = "{\"tcp_close\": true}".into();
+    let refused = post(&alice, "/v2/checkpoint/pod", &early);
+    assert_eq!(refused.status, 400, "{refused}");
+    assert!(refused.json()["message"].as_str().unwrap().contains("with tcp_close there"), "{refused}");
+    let action = post(&alice, "/v2/checkpoint/pod", &body).ok().text();
+    assert_eq!(wait(&alice, &action)["status"], "ready");
+    for (options, state, words) in [
+        ("{\"tcp_close\": true}", "closed", "2 open TCP connections were closed: it was asked for"),
+        ("{\"tcp_established\": true}", "open", ""),
+    ] {
+        let body = json!({"action_id": action, "reason": "manual", "overrides": {"criu_opts": options}});
+        let restore = post(&alice, "/v2/restore/pod", &body).ok().text();
+        let ended = wait(&alice, &restore);
+        assert_eq!(ended["status"], "ready", "{ended}");
+        assert!(ended["details"].as_str().unwrap_or_default().contains(words), "{ended}");
+        exec(&alice, "main", "rm -f /root/state");
+        eventually(Duration::from_secs(30), state, || {
+            exec(&alice, "main", "cat /root/state 2>/dev/null; true").starts_with(state)
+        });
+        alice.post("/pod/stop?ins=main").ok();
+    }
+    delete(&alice, "main");
+    crate::help::delete_checkpoints(&alice);
 }

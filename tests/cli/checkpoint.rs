@@ -188,3 +188,41 @@ fn a_terminal_shows_phase_bytes_and_seconds_frozen() {
     let shown = terminal.end();
     assert!(shown.contains("saving: dump      ████████████░░░░░░░░░░░░ 1.0G of 2.0G  frozen 1.2 s"), "{shown:?}");
 }
+
+#[test]
+fn copies_are_asked_for_shown_and_taken_in() {
+    let fake = Fake::start();
+    fake.on("/pod/checkpoint", action("done", "commit", None));
+    fake.run(&["checkpoint", "main", "--remote"]).ok();
+    assert_eq!(fake.seen_one().form, "ins=main&leave_running=true&remote=true");
+    let row = |remote: Option<&str>| {
+        json!({
+            "id": "c1", "user": "alice", "pod": "p", "instance": "main", "container_name": "alice-main", "kind": "rootfs",
+            "compression": "none", "name": null, "reason": null, "status": "ready", "size": 1u64 << 30, "image": "sha256:1",
+            "created_at": "2020-01-01T00:00:00Z", "remote": remote,
+        })
+    };
+    fake.on("/pod/checkpoints", json!([row(Some("failed: no\u{1b}[2J room")), row(None)]));
+    let table = fake.run(&["checkpoints"]).ok();
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].ends_with("REMOTE") && !table.contains('\u{1b}'), "{table}");
+    assert!(lines[1].contains("failed: no") && lines[2].trim_end().ends_with('-'), "{table}");
+    fake.on(
+        "/checkpoint/remote",
+        json!([
+            {"id": "c1", "user": "alice", "is_here": false, "instance": "main", "kind": "rootfs", "size": 1u64 << 30,
+             "created_at": "2020-01-01T00:00:00Z"},
+            {"id": "c2", "user": "alice", "is_here": true, "problem": "it is bob's"},
+        ]),
+    );
+    let table = fake.run(&["checkpoint", "remote", "--user", "alice"]).ok();
+    let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(words[0], ["ID", "POD", "KIND", "SIZE", "HERE", "CREATED", "PROBLEM"]);
+    assert_eq!(words[1][..5], ["c1", "main", "rootfs", "1.0G", "no"]);
+    assert_eq!(words[2], ["c2", "-", "-", "-", "yes", "-", "it", "is", "bob's"]);
+    fake.seen();
+    fake.on("/checkpoint/fetch", row(Some("copied")));
+    let taken = fake.run(&["checkpoint", "fetch", "c1"]).ok();
+    assert_eq!(taken, "c1 is known here now; `pody restore main --from c1` brings its files and the pod\n");
+    assert_eq!(fake.seen_one().form, "checkpoint=c1");
+}

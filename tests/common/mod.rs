@@ -18,6 +18,7 @@ pub mod client;
 pub mod gpus;
 pub mod need;
 pub mod original;
+pub mod s3;
 
 use std::{
     ffi::OsStr,
@@ -128,6 +129,8 @@ impl Builder {
         fs::create_dir(&home).expect("a new folder");
         fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("our own folder");
         fs::write(home.join("config.toml"), config.to_string()).expect("our own folder");
+        // It may hold keys.
+        fs::set_permissions(home.join("config.toml"), fs::Permissions::from_mode(0o600)).expect("our own file");
 
         let mut database =
             File::options().write(true).create_new(true).mode(0o600).open(home.join("pody.db")).expect("new");

@@ -28,6 +28,8 @@ pub enum Need {
     Schemathesis,
     /// libfaketime, which shows a program another time.
     FakeTime,
+    /// A virtual environment with `moto[server]` of PyPI, named by `PODY_TEST_MOTO`.
+    S3,
     /// The programs `ssh` and `ssh-keygen`.
     Ssh,
     /// The program `openssl`.
@@ -74,6 +76,7 @@ impl Need {
                 succeeds(&python.to_string_lossy(), &["-c", "import fastapi, pody.svc.app"])
                     .map_err(|_| "PODY_TEST_PYCLIENT has no pody[server]==0.4.1 with fastapi==0.115.14".to_owned())
             }
+            Self::S3 => moto().map(drop),
             Self::OpenSsl => succeeds("openssl", &["version"]),
             Self::Failpoints => match cfg!(feature = "failpoints") {
                 true => Ok(()),
@@ -105,6 +108,13 @@ pub fn faketime() -> Result<PathBuf, String> {
 pub fn python(program: &str) -> Result<PathBuf, String> {
     let home = std::env::var_os("PODY_TEST_PYCLIENT").ok_or("PODY_TEST_PYCLIENT is not set")?;
     let path = Path::new(&home).join("bin").join(program);
+    if path.exists() { Ok(path) } else { Err(format!("there is no {}", path.display())) }
+}
+
+/// The program that serves S3.
+pub fn moto() -> Result<PathBuf, String> {
+    let home = std::env::var_os("PODY_TEST_MOTO").ok_or("PODY_TEST_MOTO is not set")?;
+    let path = Path::new(&home).join("bin/moto_server");
     if path.exists() { Ok(path) } else { Err(format!("there is no {}", path.display())) }
 }
 

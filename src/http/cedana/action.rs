@@ -11,7 +11,8 @@ use crate::{
     account::Caller,
     app::App,
     checkpoint::{
-        Action, ActionFilter, ActionKind, ActionStatus, Compression, Kind, LeaveRunning, NewCheckpoint, Origin, Phase,
+        Action, ActionFilter, ActionKind, ActionStatus, Compression, Connections, Kind, LeaveRunning, NewCheckpoint,
+        Origin, Phase,
     },
     db::rfc3339,
     http::{
@@ -123,6 +124,7 @@ fn step(action: &Action) -> Step {
             | Phase::Resume
             | Phase::Hash
             | Phase::Commit
+            | Phase::Fetch
             | Phase::Prepare
             | Phase::Start
             | Phase::Check
@@ -264,7 +266,7 @@ pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<Str
     if let Some(streams) = overrides.streams.filter(|streams| !(0..=MAX_STREAMS).contains(streams)) {
         return Err(V2Error::BadRequest(format!("overrides.streams is 0 to {MAX_STREAMS}, this is {streams}")));
     }
-    let options = CriuOptions::parse(overrides.criu_opts.as_deref())?;
+    let options = CriuOptions::parse(overrides.criu_opts.as_deref(), For::Checkpoint)?;
     let new = NewCheckpoint {
         kind: body.kind.unwrap_or(Kind::Rootfs),
         leave_running: if options.leave_running { LeaveRunning::Yes } else { LeaveRunning::No },
@@ -280,6 +282,9 @@ pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<Str
             Reason::Manual => "manual".to_owned(),
         }),
         origin: Origin::Hand,
+        remote: false,
+        // 0 leaves it to the host.
+        streams: overrides.streams.and_then(|streams| usize::try_from(streams).ok()).filter(|streams| *streams > 0),
     };
     let wanted = PodRef { prefix: None, user: Some(pod.user.clone()), instance: pod.instance.clone() };
     let action = app.checkpoints.begin(caller, &wanted, new).await?;
@@ -350,29 +355,72 @@ fn ensure_directory(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
     }
 }
 
+/// What options of CRIU are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    Checkpoint,
+    Restore,
+}
+
 /// Options of CRIU that a caller may choose. The others are chosen by the host, for the good of all pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CriuOptions {
     pub leave_running: bool,
+    /// `None` = what goes.
+    pub connections: Option<Connections>,
 }
 
 impl CriuOptions {
-    /// A JSON object of booleans, under CRIU's names in either spelling.
-    pub fn parse(text: Option<&str>) -> Result<Self, V2Error> {
-        let mut options = Self { leave_running: true };
+    /// A JSON object of booleans, under CRIU's names in either spelling. What is done anyway is taken, what cannot be obeyed is
+    /// refused with its reason.
+    pub fn parse(text: Option<&str>, what: For) -> Result<Self, V2Error> {
+        let mut options = Self { leave_running: true, connections: None };
         let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(options) };
         let bad = |why: String| V2Error::BadRequest(format!("criu_opts: {why}"));
         let found: Map<String, Value> =
             serde_json::from_str(text).map_err(|error| bad(format!("it is no JSON object: {error}")))?;
         for (name, value) in found {
-            match (name.to_ascii_lowercase().replace(['_', '-'], "").as_str(), value.as_bool()) {
-                ("leaverunning", Some(leave)) => options.leave_running = leave,
-                // As it is done anyway.
-                ("tcpestablished" | "filelocks" | "linkremap", Some(true)) => {}
-                _ => {
-                    let name: String = name.chars().take(40).collect();
-                    return Err(bad(format!("{name:?} is decided by this host; leave_running can be chosen")));
+            let plain = name.to_ascii_lowercase().replace(['_', '-'], "");
+            let refused = match (plain.as_str(), value.as_bool(), what) {
+                ("leaverunning", Some(leave), For::Checkpoint) => {
+                    options.leave_running = leave;
+                    continue;
                 }
-            }
+                ("tcpclose", Some(true), For::Restore) => {
+                    options.connections = Some(Connections::Close);
+                    continue;
+                }
+                ("tcpestablished", Some(true), For::Restore) if options.connections.is_none() => {
+                    options.connections = Some(Connections::Keep);
+                    continue;
+                }
+                // As it is done anyway.
+                ("tcpestablished" | "filelocks" | "linkremap" | "shelljob", Some(true), _) => continue,
+                ("tcpclose" | "tcpskipinflight" | "extunixsk" | "externalunixsk" | "lazypages", Some(false), _) => {
+                    continue;
+                }
+                ("leaverunning", Some(_), For::Restore) => {
+                    "it is for checkpoints; a restore leaves nothing else running"
+                }
+                ("tcpclose", Some(true), For::Checkpoint) => {
+                    "connections are always saved; close them when the pod is restored, with tcp_close there"
+                }
+                ("tcpestablished", Some(false), _) => {
+                    "connections are always saved; tcp_close with a restore closes them"
+                }
+                ("filelocks", Some(false), _) => "locks of files are always saved and taken again",
+                ("linkremap", Some(false), _) => "open files that were unlinked are always saved",
+                ("shelljob", Some(false), _) => "terminals of a pod are always saved with it",
+                ("extunixsk" | "externalunixsk", Some(true), _) => {
+                    "connections to sockets outside of the pod cannot be saved; close them first"
+                }
+                ("ghostlimit", _, _) => "[checkpoint] deleted_file_limit of this host says it",
+                _ => {
+                    "it is decided by this host; leave_running can be chosen, and tcp_close or tcp_established with a restore"
+                }
+            };
+            let name: String = name.chars().take(40).collect();
+            return Err(bad(format!("{name:?}: {refused}")));
         }
         Ok(options)
     }
@@ -384,10 +432,18 @@ mod tests {
 
     #[test]
     fn only_harmless_options_of_criu_are_taken() {
-        let of = |text| CriuOptions::parse(Some(text)).map(|options| options.leave_running).ok();
-        assert_eq!(of(""), Some(true));
-        assert_eq!(of(r#"{"leave_running": false}"#), Some(false));
-        assert_eq!(of(r#"{"leaveRunning": false, "tcpEstablished": true}"#), Some(false));
+        let of = |text, what| CriuOptions::parse(Some(text), what).ok();
+        let leaves = |text| of(text, For::Checkpoint).map(|options| options.leave_running);
+        assert_eq!(leaves(""), Some(true));
+        assert_eq!(leaves(r#"{"leave_running": false}"#), Some(false));
+        assert_eq!(leaves(r#"{"leaveRunning": false, "tcpEstablished": true}"#), Some(false));
+        assert_eq!(leaves(r#"{"shell_job": true, "file-locks": true, "tcp_close": false}"#), Some(true));
+        let connections = |text| of(text, For::Restore).and_then(|options| options.connections);
+        assert_eq!(connections(r#"{"tcp_close": true}"#), Some(Connections::Close));
+        assert_eq!(connections(r#"{"tcp_established": true}"#), Some(Connections::Keep));
+        // CRIU closes them as well when it is told both.
+        assert_eq!(connections(r#"{"tcp_close": true, "tcp_established": true}"#), Some(Connections::Close));
+        assert_eq!(connections(r#"{"tcp_established": true, "tcp_close": true}"#), Some(Connections::Close));
         for bad in [
             "--action-script=/bin/sh",
             r#"{"action_script": "/bin/sh"}"#,
@@ -395,8 +451,16 @@ mod tests {
             r#"{"external": ["mnt[]:m"]}"#,
             "[]",
             r#"{"tcp_established": false}"#,
+            r#"{"ghost_limit": 1}"#,
+            r#"{"ext_unix_sk": true}"#,
+            r#"{"file_locks": false}"#,
         ] {
-            assert_eq!(of(bad), None, "{bad}");
+            for what in [For::Checkpoint, For::Restore] {
+                let error = CriuOptions::parse(Some(bad), what).expect_err(bad).to_string();
+                assert!(error.starts_with("criu_opts: "), "{error}");
+            }
         }
+        assert_eq!(of(r#"{"tcp_close": true}"#, For::Checkpoint), None);
+        assert_eq!(of(r#"{"leave_running": true}"#, For::Restore), None);
     }
 }

@@ -16,9 +16,10 @@ use crate::{
     db::DbError,
     files::FileError,
     http::{
-        pody::{ApiError, db_status},
+        pody::{ApiError, db_status, object_status},
         router::Json,
     },
+    objects::ObjectError,
     pod::PodError,
     registry::RegistryError,
 };
@@ -74,6 +75,7 @@ impl V2Error {
                 FileError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
                 FileError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
                 FileError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
+                FileError::Remote(error) => object_status(error),
                 FileError::Account(_) | FileError::Db(_) | FileError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
         }
@@ -120,6 +122,7 @@ impl From<FileError> for V2Error {
             FileError::Account(error) => error.into(),
             FileError::Db(error) => error.into(),
             FileError::Io(error) => Self::Request(ApiError::internal(&error)),
+            FileError::Remote(error @ ObjectError::Io { .. }) => Self::Request(ApiError::internal(&error)),
             error => Self::File(error),
         }
     }

@@ -42,6 +42,9 @@ params! { One { path: FilePath; user: UserName } }
 
 pub async fn sign_read(cx: Cx, params: One) -> Result<String, V2Error> {
     let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    if let Some(remote) = cx.app.files.remote()? {
+        return Ok(remote.sign(&owner, Verb::Get, &params.path).await?);
+    }
     // A URL to nothing would only be found out later.
     cx.app.files.open(owner.clone(), params.path.clone()).await?;
     let link = cx.app.files.sign(&owner, Verb::Get, params.path)?;
@@ -50,6 +53,9 @@ pub async fn sign_read(cx: Cx, params: One) -> Result<String, V2Error> {
 
 pub async fn sign_write(cx: Cx, params: One) -> Result<String, V2Error> {
     let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    if let Some(remote) = cx.app.files.remote()? {
+        return Ok(remote.sign(&owner, Verb::Put, &params.path).await?);
+    }
     let link = cx.app.files.sign(&owner, Verb::Put, params.path)?;
     url(&cx, &link)
 }

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::{
     Loose, V2Error,
-    action::{CriuOptions, ensure_this_host},
+    action::{CriuOptions, For, ensure_this_host},
 };
 use crate::{
     checkpoint::{ActionKind, CheckpointError, NewRestore},
@@ -58,7 +58,7 @@ pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Resu
     let bad = |_| V2Error::BadRequest(format!("action_id: {:?} is no UUID", body.action_id));
     let Loose(id) = body.action_id.parse::<Loose<ActionId>>().map_err(bad)?;
     let overrides = body.overrides.unwrap_or_default();
-    CriuOptions::parse(overrides.criu_opts.as_deref())?;
+    let options = CriuOptions::parse(overrides.criu_opts.as_deref(), For::Restore)?;
     let name = overrides.pod_name.filter(|name| !name.is_empty());
     let restore_as = name.map(|name| name.parse::<InstanceName>()).transpose();
     let restore_as = restore_as.map_err(|error| V2Error::BadRequest(format!("overrides.pod_name: {error}")))?;
@@ -72,7 +72,7 @@ pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Resu
         }
         Err(error) => return Err(error.into()),
     };
-    let new = NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as };
+    let new = NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as, connections: options.connections };
     let action = app.checkpoints.begin_restore(caller, new).await?;
     if let Some(reason) = body.reason {
         app.registry.tell(caller, action.id, move |told| told.reason = Some(reason.as_str().to_owned())).await?;

@@ -14,7 +14,8 @@ use crate::{
     params,
 };
 
-params! { Create { ins: PodRef; kind: Kind, leave_running: bool, compression: Compression, name: CheckpointName } }
+params! { Create { ins: PodRef; kind: Kind, leave_running: bool, compression: Compression, name: CheckpointName,
+remote: bool } }
 
 pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
     let new = NewCheckpoint {
@@ -24,6 +25,8 @@ pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiE
         name: params.name,
         reason: None,
         origin: Origin::Hand,
+        remote: params.remote == Some(true),
+        streams: None,
     };
     Ok(Json(cx.app.checkpoints.begin(cx.caller(), &params.ins, new).await?))
 }
@@ -31,7 +34,8 @@ pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiE
 params! { Restore { ins: PodRef; checkpoint: CheckpointId, r#as: InstanceName } }
 
 pub async fn restore(cx: Cx, params: Restore) -> Result<Json<impl Serialize>, ApiError> {
-    let new = NewRestore { checkpoint: params.checkpoint, pod: Some(params.ins), restore_as: params.r#as };
+    let new =
+        NewRestore { checkpoint: params.checkpoint, pod: Some(params.ins), restore_as: params.r#as, connections: None };
     Ok(Json(cx.app.checkpoints.begin_restore(cx.caller(), new).await?))
 }
 
@@ -111,6 +115,28 @@ pub async fn inspect(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiErr
 pub async fn delete(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
     cx.app.checkpoints.delete(cx.caller(), params.checkpoint).await?;
     Ok(Json(Log { log: format!("Checkpoint {} deleted", params.checkpoint) }))
+}
+
+params! { Remote { ; user: UserName } }
+
+/// What the remote store has.
+pub async fn list_remote(cx: Cx, params: Remote) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = cx.caller();
+    if params.user.as_ref().is_some_and(|user| user != &caller.user) && !caller.is_admin {
+        return Err(ApiError::AdminsOnly);
+    }
+    Ok(Json(cx.app.checkpoints.list_remote(caller, params.user).await?))
+}
+
+params! { Fetch { checkpoint: CheckpointId; user: UserName } }
+
+/// Takes one in that this host does not know.
+pub async fn fetch(cx: Cx, params: Fetch) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = cx.caller();
+    if params.user.as_ref().is_some_and(|user| user != &caller.user) && !caller.is_admin {
+        return Err(ApiError::AdminsOnly);
+    }
+    Ok(Json(cx.app.checkpoints.take_in(caller, params.user, params.checkpoint).await?))
 }
 
 params! { Check { ins: PodRef; kind: Kind } }

@@ -19,6 +19,7 @@ use crate::{
     engine::EngineError,
     http::router::Json,
     ids::OpId,
+    objects::ObjectError,
     pod::PodError,
 };
 
@@ -212,7 +213,9 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::Damaged { .. }
         | CheckpointError::ImageGone(_)
         | CheckpointError::MountsChanged { .. }
+        | CheckpointError::Known(_)
         | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
+        CheckpointError::Remote(error) => object_status(error),
         CheckpointError::Space { .. } => StatusCode::INSUFFICIENT_STORAGE,
         CheckpointError::Count { .. } | CheckpointError::Size { .. } => StatusCode::FORBIDDEN,
         CheckpointError::Criu(_)
@@ -224,6 +227,17 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         CheckpointError::Pod(error) => pod_status(error),
         CheckpointError::Engine(error) => engine_status(error),
         CheckpointError::Db(error) => db_status(error),
+    }
+}
+
+pub fn object_status(error: &ObjectError) -> StatusCode {
+    match error {
+        ObjectError::NotFound(_) => StatusCode::NOT_FOUND,
+        ObjectError::None | ObjectError::NoSigner => StatusCode::BAD_REQUEST,
+        ObjectError::Changed { .. } => StatusCode::CONFLICT,
+        ObjectError::Failed(_) => StatusCode::BAD_GATEWAY,
+        ObjectError::Cancelled | ObjectError::Config(_) => StatusCode::SERVICE_UNAVAILABLE,
+        ObjectError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

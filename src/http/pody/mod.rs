@@ -19,7 +19,7 @@ pub mod token;
 pub mod user;
 pub mod user_api;
 
-pub use error::{ApiError, db_status};
+pub use error::{ApiError, db_status, object_status};
 use serde::Serialize;
 
 /// `{"message": …}`

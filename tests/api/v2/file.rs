@@ -11,7 +11,10 @@ use std::{
 use serde_json::json;
 
 use super::{message, server};
-use crate::common::{Answer, Client, Server, eventually};
+use crate::common::{
+    Answer, Client, Server, eventually,
+    s3::{self, S3, WayState},
+};
 
 fn with_config(config: &str) -> Server {
     Server::builder().without_docker().config(config).start().expect("nothing is needed")
@@ -472,4 +475,51 @@ fn the_urls_begin_can_be_set() {
     for (config, words) in [("link_seconds = 0", "link_seconds"), ("public_url = \"ftp://x\"", "public_url")] {
         assert!(server.fails_to_start(&format!("[files]\n{config}")).contains(words), "{config}");
     }
+}
+
+/// In a store that signs URLs the bytes go between it and the client.
+#[test]
+fn files_in_a_remote_store_have_urls_that_it_signs() {
+    let Some(s3) = S3::start() else { return };
+    let mut server = with_config(&format!("{}[files]\nstore = \"remote\"\nlink_seconds = 60\n", s3.config("")));
+    let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
+    let url =
+        |client: &Client, method: &str, path: &str| client.send(method, &format!("/v2/files/{path}"), &[]).ok().text();
+    for (path, bytes) in [("a.txt", &b"one"[..]), ("deep/a%20b%23%C3%BC.txt", &[7; 100_000])] {
+        let put = url(&alice, "PUT", path);
+        assert!(put.starts_with(&s3.base()) && put.contains("X-Amz-Expires=60"), "{put}");
+        assert!(!put.contains(&s3.secret()));
+        assert_eq!(s3::ask("PUT", &put, bytes).0, 200);
+        assert_eq!(s3::ask("GET", &url(&alice, "GET", path), b""), (200, bytes.to_vec()), "{path}");
+        // The file is the owner's.
+        assert_eq!(bob.get(&format!("/v2/files/{path}")).status, 404);
+        assert_eq!(s3::ask("GET", &url(&admin, "GET", &format!("{path}?user=alice")), b"").0, 200);
+    }
+    assert_eq!(list(&alice, ""), json!(["a.txt", "deep/"]));
+    assert_eq!(list(&alice, "/deep/"), json!(["a b#ü.txt"]));
+    assert_eq!(list(&bob, ""), json!([]));
+    assert_eq!(alice.get("/v2/files/dir/nowhere").status, 404);
+    assert_eq!(alice.get("/v2/files/none.txt").status, 404);
+    for bad in ["../x", "a/../../x", "%2e%2e/x"] {
+        assert_ne!(alice.send("PUT", &format!("/v2/files/{bad}"), &[]).status, 200, "{bad}");
+    }
+    // Nothing of it lies here.
+    assert!(!folder(&server, "alice").exists());
+
+    // Limits are looked at when a URL is asked for.
+    server.reconfigure("[files]\nmax_files = 2\n");
+    let answer = alice.send("PUT", "/v2/files/third", &[]);
+    assert_eq!(answer.status, 403, "{answer}");
+    url(&alice, "PUT", "a.txt");
+    server.reconfigure("[files]\nmax_files = 10\nuser_limit = \"1k\"\n");
+    assert_eq!(alice.send("PUT", "/v2/files/third", &[]).status, 403);
+
+    assert_eq!(alice.send("DELETE", "/v2/files/a.txt", &[]).ok().text(), "a.txt");
+    assert_eq!(alice.send("DELETE", "/v2/files/a.txt", &[]).status, 404);
+    assert_eq!(list(&alice, ""), json!(["deep/"]));
+    s3.set(WayState::Cut);
+    let answer = alice.get("/v2/files/dir");
+    assert_eq!(answer.status, 502, "{answer}");
+    assert!(message(&answer).contains("the remote store failed"), "{answer}");
+    assert!(!server.log().contains(&s3.secret()));
 }

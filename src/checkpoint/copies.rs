@@ -1,0 +1,400 @@
+//! Copies of checkpoints in the remote store: made, and deleted, in the background.
+//!
+//! ```text
+//! pody/checkpoints/USER/ID/
+//!     files/checkpoint/pages-1.img     each file of the checkpoint, as the manifest names it
+//!     manifest.b3                      the manifest's BLAKE3
+//!     manifest.json                    last: with it the copy is complete
+//! ```
+//!
+//! The table `copies` is the journal:
+//!
+//! | state | what is done | after a kill |
+//! | --- | --- | --- |
+//! | queued, failed | begun when it is due; each failure doubles the pause | the same |
+//! | copying | files that are not there yet, then the manifest | begun anew: what is there whole stays |
+//! | copied | the local folder is removed, where `keep_local` is false | the same |
+//! | deleting | the manifest, then the rest; the row goes last | the same |
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fail::fail_point;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest, off_thread,
+    store::{self, MANIFEST},
+    types::CopyStatus,
+};
+use crate::{
+    config::{CopyWhich, RemoteConfig},
+    db::{now, rfc3339},
+    ids::CheckpointId,
+    names::UserName,
+    objects::{Expected, Key, LiveStorage, ObjectError, Storage, Transfer},
+};
+
+/// Time between two looks for what is due, and for local folders that are not wanted any more.
+const INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_FOR_FOLDERS: Duration = Duration::from_secs(60);
+/// The pause after the first failure, and the longest one, milliseconds.
+const FIRST_PAUSE: i64 = 2_000;
+const LONGEST_PAUSE: i64 = 600_000;
+/// Below everything that is ours in the store.
+const FOLDER: &str = "checkpoints";
+const FILES: &str = "files";
+pub(super) const MANIFEST_HASH: &str = "manifest.b3";
+
+/// A row of the table `copies`.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    pub checkpoint: CheckpointId,
+    pub user: UserName,
+    pub store: String,
+    pub status: CopyStatus,
+    pub attempts: u32,
+    pub error: Option<String>,
+    pub due_at: i64,
+}
+
+impl Copy {
+    pub fn new(checkpoint: CheckpointId, user: UserName, store: String) -> Self {
+        Self { checkpoint, user, store, status: CopyStatus::Queued, attempts: 0, error: None, due_at: 0 }
+    }
+
+    /// As people see it.
+    pub fn words(&self) -> String {
+        match (&self.error, self.status) {
+            (Some(error), CopyStatus::Failed) => {
+                format!("failed: {error}; tried again at {}", rfc3339(self.due_at))
+            }
+            (_, status) => status.to_string(),
+        }
+    }
+
+    fn failed(mut self, error: &CheckpointError) -> Self {
+        if self.status != CopyStatus::Deleting {
+            self.status = CopyStatus::Failed;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(20)).min(LONGEST_PAUSE);
+        self.attempts += 1;
+        self.error = Some(error.to_string());
+        self.due_at = now() + pause;
+        self
+    }
+}
+
+/// What is under way.
+#[derive(Clone)]
+pub(super) struct Copies {
+    storage: LiveStorage,
+    live: Arc<Mutex<HashMap<CheckpointId, CancellationToken>>>,
+    /// Something is due.
+    due: Arc<Notify>,
+}
+
+impl Copies {
+    pub fn new(storage: LiveStorage) -> Self {
+        Self { storage, live: Arc::default(), due: Arc::default() }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<CheckpointId, CancellationToken>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn wake(&self) {
+        self.due.notify_one();
+    }
+
+    /// Ends a copy that is under way: its checkpoint is deleted.
+    pub fn call_off(&self, id: CheckpointId) {
+        if let Some(cancel) = self.live().get(&id) {
+            cancel.cancel();
+        }
+        self.wake();
+    }
+}
+
+/// A copy under way; it ends when dropped.
+struct AtWork(Copies, CheckpointId);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.live().remove(&self.1);
+        self.0.wake();
+    }
+}
+
+/// Where a checkpoint lies in the store.
+pub(super) fn key_of<'a>(
+    storage: &Storage,
+    user: &'a UserName,
+    id: &'a str,
+    rest: impl IntoIterator<Item = &'a str>,
+) -> Key {
+    storage.key([FOLDER, user.as_str(), id].into_iter().chain(rest))
+}
+
+pub(super) fn key_of_user(storage: &Storage, user: &UserName) -> Key {
+    storage.key([FOLDER, user.as_str()])
+}
+
+/// Where a file of a checkpoint lies in the store.
+pub(super) fn key_of_file(storage: &Storage, user: &UserName, id: &str, path: &std::path::Path) -> Key {
+    let parts: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    key_of(storage, user, id, [FILES].into_iter().chain(parts.iter().map(String::as_str)))
+}
+
+impl Checkpoints {
+    pub(super) fn storage(&self) -> Result<Storage, CheckpointError> {
+        Ok(self.0.copies.storage.get()?)
+    }
+
+    /// The row that a checkpoint's copy is to have, `None` where it gets no copy.
+    pub(super) fn copy_for(
+        &self,
+        asked: bool,
+        id: CheckpointId,
+        user: &UserName,
+    ) -> Result<Option<Copy>, CheckpointError> {
+        let RemoteConfig { url, copy, .. } = &self.0.config.get().checkpoint.remote;
+        if asked && url.is_empty() {
+            return Err(ObjectError::None.into());
+        }
+        let wanted = asked || *copy == CopyWhich::All && !url.is_empty();
+        Ok(wanted.then(|| Copy::new(id, user.clone(), url.clone())))
+    }
+
+    /// A complete copy that can be fetched from.
+    pub(super) async fn copied(&self, id: CheckpointId) -> Result<bool, CheckpointError> {
+        let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(id)).await?;
+        Ok(copy.is_some_and(|copy| copy.status == CopyStatus::Copied))
+    }
+
+    /// Tells of each checkpoint where its copy is.
+    pub(super) async fn with_copies(&self, mut rows: Vec<Checkpoint>) -> Result<Vec<Checkpoint>, CheckpointError> {
+        if rows.is_empty() {
+            return Ok(rows);
+        }
+        let copies: Vec<Copy> = self.0.db.read(|tx| tx.list_copies()).await?;
+        let words: HashMap<CheckpointId, String> = copies.iter().map(|copy| (copy.checkpoint, copy.words())).collect();
+        for row in &mut rows {
+            row.remote = words.get(&row.id).cloned();
+        }
+        Ok(rows)
+    }
+
+    /// Runs for the life of the daemon. What is under way when it stops is begun anew at the next start.
+    pub async fn run_copies(self, stop: CancellationToken) {
+        let mut looked = None::<std::time::Instant>;
+        loop {
+            if let Err(error) = self.begin_due_copies(&stop).await {
+                tracing::warn!(%error, "copies not begun, tried again");
+            }
+            if looked.is_none_or(|at| at.elapsed() > LOOK_FOR_FOLDERS) {
+                looked = Some(std::time::Instant::now());
+                if let Err(error) = self.drop_local_folders().await {
+                    tracing::warn!(%error, "local folders of copied checkpoints not removed, tried again");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.0.copies.due.notified() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn begin_due_copies(&self, stop: &CancellationToken) -> Result<(), CheckpointError> {
+        let due: Vec<Copy> = self.0.db.read(|tx| tx.list_due_copies()).await?;
+        let most = self.0.config.get().checkpoint.remote.parallelism;
+        for copy in due {
+            let cancel = stop.child_token();
+            {
+                let mut live = self.0.copies.live();
+                if live.len() >= most {
+                    break;
+                }
+                if live.contains_key(&copy.checkpoint) {
+                    continue;
+                }
+                live.insert(copy.checkpoint, cancel.clone());
+            }
+            let (me, at_work) = (self.clone(), AtWork(self.0.copies.clone(), copy.checkpoint));
+            tokio::spawn(async move {
+                let _at_work = at_work;
+                me.work_on(copy, &cancel).await;
+            });
+        }
+        Ok(())
+    }
+
+    async fn work_on(&self, copy: Copy, cancel: &CancellationToken) {
+        let (id, deletes) = (copy.checkpoint, copy.status == CopyStatus::Deleting);
+        let done = match deletes {
+            true => self.delete_copy(&copy).await,
+            false => self.copy(&copy, cancel).await,
+        };
+        let written = match done {
+            Ok(()) if deletes => self.0.db.write(move |tx| tx.forget_copy(id)).await,
+            Ok(()) => {
+                tracing::info!(checkpoint = %id, store = copy.store, "copied");
+                let copied = Copy { status: CopyStatus::Copied, error: None, ..copy };
+                self.0.db.write(move |tx| tx.update_copy(&copied)).await
+            }
+            Err(CheckpointError::Remote(ObjectError::Cancelled)) => return,
+            Err(error) => {
+                tracing::warn!(checkpoint = %id, %error, deletes, "the copy of a checkpoint failed, tried again later");
+                let failed = copy.failed(&error);
+                self.0.db.write(move |tx| tx.update_copy(&failed)).await
+            }
+        };
+        if let Err::<(), crate::db::DbError>(error) = written {
+            tracing::warn!(checkpoint = %id, %error, "what became of a copy is found out anew");
+        } else if !deletes && let Err(error) = self.drop_local_folder(id).await {
+            tracing::warn!(checkpoint = %id, %error, "its folder is removed later");
+        }
+    }
+
+    /// The store that a copy was begun in, where that is the one of now.
+    fn storage_of(&self, copy: &Copy) -> Result<Storage, CheckpointError> {
+        let storage = self.storage()?;
+        match storage.url() == copy.store {
+            true => Ok(storage),
+            false => {
+                Err(ObjectError::Config(format!("url was {} then; it is needed for this copy", copy.store)).into())
+            }
+        }
+    }
+
+    async fn copy(&self, copy: &Copy, cancel: &CancellationToken) -> Result<(), CheckpointError> {
+        let (id, user) = (copy.checkpoint, &copy.user);
+        let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
+        let is_whole = |row: &Checkpoint| matches!(row.status, CheckpointStatus::Ready | CheckpointStatus::Deprecated);
+        if !row.as_ref().is_some_and(is_whole) {
+            // It is being deleted, and the copy with it.
+            return Err(ObjectError::Cancelled.into());
+        }
+        let begun = Copy { status: CopyStatus::Copying, ..copy.clone() };
+        self.0.db.write(move |tx| tx.update_copy(&begun)).await?;
+        let storage = self.storage_of(copy)?;
+        let folder = self.0.store.folder(id);
+        let manifest = {
+            let folder = folder.clone();
+            off_thread(move || Manifest::read(&folder, id)).await?
+        };
+        let name = id.to_string();
+        let below = key_of(&storage, user, &name, []);
+        storage.drop_unfinished(&below).await?;
+        let there: HashMap<String, u64> =
+            storage.list(&below).await?.into_iter().map(|listed| (listed.key.to_string(), listed.size)).collect();
+        let streams = self.0.config.get().checkpoint.streams();
+        let permits = Semaphore::new(streams);
+        let progress = |_: u64| {};
+        let transfer = Transfer { permits: &permits, cancel, progress: &progress };
+        let files = manifest.stored().map(|(path, size, blake3)| {
+            let key = key_of_file(&storage, user, &name, path);
+            let (storage, transfer, from) = (&storage, &transfer, folder.join(path));
+            // Under an id nothing changes, and an object is there whole or not at all.
+            let is_there = there.get(key.as_ref()) == Some(&size);
+            async move {
+                if is_there {
+                    return Ok(());
+                }
+                fail_point!("copy-file", |_| Err(ObjectError::Cancelled));
+                storage.put_file(&key, &from, Expected { size, blake3 }, transfer).await
+            }
+        });
+        let files: Vec<_> = files.collect();
+        stream::iter(files).buffer_unordered(streams).try_collect::<()>().await?;
+        fail_point!("copy-manifest", |_| Err(CheckpointError::Interrupted("copied the checkpoint")));
+        let text = manifest.text().map_err(|error| ObjectError::Failed(error.to_string()))?;
+        let hash = blake3::hash(&text).to_hex().to_string();
+        storage.put(&key_of(&storage, user, &name, [MANIFEST_HASH]), hash.into_bytes()).await?;
+        storage.put(&key_of(&storage, user, &name, [MANIFEST]), text).await?;
+        Ok(())
+    }
+
+    async fn delete_copy(&self, copy: &Copy) -> Result<(), CheckpointError> {
+        fail_point!("copy-delete", |_| Err(CheckpointError::Interrupted("deleted the copy")));
+        let storage = self.storage_of(copy)?;
+        let name = copy.checkpoint.to_string();
+        // Without its manifest it is none any more, should the rest take longer.
+        storage.delete(&key_of(&storage, &copy.user, &name, [MANIFEST])).await?;
+        Ok(storage.delete_all(&key_of(&storage, &copy.user, &name, [])).await?)
+    }
+
+    /// Removes the folders of those that are copied, where they are not to be kept here.
+    async fn drop_local_folders(&self) -> Result<(), CheckpointError> {
+        let copied: Vec<Copy> = self.0.db.read(|tx| tx.list_copies_being(CopyStatus::Copied)).await?;
+        for copy in copied {
+            self.drop_local_folder(copy.checkpoint).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for one, unless it is in use. A restore that begins meanwhile fetches what it misses.
+    pub(super) async fn drop_local_folder(&self, id: CheckpointId) -> Result<(), CheckpointError> {
+        let folder = self.0.store.folder(id);
+        if self.0.config.get().checkpoint.remote.keep_local || !folder.exists() {
+            return Ok(());
+        }
+        let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(id)).await?;
+        let Some(copy) = copy.filter(|copy| copy.status == CopyStatus::Copied) else { return Ok(()) };
+        if self.0.db.read(move |tx| tx.is_checkpoint_in_use(id)).await? {
+            return Ok(());
+        }
+        let manifest = {
+            let folder = folder.clone();
+            off_thread(move || Manifest::read(&folder, id)).await?
+        };
+        // What is only there must be there.
+        let storage = self.storage_of(&copy)?;
+        let name = id.to_string();
+        let listed = storage.list(&key_of(&storage, &copy.user, &name, [])).await?;
+        let there: HashSet<(String, u64)> =
+            listed.into_iter().map(|listed| (listed.key.to_string(), listed.size)).collect();
+        let is_there = |(path, size, _): (&std::path::Path, u64, &str)| {
+            there.contains(&(key_of_file(&storage, &copy.user, &name, path).to_string(), size))
+        };
+        let manifest_size = manifest.text().map_or(0, |text| text.len() as u64);
+        let has_manifest =
+            there.contains(&(key_of(&storage, &copy.user, &name, [MANIFEST]).to_string(), manifest_size));
+        if !has_manifest || !manifest.stored().all(is_there) {
+            tracing::warn!(checkpoint = %id, "its copy is not complete any more; it is made anew");
+            let again = Copy { status: CopyStatus::Queued, due_at: 0, ..copy };
+            return Ok(self.0.db.write(move |tx| tx.update_copy(&again)).await?);
+        }
+        tracing::info!(checkpoint = %id, "removed from this host, its copy is complete");
+        off_thread(move || store::remove(&folder)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let mut copy = Copy::new(CheckpointId::generate(), "alice".parse().unwrap(), "file:///x".to_owned());
+        let error = CheckpointError::NothingNamed;
+        let mut before = 0;
+        for attempt in 0..40 {
+            copy = copy.failed(&error);
+            let pause = copy.due_at - now();
+            assert!(pause <= LONGEST_PAUSE && (pause + 500 >= before), "{attempt}: {pause} after {before}");
+            before = pause;
+        }
+        assert!(before > LONGEST_PAUSE - 1_000);
+        assert!(copy.words().starts_with("failed: name the pod"), "{}", copy.words());
+        // What is to be deleted stays so.
+        copy.status = CopyStatus::Deleting;
+        assert_eq!(copy.failed(&error).words(), "deleting");
+    }
+}

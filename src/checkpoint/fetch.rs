@@ -1,0 +1,279 @@
+//! Checkpoints out of the remote store: those whose folder here is gone or damaged, and those that this host does not know.
+//!
+//! What lies there is looked at as if a stranger had put it there: its manifest is bounded and parsed strictly, and a file
+//! that is not as the manifest says is not taken.
+
+use std::{fs, path::PathBuf, sync::atomic::Ordering};
+
+use fail::fail_point;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, Kind, Live, Manifest, admission,
+    copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
+    manifest, may_see, note, off_thread,
+    save::KEPT_IMAGES,
+    store::{self, MANIFEST},
+    types::as_time,
+};
+use crate::{
+    account::{Actor, Caller},
+    db::Outcome,
+    ids::CheckpointId,
+    names::{InstanceName, UserName, container_name},
+    objects::{Expected, ObjectError, Storage, Transfer},
+};
+
+/// Checkpoints of one answer, the newest.
+const MOST_LISTED: usize = 500;
+/// Manifests read at a time.
+const READERS: usize = 8;
+/// Stands behind the name of a file that is on its way.
+const UNDER_WAY: &str = ".fetching";
+
+/// What the remote store has.
+#[derive(Debug, Serialize)]
+pub struct RemoteCheckpoint {
+    pub id: CheckpointId,
+    pub user: UserName,
+    /// Whether this host knows it.
+    pub is_here: bool,
+    #[serde(flatten)]
+    pub content: Option<RemoteContent>,
+    /// Why it cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RemoteContent {
+    pub instance: InstanceName,
+    pub kind: Kind,
+    pub size: u64,
+    #[serde(serialize_with = "as_time")]
+    pub created_at: i64,
+}
+
+impl Checkpoints {
+    /// What the remote store has of the caller's, or for admins of another user's; newest first.
+    pub async fn list_remote(
+        &self,
+        caller: &Caller,
+        user: Option<UserName>,
+    ) -> Result<Vec<RemoteCheckpoint>, CheckpointError> {
+        let user = user.unwrap_or_else(|| caller.user.clone());
+        if !may_see(caller, &user) {
+            return Ok(Vec::new());
+        }
+        let storage = self.storage()?;
+        let (folders, _) = storage.names(&key_of_user(&storage, &user)).await?;
+        let mut ids: Vec<CheckpointId> = folders.iter().filter_map(|name| name.parse().ok()).collect();
+        // They begin with their time.
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids.truncate(MOST_LISTED);
+        let known: Vec<Checkpoint> = self.0.db.read(|tx| tx.list_checkpoints(None)).await?;
+        let look = |id: CheckpointId| {
+            let (storage, user) = (&storage, &user);
+            let is_here = known.iter().any(|row| row.id == id);
+            async move {
+                let (content, problem) = match read_manifest(storage, user, id).await {
+                    Ok(manifest) => (Some(RemoteContent::from(&manifest)), None),
+                    // On its way there, or on its way out.
+                    Err(CheckpointError::Remote(ObjectError::NotFound(_))) => return None,
+                    Err(error) => (None, Some(error.to_string())),
+                };
+                Some(RemoteCheckpoint { id, user: user.clone(), is_here, content, problem })
+            }
+        };
+        let looks: Vec<_> = ids.into_iter().map(look).collect();
+        Ok(stream::iter(looks).buffered(READERS).filter_map(std::future::ready).collect().await)
+    }
+
+    /// Takes a checkpoint in that this host does not know. Its files are fetched when it is restored.
+    pub async fn take_in(
+        &self,
+        caller: &Caller,
+        user: Option<UserName>,
+        id: CheckpointId,
+    ) -> Result<Checkpoint, CheckpointError> {
+        let user = user.unwrap_or_else(|| caller.user.clone());
+        if !may_see(caller, &user) {
+            return Err(CheckpointError::NotFound(id.to_string()));
+        }
+        let known: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
+        if let Some(known) = known {
+            return match may_see(caller, &known.user) {
+                true => Err(CheckpointError::Known(id)),
+                false => Err(CheckpointError::NotFound(id.to_string())),
+            };
+        }
+        let storage = self.storage()?;
+        let manifest = match read_manifest(&storage, &user, id).await {
+            Err(CheckpointError::Remote(ObjectError::NotFound(_))) => {
+                return Err(CheckpointError::NotFound(format!("{id} of {user} in the remote store")));
+            }
+            read => read?,
+        };
+        let prefix = self.0.config.get().name_prefix.clone();
+        let compression = manifest.files.values().find_map(|file| file.packed.as_ref().map(|packed| packed.by));
+        let row = Checkpoint {
+            id,
+            pod: manifest.pod,
+            instance: manifest.instance.clone(),
+            container_name: container_name(prefix.as_ref(), &user, &manifest.instance),
+            kind: manifest.kind,
+            compression: compression.unwrap_or(super::Compression::None),
+            name: None,
+            reason: None,
+            status: CheckpointStatus::Ready,
+            size: manifest.stored_size(),
+            image: manifest.image_id.clone(),
+            created_at: manifest.created_at,
+            remote: Some(CopyStatus::Copied.to_string()),
+            user,
+        };
+        let copy = Copy { status: CopyStatus::Copied, ..Copy::new(id, row.user.clone(), storage.url().to_owned()) };
+        let quota = self.0.accounts.quota(&row.user);
+        let (written, actor) = (row.clone(), Actor::from(caller));
+        self.0
+            .db
+            .write(move |tx| {
+                // Another request may have been quicker.
+                if tx.find_checkpoint(id)?.is_some() || tx.find_copy(id)?.is_some() {
+                    return Err(CheckpointError::Known(id));
+                }
+                let held = tx.list_checkpoints(Some(&written.user))?;
+                let held = held.into_iter().filter(|row| row.status != CheckpointStatus::Deleting);
+                let held: Vec<u64> = held.map(|row| row.size).collect();
+                admission::admit_checkpoint(&quota, &held, written.size)?;
+                tx.insert_checkpoint(&written)?;
+                tx.put_copy(&copy)?;
+                let object = format!("{id} of {}", written.container_name);
+                note(tx, &actor, "checkpoint.fetch", object, &written.user, Outcome::Ok)?;
+                Ok(())
+            })
+            .await?;
+        // So that it stays, if it is here. If not, the restore says so.
+        if let Err(error) = self.0.engine.tag_image(&row.image, KEPT_IMAGES, &id.to_string()).await {
+            tracing::info!(checkpoint = %id, image = row.image, %error, "the image of a checkpoint that was taken in is not here");
+        }
+        Ok(row)
+    }
+
+    /// The manifest, from the remote store where the folder here has none that is good.
+    pub(super) async fn manifest_of(&self, row: &Checkpoint) -> Result<Manifest, CheckpointError> {
+        let (folder, id) = (self.0.store.folder(row.id), row.id);
+        match off_thread(move || Manifest::read(&folder, id)).await {
+            Err(CheckpointError::Damaged { .. }) if self.copied(id).await? => {
+                read_manifest(&self.storage()?, &row.user, id).await
+            }
+            read => read,
+        }
+    }
+
+    /// Fetches what is missing or damaged here, and the manifest last.
+    pub(super) async fn fetch(&self, manifest: &Manifest, live: &Live) -> Result<(), CheckpointError> {
+        // One at a time: two restores of one checkpoint need its files once.
+        let _turn = self.0.fetches.lock().await;
+        let storage = self.storage()?;
+        let folder = self.0.store.ensure()?.join(manifest.id.to_string());
+        let (streams, keep_free) = {
+            let config = self.0.config.get();
+            (config.checkpoint.streams(), config.checkpoint.keep_free.0)
+        };
+        let missing = {
+            let (manifest, folder) = (manifest.clone(), folder.clone());
+            off_thread(move || manifest.damaged_files(&folder, streams)).await
+        };
+        let needed: u64 = missing.iter().map(|(_, size, _)| size).sum();
+        let free = store::free(&folder).saturating_sub(keep_free);
+        if needed > free {
+            return Err(CheckpointError::Space { path: folder, needed, free });
+        }
+        tracing::info!(checkpoint = %manifest.id, files = missing.len(), bytes = needed, "fetched from the remote store");
+        live.bytes.store(0, Ordering::Relaxed);
+        for (path, ..) in &missing {
+            let above = folder.join(path).parent().map(std::path::Path::to_owned).unwrap_or_else(|| folder.clone());
+            fs::create_dir_all(&above).map_err(CheckpointError::io("making the folder", &above))?;
+        }
+        fs::create_dir_all(&folder).map_err(CheckpointError::io("making the folder", &folder))?;
+        let (permits, cancel) = (Semaphore::new(streams), CancellationToken::new());
+        let progress = |bytes: u64| {
+            live.bytes.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let transfer = Transfer { permits: &permits, cancel: &cancel, progress: &progress };
+        let fetch = |(path, size, blake3): &(PathBuf, u64, String)| {
+            let (storage, transfer) = (&storage, &transfer);
+            let key = key_of_file(storage, &manifest.user, &manifest.id.to_string(), path);
+            let (path, size, blake3, to) = (path.clone(), *size, blake3.clone(), folder.join(path));
+            async move {
+                let mut under_way = to.clone().into_os_string();
+                under_way.push(UNDER_WAY);
+                let under_way = PathBuf::from(under_way);
+                let got = storage.get_file(&key, &under_way, Expected { size, blake3: &blake3 }, transfer).await;
+                let why = match got {
+                    Ok(()) => return fs::rename(&under_way, &to).map_err(CheckpointError::io("renaming", &under_way)),
+                    Err(ObjectError::NotFound(_)) => "it is missing in the remote store, too".to_owned(),
+                    Err(ObjectError::Changed { why, .. }) => format!("of its copy in the remote store: {why}"),
+                    Err(error) => return Err(error.into()),
+                };
+                let _ = fs::remove_file(&under_way);
+                let path = path.strip_prefix(store::IMAGES).unwrap_or(&path).display().to_string();
+                Err(CheckpointError::Damaged { id: manifest.id, file: path, why })
+            }
+        };
+        let files: Vec<_> = missing.iter().map(fetch).collect();
+        stream::iter(files).buffer_unordered(streams).try_collect::<()>().await?;
+        fail_point!("fetch-manifest", |_| Err(CheckpointError::Interrupted("fetched the checkpoint")));
+        let manifest = manifest.clone();
+        off_thread(move || {
+            let images = folder.join(store::IMAGES);
+            if images.is_dir() {
+                store::sync_folder(&images).map_err(CheckpointError::io("syncing", &images))?;
+            }
+            manifest.write(&folder)
+        })
+        .await
+    }
+}
+
+/// The manifest of a copy, with its hash looked at, and as strictly as any stranger's.
+async fn read_manifest(storage: &Storage, user: &UserName, id: CheckpointId) -> Result<Manifest, CheckpointError> {
+    let damaged = |why: String| CheckpointError::Damaged {
+        id,
+        file: MANIFEST.to_owned(),
+        why: format!("of its copy in the remote store: {why}"),
+    };
+    let name = id.to_string();
+    let text = match storage.get(&key_of(storage, user, &name, [MANIFEST]), manifest::MAX_SIZE).await {
+        Err(ObjectError::Changed { why, .. }) => return Err(damaged(why)),
+        got => got?,
+    };
+    let hash = match storage.get(&key_of(storage, user, &name, [MANIFEST_HASH]), 64).await {
+        Err(ObjectError::NotFound(_)) => return Err(damaged(format!("{MANIFEST_HASH} is missing"))),
+        Err(ObjectError::Changed { why, .. }) => return Err(damaged(why)),
+        got => got?,
+    };
+    if blake3::hash(&text).to_hex().as_bytes() != &hash[..] {
+        return Err(damaged("its content changed".to_owned()));
+    }
+    let manifest = Manifest::parse(&text, id).map_err(damaged)?;
+    match manifest.user == *user {
+        true => Ok(manifest),
+        false => Err(damaged(format!("it is {}'s", manifest.user))),
+    }
+}
+
+impl From<&Manifest> for RemoteContent {
+    fn from(manifest: &Manifest) -> Self {
+        Self {
+            instance: manifest.instance.clone(),
+            kind: manifest.kind,
+            size: manifest.stored_size(),
+            created_at: manifest.created_at,
+        }
+    }
+}

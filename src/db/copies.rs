@@ -1,0 +1,87 @@
+//! The table `copies`: checkpoints on their way to the remote store, there, or to be deleted there.
+
+use rusqlite::{Row, params};
+
+use super::{DbError, Tx, collect, now, parsed};
+use crate::{
+    checkpoint::{Copy, CopyStatus},
+    ids::CheckpointId,
+};
+
+const COLUMNS: &str = "checkpoint, user, store, status, attempts, error, due_at";
+
+fn read(row: &Row) -> Result<Copy, DbError> {
+    Ok(Copy {
+        checkpoint: parsed(row.get(0)?)?,
+        user: parsed(row.get(1)?)?,
+        store: row.get(2)?,
+        status: parsed(row.get(3)?)?,
+        attempts: row.get(4)?,
+        error: row.get(5)?,
+        due_at: row.get(6)?,
+    })
+}
+
+impl Tx<'_> {
+    /// Writes a copy down; one of the same checkpoint that is there already is begun anew.
+    pub fn put_copy(&self, copy: &Copy) -> Result<(), DbError> {
+        self.0.execute(
+            &format!("INSERT OR REPLACE INTO copies ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
+            params![
+                copy.checkpoint.to_string(),
+                copy.user.as_str(),
+                copy.store,
+                copy.status.as_str(),
+                copy.attempts,
+                copy.error,
+                copy.due_at
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// What became of an attempt. A copy that is to be deleted meanwhile stays so.
+    pub fn update_copy(&self, copy: &Copy) -> Result<(), DbError> {
+        self.0.execute(
+            "UPDATE copies SET status = ?2, attempts = ?3, error = ?4, due_at = ?5
+             WHERE checkpoint = ?1 AND (status != 'deleting' OR ?2 = 'deleting')",
+            params![copy.checkpoint.to_string(), copy.status.as_str(), copy.attempts, copy.error, copy.due_at],
+        )?;
+        Ok(())
+    }
+
+    pub fn find_copy(&self, checkpoint: CheckpointId) -> Result<Option<Copy>, DbError> {
+        let query = format!("SELECT {COLUMNS} FROM copies WHERE checkpoint = ?1");
+        Ok(collect(&self.0, &query, [checkpoint.to_string()], read)?.pop())
+    }
+
+    pub fn list_copies(&self) -> Result<Vec<Copy>, DbError> {
+        collect(&self.0, &format!("SELECT {COLUMNS} FROM copies ORDER BY due_at, checkpoint"), [], read)
+    }
+
+    /// Copies that something is to be done for by now, the longest waiting first.
+    pub fn list_due_copies(&self) -> Result<Vec<Copy>, DbError> {
+        let query = format!(
+            "SELECT {COLUMNS} FROM copies WHERE status != 'copied' AND due_at <= ?1 ORDER BY due_at, checkpoint"
+        );
+        collect(&self.0, &query, [now()], read)
+    }
+
+    pub fn list_copies_being(&self, status: CopyStatus) -> Result<Vec<Copy>, DbError> {
+        collect(&self.0, &format!("SELECT {COLUMNS} FROM copies WHERE status = ?1"), [status.as_str()], read)
+    }
+
+    /// The copy goes with its checkpoint.
+    pub fn delete_copy_later(&self, checkpoint: CheckpointId) -> Result<(), DbError> {
+        self.0.execute(
+            "UPDATE copies SET status = 'deleting', attempts = 0, error = NULL, due_at = 0 WHERE checkpoint = ?1",
+            [checkpoint.to_string()],
+        )?;
+        Ok(())
+    }
+
+    pub fn forget_copy(&self, checkpoint: CheckpointId) -> Result<(), DbError> {
+        self.0.execute("DELETE FROM copies WHERE checkpoint = ?1", [checkpoint.to_string()])?;
+        Ok(())
+    }
+}
