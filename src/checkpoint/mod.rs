@@ -3,8 +3,9 @@
 //!
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`save`], [`restore`]: the phases at work; [`target`]: the request side of a restore; [`recover`]: what a kill left, deletion
-//! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
+//! - [`preflight`]: what can be told before a pod is touched; [`sockets`], [`watches`]: parts of it; [`admission`]: quota
 //! - [`runtime`]: runc and CRIU; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //!
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
@@ -24,9 +25,12 @@ mod recover;
 mod restore;
 mod runtime;
 mod save;
+pub mod settle_in;
+mod sockets;
 mod store;
 mod target;
 mod types;
+mod watches;
 
 use std::{
     collections::HashMap,

@@ -4,12 +4,15 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod addresses;
 mod damage;
+mod fallback;
 mod help;
 mod kills;
 mod life;
 mod matrix;
 mod refusals;
+mod restores;
 mod sessions;
 mod trouble;
 mod v2;
