@@ -161,6 +161,19 @@ mod tests {
         assert_eq!(unix_sockets().unwrap().get(&inode(&one)), Some(&0));
     }
 
+    /// In a pod the engine has done that.
+    fn bring_loopback_up() {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        // SAFETY: a structure of numbers, filled as netdevice(7) says.
+        let done = unsafe {
+            let mut request: libc::ifreq = std::mem::zeroed();
+            request.ifr_name[..2].copy_from_slice(&[b'l'.cast_signed(), b'o'.cast_signed()]);
+            request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).unwrap();
+            libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+        };
+        assert_eq!(done, 0);
+    }
+
     /// Needs root, as the daemon has it.
     #[test]
     fn an_address_is_added_in_a_network_of_its_own() {
@@ -170,6 +183,7 @@ mod tests {
         let address = Ipv4Addr::new(192, 0, 2, 7);
         let inside = thread::spawn(move || {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            bring_loopback_up();
             assert!(std::net::TcpListener::bind((address, 0)).is_err());
             add_own_address(address).unwrap();
             add_own_address(address).unwrap();
