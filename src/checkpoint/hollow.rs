@@ -3,12 +3,13 @@
 //! CRIU follows them when the pod's root is its own already.
 
 use std::{
+    collections::HashSet,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
-use super::{CheckpointError, store};
+use super::{CheckpointError, gzip, store};
 use crate::{host::process, ids::ActionId};
 
 /// More than any folder is deep: `..` of the root is the root.
@@ -16,14 +17,23 @@ const UP: usize = 32;
 /// Names of images that are large, and are linked.
 const LARGE: [&str; 2] = ["pages-", "tmpfs-"];
 
-/// Makes the folder. `files` are names in the checkpoint and where each is to be read from.
-pub fn make(hollow: &Path, files: &[(PathBuf, PathBuf)], action: ActionId) -> Result<(), CheckpointError> {
+/// Makes the folder. `files` are names in the checkpoint and where each is to be read from; those that are `emptied` CRIU gets
+/// without content.
+pub fn make(
+    hollow: &Path,
+    files: &[(PathBuf, PathBuf)],
+    emptied: &HashSet<&Path>,
+    action: ActionId,
+) -> Result<(), CheckpointError> {
     let made = || {
         fs::create_dir_all(hollow)?;
         for (name, source) in files {
+            let is_emptied = emptied.contains(name.as_path());
             let Ok(name) = name.strip_prefix(store::IMAGES) else { continue };
             let to = hollow.join(name);
-            if LARGE.iter().any(|large| name.to_string_lossy().starts_with(large)) {
+            if is_emptied {
+                fs::write(to, gzip::empty_archive())?;
+            } else if LARGE.iter().any(|large| name.to_string_lossy().starts_with(large)) {
                 let source = fs::canonicalize(source)?;
                 let from_root = source.strip_prefix("/").unwrap_or(&source);
                 symlink(Path::new(&"../".repeat(UP)).join(from_root), to)?;

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read, Write},
+    net::Ipv4Addr,
     os::unix::fs::OpenOptionsExt,
     path::{Component, Path, PathBuf},
 };
@@ -54,6 +55,8 @@ pub struct Manifest {
     pub image_id: String,
     pub host: Host,
     pub sockets: Sockets,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory_files: Vec<MemoryFiles>,
     /// What is not in it, as sentences.
     pub losses: Vec<String>,
     /// How long the pod stood still, milliseconds.
@@ -79,10 +82,23 @@ pub struct Host {
 pub struct Sockets {
     /// Between programs of the pod.
     pub local: u32,
-    /// With others, or over the pod's own address.
+    /// With others.
     pub outside: u32,
     /// The pod's address then.
     pub address: Option<String>,
+    /// The pod's own addresses that sockets are bound to, but for the loopback's.
+    #[serde(default)]
+    pub bound: Vec<Ipv4Addr>,
+}
+
+/// The content of a memory file system, in an image that is put back by us and not by CRIU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryFiles {
+    /// Its path from the folder.
+    pub image: PathBuf,
+    /// Where it was mounted in the pod, and the kernel's number of that mount then.
+    pub target: PathBuf,
+    pub mount: u32,
 }
 
 /// A file as CRIU and tar need it; `packed` as it lies in the folder, where that differs.

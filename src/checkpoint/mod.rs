@@ -3,10 +3,11 @@
 //!
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`save`], [`restore`]: the phases at work; [`target`]: the request side of a restore; [`recover`]: what a kill left, deletion
-//! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
+//! - [`preflight`]: what can be told before a pod is touched; [`sockets`], [`watches`]: parts of it; [`admission`]: quota
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
 //! - [`copies`], [`fetch`]: copies in the remote store, and back from there
@@ -36,10 +37,13 @@ mod runtime;
 mod save;
 mod schedule;
 mod scheduler;
+pub mod settle_in;
+mod sockets;
 mod store;
 mod streams;
 mod target;
 mod types;
+mod watches;
 
 use std::{
     collections::HashMap,

@@ -1,11 +1,23 @@
 //! What can be said before a pod is touched: what cannot be saved and the way to mend it, what would be lost, how much
 //! there is and how long the pod would stand still.
 
-use std::{collections::HashMap, fs, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
-use super::{Kind, manifest::Sockets, runtime, store};
+use super::{
+    Kind,
+    manifest::Sockets,
+    runtime,
+    sockets::{self, Held, Outside},
+    store,
+    watches::{self, Watched},
+};
 use crate::{
     config::CheckpointConfig,
     engine::{Anatomy, Init},
@@ -17,6 +29,8 @@ use crate::{
 pub const EXPECTED_RATE: u64 = 400 << 20;
 /// What CRIU writes for a process besides its memory.
 const PER_PROCESS: u64 = 256 << 10;
+/// What a descriptor of inotify links to.
+const INOTIFY: &str = "anon_inode:inotify";
 /// The bit of CAP_SYS_RESOURCE.
 const SYS_RESOURCE: u32 = 24;
 
@@ -99,7 +113,7 @@ pub fn look(container: &ContainerId, anatomy: &Anatomy, kind: Kind, config: &Che
     }
     look_at_processes(container, anatomy.pid, config, &mut found);
     found.memory = memory_of(anatomy.pid) + PER_PROCESS * found.processes.len() as u64;
-    found.sockets = sockets_of(anatomy.pid);
+    found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();
     found
 }
@@ -108,6 +122,7 @@ fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConf
     let pids = runtime::members(container);
     let parents = runtime::parents(&pids);
     let may_exceed = has_sys_resource();
+    let around = Surroundings::look(&pids, &parents, init, config);
     for pid in pids {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
         let Some(inside) = process::pid_inside(pid) else { continue };
@@ -133,7 +148,7 @@ fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConf
                 "{who} runs as a normal user, and this host does not grant CAP_SYS_RESOURCE, which saving it needs"
             ));
         }
-        look_at_files(pid, &who, config, &mut process);
+        look_at_files(pid, &who, config, &around, &mut process);
         match process.saved {
             Saved::Yes => {}
             Saved::No => found.problems.extend(process.notes.iter().cloned()),
@@ -143,7 +158,7 @@ fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConf
     }
 }
 
-fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, process: &mut ProcessVerdict) {
+fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, around: &Surroundings, process: &mut ProcessVerdict) {
     let folder = format!("/proc/{pid}/fd");
     for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
         let Ok(target) = fs::read_link(entry.path()) else { continue };
@@ -151,6 +166,15 @@ fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, process: &mut P
         let limit = config.deleted_file_limit;
         let problem = if target == "anon_inode:[io_uring]" {
             format!("{who} uses io_uring, which cannot be saved; restart it with UV_USE_IO_URING=0")
+        } else if let Some(path) = around.outside.of(&target) {
+            format!(
+                "{who} is connected to a socket outside the pod ({path}), which cannot be saved; disconnect it first"
+            )
+        } else if target == INOTIFY && around.misses(pid, &entry.file_name().to_string_lossy()) {
+            format!(
+                "{who} watches a file outside [checkpoint] watch_paths ({}), which cannot be saved; end it, put the file on a volume, or ask an admin to add its folder",
+                config.watch_paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+            )
         } else if target.starts_with("/dev/nvidia") {
             format!(
                 "{who} uses a GPU ({target}), which cannot be saved; end it first, or save the files alone with --kind rootfsonly"
@@ -180,6 +204,57 @@ fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, process: &mut P
         }
         process.saved = Saved::No;
     }
+}
+
+/// What processes hold that is known only from more than one place.
+struct Surroundings {
+    outside: Outside,
+    unfound: HashSet<Watched>,
+}
+
+impl Surroundings {
+    fn look(pids: &[i32], parents: &HashMap<i32, i32>, init: i32, config: &CheckpointConfig) -> Self {
+        let is_saved = |pid: i32| descends(pid, init, parents);
+        let held = || {
+            let mut held = Held::default();
+            for &pid in pids {
+                let path = |descriptor: &str| PathBuf::from(format!("/proc/{pid}/fd/{descriptor}"));
+                let sockets = descriptors(pid)
+                    .filter_map(|(descriptor, target)| Some((sockets::inode(&target)?, path(&descriptor))));
+                if is_saved(pid) {
+                    held.saved.extend(sockets);
+                } else if is_carrier(pid) {
+                    held.let_go.extend(sockets.map(|(inode, _)| inode));
+                }
+            }
+            held
+        };
+        let watches = |pid: i32| descriptors(pid).filter(|(_, target)| target == INOTIFY);
+        let saved = pids.iter().copied().filter(|&pid| is_saved(pid));
+        let watched = saved.flat_map(|pid| watches(pid).flat_map(move |(descriptor, _)| watches_of(pid, &descriptor)));
+        Self {
+            outside: Outside::find(init, held),
+            unfound: watches::not_found(init, watched.collect(), &config.watch_paths),
+        }
+    }
+
+    /// Whether CRIU would not find all that an inotify descriptor watches.
+    fn misses(&self, pid: i32, descriptor: &str) -> bool {
+        !self.unfound.is_empty() && watches_of(pid, descriptor).iter().any(|watched| self.unfound.contains(watched))
+    }
+}
+
+/// What a process has open: number, and what it links to.
+fn descriptors(pid: i32) -> impl Iterator<Item = (String, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((entry.file_name().to_string_lossy().into_owned(), target.to_string_lossy().into_owned()))
+    })
+}
+
+fn watches_of(pid: i32, descriptor: &str) -> Vec<Watched> {
+    watches::watched(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default())
 }
 
 fn is_carrier(pid: i32) -> bool {
@@ -244,58 +319,9 @@ fn memory_of(pid: i32) -> u64 {
     private + value("total_shmem").or(value("shmem")).unwrap_or(0)
 }
 
-/// TCP connections of the pod.
-pub fn sockets_of(pid: i32) -> Sockets {
-    let mut sockets = Sockets::default();
-    for file in ["tcp", "tcp6"] {
-        let text = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            match connection(line) {
-                Some(true) => sockets.local += 1,
-                Some(false) => sockets.outside += 1,
-                None => {}
-            }
-        }
-    }
-    sockets
-}
-
-/// Whether a line of /proc/net/tcp is a connection of a program, and if so whether over the loopback.
-fn connection(line: &str) -> Option<bool> {
-    const TIME_WAIT: &str = "06";
-    const CLOSED: &str = "07";
-    const LISTENS: &str = "0A";
-    let mut fields = line.split_whitespace().skip(1);
-    let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
-    if [TIME_WAIT, CLOSED, LISTENS].contains(&state) {
-        return None;
-    }
-    let address = local.split(':').next()?;
-    // Words of 32 bits in the host's order: 127.x.y.z ends in 7F.
-    let is_loopback = match address.len() {
-        8 => address.ends_with("7F"),
-        _ => {
-            address == "00000000000000000000000001000000"
-                || address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F")
-        }
-    };
-    Some(is_loopback)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn connections_are_told_by_their_own_address() {
-        let line = |local: &str, state: &str| format!("  0: {local}:1F90 0100007F:0016 {state} 00000000:00000000 00");
-        assert_eq!(connection(&line("0100007F", "01")), Some(true));
-        assert_eq!(connection(&line("020011AC", "01")), Some(false));
-        assert_eq!(connection(&line("0100007F", "0A")), None);
-        assert_eq!(connection(&line("00000000000000000000000001000000", "08")), Some(true));
-        assert_eq!(connection(&line("0000000000000000FFFF00000100007F", "01")), Some(true));
-        assert_eq!(connection(&line("0000000000000000FFFF0000020011AC", "01")), Some(false));
-    }
 
     #[test]
     fn what_an_exec_started_has_its_parent_outside() {

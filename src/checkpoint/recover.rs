@@ -8,6 +8,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use fail::fail_point;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -105,7 +106,11 @@ impl Checkpoints {
         // As the kernel names it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
         runtime::end_action(action.id, &under_way).await;
+        if let Some(container) = &action.journal.container {
+            runtime::end_engine_dump(container).await;
+        }
         runtime::drop_links(&under_way);
+        fail_point!("recover-checkpoint-ended");
         let complete = self.0.store.is_complete(action.checkpoint);
         let mut action = action.clone();
         let container = action.journal.container.clone();
@@ -134,6 +139,8 @@ impl Checkpoints {
             }
             self.put_restart_rule(&action).await?;
         }
+        fail_point!("recover-checkpoint-thawed");
+        self.remove_engine_folders(&action).await?;
         let id = action.checkpoint;
         if complete {
             let folder = self.0.store.folder(id);
@@ -151,6 +158,7 @@ impl Checkpoints {
         }
         self.0.store.remove(id)?;
         self.let_image_go(id).await;
+        fail_point!("recover-checkpoint-removed");
         let error =
             action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
         let error = format!("{}: {error}", action.phase);
@@ -203,11 +211,14 @@ impl Checkpoints {
                 self.settled_anatomy(container).await?;
             }
         }
+        fail_point!("recover-restore-ended");
         if let Some(upper) = &action.journal.upper {
             archive::put_back(upper, &aside(upper, &action))?;
         }
+        fail_point!("recover-restore-put-back");
         self.put_restart_rule(&action).await?;
         self.clean(&action).await?;
+        fail_point!("recover-restore-cleaned");
         if action.journal.makes_pod
             && let Some(pod) = row
         {
@@ -235,17 +246,22 @@ impl Checkpoints {
             off_thread(move || store::remove(&aside)).await?;
         }
         store::remove(&self.0.store.scratch(action.id))?;
-        if let Some(container) = &action.journal.container {
-            let checkpoints = self.0.engine.container_folder(container).await?.join("checkpoints");
-            let prefix = format!("pody-{}", action.id);
-            for entry in std::fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
-                if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                    store::remove(&entry.path())?;
-                }
-            }
-        }
+        self.remove_engine_folders(action).await?;
         let id = action.id;
         off_thread(move || hollow::remove_engine_copies(id)).await;
+        Ok(())
+    }
+
+    /// Removes what an action had the engine keep with the container.
+    async fn remove_engine_folders(&self, action: &Action) -> Result<(), CheckpointError> {
+        let Some(container) = &action.journal.container else { return Ok(()) };
+        let checkpoints = self.0.engine.container_folder(container).await?.join("checkpoints");
+        let prefix = format!("pody-{}", action.id);
+        for entry in std::fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                store::remove(&entry.path())?;
+            }
+        }
         Ok(())
     }
 

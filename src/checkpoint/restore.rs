@@ -14,11 +14,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
-    manifest::{Manifest, Sockets},
+    manifest::{Manifest, MemoryFiles, Sockets},
     off_thread,
     recover::aside,
     runtime,
     save::deadline,
+    settle_in::{self, Filling, Plan},
     store,
 };
 use crate::{
@@ -50,17 +51,28 @@ impl Tcp {
     }
 
     /// What to try, in this order.
-    fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [Self] {
+    fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [(Self, Addresses)] {
         match (sockets.outside, in_place) {
-            _ if wanted == Some(Connections::Keep) => &[Self::Established],
-            _ if wanted == Some(Connections::Close) => &[Self::Close],
-            (0, _) => &[Self::Established, Self::Close],
-            // The pod may have its old address, and is the only one of it.
-            (_, true) => &[Self::Established, Self::Close],
+            _ if wanted == Some(Connections::Close) => &[(Self::Close, Addresses::OfThen)],
+            (0, _) if wanted == Some(Connections::Keep) => &[(Self::Established, Addresses::OfThen)],
+            _ if wanted == Some(Connections::Keep) => &[(Self::Established, Addresses::OfNow)],
+            (0, _) => &[(Self::Established, Addresses::OfThen), (Self::Close, Addresses::OfThen)],
+            // The pod may have its old address, and is the only one of it. Where it has not, a connection with others must
+            // not look as if it went on.
+            (_, true) => &[(Self::Established, Addresses::OfNow), (Self::Close, Addresses::OfThen)],
             // Two with one connection would fight over it.
-            (_, false) => &[Self::Close],
+            (_, false) => &[(Self::Close, Addresses::OfThen)],
         }
     }
+}
+
+/// Which addresses the pod's network has when its sockets are made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Addresses {
+    /// Those that the engine gives it.
+    OfNow,
+    /// Those that its sockets were bound to, too.
+    OfThen,
 }
 
 /// One restore under way.
@@ -215,12 +227,21 @@ impl Restoring {
         }
         let choices = Tcp::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
         let mut last = None;
-        for (at, tcp) in choices.iter().enumerate() {
-            let mut started = self.start_from_images(&container, *tcp).await;
+        for (at, (tcp, addresses)) in choices.iter().enumerate() {
+            let mut started = self.start_from_images(&container, *tcp, *addresses).await;
             // Without a word of CRIU's it was the engine, which at times takes the same again.
             if let Err(CheckpointError::Engine(EngineError::Failed { message, .. })) = &started {
                 tracing::warn!(pod = self.pod.container_name, message, "tried again");
-                started = self.start_from_images(&container, *tcp).await;
+                started = self.start_from_images(&container, *tcp, *addresses).await;
+            }
+            // CRIU can do it by itself, only slower.
+            if let Err(CheckpointError::Criu(cause)) = &started
+                && cause.contains(settle_in::NOT_FILLED)
+                && !self.manifest.memory_files.is_empty()
+            {
+                tracing::warn!(pod = self.pod.container_name, cause, "tried again, with the content unpacked by CRIU");
+                self.manifest.memory_files.clear();
+                started = self.start_from_images(&container, *tcp, *addresses).await;
             }
             match started {
                 Ok(()) => {
@@ -244,17 +265,28 @@ impl Restoring {
         Err(last.unwrap_or(CheckpointError::NothingNamed))
     }
 
-    async fn start_from_images(&mut self, container: &ContainerId, tcp: Tcp) -> Result<(), CheckpointError> {
+    async fn start_from_images(
+        &mut self,
+        container: &ContainerId,
+        tcp: Tcp,
+        addresses: Addresses,
+    ) -> Result<(), CheckpointError> {
         self.attempts += 1;
         let config = self.me.0.config.get();
         let engine = &self.me.0.engine;
         let name = format!("pody-{}-{}", self.action.id, self.attempts);
         let folder = engine.container_folder(container).await?.join("checkpoints").join(&name);
-        hollow::make(&folder, &self.images, self.action.id)?;
-        let log = self.me.0.store.scratch(self.action.id).join(format!("restore-{}.log", self.attempts));
+        let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
+        hollow::make(&folder, &self.images, &emptied, self.action.id)?;
+        let scratch = self.me.0.store.scratch(self.action.id);
+        let script = self.plan(addresses)?.option(&scratch).map_err(CheckpointError::io("writing", &scratch))?;
+        let log = scratch.join(format!("restore-{}.log", self.attempts));
         let limit = config.checkpoint.deleted_file_limit.0;
-        let options =
-            format!("{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n", tcp.as_str(), log.display());
+        let options = format!(
+            "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{script}",
+            tcp.as_str(),
+            log.display()
+        );
         let options = runtime::GlobalOptions::place(&options).await?;
         let limit = deadline(&config.checkpoint, self.manifest.full_size());
         let start = engine.start_from(container, &name, limit);
@@ -282,11 +314,29 @@ impl Restoring {
         if error.is_ambiguous() && anatomy.is_some_and(|anatomy| anatomy.status == "running") {
             return Ok(());
         }
+        if let Some(complaint) = settle_in::complaint(&scratch) {
+            return Err(CheckpointError::Criu(complaint));
+        }
         Err(match (runtime::explain(&log), error) {
             (Some(cause), _) => CheckpointError::Criu(cause),
             (None, EngineError::TimedOut(limit)) => CheckpointError::TimedOut { what: "CRIU", limit },
             (None, error) => error.into(),
         })
+    }
+
+    /// What is done in the pod's new network and mounts, beside what CRIU does.
+    fn plan(&self, addresses: Addresses) -> Result<Plan, CheckpointError> {
+        let addresses = match addresses {
+            Addresses::OfNow => Vec::new(),
+            Addresses::OfThen => self.manifest.sockets.bound.clone(),
+        };
+        let filling = |files: &MemoryFiles| {
+            let archive = self.image(&files.image)?;
+            let archive = fs::canonicalize(&archive).map_err(CheckpointError::io("finding", &archive))?;
+            Ok::<_, CheckpointError>(Filling { archive, target: files.target.clone(), mount: files.mount })
+        };
+        let memory_files = self.manifest.memory_files.iter().map(filling).collect::<Result<_, _>>()?;
+        Ok(Plan { addresses, memory_files })
     }
 
     async fn check(&mut self) -> Result<(), CheckpointError> {
@@ -297,10 +347,18 @@ impl Restoring {
         tokio::time::sleep(PROBATION).await;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
         let anatomy = self.me.0.engine.anatomy(&container).await?.ok_or_else(gone)?;
-        match anatomy.status.as_str() {
-            "running" => Ok(()),
-            _ => Err(CheckpointError::EndedAtOnce(anatomy.exit_code)),
+        if anatomy.status != "running" {
+            return Err(CheckpointError::EndedAtOnce(anatomy.exit_code));
         }
+        let now = anatomy.address.unwrap_or_default();
+        let of_then: Vec<String> = self.manifest.sockets.bound.iter().map(ToString::to_string).collect();
+        if of_then.iter().any(|address| *address != now) {
+            self.action.losses.push(format!(
+                "the pod's address is {now} now; what is bound to the one of then ({}) is reached inside the pod only",
+                of_then.join(", ")
+            ));
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), CheckpointError> {
@@ -335,11 +393,13 @@ mod tests {
 
     #[test]
     fn a_clone_does_not_take_the_connections_of_another() {
-        let sockets = |local, outside| Sockets { local, outside, address: None };
-        assert_eq!(Tcp::choices(&sockets(3, 0), false, None)[0], Tcp::Established);
-        assert_eq!(Tcp::choices(&sockets(3, 1), false, None), [Tcp::Close]);
-        assert_eq!(Tcp::choices(&sockets(0, 1), true, None), [Tcp::Established, Tcp::Close]);
-        assert_eq!(Tcp::choices(&sockets(3, 0), false, Some(Connections::Close)), [Tcp::Close]);
-        assert_eq!(Tcp::choices(&sockets(3, 1), true, Some(Connections::Keep)), [Tcp::Established]);
+        let sockets = |local, outside| Sockets { local, outside, ..Sockets::default() };
+        let closed = (Tcp::Close, Addresses::OfThen);
+        assert_eq!(Tcp::choices(&sockets(3, 0), false, None)[0], (Tcp::Established, Addresses::OfThen));
+        assert_eq!(Tcp::choices(&sockets(3, 1), false, None), [closed]);
+        assert_eq!(Tcp::choices(&sockets(0, 1), true, None), [(Tcp::Established, Addresses::OfNow), closed]);
+        assert_eq!(Tcp::choices(&sockets(3, 0), false, Some(Connections::Close)), [closed]);
+        let kept = Tcp::choices(&sockets(3, 1), true, Some(Connections::Keep));
+        assert_eq!(kept, [(Tcp::Established, Addresses::OfNow)]);
     }
 }

@@ -78,14 +78,9 @@ pub struct Dump<'a> {
 pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
     let work = dump.folder.join("work");
     let conf = dump.folder.join("criu.conf");
-    let mut options = dump_options(dump.config, dump.pid);
     let written = || {
         fs::create_dir(&work)?;
-        if let Some(upper) = dump.upper {
-            let script = keep_links(dump.folder, upper)?;
-            options.push_str(&format!("action-script {}\n", script.display()));
-        }
-        fs::write(&conf, options)
+        fs::write(&conf, dump_options(dump.config, dump.pid, dump.folder, dump.upper)?)
     };
     written().map_err(CheckpointError::io("writing", &conf))?;
     let path = std::env::var("PATH").unwrap_or_default();
@@ -132,12 +127,11 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
 /// of the dump; a restore needs it. The script gives it one more name, which goes into the archive as `link_remap.N`.
 fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
     let script = folder.join("keep-links");
-    let (images, list) = (folder.join(store::IMAGES), folder.join(LINKS));
+    let list = folder.join(LINKS);
     let text = format!(
-        "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e '{images}/remap-fpath.img' ] || exit 0\n\
+        "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e \"$CRTOOLS_IMAGE_DIR/remap-fpath.img\" ] || exit 0\n\
          find '{upper}' -xdev -name 'link_remap.*' ! -name '*{LINK_SUFFIX}' -print > '{list}'\n\
          while IFS= read -r name; do ln \"$name\" \"$name{LINK_SUFFIX}\" || exit 1; done < '{list}'\n",
-        images = images.display(),
         upper = upper.display(),
         list = list.display(),
     );
@@ -155,14 +149,18 @@ pub fn drop_links(folder: &Path) {
     let _ = fs::remove_file(folder.join("keep-links"));
 }
 
-/// Options for a dump; the rest runc hands on by itself.
-fn dump_options(config: &CheckpointConfig, pid: i32) -> String {
+/// Options for a dump into the folder; the rest runc hands on by itself. `upper` is the writable layer, if it is saved too.
+pub fn dump_options(config: &CheckpointConfig, pid: i32, folder: &Path, upper: Option<&Path>) -> io::Result<String> {
     // Folders that are not there end the dump.
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     let watched = config.watch_paths.iter().filter(|path| path != &Path::new("/") && inside(path).is_dir());
     let watched: String = watched.map(|path| format!("irmap-scan-path {}\n", path.display())).collect();
-    format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}", config.deleted_file_limit.0)
+    let script = match upper {
+        Some(upper) => format!("action-script {}\n", keep_links(folder, upper)?.display()),
+        None => String::new(),
+    };
+    Ok(format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}{script}", config.deleted_file_limit.0))
 }
 
 /// The sentence for what went wrong in a log.
@@ -358,17 +356,35 @@ pub async fn end_action(action: ActionId, folder: &Path) {
 
 /// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.
 pub async fn end_restore(container: &ContainerId) {
-    end_all(|| restoring(container).into_iter().chain(members(container)).collect()).await;
+    end_all(|| at_work("restore", container).into_iter().chain(members(container)).collect()).await;
+    // A runc that was killed leaves its record of the container, and the next start says that it exists already.
+    let exec_roots = fs::read_dir("/run/docker").into_iter().flatten().filter_map(Result::ok);
+    let runtimes = exec_roots.filter(|entry| entry.file_name().to_string_lossy().starts_with("runtime-"));
+    let roots = runtimes.map(|entry| entry.path().join("moby")).chain([PathBuf::from("/run/containerd/runc/moby")]);
+    for root in roots.filter(|root| root.join(container.as_str()).is_dir()) {
+        // runc mounts the pod's root there for CRIU.
+        let mounted = root.join(container.as_str()).join("criu-root").display().to_string();
+        let _ = ask("umount", &["--lazy", &mounted]).await;
+        let root = root.display().to_string();
+        if let Err(why) = ask("runc", &["--root", &root, "delete", "--force", container.as_str()]).await {
+            tracing::warn!(%container, why, "runc's record of a restore that was ended is not removed");
+        }
+    }
 }
 
-/// runc that restores this container, with its children.
-fn restoring(container: &ContainerId) -> Vec<i32> {
+/// Ends a dump that the engine began and does not end.
+pub async fn end_engine_dump(container: &ContainerId) {
+    end_all(|| at_work("checkpoint", container)).await;
+}
+
+/// runc at that command for this container, with its children.
+fn at_work(command: &str, container: &ContainerId) -> Vec<i32> {
     let all: Vec<Stat> = process::list().into_iter().filter_map(Stat::read).collect();
     let is_runc = |pid: i32| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = words.split(|&byte| byte == 0).collect();
         words.first().is_some_and(|program| program.ends_with(b"runc"))
-            && words.contains(&b"restore".as_slice())
+            && words.contains(&command.as_bytes())
             && words.contains(&container.as_str().as_bytes())
     };
     let mut found: HashSet<i32> = all.iter().map(|stat| stat.id.pid).filter(|&pid| is_runc(pid)).collect();
@@ -387,7 +403,7 @@ fn restoring(container: &ContainerId) -> Vec<i32> {
 
 /// Whether a restore of this container is under way.
 pub fn is_restoring(container: &ContainerId) -> bool {
-    !restoring(container).is_empty()
+    !at_work("restore", container).is_empty()
 }
 
 /// Processes in a container's cgroup.

@@ -21,7 +21,7 @@ use super::{
     preflight::{self, Findings},
     runtime,
     scheduler::is_needed,
-    store,
+    settle_in, sockets, store,
 };
 use crate::{
     account::{Actor, Caller},
@@ -292,6 +292,7 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
             cgroup: if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 },
         },
         sockets: seen.findings.sockets.clone(),
+        memory_files: Vec::new(),
         losses: seen.findings.losses.clone(),
         frozen_ms: 0,
         files: std::collections::BTreeMap::new(),
@@ -369,7 +370,7 @@ impl Saving {
         let config = self.me.0.config.get();
         // Of now, when nothing changes any more.
         let address = self.manifest.sockets.address.take();
-        self.manifest.sockets = preflight::sockets_of(self.seen.anatomy.pid);
+        self.manifest.sockets = sockets::of(self.seen.anatomy.pid);
         self.manifest.sockets.address = address;
         let images = self.folder.join(store::IMAGES);
         let begun = Instant::now();
@@ -395,6 +396,7 @@ impl Saving {
             dumped = dumping => dumped?,
             () = self.watch(&images) => {}
         }
+        self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
         let size = store::size_of(&images);
         self.live.bytes.store(size, Ordering::Relaxed);
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
@@ -410,23 +412,34 @@ impl Saving {
         let config = self.me.0.config.get();
         let engine = &self.me.0.engine;
         let name = format!("pody-{}", self.action.id);
-        let made = engine.container_folder(&self.seen.container).await?.join("checkpoints").join(&name);
-        let limit = config.checkpoint.deleted_file_limit.0;
-        let options = format!("tcp-established\nfile-locks\nlink-remap\nghost-limit {limit}\n");
+        let container = &self.seen.container;
+        tracing::info!(pod = self.pod.container_name, "runc's folder is not found: the engine writes the processes");
+        let made = engine.container_folder(container).await?.join("checkpoints").join(&name);
+        let upper = self.seen.anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
+        let log = self.folder.join(store::DUMP_LOG);
+        let options = runtime::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper)
+            .map_err(CheckpointError::io("writing", &self.folder))?;
+        let options = format!("tcp-established\nfile-locks\n{options}log-file {}\n", log.display());
         let _options = runtime::GlobalOptions::place(&options).await?;
-        let dumped = engine.dump(&self.seen.container, &name, self.deadline).await;
+        let dumped = engine.dump(container, &name, self.deadline).await;
+        if dumped.is_err() {
+            runtime::end_engine_dump(container).await;
+        }
+        dumped.map_err(|error| match (runtime::explain(&log), error) {
+            (Some(cause), _) => CheckpointError::Criu(cause),
+            (None, EngineError::TimedOut(limit)) => CheckpointError::TimedOut { what: "CRIU", limit },
+            (None, error) => error.into(),
+        })?;
+        // It may have thawed what it was to write.
+        runtime::refreeze(self.seen.anatomy.pid);
         let images = self.folder.join(store::IMAGES);
-        let taken = dumped.map_err(|error| CheckpointError::Criu(error.to_string())).and_then(|()| {
-            for file in store::files_below(&made).map_err(CheckpointError::io("reading", &made))? {
-                let to = images.join(&file);
-                std::fs::rename(made.join(&file), &to)
-                    .or_else(|_| std::fs::copy(made.join(&file), &to).map(drop))
-                    .map_err(CheckpointError::io("taking over", &to))?;
-            }
-            Ok(())
-        });
-        store::remove(&made)?;
-        taken
+        for file in store::files_below(&made).map_err(CheckpointError::io("reading", &made))? {
+            let to = images.join(&file);
+            std::fs::rename(made.join(&file), &to)
+                .or_else(|_| std::fs::copy(made.join(&file), &to).map(drop))
+                .map_err(CheckpointError::io("taking over", &to))?;
+        }
+        store::remove(&made)
     }
 
     async fn save_files(&mut self) -> Result<(), CheckpointError> {

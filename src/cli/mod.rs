@@ -3,7 +3,8 @@
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
 //! - `pods`, `checkpoint`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
 //!   person types
-//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`: what an admin does on the host; `probe`: what the daemon starts
+//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`: what an admin does on the host; `probe`, `settle_in`: what the
+//!   daemon and CRIU start
 //! - `output`, `bars`, `terminal`, `error`, `exit`, `original`, `shell_words`: what they share
 //!
 //! Client commands only speak HTTP. Admin commands work on the database, with or without a running daemon.
@@ -33,6 +34,7 @@ mod quota;
 mod request;
 mod schedule;
 mod serve;
+mod settle_in;
 mod shell;
 mod shell_words;
 mod ssh;
@@ -170,6 +172,10 @@ enum Command {
     #[command(hide = true)]
     ProbeDevice(probe::ProbeArgs),
 
+    /// Put back what a restored pod had in its network and memory; started by CRIU
+    #[command(hide = true)]
+    SettleIn(settle_in::SettleInArgs),
+
     /// Print completions for a shell
     Completions { shell: Shell },
 }
@@ -256,6 +262,7 @@ impl Command {
             Self::Log(command) => command.run(out).await,
             Self::Import(args) => args.run(out).await,
             Self::ProbeDevice(args) => Ok(args.run()),
+            Self::SettleIn(args) => Ok(args.run()),
             Self::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "pody", &mut script);

@@ -119,6 +119,13 @@ pub fn of_devices(pid: i32) -> Option<PathBuf> {
     folders.get("devices").or_else(|| folders.get("")).cloned()
 }
 
+/// The group that pays for a process's memory; `None` when the process is gone.
+pub fn of_memory(pid: i32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let folders = folders(&text);
+    folders.get("memory").or_else(|| folders.get("")).cloned()
+}
+
 /// Reads `/proc/PID/cgroup` (cgroups(7)), `ID:CONTROLLERS:PATH` per hierarchy: the folder of each controller, and of version 2
 /// under no name.
 fn folders(text: &str) -> HashMap<&str, PathBuf> {

@@ -1,6 +1,7 @@
-//! This host as the kernel shows it: processes, cgroups, who may open a device, and what time it is.
+//! This host as the kernel shows it: processes, cgroups, sockets, who may open a device, and what time it is.
 
 pub mod cgroup;
 pub mod clock;
 pub mod device;
+pub mod netlink;
 pub mod process;

@@ -160,3 +160,26 @@ fn a_restore_that_fails_puts_the_files_back() {
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+/// The folder of a volume is gone: said, and undone; with the folder there again it works.
+#[test]
+fn a_volume_that_is_gone_is_named() {
+    let volume = tempfile::tempdir().unwrap();
+    let config = format!("volume_mappings = [\"{}/data:/outside\"]", volume.path().display());
+    let Some(server) = crate::help::start_with(|builder| builder.config(&config)) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let (_, identity) = count(&alice, "main");
+    let id = save(&alice, "ins=main&leave_running=false");
+    fs::rename(volume.path().join("data"), volume.path().join("away")).unwrap();
+    let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).ok());
+    assert_eq!((action["status"].as_str(), action["phase"].as_str()), (Some("error"), Some("start")), "{action}");
+    assert!(action["error"].as_str().unwrap().contains(&format!("{}/data", volume.path().display())), "{action}");
+    assert_clean(&server);
+    fs::rename(volume.path().join("away"), volume.path().join("data")).unwrap();
+    crate::help::done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+    assert_eq!(count(&alice, "main").1, identity);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}

@@ -191,3 +191,71 @@ fn killed_in_the_middle_of_a_dump() {
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+/// Killed in a phase, and once more while the next start puts that right; the one after that does.
+fn killed_in_recovery(phase: &str, point: &str, is_restore: bool) {
+    let action = if is_restore { "restore" } else { "checkpoint" };
+    let Some(mut server) = server_stopping_at(&format!("{action}-{phase}")) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let (from, identity) = count(&alice, "main");
+    if is_restore {
+        save(&alice, "ins=main");
+        exec(&alice, "main", "echo later > /root/later");
+        alice.post("/pod/stop?ins=main").ok();
+        alice.post("/pod/restore?ins=main").ok();
+    } else {
+        alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    }
+    let query = format!("SELECT count(*) FROM actions WHERE status = 'running' AND phase = '{phase}'");
+    eventually(Duration::from_secs(20), phase, || server.count(&query) == 1);
+    thread::sleep(Duration::from_millis(200));
+    server.kill();
+
+    server.set_env("FAILPOINTS", Some(&format!("{point}=pause")));
+    server.start_again();
+    // It settles a second after its start.
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(server.count("SELECT count(*) FROM actions WHERE status = 'running'"), 1, "it did not stop at {point}");
+    server.kill();
+    server.set_env("FAILPOINTS", None);
+    server.start_again();
+    assert_clean(&server);
+
+    assert_eq!(last_action(&server).0, "error");
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    if is_restore {
+        assert_eq!(status(&alice, "main"), "exited");
+        alice.post("/pod/start?ins=main").ok();
+        assert_eq!(exec(&alice, "main", "cat /root/later"), "later", "the files of before");
+        alice.post("/pod/stop?ins=main").ok();
+        done(&alice, "/pod/restore?ins=main");
+    } else {
+        eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+        assert_network(&server, "main");
+        counts_on(&alice, "main", from);
+        save(&alice, "ins=main");
+    }
+    assert_eq!(count(&alice, "main").1, identity, "the process of before");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+macro_rules! kills_in_recovery {
+    ($($name:ident: $phase:literal, $point:literal, $is_restore:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            killed_in_recovery($phase, $point, $is_restore);
+        })*
+    };
+}
+
+kills_in_recovery! {
+    killed_in_recovery_before_the_pod_goes_on: "rootfs", "recover-checkpoint-ended", false;
+    killed_in_recovery_when_the_pod_goes_on: "rootfs", "recover-checkpoint-thawed", false;
+    killed_in_recovery_when_the_folder_is_gone: "commit", "recover-checkpoint-removed", false;
+    killed_in_recovery_before_the_files_are_put_back: "start", "recover-restore-ended", true;
+    killed_in_recovery_when_the_files_are_put_back: "start", "recover-restore-put-back", true;
+    killed_in_recovery_when_all_is_cleaned: "start", "recover-restore-cleaned", true;
+}

@@ -4,8 +4,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod addresses;
 mod damage;
 mod drain;
+mod fallback;
 mod help;
 mod kills;
 mod life;
@@ -13,6 +15,7 @@ mod matrix;
 mod refusals;
 mod schedules;
 mod remote;
+mod restores;
 mod sessions;
 mod trouble;
 mod v2;

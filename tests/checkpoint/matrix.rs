@@ -1,5 +1,8 @@
 //! What programs may hold when they are saved: each row of the table goes on after the pod was saved, stopped and brought
-//! back, and again in a clone.
+//! back, and again in a clone. What cannot be saved is in `refusals`, what is bound to the pod's own address in `addresses`.
+//!
+//! Not here is what our pods cannot have: the host's namespaces, shared IPC, `--init`, `--rm`, `--privileged`, `--read-only`,
+//! devices, mounts by a symbolic link.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -161,6 +164,70 @@ if ev is not None: os.eventfd_write(ev, n); assert os.eventfd_read(ev) == n
 ",
     },
     Row {
+        name: "signals_by_descriptor",
+        setup: "
+import ctypes, signal
+libc = ctypes.CDLL(None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+mask = (ctypes.c_uint64 * 16)(1 << (signal.SIGUSR1 - 1))
+fd = libc.signalfd(-1, mask, 0); assert fd >= 0
+",
+        step: "
+os.kill(os.getpid(), signal.SIGUSR1); assert len(os.read(fd, 128)) == 128
+",
+    },
+    Row {
+        name: "files_on_a_volume",
+        setup: "
+f = open('/data/open', 'w+'); f.write('kept'); f.flush()
+g = open('/data/gone', 'w+b'); g.write(b'g' * (2 << 20)); g.flush(); os.unlink('/data/gone')
+h = open('/scratch/gone', 'w+b'); h.write(b'h' * (2 << 20)); h.flush(); os.unlink('/scratch/gone')
+",
+        step: "
+f.seek(0); assert f.read() == 'kept'
+g.seek(0); assert g.read() == b'g' * (2 << 20)
+h.seek(0); assert h.read() == b'h' * (2 << 20)
+",
+    },
+    Row {
+        name: "inotify_on_a_volume_and_in_memory",
+        setup: "
+import ctypes
+libc = ctypes.CDLL(None)
+fds = []
+for d in ('/data/watched', '/scratch/watched'):
+    os.makedirs(d, exist_ok=True)
+    fd = libc.inotify_init1(0o4000); assert libc.inotify_add_watch(fd, d.encode(), 0x100) >= 0
+    fds.append((d, fd))
+",
+        step: "
+for d, fd in fds:
+    name = d + '/' + os.urandom(8).hex(); open(name, 'w').close(); os.unlink(name)
+    assert os.read(fd, 65536)
+",
+    },
+    Row {
+        name: "large_memory_files",
+        setup: "
+import hashlib, random
+content = random.Random(1).randbytes(16 << 20)
+for d in ('/dev/shm', '/scratch'):
+    os.makedirs(d + '/deep/er', exist_ok=True)
+    open(d + '/deep/er/large', 'wb').write(content)
+    os.chmod(d + '/deep/er/large', 0o640); os.chown(d + '/deep/er/large', 1234, 4321)
+    os.symlink('/nowhere', d + '/link')
+o = open('/dev/shm/deep/er/large', 'rb')
+",
+        step: "
+for d in ('/dev/shm', '/scratch'):
+    s = os.stat(d + '/deep/er/large')
+    assert (s.st_size, s.st_mode & 0o7777, s.st_uid, s.st_gid) == (16 << 20, 0o640, 1234, 4321)
+    assert os.readlink(d + '/link') == '/nowhere'
+o.seek((n % 16) << 20); assert o.read(1 << 20) == content[(n % 16) << 20:((n % 16) + 1) << 20]
+assert n % 20 or open('/scratch/deep/er/large', 'rb').read() == content
+",
+    },
+    Row {
         name: "interval_timer",
         setup: "
 import signal
@@ -242,8 +309,12 @@ fn all_go_on(client: &Client, instance: &str) {
 
 #[test]
 fn every_row_goes_on() {
-    let config = "volume_mappings = [\"tmpfs:/scratch\"]\n[default_quota]\ntmpfs_size = \"64m\"";
-    let Some(server) = start_with(|builder| builder.config(config)) else { return };
+    let volume = tempfile::tempdir().unwrap();
+    let config = format!(
+        "volume_mappings = [\"tmpfs:/scratch\", \"{}:/data\"]\n[default_quota]\ntmpfs_size = \"64m\"",
+        volume.path().display()
+    );
+    let Some(server) = start_with(|builder| builder.config(&config)) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     for row in ROWS {
@@ -337,5 +408,105 @@ fn a_periodic_timerfd_is_named() {
     run_python(&alice, "main", "timer", program);
     let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
     assert!(verdict["losses"].to_string().contains("periodic timerfd") && verdict["can_be_saved"] == true, "{verdict}");
+    delete(&alice, "main");
+}
+
+/// A terminal multiplexer with what runs in it: one can type on after the restore.
+#[test]
+fn tmux_goes_on() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    exec(&alice, "main", "cd /root && tmux new-session -d -s work && tmux send-keys -t work 'x=kept' Enter && sleep 1");
+    let id = save(&alice, "ins=main&leave_running=false");
+    for (to, name) in [("", "main"), ("&as=clone", "clone")] {
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
+        exec(&alice, name, "tmux send-keys -t work 'echo $x > /root/said' Enter");
+        eventually(Duration::from_secs(10), "the shell in it answers", || {
+            exec(&alice, name, "cat /root/said; true") == "kept"
+        });
+        delete(&alice, name);
+    }
+    assert_clean(&server);
+    delete_checkpoints(&alice);
+}
+
+/// Published ports: who was connected through one is cut off, and can come again, also to a clone.
+#[test]
+fn published_ports_take_new_connections() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    // sshd takes its time to begin, and the port is open before.
+    let knock = |name: &str| {
+        let port = alice.get(&format!("/pod/inspect?ins={name}")).ok().json()["port_mapping"].clone();
+        let port: u16 = port[0].as_str().unwrap().trim_end_matches(":22").parse().unwrap();
+        let mut answered = None;
+        eventually(Duration::from_secs(20), "sshd answers", || {
+            let Ok(mut connection) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+            connection.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut banner = [0; 4];
+            let is_ssh = std::io::Read::read_exact(&mut connection, &mut banner).is_ok() && &banner == b"SSH-";
+            answered = Some(connection);
+            is_ssh
+        });
+        answered.unwrap()
+    };
+    let before = knock("main");
+    let id = save(&alice, "ins=main&leave_running=false");
+    for (to, name) in [("", "main"), ("&as=clone", "clone")] {
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
+        knock(name);
+    }
+    // What comes after the rest of the banner is the end, and not the silence of a connection that is open.
+    match std::io::Read::read_to_end(&mut { before }, &mut Vec::new()) {
+        Ok(_) => {}
+        Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it is not cut off"),
+    }
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "clone");
+    delete_checkpoints(&alice);
+}
+
+/// A clone has the limits of now.
+#[test]
+fn a_clone_has_the_memory_limit_of_now() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let (alice, admin) = (server.member("alice"), server.admin());
+    create(&alice, "main");
+    let id = save(&alice, "ins=main");
+    admin.post("/admin/quota/update?username=alice&memory_limit=700m").ok();
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=clone"));
+    assert_eq!(crate::help::engine_says(&server, "alice", "clone", "{{.HostConfig.Memory}}"), (700 << 20).to_string());
+    delete(&alice, "main");
+    delete(&alice, "clone");
+    delete_checkpoints(&alice);
+}
+
+/// Programs of another user than root: saved where this host grants CAP_SYS_RESOURCE, else named and refused.
+#[test]
+fn programs_of_normal_users_are_saved_or_named() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let row =
+        Row { name: "user", setup: "os.chmod('/root', 0o777); os.setuid(1000)", step: "assert os.getuid() == 1000" };
+    run_python(&alice, "main", row.name, &program(&row));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim().to_owned();
+    let may_exceed = u64::from_str_radix(&capabilities, 16).unwrap() >> 24 & 1 == 1;
+    if may_exceed {
+        let id = save(&alice, "ins=main&leave_running=false");
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+        let before = beats(&alice, "main")["user"];
+        eventually(Duration::from_secs(10), "it goes on", || beats(&alice, "main")["user"] > before);
+        delete_checkpoints(&alice);
+    } else {
+        let refused = alice.post("/pod/checkpoint?ins=main");
+        assert_eq!(refused.status, 409, "{refused}");
+        let said = refused.detail();
+        assert!(said.contains("runs as a normal user") && said.contains("CAP_SYS_RESOURCE"), "{refused}");
+    }
     delete(&alice, "main");
 }

@@ -1,13 +1,17 @@
 //! What is refused, in words that say why, with the pod untouched.
 
+use std::{
+    os::unix::net::{UnixDatagram, UnixListener, UnixStream},
+    time::Duration,
+};
+
 use crate::{
-    common::eventually,
+    common::{Client, eventually},
     help::{
-        COUNTER, count, counts_on, create, delete, delete_checkpoints, done, exec, fails, run_python, save, start,
-        start_with, status,
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        run_python, save, start, start_with, status,
     },
 };
-use std::time::Duration;
 
 #[test]
 fn pods_that_are_not_there_not_yours_or_not_running() {
@@ -129,33 +133,129 @@ time.sleep(100000)
     delete_checkpoints(&alice);
 }
 
-/// CRIU itself refuses: a unix socket whose other end is outside.
+/// Refused in words before anything is touched: 409 with process, thing and remedy. And once it is mended, it is saved.
+#[track_caller]
+fn is_refused(alice: &Client, what: &str, words: &[&str]) {
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    assert_eq!(verdict["can_be_saved"], false, "{what}: {verdict}");
+    let refused = alice.post("/pod/checkpoint?ins=main&leave_running=false");
+    assert_eq!(refused.status, 409, "{what}: {refused}");
+    for word in words {
+        assert!(refused.detail().contains(word), "{what}: no {word:?} in {refused}");
+    }
+    assert_eq!(status(alice, "main"), "running");
+    assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
+}
+
+/// Ends the program of that name.
+fn end(alice: &Client, name: &str) {
+    // The bracket keeps the shell of this very command from being found.
+    let found = format!("'[/]root/{name}.py'");
+    exec(alice, "main", &format!("pkill -KILL -f {found}; while pgrep -f {found}; do sleep 0.1; done"));
+}
+
+/// Unix sockets whose other end is outside: of a server outside, and of a client outside.
 #[test]
-fn a_dump_that_fails_leaves_the_pod_running_with_its_network() {
+fn connections_to_sockets_outside_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let volume = folder.path().display().to_string();
     let Some(server) = start_with(|builder| builder.config(&format!("volume_mappings = [\"{volume}:/outside\"]")))
     else {
         return;
     };
-    let listener = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+    let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let log = UnixDatagram::bind(folder.path().join("log")).unwrap();
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
-    let program = "import socket, time\ns = socket.socket(socket.AF_UNIX)\ns.connect('/outside/socket')\nprint('ready')\ntime.sleep(100000)";
-    run_python(&alice, "main", "outside", program);
-    let accepted = listener.accept().unwrap();
-    let error = fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
-    assert!(error.starts_with("dump: ") && error.contains("connected to a socket outside the pod"), "{error}");
-    assert_eq!(status(&alice, "main"), "running");
     let (from, _) = count(&alice, "main");
-    counts_on(&alice, "main", from);
-    crate::help::assert_clean(&server);
-    assert_eq!(crate::help::engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
-    // Packets pass.
-    exec(&alice, "main", "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 22), 5)\"");
+
+    let client = "import socket, time\ns = socket.socket(socket.AF_UNIX)\ns.connect('/outside/socket')\nprint('ready')\ntime.sleep(100000)";
+    run_python(&alice, "main", "client", client);
+    let accepted = listener.accept().unwrap();
+    let named = format!("({volume}/socket)");
+    is_refused(
+        &alice,
+        "a client",
+        &["python3[", "connected to a socket outside the pod", &named, "disconnect it first"],
+    );
+    end(&alice, "client");
     drop(accepted);
+
+    let client = client.replace("AF_UNIX", "AF_UNIX, socket.SOCK_DGRAM").replace("/socket", "/log");
+    run_python(&alice, "main", "logger", &client);
+    is_refused(&alice, "datagrams", &["python3[", "connected to a socket outside the pod"]);
+    end(&alice, "logger");
+    drop(log);
+
+    let program = "import socket, time\nl = socket.socket(socket.AF_UNIX)\nl.bind('/outside/mine')\nl.listen()\n\
+                   print('ready')\ns, _ = l.accept()\ntime.sleep(100000)";
+    run_python(&alice, "main", "server", program);
+    let connected = UnixStream::connect(folder.path().join("mine")).unwrap();
+    eventually(Duration::from_secs(10), "it is accepted", || {
+        alice.get("/checkpoint/check?ins=main").ok().json()["can_be_saved"] == false
+    });
+    is_refused(&alice, "a server", &["python3[", "connected to a socket outside the pod"]);
+    end(&alice, "server");
+    drop(connected);
+
+    assert_clean(&server);
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    counts_on(&alice, "main", from);
+    // Packets pass, and nothing stands against it any more.
+    exec(&alice, "main", "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 22), 5)\"");
+    save(&alice, "ins=main");
     delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// Connected with a program that an exec from outside started, which is not saved.
+#[test]
+fn connections_to_programs_of_an_exec_are_refused() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = "import socket, time\nl = socket.socket(socket.AF_UNIX)\nl.bind('/root/socket')\nl.listen()\n\
+                   print('ready')\ns, _ = l.accept()\nprint('accepted')\ntime.sleep(100000)";
+    run_python(&alice, "main", "server", program);
+    let connect = "python3 -c \"import socket, time; s = socket.socket(socket.AF_UNIX); s.connect('/root/socket'); time.sleep(20)\"";
+    let long = {
+        let alice = alice.clone();
+        std::thread::spawn(move || {
+            alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", connect), ("timeout", "60")])
+        })
+    };
+    eventually(Duration::from_secs(10), "connected", || {
+        exec(&alice, "main", "cat /root/server.log").contains("accepted")
+    });
+    is_refused(&alice, "an exec", &["python3[", "connected to a socket outside the pod", "disconnect it first"]);
+    long.join().unwrap().ok();
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// inotify on the pod's own file system outside `watch_paths`.
+#[test]
+fn watches_outside_the_watch_paths_are_refused() {
+    let Some(server) = start_with(|builder| builder.config("[checkpoint]\nwatch_paths = [\"/root\"]")) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    exec(&alice, "main", "mkdir -p /opt/project");
+    let program = "import ctypes, time\nlibc = ctypes.CDLL(None)\nfd = libc.inotify_init()\n\
+                   assert libc.inotify_add_watch(fd, b'/root', 0x100) >= 0\nassert libc.inotify_add_watch(fd, b'/opt/project', 0x100) >= 0\n\
+                   print('ready')\ntime.sleep(100000)";
+    run_python(&alice, "main", "watcher", program);
+    is_refused(
+        &alice,
+        "a watch",
+        &["python3[", "watches a file outside [checkpoint] watch_paths (/root)", "put the file on a volume"],
+    );
+    end(&alice, "watcher");
+    run_python(&alice, "main", "fewer", &program.replace("/opt/project", "/root"));
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
 }
 
 #[test]

@@ -111,10 +111,14 @@ fn written(folder: &Path) -> u64 {
 }
 
 /// A small disk for the store; unmounted when dropped.
-struct Disk(tempfile::TempDir);
+pub struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn new(size: &str) -> Self {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn new(size: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         crate::common::run(
             "mount",
@@ -136,7 +140,7 @@ fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_leaves_the_pod(
         return;
     }
     let disk = Disk::new("64m");
-    let config = format!("[checkpoint]\nkeep_free = \"0\"\ndirectory = \"{}\"", disk.0.path().display());
+    let config = format!("[checkpoint]\nkeep_free = \"0\"\ndirectory = \"{}\"", disk.path().display());
     // Before the dump there is time to fill the disk.
     let slow =
         |builder: crate::common::Builder| builder.config(&config).env("FAILPOINTS", "checkpoint-dump=sleep(2000)");
@@ -145,19 +149,19 @@ fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_leaves_the_pod(
     create(&alice, "main");
     run_python(&alice, "main", "counter", &COUNTER.replace("4 << 20", "40 << 20"));
     let begun = alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
-    fs::write(disk.0.path().join("filler"), vec![1; 50 << 20]).unwrap();
+    fs::write(disk.path().join("filler"), vec![1; 50 << 20]).unwrap();
     let action = crate::help::wait(&alice, &begun);
     let error = action["error"].as_str().unwrap_or_default();
     assert!(error.starts_with("dump: the disk is full"), "{action}");
     goes_on(&server);
-    assert!(fs::read_dir(disk.0.path()).unwrap().flatten().all(|entry| {
+    assert!(fs::read_dir(disk.path()).unwrap().flatten().all(|entry| {
         let name = entry.file_name();
         name == "filler" || name == ".bin"
     }));
 
     let refused = alice.post("/pod/checkpoint?ins=main");
     assert_eq!(refused.status, 507, "{refused}");
-    fs::remove_file(disk.0.path().join("filler")).unwrap();
+    fs::remove_file(disk.path().join("filler")).unwrap();
     save(&alice, "ins=main");
     delete(&alice, "main");
     delete_checkpoints(&alice);

@@ -21,11 +21,15 @@ pub mod original;
 pub mod s3;
 
 use std::{
-    ffi::OsStr,
+    ffi::{CStr, CString, OsStr},
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     net::TcpStream,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{OpenOptionsExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, OnceLock},
@@ -65,6 +69,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     members: Vec<String>,
     needs_docker: bool,
+    hidden: Vec<PathBuf>,
 }
 
 impl Builder {
@@ -98,6 +103,12 @@ impl Builder {
     /// Further members.
     pub fn member(mut self, name: &str) -> Self {
         self.members.push(name.to_owned());
+        self
+    }
+
+    /// A folder that the daemon does not find, in mounts of its own.
+    pub fn hide(mut self, folder: &str) -> Self {
+        self.hidden.push(PathBuf::from(folder));
         self
     }
 
@@ -148,6 +159,7 @@ impl Builder {
             port: ports.first,
             config,
             environment: self.environment,
+            hidden: self.hidden,
             child: None,
             needs_docker: self.needs_docker,
             redactions: Redactions(Arc::new(redactions.into())),
@@ -173,6 +185,7 @@ pub struct Server {
     pub port: u16,
     config: toml::Table,
     environment: Vec<(String, String)>,
+    hidden: Vec<PathBuf>,
     child: Option<Child>,
     needs_docker: bool,
     redactions: Redactions,
@@ -194,6 +207,7 @@ impl Server {
             environment: Vec::new(),
             members: Vec::new(),
             needs_docker: true,
+            hidden: Vec::new(),
         }
     }
 
@@ -301,6 +315,12 @@ impl Server {
         let mut command = self.command(&["serve", "--host", "127.0.0.1", "--port", &port]);
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
+        if !self.hidden.is_empty() {
+            let folders: Vec<CString> =
+                self.hidden.iter().map(|path| CString::new(path.as_os_str().as_bytes()).expect("no zero")).collect();
+            // SAFETY: system calls alone, on strings made before.
+            unsafe { command.pre_exec(move || folders.iter().try_for_each(|folder| hide(folder))) };
+        }
         self.child = Some(command.spawn().expect("the binary runs"));
     }
 
@@ -500,6 +520,18 @@ impl Drop for Server {
         assert!(leaks.is_empty(), "left behind: {leaks:#?}\n{}", self.log());
         assert!(ended.is_none_or(|status| status.success()), "the daemon ended with {ended:?}:\n{}", self.log());
     }
+}
+
+/// Mounts nothing over a folder, for this process and what comes from it. Mounts of the host still come.
+fn hide(folder: &CStr) -> io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: strings that end with a zero, and no data.
+    let failed = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) != 0
+            || libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, none.cast()) != 0
+            || libc::mount(c"none".as_ptr(), folder.as_ptr(), c"tmpfs".as_ptr(), 0, none.cast()) != 0
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The binary on a folder, without what the caller's environment would tell it.
