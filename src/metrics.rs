@@ -147,7 +147,7 @@ impl Readings {
                 }
             }
             for process in &device.processes {
-                let gpu::Owner::Pod { user, name, .. } = &process.owner else { continue };
+                let gpu::Owner::Pod { user, name, .. } = &*process.owner else { continue };
                 let labels = GpuPodLabels {
                     gpu: device.uuid.0.clone(),
                     index: device.index,

@@ -2,4 +2,5 @@
 
 pub mod cgroup;
 pub mod device;
+pub mod life;
 pub mod process;
