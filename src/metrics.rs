@@ -57,6 +57,8 @@ struct Readings {
     pod_cpu_seconds: Family<OnePodLabels, Number>,
     pod_memory: Family<OnePodLabels, Number>,
     pod_processes: Family<OnePodLabels, Number>,
+    pod_disk_read: Family<OnePodLabels, Number>,
+    pod_disk_written: Family<OnePodLabels, Number>,
     gpu_known: Family<GpuLabels, Gauge>,
     gpu_utilization: Family<GpuLabels, Number>,
     gpu_memory: Family<GpuLabels, Number>,
@@ -78,6 +80,10 @@ impl Readings {
         );
         registry.register_with_unit("pod_memory", "Memory in use", Unit::Bytes, self.pod_memory.clone());
         registry.register("pod_processes", "Processes and threads", self.pod_processes.clone());
+        let read = "Read from disks since the start of the pod";
+        registry.register_with_unit("pod_disk_read", read, Unit::Bytes, self.pod_disk_read.clone());
+        let written = "Written to disks since the start of the pod";
+        registry.register_with_unit("pod_disk_written", written, Unit::Bytes, self.pod_disk_written.clone());
         registry.register("gpu_known", "1 while the GPU can be read", self.gpu_known.clone());
         registry.register("gpu_utilization_percent", "Time in which a kernel ran", self.gpu_utilization.clone());
         registry.register_with_unit("gpu_memory", "GPU memory in use", Unit::Bytes, self.gpu_memory.clone());
@@ -102,6 +108,8 @@ impl Readings {
         self.pod_cpu_seconds.clear();
         self.pod_memory.clear();
         self.pod_processes.clear();
+        self.pod_disk_read.clear();
+        self.pod_disk_written.clear();
         self.gpu_known.clear();
         self.gpu_utilization.clear();
         self.gpu_memory.clear();
@@ -120,6 +128,10 @@ impl Readings {
             self.pod_cpu_seconds.get_or_create(&labels).set(sample.cpu_seconds);
             self.pod_memory.get_or_create(&labels).set(sample.memory_bytes as f64);
             self.pod_processes.get_or_create(&labels).set(sample.pids as f64);
+            if let Some(disk) = sample.disk {
+                self.pod_disk_read.get_or_create(&labels).set(disk.read as f64);
+                self.pod_disk_written.get_or_create(&labels).set(disk.written as f64);
+            }
         }
     }
 
@@ -147,7 +159,7 @@ impl Readings {
                 }
             }
             for process in &device.processes {
-                let gpu::Owner::Pod { user, name, .. } = &process.owner else { continue };
+                let gpu::Owner::Pod { user, name, .. } = &*process.owner else { continue };
                 let labels = GpuPodLabels {
                     gpu: device.uuid.0.clone(),
                     index: device.index,

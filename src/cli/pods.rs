@@ -161,7 +161,7 @@ impl PodArgs {
     pub async fn stats(self, out: &Output) -> Result<u8, CliError> {
         let answer = Client::from_environment()?.get("pod/stats", &[("ins", &self.name)]).await?;
         out.show(answer, |stats: Stats| {
-            out.table(&["NAME", "CPU TIME", "CORES", "MEMORY", "PROCESSES"], [stats.row()])
+            out.table(&["NAME", "CPU TIME", "CORES", "MEMORY", "PROCESSES", "DISK READ", "WRITTEN"], [stats.row()])
         })?;
         Ok(exit::OK)
     }
@@ -178,10 +178,14 @@ struct Stats {
     memory_limit: i64,
     pids: i64,
     pids_limit: i64,
+    /// Of an older server, or a kernel that does not count, there is none.
+    disk_read: Option<i64>,
+    disk_written: Option<i64>,
 }
 
 impl Stats {
     fn row(self) -> Vec<String> {
+        let bytes = |bytes: Option<i64>| bytes.map_or_else(|| "-".to_owned(), |bytes| output::size(bytes, 1));
         let of = |used: String, limit: i64, text: String| if limit < 0 { used } else { format!("{used} of {text}") };
         vec![
             self.instance,
@@ -189,6 +193,8 @@ impl Stats {
             format!("{:.2}", self.cpu_cores),
             of(output::size(self.memory_used, 1), self.memory_limit, output::size(self.memory_limit, 1)),
             of(self.pids.to_string(), self.pids_limit, self.pids_limit.to_string()),
+            bytes(self.disk_read),
+            bytes(self.disk_written),
         ]
     }
 }

@@ -92,6 +92,9 @@ impl Tx<'_> {
                  gpu_memory_byte_seconds = gpu_memory_byte_seconds + excluded.gpu_memory_byte_seconds,
                  gpu_joules = gpu_joules + excluded.gpu_joules",
         )?;
+        // In the order of the table: each row lies beside the one before.
+        let mut pods: Vec<_> = pods.into_iter().collect();
+        pods.sort_unstable_by_key(|(key, _)| *key);
         for ((step, at, subject), a) in pods {
             add.execute(params![
                 step,

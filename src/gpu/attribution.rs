@@ -1,15 +1,16 @@
 //! From a host PID to container, pod and user.
 //!
 //! What does not change in a process's life (its container, its PID inside, its command line) is found out once and kept
-//! under (PID, start time). Each poll only asks whether that process still lives, through a file that was opened when it was
-//! first seen: once the process is gone the file says so, whoever has its PID now.
+//! under (PID, start time). Each poll only asks whether those processes still live, all of a GPU's with one call
+//! ([`life`]): of one that has ended the answer is that it has, whoever has its PID now. How much of the host's memory
+//! each holds is read while somebody is interested; it costs more than all the rest.
 //!
 //! A process that was started after the driver was asked cannot be the one that it told of: it has the PID of one that ended
 //! in between. It is left out of this poll; if it is on the GPU, the next one shows it. What is known of a process is final
 //! only once it is older than [`SETTLING`]: a container's processes are born outside of it, and become what they are to be.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
     os::unix::fs::FileExt,
     sync::{
@@ -23,7 +24,10 @@ use super::{GpuProcess, Owner, nvml::RawProcess};
 use crate::{
     db::Snapshot as Rows,
     engine::Inventory,
-    host::process::{self, ProcessId, Stat},
+    host::{
+        life::{self, Life},
+        process::{self, ProcessId, Stat},
+    },
     ids::ContainerId,
 };
 
@@ -38,17 +42,30 @@ const SETTLING: f64 = 2.0;
 
 /// A process that was looked at.
 struct Known {
-    id: ProcessId,
-    /// `/proc/PID/statm`, open: a fifth of the cost of `stat`, of which there may be a thousand a second.
-    statm: File,
-    /// The last poll that found it alive, and its memory then, bytes.
+    life: Life,
+    /// The last poll that found it alive.
     polled: u64,
-    resident: u64,
     /// What was found out holds for its life.
     is_settled: bool,
     container: Option<ContainerId>,
+    /// Whose it is, as of these rows; while nobody has changed them it need not be looked up.
+    owner: Option<(u64, Arc<Owner>)>,
     pid_inside: Option<i32>,
     command: Arc<OnceLock<Option<Arc<str>>>>,
+    /// Bytes, when it was last read.
+    resident: u64,
+    /// `/proc/PID/statm`, open while somebody is interested.
+    statm: Option<File>,
+}
+
+/// What a GPU is asked along with.
+pub struct Question<'a> {
+    /// When the driver was asked for the processes, in ticks since boot.
+    pub listed_at: u64,
+    pub rows: &'a Arc<Rows>,
+    pub inventory: &'a Inventory,
+    /// Somebody is interested, also in how much of the host's memory each process holds.
+    pub is_watched: bool,
 }
 
 /// Remembers processes from poll to poll.
@@ -58,32 +75,32 @@ pub struct Attribution {
     readers: Arc<AtomicUsize>,
     /// Counts the polls.
     poll: u64,
+    /// The rows that owners were last looked up in, and how many there were before.
+    rows: (u64, Option<Arc<Rows>>),
 }
 
 impl Attribution {
-    /// The processes of one GPU, named. Those that ended meanwhile are left out. `listed_at` is when the driver was asked, in
-    /// ticks since boot.
-    pub fn name(
-        &mut self,
-        raw: impl IntoIterator<Item = (i32, RawProcess)>,
-        listed_at: u64,
-        rows: &Rows,
-        inventory: &Inventory,
-    ) -> Vec<GpuProcess> {
+    /// The processes of one GPU, named. Those that ended meanwhile are left out.
+    pub fn name(&mut self, raw: BTreeMap<i32, RawProcess>, question: &Question) -> Vec<GpuProcess> {
         let uptime = process::uptime();
         let patience = Instant::now() + COMMAND_WAIT;
-        let mut named = Vec::new();
+        self.note_rows(question.rows);
+        let rows = self.rows.0;
+        self.look_again(raw.keys());
+        let mut named = Vec::with_capacity(raw.len());
         for (pid, raw) in raw {
-            let Some(known) = self.find(pid, listed_at) else { continue };
+            let Some(known) = self.find(pid, question.listed_at) else { continue };
             while known.command.get().is_none() && Instant::now() < patience {
                 std::thread::sleep(Duration::from_millis(1));
             }
+            known.read_memory(question.is_watched);
+            let id = known.life.id;
             named.push(GpuProcess {
-                id: known.id,
-                owner: owner(known.container.as_ref(), rows, inventory),
+                id,
+                owner: known.owner(rows, question),
                 pid_inside: known.pid_inside,
                 command: known.command.get().cloned().flatten(),
-                uptime: (uptime - known.id.started as f64 / process::ticks_per_second()).max(0.0),
+                uptime: (uptime - id.started as f64 / process::ticks_per_second()).max(0.0),
                 resident: known.resident,
                 gpu_memory: raw.memory,
                 utilization: raw.utilization,
@@ -94,20 +111,36 @@ impl Attribution {
         named
     }
 
-    /// The process that had this PID when the driver was asked, if it still lives.
-    fn find(&mut self, pid: i32, listed_at: u64) -> Option<&Known> {
+    /// Counts on when the rows are others.
+    fn note_rows(&mut self, rows: &Arc<Rows>) {
+        if !self.rows.1.as_ref().is_some_and(|known| Arc::ptr_eq(known, rows)) {
+            self.rows = (self.rows.0 + 1, Some(rows.clone()));
+        }
+    }
+
+    /// Asks which of these processes still live; of several GPUs' it is asked once.
+    fn look_again<'a>(&mut self, pids: impl Iterator<Item = &'a i32>) {
         let poll = self.poll;
-        // On several GPUs it is asked for once.
-        let still_known = |known: &mut Known| known.polled == poll || known.is_settled && known.look(poll);
-        if !self.known.get_mut(&pid).is_some_and(still_known) {
-            self.known.remove(&pid);
-            let mut known = self.meet(pid, listed_at)?;
-            if !known.look(poll) {
-                return None;
+        let is_due = |known: &&Known| known.polled != poll && known.is_settled;
+        let due: Vec<&Known> = pids.filter_map(|pid| self.known.get(pid)).filter(is_due).collect();
+        let ended = life::ended(due.iter().map(|known| &known.life));
+        let due: Vec<i32> = due.into_iter().map(|known| known.life.id.pid).collect();
+        for (pid, ended) in due.into_iter().zip(ended) {
+            match self.known.get_mut(&pid) {
+                Some(known) if !ended => known.polled = poll,
+                _ => drop(self.known.remove(&pid)),
             }
+        }
+    }
+
+    /// The process that had this PID when the driver was asked, if it still lives.
+    fn find(&mut self, pid: i32, listed_at: u64) -> Option<&mut Known> {
+        if self.known.get(&pid).is_none_or(|known| known.polled != self.poll) {
+            self.known.remove(&pid);
+            let known = self.meet(pid, listed_at)?;
             self.known.insert(pid, known);
         }
-        self.known.get(&pid)
+        self.known.get_mut(&pid)
     }
 
     /// Ends a poll of all GPUs: processes that are on none of them are forgotten.
@@ -119,11 +152,12 @@ impl Attribution {
 
     /// Finds out what stays. The start time is read again after the cgroup: both are then of one process.
     fn meet(&self, pid: i32, listed_at: u64) -> Option<Known> {
-        let statm = File::open(format!("/proc/{pid}/statm")).ok()?;
-        let id = Stat::read(pid)?.id;
+        let life = Life::of(pid)?;
+        let id = life.id;
         if id.started >= listed_at {
             return None;
         }
+        let statm = File::open(format!("/proc/{pid}/statm")).ok();
         let container = process::container_of(pid);
         let pid_inside = process::pid_inside(pid);
         if Stat::read(pid)?.id != id {
@@ -132,7 +166,20 @@ impl Attribution {
         let age = listed_at.saturating_sub(id.started) as f64 / process::ticks_per_second();
         let is_settled = age >= SETTLING;
         let command = self.read_command(id);
-        Some(Known { id, statm, polled: 0, resident: 0, is_settled, container, pid_inside, command })
+        let mut known = Known {
+            life,
+            polled: self.poll,
+            is_settled,
+            container,
+            owner: None,
+            pid_inside,
+            command,
+            resident: 0,
+            statm,
+        };
+        // Once in any case: who begins to be interested finds no zero.
+        known.read_memory(true);
+        Some(known)
     }
 
     /// Reads the command line beside the poll.
@@ -160,25 +207,48 @@ impl Attribution {
 }
 
 impl Known {
-    /// Whether it lives, in this poll.
-    fn look(&mut self, poll: u64) -> bool {
+    /// Reads how much of the host's memory it holds. It was alive a moment ago; should the PID be another's since, the next poll
+    /// forgets this one.
+    fn read_memory(&mut self, is_watched: bool) {
+        if !is_watched {
+            self.statm = None;
+            return;
+        }
+        if self.statm.is_none() {
+            self.statm = File::open(format!("/proc/{}/statm", self.life.id.pid)).ok();
+        }
         let mut buffer = [0; 128];
-        // Gone, whoever has its PID now: the file is of this process.
-        let Ok(length) = self.statm.read_at(&mut buffer, 0) else { return false };
-        let Some(resident) = process::parse_statm(&buffer[..length]) else { return false };
-        (self.polled, self.resident) = (poll, resident);
-        true
+        let length = self.statm.as_ref().and_then(|statm| statm.read_at(&mut buffer, 0).ok());
+        if let Some(resident) = length.and_then(|length| process::parse_statm(&buffer[..length])) {
+            self.resident = resident;
+        }
+    }
+
+    fn owner(&mut self, rows: u64, question: &Question) -> Arc<Owner> {
+        if let Some((of, owner)) = &self.owner
+            && *of == rows
+        {
+            return owner.clone();
+        }
+        let owner = Arc::new(owner(self.container.as_ref(), question));
+        // The name of a container that is no pod can change without any row.
+        self.owner = match *owner {
+            Owner::Pod { .. } | Owner::Host => Some((rows, owner.clone())),
+            Owner::Container { .. } => None,
+        };
+        owner
     }
 }
 
-fn owner(container: Option<&ContainerId>, rows: &Rows, inventory: &Inventory) -> Owner {
+fn owner(container: Option<&ContainerId>, question: &Question) -> Owner {
     let Some(id) = container else { return Owner::Host };
-    match rows.pods.in_container(id) {
+    match question.rows.pods.in_container(id) {
         Some(pod) => {
             Owner::Pod { pod: pod.id, user: pod.user.clone(), name: pod.container_name.clone(), container: id.clone() }
         }
         None => {
-            let name = inventory.get(id).map_or_else(|| id.short().to_owned(), |container| container.name.clone());
+            let container = question.inventory.get(id);
+            let name = container.map_or_else(|| id.short().to_owned(), |container| container.name.clone());
             Owner::Container { name }
         }
     }

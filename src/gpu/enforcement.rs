@@ -151,7 +151,7 @@ fn seats(snapshot: &Snapshot) -> BTreeMap<&UserName, Vec<Seat<'_>>> {
     let mut seats: BTreeMap<&UserName, Vec<Seat>> = BTreeMap::new();
     for device in snapshot.devices.iter().filter(|device| matches!(device.health, Health::Known(_))) {
         for process in &device.processes {
-            if let Owner::Pod { pod, user, name, container } = &process.owner {
+            if let Owner::Pod { pod, user, name, container } = &*process.owner {
                 let seat =
                     Seat { gpu: &device.uuid, index: device.index, process, pod: *pod, pod_name: name, container };
                 seats.entry(user).or_default().push(seat);
@@ -190,7 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gpu::{Device, Library, Reading};
+    use crate::gpu::{Device, Kinds, Library, Reading};
 
     const RULE: Rule = Rule { grace: 60_000, then: OnOveruse::KillProcess };
 
@@ -206,14 +206,14 @@ mod tests {
         };
         GpuProcess {
             id: ProcessId { pid, started },
-            owner,
+            owner: owner.into(),
             pid_inside: Some(pid),
             command: None,
             uptime: 1.0,
             resident: 0,
             gpu_memory: None,
             utilization: None,
-            kinds: vec!["compute"],
+            kinds: Kinds::default(),
             gpu_instance: None,
         }
     }

@@ -130,23 +130,37 @@ pub struct MigInstance {
 #[derive(Clone, Debug)]
 pub struct GpuProcess {
     pub id: ProcessId,
-    pub owner: Owner,
+    pub owner: Arc<Owner>,
     /// As the process sees itself in its pod.
     pub pid_inside: Option<i32>,
     /// `None` while it is not read.
     pub command: Option<Arc<str>>,
     /// Seconds since its start.
     pub uptime: f64,
-    /// Bytes of the host's memory.
+    /// Bytes of the host's memory, when somebody was last interested.
     pub resident: u64,
     /// Bytes of the GPU's; `None` where the driver does not tell.
     pub gpu_memory: Option<u64>,
     /// Percent of the GPU's time, as far as the driver tells.
     pub utilization: Option<u32>,
-    /// `compute`, `graphics`, `mps`, in this order.
-    pub kinds: Vec<&'static str>,
+    pub kinds: Kinds,
     /// The MIG instance it runs in.
     pub gpu_instance: Option<u32>,
+}
+
+/// The lists of the driver that a process is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds {
+    pub compute: bool,
+    pub graphics: bool,
+    pub mps: bool,
+}
+
+impl Kinds {
+    pub fn names(self) -> Vec<&'static str> {
+        let kinds = [(self.compute, "compute"), (self.graphics, "graphics"), (self.mps, "mps")];
+        kinds.into_iter().filter_map(|(is_listed, name)| is_listed.then_some(name)).collect()
+    }
 }
 
 /// Whose a process is.

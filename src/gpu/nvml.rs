@@ -11,7 +11,7 @@ use nvml_wrapper::{
     struct_wrappers::device::ProcessInfo,
 };
 
-use super::{GpuUuid, MigInstance, Reading, old_memory::OldMemory};
+use super::{GpuUuid, Kinds, MigInstance, Reading, old_memory::OldMemory};
 use crate::host::process;
 
 /// Drivers often ship the first only.
@@ -80,7 +80,7 @@ pub struct RawDevice {
 /// A process as NVML shows it.
 #[derive(Debug, Default, PartialEq)]
 pub struct RawProcess {
-    pub kinds: Vec<&'static str>,
+    pub kinds: Kinds,
     pub memory: Option<u64>,
     pub utilization: Option<u32>,
     pub gpu_instance: Option<u32>,
@@ -144,9 +144,9 @@ impl Library {
         let mut processes = BTreeMap::new();
         let compute = listed(handle.running_compute_processes(), || handle.running_compute_processes_v2())?;
         let graphics = listed(handle.running_graphics_processes(), || handle.running_graphics_processes_v2())?;
-        merge(&mut processes, "compute", compute);
-        merge(&mut processes, "graphics", graphics);
-        merge(&mut processes, "mps", optional(handle.mps_running_compute_processes())?);
+        merge(&mut processes, |kinds| kinds.compute = true, compute);
+        merge(&mut processes, |kinds| kinds.graphics = true, graphics);
+        merge(&mut processes, |kinds| kinds.mps = true, optional(handle.mps_running_compute_processes())?);
         let mut newest = last_sample;
         for sample in optional(handle.process_utilization_stats(last_sample))?.unwrap_or_default() {
             newest = newest.max(sample.timestamp);
@@ -222,23 +222,20 @@ fn listed(
 }
 
 /// A process may be listed under several kinds, and with several contexts: its memory is the most that one list says.
-fn merge(processes: &mut BTreeMap<i32, RawProcess>, kind: &'static str, list: Option<Vec<ProcessInfo>>) {
-    let mut memory: BTreeMap<i32, Option<u64>> = BTreeMap::new();
-    for info in list.unwrap_or_default() {
-        let Ok(pid) = i32::try_from(info.pid) else { continue };
+fn merge(processes: &mut BTreeMap<i32, RawProcess>, note: impl Fn(&mut Kinds), list: Option<Vec<ProcessInfo>>) {
+    let mut list = list.unwrap_or_default();
+    list.sort_by_key(|info| info.pid);
+    for contexts in list.chunk_by(|one, next| one.pid == next.pid) {
+        let Ok(pid) = i32::try_from(contexts[0].pid) else { continue };
         let process = processes.entry(pid).or_default();
-        if !process.kinds.contains(&kind) {
-            process.kinds.push(kind);
-        }
-        process.gpu_instance = process.gpu_instance.or(info.gpu_instance_id);
-        if let UsedGpuMemory::Used(bytes) = info.used_gpu_memory {
-            let sum = memory.entry(pid).or_default();
-            *sum = Some(sum.unwrap_or(0).saturating_add(bytes));
-        }
-    }
-    for (pid, bytes) in memory {
-        let process = processes.entry(pid).or_default();
-        process.memory = process.memory.max(bytes);
+        note(&mut process.kinds);
+        let instance = contexts.iter().find_map(|info| info.gpu_instance_id);
+        process.gpu_instance = process.gpu_instance.or(instance);
+        let told = contexts.iter().filter_map(|info| match info.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(bytes),
+            UsedGpuMemory::Unavailable => None,
+        });
+        process.memory = process.memory.max(told.reduce(u64::saturating_add));
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Device, GpuUuid, Gpus, Health, Library, Snapshot,
-    attribution::Attribution,
+    attribution::{Attribution, Question},
     nvml::{self, Trouble},
 };
 use crate::host::clock::Moment;
@@ -199,8 +199,13 @@ impl Poller {
         Ok(raw.map(|((uuid, name), raw)| {
             self.identities.insert(index, (uuid.clone(), name.clone()));
             self.last_samples.insert(index, raw.last_sample);
-            let rows = self.gpus.0.db.snapshot();
-            let processes = self.attribution.name(raw.processes, raw.listed_at, &rows, &self.gpus.0.inventory);
+            let question = Question {
+                listed_at: raw.listed_at,
+                rows: &self.gpus.0.db.snapshot(),
+                inventory: &self.gpus.0.inventory,
+                is_watched: self.gpus.is_watched(),
+            };
+            let processes = self.attribution.name(raw.processes, &question);
             Device { index, uuid, name, health: Health::Known(raw.reading), processes, mig: raw.mig }
         }))
     }

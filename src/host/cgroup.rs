@@ -14,7 +14,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Where a process's group keeps its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cgroup {
-    V1 { cpu: PathBuf, memory: PathBuf, pids: PathBuf },
+    V1 { cpu: PathBuf, memory: PathBuf, pids: PathBuf, disk: Option<PathBuf> },
     V2(PathBuf),
 }
 
@@ -26,6 +26,16 @@ pub struct Sample {
     /// Without file cache that can be given up.
     pub memory_bytes: u64,
     pub pids: u64,
+    /// `None` where the kernel does not count it.
+    pub disk: Option<Disk>,
+}
+
+/// Bytes from and to disks since the group was made. Version 1 does not know whose what is written through the cache is, and
+/// counts only the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    pub read: u64,
+    pub written: u64,
 }
 
 impl Cgroup {
@@ -41,7 +51,7 @@ impl Cgroup {
         let folders = folders(text);
         let of = |controller: &str| folders.get(controller).cloned();
         match (of("cpuacct"), of("memory"), of("pids")) {
-            (Some(cpu), Some(memory), Some(pids)) => Some(Self::V1 { cpu, memory, pids }),
+            (Some(cpu), Some(memory), Some(pids)) => Some(Self::V1 { cpu, memory, pids, disk: of("blkio") }),
             _ => of("").map(Self::V2),
         }
     }
@@ -56,7 +66,35 @@ impl Cgroup {
             cpu_seconds: self.parse_cpu(&fs::read_to_string(self.cpu_file()).ok()?)?,
             memory_bytes: self.memory_bytes()?,
             pids: number(&pids.join("pids.current"))?,
+            disk: self.disk(),
         })
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        let file = match self {
+            Self::V1 { disk, .. } => disk.as_ref()?.join("blkio.throttle.io_service_bytes_recursive"),
+            Self::V2(group) => group.join("io.stat"),
+        };
+        Some(self.parse_disk(&fs::read_to_string(file).ok()?))
+    }
+
+    /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk.
+    fn parse_disk(&self, text: &str) -> Disk {
+        let mut sum = Disk::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match (self, words.as_slice()) {
+                (Self::V1 { .. }, [_, "Read", bytes]) => sum.read += bytes.parse::<u64>().unwrap_or(0),
+                (Self::V1 { .. }, [_, "Write", bytes]) => sum.written += bytes.parse::<u64>().unwrap_or(0),
+                (Self::V1 { .. }, _) => {}
+                (Self::V2(_), words) => {
+                    let of = |key: &str| words.iter().find_map(|word| word.strip_prefix(key)?.parse::<u64>().ok());
+                    sum.read += of("rbytes=").unwrap_or(0);
+                    sum.written += of("wbytes=").unwrap_or(0);
+                }
+            }
+        }
+        sum
     }
 
     fn cpu_file(&self) -> PathBuf {
@@ -161,6 +199,7 @@ mod tests {
                 cpu: "/sys/fs/cgroup/cpuacct/docker/ab".into(),
                 memory: "/sys/fs/cgroup/memory/docker/ab".into(),
                 pids: "/sys/fs/cgroup/pids/docker/ab".into(),
+                disk: None,
             })
         );
         let v2 = "0::/system.slice/docker-ab.scope\n";
@@ -168,9 +207,23 @@ mod tests {
         assert_eq!(Cgroup::of_process(0), None);
     }
 
+    fn v1() -> Cgroup {
+        Cgroup::V1 { cpu: PathBuf::new(), memory: PathBuf::new(), pids: PathBuf::new(), disk: None }
+    }
+
+    #[test]
+    fn disks_read_under_both_versions() {
+        let old = "8:0 Read 4096\n8:0 Write 512\n8:0 Sync 512\n8:0 Total 4608\n8:16 Read 1\n8:16 Write 2\nTotal 4611\n";
+        let new =
+            "8:0 rbytes=4096 wbytes=512 rios=1 wios=1 dbytes=9 dios=1\n8:16 rbytes=1 wbytes=2 rios=1 wios=1\n7:0\n";
+        let sum = Disk { read: 4097, written: 514 };
+        assert_eq!((v1().parse_disk(old), Cgroup::V2(PathBuf::new()).parse_disk(new)), (sum, sum));
+        assert_eq!(v1().parse_disk("Total 0\n"), Disk::default());
+    }
+
     #[test]
     fn cpu_time_reads_under_both_versions() {
-        let v1 = Cgroup::V1 { cpu: PathBuf::new(), memory: PathBuf::new(), pids: PathBuf::new() };
+        let v1 = v1();
         assert_eq!(v1.parse_cpu("1500000000\n"), Some(1.5));
         assert_eq!(Cgroup::V2(PathBuf::new()).parse_cpu("usage_usec 2500000\nuser_usec 1\n"), Some(2.5));
         assert_eq!(v1.parse_cpu(""), None);

@@ -3,5 +3,6 @@
 pub mod cgroup;
 pub mod clock;
 pub mod device;
+pub mod life;
 pub mod netlink;
 pub mod process;

@@ -2,6 +2,11 @@
 
 use std::{fs, io::Read, sync::OnceLock};
 
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_gettime},
+};
+
 use crate::ids::ContainerId;
 
 /// Longest command line that is kept, bytes.
@@ -83,13 +88,20 @@ pub fn command_line(pid: i32) -> Option<String> {
 
 /// Seconds since boot, as start times are counted.
 pub fn uptime() -> f64 {
-    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
-    text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0)
+    let since_boot = since_boot();
+    since_boot.tv_sec() as f64 + since_boot.tv_nsec() as f64 / 1e9
 }
 
-/// Ticks from boot to now, to be compared with [`ProcessId::started`]: both are cut to whole ticks by the kernel.
+/// Ticks from boot to now, cut to whole ticks as the kernel cuts [`ProcessId::started`].
 pub fn ticks_now() -> u64 {
-    (uptime() * ticks_per_second()).round() as u64
+    let since_boot = since_boot();
+    let ticks = ticks_per_second() as i64;
+    (since_boot.tv_sec() * ticks + since_boot.tv_nsec() * ticks / 1_000_000_000).unsigned_abs()
+}
+
+/// The clock that the kernel takes start times from.
+fn since_boot() -> TimeSpec {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0))
 }
 
 /// Bytes of memory, from `/proc/PID/statm` (proc_pid_statm(5)): its second number, in pages.

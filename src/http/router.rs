@@ -158,7 +158,7 @@ pub fn routes() -> Vec<Route> {
         POST Member "/pod/exec"              pod::exec,              "run a command line in a pod as root; timeout in seconds; detach=true: in the background";
         POST Member "/pod/commit"            pod::commit,            "make an image of a pod";
         GET  Member "/pod/logs"              pod::logs,              "output of a pod; tail in lines, since as a span, follow=true to stream";
-        GET  Member "/pod/stats"             pod::stats,             "CPU, memory and processes of a pod";
+        GET  Member "/pod/stats"             pod::stats,             "CPU, memory, processes and disks of a pod";
         GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket); session: one to come back to";
         GET  Member "/pod/sessions"          pod::sessions,          "terminals and background commands of a pod that go on without anybody";
 

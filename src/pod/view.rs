@@ -59,6 +59,9 @@ pub struct PodStats {
     pub memory_limit: i64,
     pub pids: u64,
     pub pids_limit: i64,
+    /// Bytes from and to disks since the start of its container; `null` where the kernel does not count them.
+    pub disk_read: Option<u64>,
+    pub disk_written: Option<u64>,
 }
 
 impl Pods {
@@ -149,6 +152,8 @@ impl Pods {
             memory_used: last.memory_bytes,
             memory_limit: view.memory_limit,
             pids: last.pids,
+            disk_read: last.disk.map(|disk| disk.read),
+            disk_written: last.disk.map(|disk| disk.written),
             pids_limit: pod.spec.pids.and_then(|n| i64::try_from(n).ok()).unwrap_or(-1),
         })
     }

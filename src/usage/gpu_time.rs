@@ -4,11 +4,11 @@
 //! the snapshot that lacked it. One that is gone is credited half of the time to the snapshot that lacks it. A GPU that is used
 //! by several of one user's pods is one GPU: its time is shared among them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Amount, GpuAmount, Subject};
 use crate::{
-    gpu::{Device, GpuProcess, GpuUuid, Health, Owner, Snapshot},
+    gpu::{Device, GpuProcess, GpuUuid, Health, Owner, Reading, Snapshot},
     host::{clock::ClockWatch, process::ProcessId},
     names::UserName,
 };
@@ -18,8 +18,8 @@ const MAX_GUESS: i64 = 30_000;
 /// Milliseconds a GPU may be unknown before what was on it is forgotten: what it did meanwhile is unknown too.
 const MAX_UNKNOWN: i64 = 60_000;
 
-/// A process on a GPU.
-pub type Seat = (GpuUuid, ProcessId);
+/// The processes on each GPU.
+pub type Seats = HashMap<GpuUuid, HashMap<ProcessId, Seated>>;
 
 /// Where a process sat at the last snapshot.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,12 +37,14 @@ pub struct Used {
     /// Begin and end in milliseconds, whose, how much.
     pub pods: Vec<(i64, i64, Subject, Amount)>,
     pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
+    /// Somebody sat down, got up, or is another's.
+    pub is_reseated: bool,
 }
 
 /// Follows the snapshots.
 #[derive(Debug, Default)]
 pub struct GpuClock {
-    seats: HashMap<Seat, Seated>,
+    seats: Seats,
     /// The last snapshot's time; `None` before the first.
     last: Option<i64>,
     watch: ClockWatch,
@@ -50,11 +52,11 @@ pub struct GpuClock {
 
 impl GpuClock {
     /// Goes on where an earlier clock stopped.
-    pub fn resume(seats: HashMap<Seat, Seated>, last: Option<i64>) -> Self {
+    pub fn resume(seats: Seats, last: Option<i64>) -> Self {
         Self { seats, last, ..Self::default() }
     }
 
-    pub fn seats(&self) -> &HashMap<Seat, Seated> {
+    pub fn seats(&self) -> &Seats {
         &self.seats
     }
 
@@ -62,114 +64,133 @@ impl GpuClock {
         self.last
     }
 
-    /// Counts up to this snapshot.
+    fn move_seats(&mut self, to: impl Fn(i64) -> i64) {
+        self.seats.values_mut().flat_map(HashMap::values_mut).for_each(|seated| seated.counted = to(seated.counted));
+    }
+
+    /// Counts up to this snapshot. What stays as it was is changed in place: there may be a thousand seats a second.
     pub fn advance(&mut self, snapshot: &Snapshot) -> Used {
         let at = snapshot.at.wall;
         let mut used = Used::default();
         let set_by = self.watch.set_by(snapshot.at);
         self.last = self.last.map(|last| last + set_by);
-        self.seats.values_mut().for_each(|seat| seat.counted += set_by);
+        if set_by != 0 {
+            self.move_seats(|counted| counted + set_by);
+        }
         let last = self.last.unwrap_or(at);
         if at <= last && self.last.is_some() {
             // The clock was set back while nobody looked: nothing is counted for the time that did not pass.
-            self.seats.values_mut().for_each(|seat| seat.counted = at);
+            self.move_seats(|_| at);
             self.last = Some(at);
             return used;
         }
-        let mut now_seated: HashMap<Seat, Seated> = HashMap::new();
-        let mut known: BTreeSet<&GpuUuid> = BTreeSet::new();
+        let mut known: HashSet<&GpuUuid> = HashSet::new();
         for device in &snapshot.devices {
-            match &device.health {
-                Health::Unknown { .. } => {}
-                Health::Known(reading) => {
-                    known.insert(&device.uuid);
-                    self.count_device(device, last, at, &mut used, &mut now_seated);
-                    let seconds = (at - last) as f64 / 1000.0;
-                    let free = device.processes.is_empty();
-                    let amount = GpuAmount {
-                        known_seconds: seconds,
-                        free_seconds: if free { seconds } else { 0.0 },
-                        busy_seconds: seconds * f64::from(reading.utilization.unwrap_or(0)) / 100.0,
-                        memory_byte_seconds: seconds * reading.memory_used.unwrap_or(0) as f64,
-                        joules: seconds * reading.power.unwrap_or(0.0),
-                    };
-                    if seconds > 0.0 {
-                        used.gpus.push((last, at, device.uuid.clone(), amount));
-                    }
-                }
+            let Health::Known(reading) = &device.health else { continue };
+            known.insert(&device.uuid);
+            let mut seats = self.seats.remove(&device.uuid).unwrap_or_default();
+            count_device(device, reading, last, at, &mut used, &mut seats);
+            count_gone(&device.uuid, at, &mut used, &mut seats);
+            if !seats.is_empty() {
+                self.seats.insert(device.uuid.clone(), seats);
+            }
+            let seconds = (at - last) as f64 / 1000.0;
+            let free = device.processes.is_empty();
+            let amount = GpuAmount {
+                known_seconds: seconds,
+                free_seconds: if free { seconds } else { 0.0 },
+                busy_seconds: seconds * f64::from(reading.utilization.unwrap_or(0)) / 100.0,
+                memory_byte_seconds: seconds * reading.memory_used.unwrap_or(0) as f64,
+                joules: seconds * reading.power.unwrap_or(0.0),
+            };
+            if seconds > 0.0 {
+                used.gpus.push((last, at, device.uuid.clone(), amount));
             }
         }
-        for (seat, seated) in std::mem::take(&mut self.seats) {
-            if now_seated.contains_key(&seat) {
-                continue;
+        // Nothing is known now of who was on the other GPUs; it is counted, or not, when they are known again.
+        self.seats.retain(|gpu, seats| {
+            if !known.contains(gpu) {
+                seats.retain(|_, seated| at - seated.counted < MAX_UNKNOWN);
             }
-            let missed = at - seated.counted;
-            if known.contains(&seat.0) {
-                let until = seated.counted + (missed / 2).min(MAX_GUESS);
-                let amount = seconds(until - seated.counted, seated.active);
-                used.pods.push((seated.counted, until, subject(&seated.user, &seated.pod, &seat.0), amount));
-            } else if missed < MAX_UNKNOWN {
-                // Nothing is known of it now; it is counted, or not, when the GPU is known again.
-                now_seated.insert(seat, seated);
-            }
-        }
-        self.seats = now_seated;
+            !seats.is_empty()
+        });
         self.last = Some(at);
         used
     }
+}
 
-    fn count_device(
-        &self,
-        device: &Device,
-        last: i64,
-        at: i64,
-        used: &mut Used,
-        now_seated: &mut HashMap<Seat, Seated>,
-    ) {
-        let Health::Known(reading) = &device.health else { return };
-        // Per pod: since when, whether it computes, how much memory it holds.
-        struct Share<'a> {
-            user: &'a UserName,
-            begin: i64,
-            active: bool,
-            memory: u64,
-        }
-        let mut pods: BTreeMap<&str, Share> = BTreeMap::new();
-        let any_told = device.processes.iter().any(|process| process.utilization.is_some());
-        for process in &device.processes {
-            let Owner::Pod { user, name, .. } = &process.owner else { continue };
-            let seat = (device.uuid.clone(), process.id);
-            let begin = self.begin_of(&seat, process, last, at);
-            let active = is_active(process, reading.utilization, any_told);
-            let share = pods.entry(name).or_insert(Share { user, begin, active: false, memory: 0 });
-            share.begin = share.begin.min(begin);
-            share.active |= active;
-            share.memory += process.gpu_memory.unwrap_or(0);
-            now_seated.insert(seat, Seated { user: user.clone(), pod: name.clone(), counted: at, active });
-        }
-        let active_pods = pods.values().filter(|share| share.active).count();
-        for (pod, share) in &pods {
-            let of_user = pods.values().filter(|other| other.user == share.user).count() as f64;
-            let mut amount = seconds(at - share.begin, share.active).scaled(1.0 / of_user);
-            amount.gpu_memory_byte_seconds = share.memory as f64 * (at - share.begin) as f64 / 1000.0;
-            // Power goes to those who compute; if none does, to all who hold the GPU.
-            let sharers = if active_pods > 0 { active_pods } else { pods.len() };
-            if share.active || active_pods == 0 {
-                amount.gpu_joules = reading.power.unwrap_or(0.0) * (at - share.begin) as f64 / 1000.0 / sharers as f64;
+/// Counts who is on a GPU up to `at`, and notes that they sit there.
+fn count_device(
+    device: &Device,
+    reading: &Reading,
+    last: i64,
+    at: i64,
+    used: &mut Used,
+    seats: &mut HashMap<ProcessId, Seated>,
+) {
+    // Per pod: since when, whether it computes, how much memory it holds.
+    struct Share<'a> {
+        user: &'a UserName,
+        begin: i64,
+        active: bool,
+        memory: u64,
+    }
+    let mut pods: BTreeMap<&str, Share> = BTreeMap::new();
+    let any_told = device.processes.iter().any(|process| process.utilization.is_some());
+    for process in &device.processes {
+        let Owner::Pod { user, name, .. } = &*process.owner else { continue };
+        let active = is_active(process, reading.utilization, any_told);
+        let begin = match seats.get_mut(&process.id) {
+            Some(seated) => {
+                let begin = seated.counted.min(at);
+                if seated.user != *user || seated.pod != *name {
+                    (seated.user, seated.pod) = (user.clone(), name.clone());
+                    used.is_reseated = true;
+                }
+                (seated.counted, seated.active) = (at, active);
+                begin
             }
-            if at > share.begin {
-                used.pods.push((share.begin, at, subject(share.user, pod, &device.uuid), amount));
+            None => {
+                seats.insert(process.id, Seated { user: user.clone(), pod: name.clone(), counted: at, active });
+                used.is_reseated = true;
+                last.max(at - (process.uptime * 1000.0) as i64).min(at)
             }
+        };
+        let share = pods.entry(name).or_insert(Share { user, begin, active: false, memory: 0 });
+        share.begin = share.begin.min(begin);
+        share.active |= active;
+        share.memory += process.gpu_memory.unwrap_or(0);
+    }
+    let active_pods = pods.values().filter(|share| share.active).count();
+    let mut of_user: HashMap<&UserName, u32> = HashMap::new();
+    pods.values().for_each(|share| *of_user.entry(share.user).or_default() += 1);
+    for (pod, share) in &pods {
+        let mut amount = seconds(at - share.begin, share.active).scaled(1.0 / f64::from(of_user[share.user]));
+        amount.gpu_memory_byte_seconds = share.memory as f64 * (at - share.begin) as f64 / 1000.0;
+        // Power goes to those who compute; if none does, to all who hold the GPU.
+        let sharers = if active_pods > 0 { active_pods } else { pods.len() };
+        if share.active || active_pods == 0 {
+            amount.gpu_joules = reading.power.unwrap_or(0.0) * (at - share.begin) as f64 / 1000.0 / sharers as f64;
+        }
+        if at > share.begin {
+            used.pods.push((share.begin, at, subject(share.user, pod, &device.uuid), amount));
         }
     }
+}
 
-    /// Since when a process is to be counted.
-    fn begin_of(&self, seat: &Seat, process: &GpuProcess, last: i64, at: i64) -> i64 {
-        match self.seats.get(seat) {
-            Some(seated) => seated.counted.min(at),
-            None => last.max(at - (process.uptime * 1000.0) as i64).min(at),
+/// Counts who has left a GPU since the last snapshot, and forgets them. Who is there was counted up to `at` just now.
+fn count_gone(gpu: &GpuUuid, at: i64, used: &mut Used, seats: &mut HashMap<ProcessId, Seated>) {
+    seats.retain(|_, seated| {
+        let missed = at - seated.counted;
+        if missed == 0 {
+            return true;
         }
-    }
+        let until = seated.counted + (missed / 2).min(MAX_GUESS);
+        let amount = seconds(until - seated.counted, seated.active);
+        used.pods.push((seated.counted, until, subject(&seated.user, &seated.pod, gpu), amount));
+        used.is_reseated = true;
+        false
+    });
 }
 
 /// Whether a process computes: as the driver tells of it, or, where the driver tells of no process, as the GPU does.
@@ -195,9 +216,11 @@ fn seconds(milliseconds: i64, active: bool) -> Amount {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
-        gpu::{Library, Reading},
+        gpu::{Kinds, Library},
         host::clock::Moment,
         ids::PodId,
     };
@@ -206,19 +229,19 @@ mod tests {
         let (user, _) = pod.split_once('-').unwrap();
         GpuProcess {
             id: ProcessId { pid, started: 1 },
-            owner: Owner::Pod {
+            owner: Arc::new(Owner::Pod {
                 pod: PodId::generate(),
                 user: user.parse().unwrap(),
                 name: pod.to_owned(),
                 container: "a".repeat(64).parse().unwrap(),
-            },
+            }),
             pid_inside: None,
             command: None,
             uptime,
             resident: 0,
             gpu_memory: Some(100),
             utilization,
-            kinds: vec!["compute"],
+            kinds: Kinds::default(),
             gpu_instance: None,
         }
     }
@@ -287,6 +310,18 @@ mod tests {
         other.id.started = 99;
         let used = clock.advance(&snapshot(10_000, vec![other]));
         assert_eq!(totals(&[used]), BTreeMap::from([("a-x".into(), (5.0, 0.0)), ("b-y".into(), (2.0, 0.0))]));
+    }
+
+    #[test]
+    fn it_is_told_when_seats_change_and_only_then() {
+        let mut clock = GpuClock::default();
+        let mut reseated = |at, processes| clock.advance(&snapshot(at, processes)).is_reseated;
+        assert!(!reseated(0, vec![]));
+        assert!(reseated(1_000, vec![process(1, "a-x", 1.0, Some(1))]));
+        assert!(!reseated(2_000, vec![process(1, "a-x", 2.0, Some(0))]));
+        assert!(reseated(3_000, vec![process(1, "a-renamed", 3.0, Some(0))]));
+        assert!(reseated(4_000, vec![]));
+        assert!(!reseated(5_000, vec![]));
     }
 
     #[test]

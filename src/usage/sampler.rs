@@ -1,7 +1,8 @@
 //! The worker that looks and writes down.
 //!
 //! It looks every `sample_seconds`, counts in memory, and writes every [`WRITE`], or when a reader asks: cursors and amounts in
-//! one transaction. What a kill takes from memory is counted again from the cursors that were written.
+//! one transaction. What a kill takes from memory is counted again from the cursors that were written; so when there is a new
+//! cursor, or one has come to its end, that is written sooner ([`WRITE_CHANGE`]).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Amount, GpuAmount, STEPS, Subject,
-    gpu_time::{GpuClock, Seat},
+    gpu_time::{GpuClock, Seats},
 };
 use crate::{
     app::App,
@@ -28,9 +29,12 @@ use crate::{
     pod::State,
 };
 
-/// What was counted is written this often, where nobody asks for it earlier. A write with a hundred pods on GPUs costs more
-/// than ten looks. Less than the usual `sample_seconds`, so that each of those looks is written.
-const WRITE: Duration = Duration::from_secs(4);
+/// What was counted is written this often, where nobody asks for it earlier: once for each of the finest buckets. A write with
+/// a hundred pods on GPUs costs more than ten looks.
+const WRITE: Duration = Duration::from_secs(10);
+/// So often after a process sat down on a GPU or got up, or a container was started or ended: a kill would take all that is
+/// known of it. Less than the usual `sample_seconds`, so that the next of those looks writes it.
+const WRITE_CHANGE: Duration = Duration::from_secs(4);
 /// For who asks, it is not written more often than this.
 const FRESH: Duration = Duration::from_secs(1);
 /// A group's memory is read this often, milliseconds: it takes the kernel longer than all the rest.
@@ -78,7 +82,7 @@ pub async fn run(app: App, stop: CancellationToken) {
                 continue;
             }
             true => sampler.look(&app),
-            false if written.elapsed() < WRITE => continue,
+            false if written.elapsed() < sampler.patience() => continue,
             false => {}
         }
         if let Err(error) = sampler.write(&app).await {
@@ -103,6 +107,8 @@ struct Sampler {
     cpu: HashMap<String, CpuCursor>,
     meters: HashMap<ContainerId, Watched>,
     pending: Pending,
+    /// A cursor is new, or ended, since the last write.
+    is_changed: bool,
 }
 
 /// A pod's group.
@@ -160,11 +166,11 @@ fn push<T>(spans: &mut Vec<(i64, i64, T)>, begin: i64, end: i64, amount: T, add:
 }
 
 /// A seat as it is stored: `<gpu> <boot> <pid> <start>`.
-fn seat_key((gpu, id): &Seat) -> String {
+fn seat_key(gpu: &GpuUuid, id: &ProcessId) -> String {
     format!("{} {} {} {}", gpu.0, process::boot_id(), id.pid, id.started)
 }
 
-fn parse_seat(key: &str) -> Option<Seat> {
+fn parse_seat(key: &str) -> Option<(GpuUuid, ProcessId)> {
     let mut parts = key.split(' ');
     let (gpu, boot) = (parts.next()?, parts.next()?);
     let id = ProcessId { pid: parts.next()?.parse().ok()?, started: parts.next()?.parse().ok()? };
@@ -174,16 +180,27 @@ fn parse_seat(key: &str) -> Option<Seat> {
 
 impl Sampler {
     async fn resume(app: &App) -> Result<Self, DbError> {
-        let (cpu, seats, last) = app
+        let (cpu, stored, last) = app
             .db
             .read(|tx| Ok::<_, DbError>((tx.list_cpu_cursors()?, tx.list_seats()?, tx.last_gpu_snapshot()?)))
             .await?;
-        let seats = seats.into_iter().filter_map(|(key, seated)| Some((parse_seat(&key)?, seated))).collect();
+        let mut seats = Seats::new();
+        for (key, seated) in stored {
+            if let Some((gpu, id)) = parse_seat(&key) {
+                seats.entry(gpu).or_default().insert(id, seated);
+            }
+        }
         Ok(Self { clock: GpuClock::resume(seats, last), cpu, ..Self::default() })
+    }
+
+    /// How long what is pending may stay so.
+    fn patience(&self) -> Duration {
+        if self.is_changed { WRITE_CHANGE } else { WRITE }
     }
 
     fn follow(&mut self, snapshot: &Snapshot) {
         let used = self.clock.advance(snapshot);
+        self.is_changed |= used.is_reseated;
         for (begin, end, subject, amount) in used.pods {
             push(self.pending.pods.entry(subject).or_default(), begin, end, amount, Amount::add);
         }
@@ -201,13 +218,14 @@ impl Sampler {
             self.cpu.values_mut().for_each(|cursor| cursor.at += set_by);
         }
         let rows = app.db.snapshot();
+        let mut seen = 0;
         for pod in rows.pods.iter().filter(|pod| pod.state == State::Running) {
             let Some(container) = pod.container.as_ref().and_then(|id| app.engine.inventory().get(id)) else {
                 continue;
             };
             let pid = container.detail.as_ref().map_or(0, |detail| detail.pid);
             if self.meters.get(&container.id).is_none_or(|watched| watched.pid != pid) {
-                self.meters.remove(&container.id);
+                self.is_changed |= self.meters.remove(&container.id).is_some();
                 let Some(watched) = Watched::open(pid) else { continue };
                 self.meters.insert(container.id.clone(), watched);
             }
@@ -215,15 +233,17 @@ impl Sampler {
             let Some(cpu_seconds) = watched.meter.cpu_seconds() else {
                 // That run is over.
                 self.meters.remove(&container.id);
+                self.is_changed = true;
                 continue;
             };
+            seen += 1;
             let Moment { wall: at, steady } = now;
             if steady - watched.memory_at >= MEMORY {
                 watched.memory = watched.meter.memory_bytes().unwrap_or(watched.memory);
                 watched.memory_at = steady;
             }
-            let known = self.cpu.get(container.id.as_str()).filter(|cursor| cursor.run == watched.run);
-            let (begin, counted) = match known {
+            let known = self.cpu.get_mut(container.id.as_str()).filter(|cursor| cursor.run == watched.run);
+            let (begin, counted) = match &known {
                 Some(cursor) => (cursor.at.min(at), cursor.cpu_seconds),
                 // Never seen: all of it since the start of the container, unless somebody else made it long ago.
                 None if pod.adopted && watched.age > ADOPTED_GRACE => (at, cpu_seconds),
@@ -236,9 +256,17 @@ impl Sampler {
             };
             let subject = Subject { user: pod.user.clone(), pod: pod.container_name.clone(), gpu: None };
             push(self.pending.pods.entry(subject).or_default(), begin, at, amount, Amount::add);
-            let cursor = CpuCursor { container: container.id.to_string(), run: watched.run.clone(), cpu_seconds, at };
-            self.cpu.insert(cursor.container.clone(), cursor);
+            match known {
+                Some(cursor) => (cursor.cpu_seconds, cursor.at) = (cpu_seconds, at),
+                None => {
+                    let (container, run) = (container.id.to_string(), watched.run.clone());
+                    self.cpu.insert(container.clone(), CpuCursor { container, run, cpu_seconds, at });
+                    self.is_changed = true;
+                }
+            }
         }
+        // Of a pod that is being deleted nothing more is seen.
+        self.is_changed |= seen < self.meters.len();
     }
 
     /// Writes down all that was counted, and up to where.
@@ -258,16 +286,22 @@ impl Sampler {
         let gpus = self.pending.gpus.iter().flat_map(|(gpu, spans)| {
             spans.iter().map(move |(begin, end, amount)| (*begin, *end, gpu.clone(), *amount))
         });
+        let seats = self
+            .clock
+            .seats()
+            .iter()
+            .flat_map(|(gpu, seats)| seats.iter().map(move |(id, seated)| (seat_key(gpu, id), seated.clone())));
         let batch = UsageBatch {
             pods: pods.collect(),
             gpus: gpus.collect(),
             cpu: self.cpu.values().cloned().collect(),
-            seats: self.clock.seats().iter().map(|(seat, seated)| (seat_key(seat), seated.clone())).collect(),
+            seats: seats.collect(),
             last_gpu_snapshot: self.clock.last(),
         };
         app.db.write(move |tx| tx.write_usage(&batch)).await?;
         // Only what is written is no longer pending.
         self.pending = Pending::default();
+        self.is_changed = false;
         Ok(())
     }
 }

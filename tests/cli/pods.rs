@@ -70,10 +70,10 @@ fn inspect_and_stats_are_for_people() {
     fake.on(
         "/pod/stats",
         json!({"instance": "main", "cpu_seconds": 61.2, "cpu_cores": 1.5, "memory_used": 1 << 30,
-        "memory_limit": 4u64 << 30, "pids": 3, "pids_limit": -1}),
+        "memory_limit": 4u64 << 30, "pids": 3, "pids_limit": -1, "disk_read": 3 << 20, "disk_written": null}),
     );
     let shown = fake.run(&["stats", "main"]).ok();
-    assert_eq!(shown.lines().nth(1).unwrap(), "main  1m 1s     1.50   1.0G of 4.0G  3");
+    assert_eq!(shown.lines().nth(1).unwrap(), "main  1m 1s     1.50   1.0G of 4.0G  3     3.0M       -");
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl ProcessView {
                 .as_deref()
                 .map_or(Cow::Borrowed("[ended or not readable]"), |text| Cow::Owned(text.to_owned()))
         };
-        let (pod, cmd) = match &process.owner {
+        let (pod, cmd) = match &*process.owner {
             Owner::Host => (String::new(), Cow::Borrowed("[host process]")),
             Owner::Container { name } if caller.is_admin => (name.clone(), shown()),
             Owner::Container { name } => (name.clone(), Cow::Borrowed("[container that is no pod]")),
@@ -71,7 +71,7 @@ impl ProcessView {
             user: process.owner.user().cloned(),
             pid_in_pod: process.pid_inside,
             utilization: process.utilization,
-            kinds: process.kinds.clone(),
+            kinds: process.kinds.names(),
             gpu_instance: process.gpu_instance,
         }
     }

@@ -24,6 +24,8 @@ use crate::{
 
 /// How often a call that waits looks at the file.
 const POLL: Duration = Duration::from_millis(5);
+/// The same for who waits for an Xid error. The driver's own wait costs nothing, and this one is to disturb measurements little.
+const XID_POLL: Duration = Duration::from_millis(50);
 
 /// The first driver branches that have a function; all others are old.
 const SINCE: [(&str, u32); 9] = [
@@ -224,7 +226,7 @@ pub fn wait_for_xid(function: &str, handle: SetHandle, timeout: Duration) -> Res
         if begun.elapsed() >= timeout {
             return Err(Code::Timeout);
         }
-        thread::sleep(POLL);
+        thread::sleep(XID_POLL);
     }
 }
 

@@ -1,0 +1,104 @@
+//! Whether processes still live: asked of a thousand at once, and never answered for another that has the PID by now.
+//!
+//! The kernel gives out a descriptor of a process (pidfd_open(2), Linux 5.3) that becomes readable when the process ends, and
+//! one poll(2) asks them all, for less than a file of `/proc` costs for each. Where there is no descriptor to be had, on older
+//! kernels or when there are too many open files, the start time behind the PID is read.
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::{
+    errno::Errno,
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::process::{ProcessId, Stat};
+
+/// A process that is held on to.
+pub struct Life {
+    pub id: ProcessId,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Life {
+    /// Of who has the PID now; `None` when nobody has.
+    pub fn of(pid: i32) -> Option<Self> {
+        let descriptor = match open(pid) {
+            Ok(descriptor) => Some(descriptor),
+            Err(Errno::ESRCH | Errno::EINVAL) => return None,
+            Err(_) => None,
+        };
+        let life = Self { id: Stat::read(pid)?.id, descriptor };
+        // The start time is that of the descriptor's process, unless it ended in between.
+        (!ended([&life])[0]).then_some(life)
+    }
+}
+
+/// Which of them have ended, in their order. With a descriptor also one that its parent has not waited for.
+pub fn ended<'a>(lives: impl IntoIterator<Item = &'a Life> + Clone) -> Vec<bool> {
+    let descriptors = lives.clone().into_iter().filter_map(|life| life.descriptor.as_ref());
+    let mut asked: Vec<PollFd> =
+        descriptors.map(|descriptor| PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)).collect();
+    let is_answered = poll(&mut asked, PollTimeout::ZERO).is_ok();
+    let mut answers = asked.iter();
+    let is_ended = |life: &Life| {
+        let answer = life.descriptor.as_ref().and_then(|_| answers.next()).filter(|_| is_answered);
+        match answer {
+            Some(answer) => answer.any().unwrap_or(true),
+            None => Stat::read(life.id.pid).is_none_or(|stat| stat.id != life.id),
+        }
+    };
+    lives.into_iter().map(is_ended).collect()
+}
+
+fn open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes two numbers and touches no memory.
+    let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let descriptor = RawFd::try_from(descriptor).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made it for this caller, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_ended_are_told_from_the_living_with_and_without_descriptors() {
+        let mut children: Vec<_> = (0..3).map(|_| Command::new("sleep").arg("600").spawn().unwrap()).collect();
+        let pid = |child: &std::process::Child| i32::try_from(child.id()).unwrap();
+        let mut lives: Vec<Life> = children.iter().map(|child| Life::of(pid(child)).unwrap()).collect();
+        assert!(lives.iter().all(|life| life.descriptor.is_some()), "this kernel has descriptors of processes");
+        // One more of each, as a kernel without them has it.
+        lives.extend(children.iter().map(|child| Life { descriptor: None, ..Life::of(pid(child)).unwrap() }));
+        assert_eq!(ended(&lives), [false; 6]);
+        children[1].kill().unwrap();
+        children[1].wait().unwrap();
+        assert_eq!(ended(&lives), [false, true, false, false, true, false]);
+        assert!(Life::of(pid(&children[1])).is_none());
+        // The same PID with another start is another process.
+        let id = ProcessId { started: lives[0].id.started + 1, ..lives[0].id };
+        assert_eq!(ended(&[Life { id, descriptor: None }]), [true]);
+        for mut child in children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        assert_eq!(ended(&lives), [true; 6]);
+        assert!(ended(&[]).is_empty());
+    }
+
+    #[test]
+    fn one_that_nobody_waited_for_has_ended() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let life = Life::of(i32::try_from(child.id()).unwrap());
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        // `None` if it was faster than we were.
+        while life.as_ref().is_some_and(|life| !ended([life])[0]) {
+            assert!(std::time::Instant::now() < until, "still alive");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        child.wait().unwrap();
+    }
+}
