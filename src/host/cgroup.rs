@@ -75,12 +75,16 @@ impl Cgroup {
             Self::V1 { disk, .. } => disk.as_ref()?.join("blkio.throttle.io_service_bytes_recursive"),
             Self::V2(group) => group.join("io.stat"),
         };
-        Some(self.parse_disk(&fs::read_to_string(file).ok()?))
+        self.parse_disk(&fs::read_to_string(file).ok()?)
     }
 
-    /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk.
-    fn parse_disk(&self, text: &str) -> Disk {
+    /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk. On
+    /// version 1 newer kernels (seen with 6.18) do not count where no limit is set: no disk at all is no zero there.
+    fn parse_disk(&self, text: &str) -> Option<Disk> {
         let mut sum = Disk::default();
+        if matches!(self, Self::V1 { .. }) && !text.contains(':') {
+            return None;
+        }
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match (self, words.as_slice()) {
@@ -94,7 +98,7 @@ impl Cgroup {
                 }
             }
         }
-        sum
+        Some(sum)
     }
 
     fn cpu_file(&self) -> PathBuf {
@@ -216,9 +220,10 @@ mod tests {
         let old = "8:0 Read 4096\n8:0 Write 512\n8:0 Sync 512\n8:0 Total 4608\n8:16 Read 1\n8:16 Write 2\nTotal 4611\n";
         let new =
             "8:0 rbytes=4096 wbytes=512 rios=1 wios=1 dbytes=9 dios=1\n8:16 rbytes=1 wbytes=2 rios=1 wios=1\n7:0\n";
-        let sum = Disk { read: 4097, written: 514 };
+        let sum = Some(Disk { read: 4097, written: 514 });
         assert_eq!((v1().parse_disk(old), Cgroup::V2(PathBuf::new()).parse_disk(new)), (sum, sum));
-        assert_eq!(v1().parse_disk("Total 0\n"), Disk::default());
+        assert_eq!(v1().parse_disk("Total 0\n"), None);
+        assert_eq!(Cgroup::V2(PathBuf::new()).parse_disk(""), Some(Disk::default()));
     }
 
     #[test]

@@ -280,3 +280,59 @@ fn without_criu_it_is_said_and_nothing_else_is_touched() {
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+/// A CRIU that is too old, and one that finds its kernel lacking: 501 with the way to mend it.
+#[test]
+fn a_criu_that_cannot_is_named() {
+    let path = std::env::var("PATH").unwrap();
+    let real = std::env::split_paths(&path).map(|part| part.join("criu")).find(|program| program.is_file()).unwrap();
+    for (does, said) in [
+        (
+            "[ \"$1\" = --version ] && { echo 'Version: 3.10'; exit; }",
+            "CRIU 3.10 is too old; install CRIU 4.2 or newer",
+        ),
+        (
+            "[ \"$1\" = check ] && { echo 'no soft-dirty here' >&2; exit 1; }",
+            "`criu check` fails on this host: no soft-dirty here",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("criu");
+        std::fs::write(&program, format!("#!/bin/sh\n{does}\nexec {} \"$@\"\n", real.display())).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let path = format!("{}:{path}", folder.path().display());
+        let Some(server) = start_with(|builder| builder.env("PATH", &path)) else { return };
+        let alice = server.member("alice");
+        create(&alice, "main");
+        let refused = alice.post("/pod/checkpoint?ins=main");
+        assert_eq!(refused.status, 501, "{refused}");
+        assert!(refused.detail().contains(said), "{refused}");
+        assert_eq!(status(&alice, "main"), "running");
+        delete(&alice, "main");
+    }
+}
+
+/// One at a time: the second is told so at once, and a restore of it too.
+#[test]
+fn a_pod_that_is_being_saved_is_busy() {
+    if !crate::common::Need::Failpoints.is_there() {
+        return;
+    }
+    let slow = |builder: crate::common::Builder| builder.env("FAILPOINTS", "checkpoint-preflight=sleep(3000)");
+    let Some(server) = start_with(slow) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    let id = begun.json()["checkpoint"].as_str().unwrap().to_owned();
+    let refused = alice.post("/pod/checkpoint?ins=main");
+    assert_eq!(refused.status, 409, "{refused}");
+    assert!(refused.detail().contains("is already in progress"), "{refused}");
+    for path in
+        [format!("/pod/restore?ins=main&checkpoint={id}&as=clone"), format!("/checkpoint/delete?checkpoint={id}")]
+    {
+        assert_eq!(alice.post(&path).status, 409, "{path}");
+    }
+    assert_eq!(crate::help::wait(&alice, &begun)["status"], "done");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}

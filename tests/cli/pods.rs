@@ -73,7 +73,7 @@ fn inspect_and_stats_are_for_people() {
         "memory_limit": 4u64 << 30, "pids": 3, "pids_limit": -1, "disk_read": 3 << 20, "disk_written": null}),
     );
     let shown = fake.run(&["stats", "main"]).ok();
-    assert_eq!(shown.lines().nth(1).unwrap(), "main  1m 1s     1.50   1.0G of 4.0G  3     3.0M       -");
+    assert_eq!(shown.lines().nth(1).unwrap(), "main  1m 1s     1.50   1.0G of 4.0G  3          3.0M       -");
 }
 
 #[test]
