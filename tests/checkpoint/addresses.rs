@@ -48,7 +48,7 @@ fn address(server: &Server, instance: &str) -> String {
 fn talks_on(client: &Client, instance: &str) {
     let said = || exec(client, instance, "cat /root/talk").parse::<u64>().expect("a number");
     let from = said();
-    eventually(Duration::from_secs(20), "they talk on", || said() > from + 2);
+    eventually(Duration::from_secs(60), "they talk on", || said() > from + 2);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_listener_on_the_own_address_comes_back_beside_connections_that_do_not() {
         assert_eq!(action["status"], "done", "{action}");
         assert!(action["losses"].to_string().contains("TCP connections were closed"), "{action}");
         exec(&alice, name, "rm -f /root/state");
-        eventually(Duration::from_secs(20), "the listener takes connections, the other is closed", || {
+        eventually(Duration::from_secs(60), "the listener takes connections, the other is closed", || {
             exec(&alice, name, "cat /root/state; true") == "closed"
         });
     }

@@ -54,7 +54,7 @@ pub fn run_python(client: &Client, instance: &str, name: &str, program: &str) {
         if log.contains("ready") {
             return;
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{name} is not ready:\n{log}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{name} is not ready:\n{log}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
