@@ -24,6 +24,7 @@ use super::{
 use crate::{
     account::Actor,
     db::{Outcome, now, rfc3339},
+    host::process,
     ids::{ActionId, CheckpointId, PodId},
     names::{InstanceName, UserName},
 };
@@ -165,7 +166,7 @@ impl Checkpoints {
         if reason.is_empty() || reason.chars().count() > LONGEST_REASON || reason.chars().any(char::is_control) {
             return Err(CheckpointError::Reason { longest: LONGEST_REASON });
         }
-        let boot = boot_id();
+        let boot = process::boot_id().to_owned();
         self.0
             .db
             .write(move |tx| {
@@ -266,9 +267,4 @@ impl Checkpoints {
             })
             .await
     }
-}
-
-/// Another after each start of the host.
-pub(super) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

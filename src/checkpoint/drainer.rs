@@ -10,12 +10,13 @@ use futures_util::{StreamExt, stream};
 
 use super::{
     Action, ActionStatus, CheckpointError, Checkpoints, Compression, Drain, DrainState, DrainedPod, DrainedState, Kind,
-    LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, drain::boot_id, note_of_host,
+    LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host,
 };
 use crate::{
     account::Actor,
     db::Outcome,
     engine::{EngineError, Health, RestartRule},
+    host::process,
     ids::{ActionId, PodId},
     names::PodRef,
     pod::{self, AskedBy, Pod, PodError, State},
@@ -59,7 +60,7 @@ impl Checkpoints {
         let Some(drain) = self.0.db.snapshot().upkeep.drain.clone() else { return Ok(()) };
         let is_over = match drain.state {
             DrainState::Drained => true,
-            DrainState::Draining => drain.boot != boot_id(),
+            DrainState::Draining => drain.boot != process::boot_id(),
             DrainState::Undraining | DrainState::Ended => false,
         };
         if drain.shutdown && is_over {
@@ -171,6 +172,8 @@ impl Checkpoints {
             name: None,
             reason: Some(drain.reason.clone()),
             origin: Origin::Drain,
+            remote: false,
+            streams: None,
         };
         let (caller, wanted) = (caller_for(&pod.user), reference(pod));
         let mut reason = String::new();
@@ -275,7 +278,8 @@ impl Checkpoints {
         }
         let done = match row.checkpoint {
             Some(checkpoint) => {
-                let new = || NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as: None };
+                let new =
+                    || NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as: None, connections: None };
                 let caller = caller_for(&pod.user);
                 let by = || AskedBy::Drain(actor_of(drain));
                 match self.when_free(|| self.begin_restore_by(by(), &caller, new())).await {

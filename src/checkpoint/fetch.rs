@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, Kind, Live, Manifest, admission,
+    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, Kind, Live, Manifest, Origin,
+    admission,
     copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
     manifest, may_see, note, off_thread,
     save::KEPT_IMAGES,
@@ -132,6 +133,7 @@ impl Checkpoints {
             size: manifest.stored_size(),
             image: manifest.image_id.clone(),
             created_at: manifest.created_at,
+            origin: Origin::Hand,
             remote: Some(CopyStatus::Copied.to_string()),
             user,
         };

@@ -19,9 +19,9 @@ mod admission;
 mod archive;
 mod causes;
 mod compress;
+mod copies;
 mod drain;
 mod drainer;
-mod copies;
 mod error;
 mod fetch;
 pub mod gzip;
@@ -59,8 +59,8 @@ use tokio::sync::Semaphore;
 
 use self::store::Store;
 pub use self::{
-    drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
     copies::Copy,
+    drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
     error::CheckpointError,
     fetch::RemoteCheckpoint,
     manifest::Manifest,

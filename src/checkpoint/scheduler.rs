@@ -84,6 +84,8 @@ impl Checkpoints {
             name: None,
             reason: Some(schedule.rule().to_string()),
             origin: Origin::Schedule,
+            remote: false,
+            streams: None,
         };
         let wanted = PodRef { prefix: None, user: Some(pod.user.clone()), instance: pod.instance.clone() };
         match self.begin_by(Actor::daemon(), &caller_for(&pod.user), &wanted, new).await {
