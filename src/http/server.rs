@@ -3,12 +3,24 @@
 //! `axum::serve` has no deadline for a request's head, so a few thousand half-open requests would hold the server; here a
 //! connection that does not finish its head in time, or idles longer, is closed.
 
-use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{Router, extract::ConnectInfo};
 use hyper::{
-    Request, StatusCode,
-    body::{Body, Incoming},
+    Request,
+    body::{Body, Bytes, Frame, Incoming, SizeHint},
     header::{self, HeaderValue},
     server::conn::http1,
 };
@@ -138,10 +150,39 @@ async fn shake_hands(tls: &TlsAcceptor, stream: TcpStream) -> Option<tokio_rustl
     tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await.ok()?.ok()
 }
 
-/// Refusals that do not wait for the request's body. The connection ends with them, and that must be announced: the client
-/// would send its next request into it.
-fn may_be_unread(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 401 | 408 | 413 | 429)
+/// A request's body that knows whether it was read to its end. Many refusals do not wait for it. The connection ends with such
+/// an answer, and that must be announced: the client would send its next request into it.
+struct WatchedBody {
+    body: Incoming,
+    is_read: Arc<AtomicBool>,
+}
+
+impl WatchedBody {
+    fn new(body: Incoming) -> (Self, Arc<AtomicBool>) {
+        let is_read = Arc::new(AtomicBool::new(body.is_end_stream()));
+        (Self { body, is_read: is_read.clone() }, is_read)
+    }
+}
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.is_read.store(true, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 async fn serve<S>(
@@ -153,13 +194,15 @@ async fn serve<S>(
 ) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        let (body, is_read) = WatchedBody::new(body);
+        let mut request = Request::from_parts(head, body);
         request.extensions_mut().insert(ConnectInfo(peer));
-        let has_body = !request.body().is_end_stream();
         let answer = router.clone().oneshot(request);
         async move {
             let mut response = answer.await?;
-            if has_body && may_be_unread(response.status()) {
+            if !is_read.load(Ordering::Relaxed) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

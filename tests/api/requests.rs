@@ -193,9 +193,13 @@ fn what_is_too_large_is_refused() {
 #[test]
 fn an_early_refusal_announces_the_end() {
     let server = server();
-    let head = "POST /pod/create HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n";
-    let answer = raw(&server, &[head.as_bytes()]).to_ascii_lowercase();
-    assert!(answer.starts_with("http/1.1 401") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    let member = format!("authorization: {}\r\n", Client::basic("alice", &password("alice")));
+    for (who, path, status) in [("", "/pod/create", 401), (member.as_str(), "/admin/user/add", 403)] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{who}content-length: 900000\r\n\r\n");
+        let answer = raw(&server, &[head.as_bytes()]).to_ascii_lowercase();
+        let announces = answer.contains("\r\nconnection: close\r\n");
+        assert!(answer.starts_with(&format!("http/1.1 {status}")) && announces, "{answer}");
+    }
     // Without a body it goes on.
     let twice =
         b"GET /pod/list HTTP/1.1\r\nhost: x\r\n\r\nGET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
