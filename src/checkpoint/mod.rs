@@ -2,11 +2,12 @@
 //! name, or after it was deleted.
 //!
 //! - [`phase`]: what is done, in which order, and how it is undone
-//! - [`save`], [`restore`]: the phases at work; [`target`]: the request side of a restore; [`recover`]: what a kill left, deletion
+//! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
+//!   [`recover`]: what a kill left, deletion
 //! - [`preflight`]: what can be told before a pod is touched; [`sockets`], [`watches`]: parts of it; [`admission`]: quota
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
-//! - [`runtime`]: runc and CRIU; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
@@ -27,6 +28,7 @@ mod fetch;
 pub mod gzip;
 mod hashing;
 mod hollow;
+mod host_options;
 mod manifest;
 mod phase;
 mod preflight;
@@ -39,6 +41,7 @@ mod schedule;
 mod scheduler;
 pub mod settle_in;
 mod sockets;
+mod source;
 mod store;
 mod streams;
 mod target;

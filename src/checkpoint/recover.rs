@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, hollow, off_thread, runtime, save::KEPT_IMAGES, store,
+    compress, hollow, host_options::HostOptions, off_thread, runtime, save::KEPT_IMAGES, store,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -35,7 +35,7 @@ impl Checkpoints {
             tracing::warn!(%error, "leftovers of checkpoints not removed");
         }
         if nix::unistd::geteuid().is_root()
-            && let Err(error) = runtime::GlobalOptions::recover().await
+            && let Err(error) = HostOptions::recover().await
         {
             tracing::warn!(%error, "CRIU's options may not be as they were");
         }

@@ -14,12 +14,13 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
+    host_options::HostOptions,
     manifest::{Manifest, MemoryFiles, Sockets},
     off_thread,
     recover::aside,
     runtime,
-    save::deadline,
     settle_in::{self, Filling, Plan},
+    source::deadline,
     store,
 };
 use crate::{
@@ -287,7 +288,7 @@ impl Restoring {
             tcp.as_str(),
             log.display()
         );
-        let options = runtime::GlobalOptions::place(&options).await?;
+        let options = HostOptions::place(&options).await?;
         let limit = deadline(&config.checkpoint, self.manifest.full_size());
         let start = engine.start_from(container, &name, limit);
         tokio::pin!(start);

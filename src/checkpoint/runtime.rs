@@ -3,15 +3,14 @@
 //! A dump goes to runc directly, beside Docker, while the container stands still: Docker's own way copies the images twice
 //! and holds the pod for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is concerned.
 //!
-//! A restore goes through Docker, whose child the pod must be. There CRIU reads `/etc/criu/runc.conf`, the host's only such
-//! file: it is ours only until CRIU has read it, under a lock, and then as it was before.
+//! A restore goes through Docker, whose child the pod must be; CRIU's options come from [`super::host_options`] there.
 //!
 //! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup.
 
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
-    io::{self, Write},
+    io,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Stdio,
@@ -38,13 +37,6 @@ const MARK: &str = "PODY_ACTION";
 /// Links of files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
 pub const LINK_SUFFIX: &str = ".pody-link";
-/// The host's one file of options for CRIU under runc.
-const CONF: &str = "/etc/criu/runc.conf";
-/// What was there before ours.
-const CONF_BEFORE: &str = "/etc/criu/runc.conf.pody-before";
-const CONF_MARK: &str = "# pody: here for one restore; what was here before is in runc.conf.pody-before\n";
-/// One of all daemons of this host at a time.
-const CONF_LOCK: &str = "/run/pody-criu.lock";
 /// CRIU since 6.16 needs this one: older ones dump no process with an INET socket there.
 const NEW_KERNEL: (u32, u32) = (6, 16);
 const NEEDED_THERE: (u32, u32) = (4, 2);
@@ -258,73 +250,6 @@ async fn ask(program: &str, arguments: &[&str]) -> Result<String, String> {
 
 fn unavailable(why: String) -> CheckpointError {
     CheckpointError::Unavailable(why)
-}
-
-/// The host's file of options while it is ours. Dropped, it is as before.
-pub struct GlobalOptions {
-    _lock: File,
-}
-
-impl GlobalOptions {
-    /// Waits for its turn and writes the file.
-    pub async fn place(options: &str) -> Result<Self, CheckpointError> {
-        let lock = lock_options().await?;
-        let options = options.to_owned();
-        let placed = move || {
-            put_options_back()?;
-            fs::create_dir_all(Path::new(CONF).parent().unwrap_or(Path::new("/etc/criu")))?;
-            let before = match fs::read_to_string(CONF) {
-                Ok(before) => before,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-                Err(error) => return Err(error),
-            };
-            if Path::new(CONF).exists() {
-                fs::rename(CONF, CONF_BEFORE)?;
-            }
-            let new = format!("{CONF}.pody-new");
-            let mut file = File::create(&new)?;
-            file.write_all(format!("{CONF_MARK}{before}\n{options}").as_bytes())?;
-            fs::rename(&new, CONF)
-        };
-        placed().map_err(CheckpointError::io("writing", CONF))?;
-        Ok(Self { _lock: lock })
-    }
-
-    /// Puts right what a killed daemon left.
-    pub async fn recover() -> Result<(), CheckpointError> {
-        let _lock = lock_options().await?;
-        put_options_back().map_err(CheckpointError::io("putting back", CONF))
-    }
-}
-
-impl Drop for GlobalOptions {
-    fn drop(&mut self) {
-        if let Err(error) = put_options_back() {
-            tracing::error!(%error, file = CONF, "CRIU's options are not as before");
-        }
-    }
-}
-
-async fn lock_options() -> Result<File, CheckpointError> {
-    let file = File::options().create(true).truncate(false).write(true).open(CONF_LOCK);
-    let file = file.map_err(CheckpointError::io("opening", CONF_LOCK))?;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(5)).await,
-            Err(fs::TryLockError::Error(error)) => return Err(CheckpointError::io("locking", CONF_LOCK)(error)),
-        }
-    }
-}
-
-fn put_options_back() -> io::Result<()> {
-    if Path::new(CONF_BEFORE).exists() {
-        return fs::rename(CONF_BEFORE, CONF);
-    }
-    if fs::read_to_string(CONF).is_ok_and(|text| text.starts_with(CONF_MARK)) {
-        fs::remove_file(CONF)?;
-    }
-    Ok(())
 }
 
 /// Returns when the file has become as large as a log in a loop. For ever otherwise.

@@ -3,29 +3,31 @@
 //! A config.toml of pody 0.4.1 loads unchanged. A key that is not known is an error with file, line and key, because a
 //! misspelled limit that is silently ignored is no limit. `config.toml.example` lists every key with its unit.
 
+mod checkpoint;
+mod live;
+mod remote_users;
+mod volume;
+
 use std::{
-    collections::BTreeMap,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use serde::Deserialize;
 
+pub use self::{
+    checkpoint::{CheckpointConfig, CopyWhich, RemoteConfig, RemoteOptions},
+    live::LiveConfig,
+    remote_users::{RemoteProvider, RemoteService, RemoteUserProfile},
+    volume::{VolumeMapping, VolumeMappingError},
+};
 use crate::{
     account::quota::DefaultQuota,
-    checkpoint::Compression,
-    names::{ByteSize, NamePrefix, PortRanges, UserName},
+    names::{ByteSize, NamePrefix, PortRanges},
 };
 
 /// The port that clients expect where none is named.
 pub const DEFAULT_PORT: u16 = 8799;
-
-/// Without being told, more threads than this are not begun for one checkpoint; and told, not more than that.
-const MAX_OWN_STREAMS: usize = 8;
-const MAX_STREAMS: usize = 256;
 
 /// A signed URL is no second password.
 const MAX_LINK_SECONDS: u32 = 7 * 86_400;
@@ -104,55 +106,6 @@ pub struct ImageConfig {
     /// Lets programs use io_uring in pods of this image; what uses it cannot be checkpointed.
     #[serde(default)]
     pub io_uring: bool,
-}
-
-/// A node's users may come from another node (provider), and a node may serve its users to others (service).
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RemoteUserProfile {
-    pub provider: RemoteProvider,
-    pub service: RemoteService,
-}
-
-#[derive(Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RemoteProvider {
-    pub enabled: bool,
-    pub endpoint: String,
-    pub access_token: String,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RemoteService {
-    pub enabled: bool,
-    pub readonly: bool,
-    pub access_token: String,
-}
-
-impl Default for RemoteService {
-    fn default() -> Self {
-        Self { enabled: false, readonly: true, access_token: String::new() }
-    }
-}
-
-// By hand, so that no token reaches a log through `{:?}`.
-impl std::fmt::Debug for RemoteProvider {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RemoteProvider")
-            .field("enabled", &self.enabled)
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for RemoteService {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RemoteService")
-            .field("enabled", &self.enabled)
-            .field("readonly", &self.readonly)
-            .finish_non_exhaustive()
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -266,142 +219,6 @@ impl Default for UsageConfig {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Where they are kept; `None` = `checkpoints` below `$PODY_HOME`. Read at start only.
-    #[serde(deserialize_with = "empty_path_is_none")]
-    pub directory: Option<PathBuf>,
-    /// Where the caller names none.
-    pub compression: Compression,
-    /// Pods saved or brought back at a time.
-    pub parallelism: usize,
-    /// Threads that hash and pack, and parts of files on their way to or from the remote store; 0 = one per core, 8 at most.
-    pub streams: usize,
-    /// Bytes that stay free on the disk.
-    #[serde(deserialize_with = "byte_size")]
-    pub keep_free: ByteSize,
-    /// What CRIU may take: these seconds, and the size at the slowest rate (bytes a second).
-    pub timeout_seconds: u64,
-    #[serde(deserialize_with = "byte_size")]
-    pub slowest_rate: ByteSize,
-    /// CRIU's `ghost-limit`: bytes of a file that is deleted and still open.
-    #[serde(deserialize_with = "byte_size")]
-    pub deleted_file_limit: ByteSize,
-    /// CRIU's `irmap-scan-path`: where files watched by inotify are looked for.
-    pub watch_paths: Vec<PathBuf>,
-    /// `None` = found through the container's shim.
-    #[serde(deserialize_with = "empty_path_is_none")]
-    pub runc_root: Option<PathBuf>,
-    /// Seconds from deprecating a checkpoint to its deletion.
-    pub deprecated_seconds: u64,
-    /// Checkpoints of one pod that nobody made by hand; 0 = no limit.
-    pub keep_automatic: u32,
-    /// Days until these are deleted; 0 = never.
-    pub keep_days: u32,
-    /// Days until those are deleted that people made; 0 = never.
-    pub keep_days_hand_made: u32,
-    /// A schedule may not save a pod more often, seconds.
-    pub schedule_minimum_seconds: u64,
-    /// Pods are saved when the host goes down, and brought back at the next start.
-    pub before_shutdown: bool,
-    pub remote: RemoteConfig,
-}
-
-impl CheckpointConfig {
-    /// How many threads or parts at a time.
-    pub fn streams(&self) -> usize {
-        match self.streams {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_OWN_STREAMS),
-            streams => streams,
-        }
-    }
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        let watched = ["/root", "/home", "/etc", "/opt", "/srv", "/tmp", "/usr/local", "/var", "/workspace"];
-        Self {
-            directory: None,
-            compression: Compression::None,
-            parallelism: 2,
-            streams: 0,
-            keep_free: ByteSize(1 << 30),
-            timeout_seconds: 30,
-            slowest_rate: ByteSize(100 << 20),
-            deleted_file_limit: ByteSize(1 << 30),
-            watch_paths: watched.map(PathBuf::from).to_vec(),
-            runc_root: None,
-            deprecated_seconds: 86_400,
-            keep_automatic: 0,
-            keep_days: 0,
-            keep_days_hand_made: 0,
-            schedule_minimum_seconds: 600,
-            before_shutdown: false,
-            remote: RemoteConfig::default(),
-        }
-    }
-}
-
-/// Where copies of checkpoints go.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RemoteConfig {
-    /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`; empty = there is none.
-    pub url: String,
-    pub copy: CopyWhich,
-    /// The checkpoint stays on this host, too.
-    pub keep_local: bool,
-    /// Checkpoints copied at a time.
-    pub parallelism: usize,
-    pub options: RemoteOptions,
-}
-
-impl Default for RemoteConfig {
-    fn default() -> Self {
-        Self {
-            url: String::new(),
-            copy: CopyWhich::Asked,
-            keep_local: true,
-            parallelism: 2,
-            options: RemoteOptions::default(),
-        }
-    }
-}
-
-/// Which checkpoints are copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CopyWhich {
-    /// Those for which it is asked.
-    Asked,
-    All,
-}
-
-/// Settings of the remote store, keys to it among them.
-#[derive(Clone, Default, PartialEq, Deserialize)]
-#[serde(transparent)]
-pub struct RemoteOptions(pub BTreeMap<String, String>);
-
-impl RemoteOptions {
-    /// Values that nobody may see.
-    pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        let is_secret = |name: &str| {
-            let name = name.to_ascii_lowercase();
-            ["key", "secret", "token", "sas", "password", "credential"].iter().any(|word| name.contains(word))
-        };
-        let secrets = self.0.iter().filter(move |(name, value)| is_secret(name) && value.len() >= 4);
-        secrets.map(|(_, value)| value.as_str())
-    }
-}
-
-// By hand, so that no key reaches a log through `{:?}`.
-impl std::fmt::Debug for RemoteOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct FilesConfig {
     pub store: FileStore,
     /// All files of one user together, and one file: bytes or a size.
@@ -459,68 +276,11 @@ impl Default for ThrottleConfig {
     }
 }
 
-/// One line of `volume_mappings`: `/host/$username:/in/pod[:ro|:rw]` or `tmpfs:/in/pod`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VolumeMapping {
-    Bind { source: String, target: String, read_only: bool },
-    Tmpfs { target: String },
-}
-
-impl VolumeMapping {
-    /// The folder of the host behind a bind for this user.
-    pub fn source_for(source: &str, user: &UserName) -> PathBuf {
-        PathBuf::from(source.replace("${username}", user.as_str()).replace("$username", user.as_str()))
-    }
-}
-
-/// Why a line is no volume mapping.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeMappingError {
-    #[error("{0:?} is no volume mapping; write /host/path:/in/pod, with :ro or :rw behind it, or tmpfs:/in/pod")]
-    Shape(String),
-    #[error("{0:?} must be an absolute path without '..'")]
-    Path(String),
-    #[error("{0:?} is no mode of a volume; write ro or rw")]
-    Mode(String),
-}
-
-impl std::str::FromStr for VolumeMapping {
-    type Err = VolumeMappingError;
-
-    fn from_str(s: &str) -> Result<Self, VolumeMappingError> {
-        let absolute = |path: &str| {
-            let clean = path.starts_with('/') && !path.split('/').any(|part| part == "..");
-            if clean { Ok(path.to_owned()) } else { Err(VolumeMappingError::Path(path.to_owned())) }
-        };
-        match s.split(':').collect::<Vec<_>>()[..] {
-            ["tmpfs", target] => Ok(Self::Tmpfs { target: absolute(target)? }),
-            [source, target] => {
-                Ok(Self::Bind { source: absolute(source)?, target: absolute(target)?, read_only: false })
-            }
-            [source, target, mode @ ("ro" | "rw")] => {
-                Ok(Self::Bind { source: absolute(source)?, target: absolute(target)?, read_only: mode == "ro" })
-            }
-            [_, _, mode] => Err(VolumeMappingError::Mode(mode.to_owned())),
-            _ => Err(VolumeMappingError::Shape(s.to_owned())),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for VolumeMapping {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 fn empty_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<NamePrefix>, D::Error> {
     match String::deserialize(deserializer)?.as_str() {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(serde::de::Error::custom),
     }
-}
-
-fn empty_path_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    Ok(Some(PathBuf::deserialize(deserializer)?).filter(|path| !path.as_os_str().is_empty()))
 }
 
 fn byte_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
@@ -582,7 +342,7 @@ impl Config {
             ),
             (self.server.max_connections == 0, "[server] max_connections must be at least 1"),
             (self.checkpoint.parallelism == 0, "[checkpoint] parallelism must be at least 1"),
-            (self.checkpoint.streams > MAX_STREAMS, "[checkpoint] streams must be at most 256"),
+            (self.checkpoint.streams > checkpoint::MAX_STREAMS, "[checkpoint] streams must be at most 256"),
             (self.checkpoint.remote.parallelism == 0, "[checkpoint.remote] parallelism must be at least 1"),
             (
                 self.checkpoint.remote.copy == CopyWhich::All && self.checkpoint.remote.url.is_empty(),
@@ -626,57 +386,6 @@ impl Config {
                 || (!image.name.contains(':')
                     && name.strip_prefix(image.name.as_str()).is_some_and(|rest| rest.starts_with(':')))
         })
-    }
-}
-
-/// The config in force, replaced as a whole when the file changes.
-///
-/// TLS files, the listen address and `[server]` are read at start only.
-#[derive(Clone)]
-pub struct LiveConfig {
-    path: Arc<PathBuf>,
-    current: Arc<ArcSwap<Config>>,
-}
-
-impl LiveConfig {
-    /// How often the file's modification time is looked at.
-    pub const POLL: Duration = Duration::from_secs(2);
-
-    pub fn load(path: PathBuf) -> Result<Self, ConfigError> {
-        let current = Arc::new(ArcSwap::from_pointee(Config::load(&path)?));
-        Ok(Self { path: Arc::new(path), current })
-    }
-
-    pub fn get(&self) -> Arc<Config> {
-        self.current.load_full()
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Takes the file over if it is good; a bad one leaves the old config in force.
-    pub fn reload(&self) -> Result<(), ConfigError> {
-        self.current.store(Arc::new(Config::load(&self.path)?));
-        Ok(())
-    }
-
-    /// Reloads on every change of the file, for ever.
-    pub async fn watch(self) {
-        let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-        let mut seen = modified(&self.path);
-        loop {
-            tokio::time::sleep(Self::POLL).await;
-            let now = modified(&self.path);
-            if now == seen {
-                continue;
-            }
-            seen = now;
-            match self.reload() {
-                Ok(()) => tracing::info!(path = %self.path.display(), "config reloaded"),
-                Err(error) => tracing::error!(%error, "config not reloaded, the old one stays in force"),
-            }
-        }
     }
 }
 

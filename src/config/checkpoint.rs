@@ -1,0 +1,152 @@
+//! `[checkpoint]`, and `[checkpoint.remote]` for their copies.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::Deserialize;
+
+use super::byte_size;
+use crate::{checkpoint::Compression, names::ByteSize};
+
+/// Without being told, more threads than this are not begun for one checkpoint; and told, not more than that.
+const MAX_OWN_STREAMS: usize = 8;
+pub(super) const MAX_STREAMS: usize = 256;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Where they are kept; `None` = `checkpoints` below `$PODY_HOME`. Read at start only.
+    #[serde(deserialize_with = "empty_path_is_none")]
+    pub directory: Option<PathBuf>,
+    /// Where the caller names none.
+    pub compression: Compression,
+    /// Pods saved or brought back at a time.
+    pub parallelism: usize,
+    /// Threads that hash and pack, and parts of files on their way to or from the remote store; 0 = one per core, 8 at most.
+    pub streams: usize,
+    /// Bytes that stay free on the disk.
+    #[serde(deserialize_with = "byte_size")]
+    pub keep_free: ByteSize,
+    /// What CRIU may take: these seconds, and the size at the slowest rate (bytes a second).
+    pub timeout_seconds: u64,
+    #[serde(deserialize_with = "byte_size")]
+    pub slowest_rate: ByteSize,
+    /// CRIU's `ghost-limit`: bytes of a file that is deleted and still open.
+    #[serde(deserialize_with = "byte_size")]
+    pub deleted_file_limit: ByteSize,
+    /// CRIU's `irmap-scan-path`: where files watched by inotify are looked for.
+    pub watch_paths: Vec<PathBuf>,
+    /// `None` = found through the container's shim.
+    #[serde(deserialize_with = "empty_path_is_none")]
+    pub runc_root: Option<PathBuf>,
+    /// Seconds from deprecating a checkpoint to its deletion.
+    pub deprecated_seconds: u64,
+    /// Checkpoints of one pod that nobody made by hand; 0 = no limit.
+    pub keep_automatic: u32,
+    /// Days until these are deleted; 0 = never.
+    pub keep_days: u32,
+    /// Days until those are deleted that people made; 0 = never.
+    pub keep_days_hand_made: u32,
+    /// A schedule may not save a pod more often, seconds.
+    pub schedule_minimum_seconds: u64,
+    /// Pods are saved when the host goes down, and brought back at the next start.
+    pub before_shutdown: bool,
+    pub remote: RemoteConfig,
+}
+
+impl CheckpointConfig {
+    /// How many threads or parts at a time.
+    pub fn streams(&self) -> usize {
+        match self.streams {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_OWN_STREAMS),
+            streams => streams,
+        }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        let watched = ["/root", "/home", "/etc", "/opt", "/srv", "/tmp", "/usr/local", "/var", "/workspace"];
+        Self {
+            directory: None,
+            compression: Compression::None,
+            parallelism: 2,
+            streams: 0,
+            keep_free: ByteSize(1 << 30),
+            timeout_seconds: 30,
+            slowest_rate: ByteSize(100 << 20),
+            deleted_file_limit: ByteSize(1 << 30),
+            watch_paths: watched.map(PathBuf::from).to_vec(),
+            runc_root: None,
+            deprecated_seconds: 86_400,
+            keep_automatic: 0,
+            keep_days: 0,
+            keep_days_hand_made: 0,
+            schedule_minimum_seconds: 600,
+            before_shutdown: false,
+            remote: RemoteConfig::default(),
+        }
+    }
+}
+
+/// Where copies of checkpoints go.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RemoteConfig {
+    /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`; empty = there is none.
+    pub url: String,
+    pub copy: CopyWhich,
+    /// The checkpoint stays on this host, too.
+    pub keep_local: bool,
+    /// Checkpoints copied at a time.
+    pub parallelism: usize,
+    pub options: RemoteOptions,
+}
+
+impl Default for RemoteConfig {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            copy: CopyWhich::Asked,
+            keep_local: true,
+            parallelism: 2,
+            options: RemoteOptions::default(),
+        }
+    }
+}
+
+/// Which checkpoints are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyWhich {
+    /// Those for which it is asked.
+    Asked,
+    All,
+}
+
+/// Settings of the remote store, keys to it among them.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct RemoteOptions(pub BTreeMap<String, String>);
+
+impl RemoteOptions {
+    /// Values that nobody may see.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let is_secret = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            ["key", "secret", "token", "sas", "password", "credential"].iter().any(|word| name.contains(word))
+        };
+        let secrets = self.0.iter().filter(move |(name, value)| is_secret(name) && value.len() >= 4);
+        secrets.map(|(_, value)| value.as_str())
+    }
+}
+
+// By hand, so that no key reaches a log through `{:?}`.
+impl std::fmt::Debug for RemoteOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+fn empty_path_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    Ok(Some(PathBuf::deserialize(deserializer)?).filter(|path| !path.as_os_str().is_empty()))
+}
