@@ -445,7 +445,7 @@ ports = [22]
 
     #[test]
     fn the_example_loads_and_names_every_default() {
-        let example: Config = toml::from_str(include_str!("../config.toml.example")).unwrap();
+        let example: Config = toml::from_str(include_str!("../../config.toml.example")).unwrap();
         assert!(example.check().is_ok());
     }
 
