@@ -13,7 +13,7 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, ActionKind, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
+    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
     host_options::HostOptions,
     manifest::{Manifest, MemoryFiles, Sockets},
     off_thread,
@@ -111,7 +111,9 @@ impl Restoring {
     async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
         self.action.phase = phase;
         self.me.write_action(&self.action).await?;
-        fail_point!(&phase.fail_point(ActionKind::Restore), |_| Err(CheckpointError::Interrupted(phase.doing())));
+        fail_point!(&phase.fail_point(super::ActionKind::Restore), |_| Err(CheckpointError::Interrupted(
+            phase.doing()
+        )));
         match phase {
             Phase::Verify => self.verify().await,
             Phase::Prepare => self.prepare().await,
