@@ -110,10 +110,17 @@ struct Entry {
 #[derive(Default)]
 struct Containers {
     by_id: HashMap<ContainerId, Entry>,
-    /// When containers were seen to be gone, until a list that began later: an older one may still show them.
-    gone: HashMap<ContainerId, u64>,
+    /// When containers were seen to be gone, in ticks and by the clock, for as long as an older look may still be under way.
+    gone: HashMap<ContainerId, (u64, Instant)>,
     /// When the newest complete list was taken.
     listed: Option<(u64, Instant)>,
+}
+
+impl Containers {
+    /// Whether a container was seen to be gone by a look that began after this tick.
+    fn is_gone_since(&self, id: &ContainerId, tick: u64) -> bool {
+        self.gone.get(id).is_some_and(|(gone, _)| *gone > tick)
+    }
 }
 
 #[derive(Default)]
@@ -201,7 +208,7 @@ impl Inventory {
     /// Takes over a look that began at `tick`; `None` = the container was not there.
     fn apply(&self, tick: u64, id: &ContainerId, look: Option<Container>) {
         let mut containers = self.lock();
-        if containers.by_id.get(id).is_some_and(|entry| entry.seen > tick) {
+        if containers.by_id.get(id).is_some_and(|entry| entry.seen > tick) || containers.is_gone_since(id, tick) {
             return;
         }
         match look {
@@ -210,7 +217,7 @@ impl Inventory {
             }
             None => {
                 containers.by_id.remove(id);
-                containers.gone.insert(id.clone(), tick);
+                containers.gone.insert(id.clone(), (tick, Instant::now()));
             }
         }
         drop(containers);
@@ -224,10 +231,10 @@ impl Inventory {
         let before = containers.by_id.len();
         containers.by_id.retain(|id, entry| entry.seen > tick || present.contains(id));
         let mut changed = containers.by_id.len() != before || containers.listed.is_none();
-        containers.gone.retain(|_, gone| *gone > tick);
+        containers.gone.retain(|_, (gone, at)| *gone > tick || at.elapsed() < 2 * LIST_DEADLINE);
         let mut look = Vec::new();
         for summary in list {
-            if containers.gone.contains_key(&summary.id) {
+            if containers.is_gone_since(&summary.id, tick) {
                 continue;
             }
             match containers.by_id.get_mut(&summary.id) {
@@ -568,5 +575,42 @@ impl Engine {
         self.inventory.0.images_listed.store(true, Ordering::Release);
         self.inventory.announce();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &ContainerId) -> Container {
+        Container {
+            id: id.clone(),
+            name: "a".to_owned(),
+            status: "running".to_owned(),
+            image: String::new(),
+            labels: HashMap::new(),
+            networks: Vec::new(),
+            ports: Vec::new(),
+            detail: None,
+        }
+    }
+
+    #[test]
+    fn a_slow_look_does_not_bring_back_what_a_later_one_saw_gone() {
+        let inventory = Inventory::default();
+        let id: ContainerId = "a".repeat(64).parse().unwrap();
+        inventory.apply(inventory.tick(), &id, Some(container(&id)));
+        let (slow, slow_list) = (inventory.tick(), inventory.tick());
+        inventory.apply(inventory.tick(), &id, None);
+        inventory.apply(slow, &id, Some(container(&id)));
+        inventory.apply_list(slow_list, vec![container(&id)]);
+        assert!(inventory.find_by_name("a").is_none());
+        // Nor after a list that knows nothing of it.
+        inventory.apply_list(inventory.tick(), Vec::new());
+        inventory.apply(slow, &id, Some(container(&id)));
+        assert!(inventory.get(&id).is_none());
+        // What a list that began later shows is there.
+        inventory.apply_list(inventory.tick(), vec![container(&id)]);
+        assert!(inventory.get(&id).is_some());
     }
 }
