@@ -137,7 +137,7 @@ fn whole(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
 }
 
 /// Where CRIU has made the mount that had this number: every mount of the pod lies flat in a folder of its own at this stage,
-/// as `.criu.mntns.XXXXXX/mnt-NNNNNNNNNN` (criu/mount-v2.c).
+/// `mnt-` and ten digits below `.criu.mntns.` and some letters (criu/mount-v2.c).
 fn made_for(number: u32, mountinfo: &str) -> Option<&str> {
     let name = format!("mnt-{number:010}");
     let is_it = |mount: &Mount| {

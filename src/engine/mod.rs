@@ -13,6 +13,7 @@ mod facts;
 mod images;
 pub mod inventory;
 mod saving;
+mod shown;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,8 +25,9 @@ pub use self::{
     containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
-    inventory::{Container, Detail, Image, Inventory},
+    inventory::Inventory,
     saving::{Anatomy, RestartRule},
+    shown::{Container, Detail, Image},
 };
 
 /// How long one short call to the engine may take. With the clean-up behind it, it stays below the 10 s in which a write

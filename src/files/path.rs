@@ -126,8 +126,8 @@ mod tests {
         #[test]
         fn no_path_leads_out(text in "[./a\\\\]{1,12}") {
             if let Ok(path) = text.parse::<FilePath>() {
-                let joined = std::path::Path::new("/root/folder").join(path.as_str());
-                prop_assert!(joined.starts_with("/root/folder"));
+                let joined = std::path::Path::new("/base/folder").join(path.as_str());
+                prop_assert!(joined.starts_with("/base/folder"));
                 let plain = joined.components().all(|part| !matches!(part, std::path::Component::ParentDir));
                 prop_assert!(plain);
             }

@@ -7,23 +7,13 @@ use serde_json::Value;
 use crate::{
     common::{Client, Need, Server, docker, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec, folder,
-        run_python, start, start_with, status,
+        COUNTER, STUBBORN, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec,
+        folder, run_python, start, start_with, status,
     },
 };
 
 /// A drain or its undoing may take this long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Holds a large file open that is deleted: that cannot be saved.
-const STUBBORN: &str = r#"
-import os, time
-a = os.open('/root/large', os.O_RDWR | os.O_CREAT)
-os.ftruncate(a, 2 << 30)
-os.unlink('/root/large')
-print('ready')
-time.sleep(10000)
-"#;
 
 fn drain_state(server: &Server) -> Value {
     server.admin().get("/admin/drain").ok().json()

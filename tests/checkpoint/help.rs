@@ -59,6 +59,16 @@ pub fn run_python(client: &Client, instance: &str, name: &str, program: &str) {
     }
 }
 
+/// Holds a large file open that is deleted: that cannot be saved.
+pub const STUBBORN: &str = r#"
+import os, time
+a = os.open('/root/large', os.O_RDWR | os.O_CREAT)
+os.ftruncate(a, 2 << 30)
+os.unlink('/root/large')
+print('ready')
+time.sleep(10000)
+"#;
+
 /// Counts in its memory and tells on a file; its secret is in memory alone.
 pub const COUNTER: &str = r#"
 import os, time

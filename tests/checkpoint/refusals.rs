@@ -8,7 +8,7 @@ use std::{
 use crate::{
     common::{Client, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        COUNTER, STUBBORN, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
         run_python, save, start, start_with, status,
     },
 };
@@ -110,16 +110,7 @@ fn what_cannot_be_saved_is_named_and_the_pod_goes_on() {
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
-    let program = r#"
-import socket, os, time
-# A file system that only this process sees cannot be saved: an open file on a mount of another namespace.
-a = os.open('/root/large', os.O_RDWR | os.O_CREAT)
-os.ftruncate(a, 2 << 30)
-os.unlink('/root/large')
-print('ready')
-time.sleep(100000)
-"#;
-    run_python(&alice, "main", "deleted", program);
+    run_python(&alice, "main", "deleted", STUBBORN);
     let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
     assert_eq!(verdict["can_be_saved"], false, "{verdict}");
     let refused = alice.post("/pod/checkpoint?ins=main");
