@@ -6,10 +6,10 @@
 //! | phase | what is done | the pod | undone by |
 //! | --- | --- | --- | --- |
 //! | preflight | the restart rule is set to `no` where the pod is to be stopped | runs | the rule |
-//! | pause | `docker pause` | stands still | `docker unpause` |
+//! | pause | `docker pause`, its network's ports disabled | stands still | the ports, `docker unpause` |
 //! | dump | runc has CRIU write the processes into a folder `.tmp-ID` | stands still | CRIU's end, the network lock removed, unpause |
 //! | rootfs | the writable layer into an archive | stands still | unpause |
-//! | resume | `docker unpause` (leave running) | goes on | |
+//! | resume | the ports, `docker unpause` (leave running) | goes on | |
 //! | hash | BLAKE3 and fsync of every file | goes on; stands still if it is to be stopped | unpause |
 //! | commit | the manifest, fsync, the folder gets its name | as before | nothing: it is complete |
 //! | stop | `docker kill` while it stands still | ends | nothing: it is ended at the next start |

@@ -118,16 +118,18 @@ impl Checkpoints {
             Some(container) => self.0.engine.anatomy(container).await?,
             None => None,
         };
-        if let (Some(container), Some(anatomy)) = (&container, &anatomy)
-            && anatomy.status == "paused"
-        {
-            if complete && action.journal.leave_running == LeaveRunning::No {
+        if let (Some(container), Some(anatomy)) = (&container, &anatomy) {
+            let is_paused = anatomy.status == "paused";
+            if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
                 self.0.engine.kill(container).await?;
                 action.phase = Phase::Stop;
-            } else {
+            } else if is_paused {
                 runtime::unlock_network(anatomy.pid).await;
                 runtime::refreeze(anatomy.pid);
                 self.0.engine.unpause(container).await?;
+            } else if anatomy.status == "running" && action.phase != Phase::Preflight {
+                // Somebody else let it go on.
+                runtime::unlock_network(anatomy.pid).await;
             }
             let _ = self.0.engine.look(container).await;
         }

@@ -11,8 +11,14 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
-    Live, Manifest, Phase, archive, compress, hashing, host_options::HostOptions, millis_since, off_thread,
-    phase::Circumstances, runtime, settle_in, sockets, source::Seen, store,
+    Live, Manifest, Phase, archive, compress, hashing,
+    host_options::HostOptions,
+    millis_since, off_thread,
+    phase::Circumstances,
+    runtime::{self, NetworkLock},
+    settle_in, sockets,
+    source::Seen,
+    store,
 };
 use crate::{
     db::Tx,
@@ -40,6 +46,7 @@ pub struct Saving {
     pub deadline: Duration,
     /// Nobody attaches to a terminal of the pod until it goes on.
     pub shells: Option<ShellsHeld>,
+    pub network: NetworkLock,
     pub _at_work: AtWork,
 }
 
@@ -106,7 +113,9 @@ impl Saving {
         // A terminal with somebody at it is a connection to the outside, which cannot be saved.
         self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
         *self.live.frozen_since() = Some(Instant::now());
-        Ok(self.me.0.engine.pause(&self.seen.container).await?)
+        self.me.0.engine.pause(&self.seen.container).await?;
+        self.network = runtime::lock_network(self.seen.anatomy.pid);
+        Ok(())
     }
 
     async fn dump(&mut self) -> Result<(), CheckpointError> {
@@ -130,6 +139,7 @@ impl Saving {
                 folder: &self.folder,
                 bin: &bin,
                 upper: anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
+                network: self.network,
                 config: &config.checkpoint,
                 deadline: self.deadline,
             })
@@ -160,8 +170,9 @@ impl Saving {
         let made = engine.container_folder(container).await?.join("checkpoints").join(&name);
         let upper = self.seen.anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
         let log = self.folder.join(store::DUMP_LOG);
-        let options = runtime::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper)
-            .map_err(CheckpointError::io("writing", &self.folder))?;
+        let options =
+            runtime::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper, self.network)
+                .map_err(CheckpointError::io("writing", &self.folder))?;
         let options = format!("tcp-established\nfile-locks\n{options}log-file {}\n", log.display());
         let _options = HostOptions::place(&options).await?;
         let dumped = engine.dump(container, &name, self.deadline).await;
@@ -198,6 +209,7 @@ impl Saving {
     }
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
+        runtime::open_ports(self.seen.anatomy.pid);
         self.me.0.engine.unpause(&self.seen.container).await?;
         self.thawed().await;
         Ok(())

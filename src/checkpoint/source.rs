@@ -9,7 +9,7 @@ use super::{
     manifest::{Host, Manifest},
     note, off_thread,
     preflight::{self, Findings},
-    runtime,
+    runtime::{self, NetworkLock},
     save::Saving,
     scheduler::is_needed,
 };
@@ -92,6 +92,7 @@ impl Checkpoints {
             compression: new.compression,
             streams: new.streams.map_or(most, |wanted| wanted.clamp(1, most)),
             shells: None,
+            network: NetworkLock::default(),
             _at_work: at_work,
         };
         tokio::spawn(saving.run(guard));

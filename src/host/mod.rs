@@ -1,5 +1,6 @@
-//! This host as the kernel shows it: processes, cgroups, sockets, who may open a device, and what time it is.
+//! This host as the kernel shows it: processes, cgroups, sockets, bridges, who may open a device, and what time it is.
 
+pub mod bridge;
 pub mod cgroup;
 pub mod clock;
 pub mod device;

@@ -23,7 +23,7 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
 /// The loopback interface is the first of every network.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 /// An answer holds as many messages as fit.
 const ANSWER: usize = 64 << 10;
 
@@ -79,7 +79,7 @@ pub fn add_own_address(address: Ipv4Addr) -> io::Result<()> {
 }
 
 /// Sends one request and hands on the body of each message of the answer.
-fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+pub(super) fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     // SAFETY: a call without pointers; the descriptor it returns is nobody else's.
     let mut socket = unsafe {
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
@@ -123,7 +123,7 @@ fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each: impl FnMu
 }
 
 /// struct rtattr after struct rtattr, each at a multiple of four.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (length, name) = (usize::from(half(rest, 0)?), half(rest, 2)?);
         let value = rest.get(4..length)?;
@@ -132,7 +132,7 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 

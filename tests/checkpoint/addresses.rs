@@ -8,7 +8,10 @@ use std::{
 
 use crate::{
     common::{Client, Server, eventually},
-    help::{assert_clean, create, delete, delete_checkpoints, done, engine_says, exec, run_python, save, start, wait},
+    help::{
+        address, assert_clean, create, delete, delete_checkpoints, done, engine_says, exec, run_python, save, start,
+        wait,
+    },
 };
 
 /// Two processes that talk over the pod's own address, as torchrun's and Ray's do, with a listener for newcomers and a UDP
@@ -39,10 +42,6 @@ while True:
     os.rename('/root/talk.new', '/root/talk')
     time.sleep(0.05)
 "#;
-
-fn address(server: &Server, instance: &str) -> String {
-    engine_says(server, "alice", instance, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
-}
 
 #[track_caller]
 fn talks_on(client: &Client, instance: &str) {

@@ -147,6 +147,10 @@ pub fn engine_says(server: &Server, user: &str, instance: &str, format: &str) ->
 }
 
 /// Deletes all of somebody's checkpoints.
+pub fn address(server: &Server, instance: &str) -> String {
+    engine_says(server, "alice", instance, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
+}
+
 pub fn delete_checkpoints(client: &Client) {
     for row in client.get("/pod/checkpoints").ok().json().as_array().expect("a list") {
         client.post(&format!("/checkpoint/delete?checkpoint={}", row["id"].as_str().expect("an id"))).ok();

@@ -1,11 +1,11 @@
 //! SIGKILL of the daemon before each phase of a checkpoint and of a restore, and of CRIU in the middle of a dump.
 
-use std::{process::Command, thread, time::Duration};
+use std::{net::TcpStream, process::Command, thread, time::Duration};
 
 use crate::{
     common::{Need, Server, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        COUNTER, address, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
         run_python, save, start_with, status,
     },
 };
@@ -39,6 +39,34 @@ fn assert_network(server: &Server, instance: &str) {
     let rules = Command::new("nsenter").args(["-t", &pid, "-n", "iptables-save"]).output().expect("nsenter");
     let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
     assert!(!rules.contains("CRIU"), "{rules}");
+    assert_reachable(&address(server, instance));
+}
+
+/// Data that a pod's kernel takes while the pod stands still is lost with it, and the sender believes it arrived.
+#[test]
+fn nothing_arrives_at_a_pod_that_is_about_to_be_stopped() {
+    let Some(mut server) = server_stopping_at("checkpoint-hash") else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let address = address(&server, "main");
+    assert_reachable(&address);
+    alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    eventually(Duration::from_secs(20), "it is saved", || {
+        server.count("SELECT count(*) FROM actions WHERE status = 'running' AND phase = 'hash'") == 1
+    });
+    assert!(!takes_connections(&address));
+    kill_at(&mut server, "hash");
+    eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+    assert_reachable(&address);
+    delete(&alice, "main");
+}
+
+fn takes_connections(address: &str) -> bool {
+    TcpStream::connect_timeout(&format!("{address}:22").parse().expect("an address"), Duration::from_secs(1)).is_ok()
+}
+
+fn assert_reachable(address: &str) {
+    eventually(Duration::from_secs(30), "packets get through", || takes_connections(address));
 }
 
 fn killed_in_checkpoint(phase: &str, leave_running: bool, complete: bool) {

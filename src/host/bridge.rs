@@ -1,0 +1,168 @@
+//! The ports by which a container's network hangs on the bridges of the host (bridge(8)): whether packets go through them.
+//!
+//! A pod that is saved must get no packet meanwhile. The kernel answers for programs that stand still: it takes data that
+//! nobody will have read, since the socket was written down before, and the sender believes it arrived. A port that is
+//! disabled drops everything, and the pod does not notice, its interfaces stay up.
+
+use std::{collections::HashMap, io};
+
+use nix::libc;
+
+use super::netlink::{self, attributes, number};
+
+/// linux/if_link.h: `IFLA_LINK` is the other end of a veth pair, `IFLA_MASTER` the bridge, `IFLA_PROTINFO` what the bridge
+/// keeps of its port, with the state in it.
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_BRPORT_STATE: u16 = 1;
+/// `NLA_F_NESTED` of linux/netlink.h.
+const NESTED: u16 = 1 << 15;
+/// struct ifinfomsg: family, padding, type, index, flags, change.
+const IFINFOMSG: usize = 16;
+
+/// linux/if_bridge.h, `BR_STATE_…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    Disabled = 0,
+    Forwarding = 3,
+}
+
+/// An interface as its network tells of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    is_up: bool,
+    /// The other end's index, in the network that it is in.
+    other: Option<u32>,
+    bridge: Option<u32>,
+}
+
+/// Sets all ports of the network that a process is in. False where it has none that could be found: it is the host's own, or
+/// hangs on no bridge.
+pub fn set_ports(pid: i32, state: State) -> io::Result<bool> {
+    let ports = ports_of(pid)?;
+    for &port in &ports {
+        set_port(port, state)?;
+    }
+    Ok(!ports.is_empty())
+}
+
+/// The indices of the host's ends of the veth pairs of a process's network; none where one of its interfaces that are up, but
+/// for the loopback, is something else.
+fn ports_of(pid: i32) -> io::Result<Vec<u32>> {
+    let here = links()?;
+    let inside = netlink::in_network_of(pid, links)?;
+    let host_end = |(&index, link): (&u32, &Link)| {
+        let other = link.other?;
+        // Indices are counted per network: both ends must name each other.
+        let port = here.get(&other).filter(|port| port.bridge.is_some() && port.other == Some(index));
+        port.map(|_| other)
+    };
+    let outward = inside.iter().filter(|&(&index, link)| link.is_up && index != netlink::LOOPBACK);
+    Ok(outward.map(host_end).collect::<Option<Vec<_>>>().unwrap_or_default())
+}
+
+/// The interfaces of this thread's network by their indices.
+fn links() -> io::Result<HashMap<u32, Link>> {
+    let mut links = HashMap::new();
+    netlink::ask(libc::NETLINK_ROUTE, libc::RTM_GETLINK, libc::NLM_F_DUMP, &ifinfomsg(libc::AF_UNSPEC, 0), |body| {
+        let Some(index) = number(body, 4) else { return };
+        let flags = number(body, 8).map_or(0, u32::cast_signed);
+        let mut link = Link { is_up: flags & libc::IFF_UP != 0, ..Link::default() };
+        for (name, value) in attributes(body.get(IFINFOMSG..).unwrap_or_default()) {
+            match name {
+                IFLA_LINK => link.other = number(value, 0),
+                IFLA_MASTER => link.bridge = number(value, 0),
+                _ => {}
+            }
+        }
+        links.insert(index, link);
+    })?;
+    Ok(links)
+}
+
+fn set_port(index: u32, state: State) -> io::Result<()> {
+    let mut request = ifinfomsg(libc::AF_BRIDGE, index);
+    // An attribute of one byte and its padding, within another one.
+    for half in [12, NESTED | IFLA_PROTINFO, 5, IFLA_BRPORT_STATE] {
+        request.extend_from_slice(&half.to_ne_bytes());
+    }
+    request.extend_from_slice(&[state as u8, 0, 0, 0]);
+    netlink::ask(libc::NETLINK_ROUTE, libc::RTM_SETLINK, libc::NLM_F_ACK, &request, |_| {})
+}
+
+fn ifinfomsg(family: i32, index: u32) -> Vec<u8> {
+    let mut message = vec![0; IFINFOMSG];
+    message[0] = u8::try_from(family).unwrap_or(0);
+    message[4..8].copy_from_slice(&index.to_ne_bytes());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        net::UdpSocket,
+        process::{Command, Stdio},
+        thread,
+        time::Duration,
+    };
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn run(line: &str) {
+        let mut words = line.split_whitespace();
+        let done = Command::new(words.next().unwrap()).args(words).status().unwrap();
+        assert!(done.success(), "{line}");
+    }
+
+    /// A bridge in a network of our own, and a process in another one that hangs on it. Needs root, as the daemon has it.
+    #[test]
+    fn nothing_goes_through_a_disabled_port() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let outside = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let mut sleep = Command::new("unshare");
+            let mut pod = sleep.args(["--net", "sleep", "600"]).stdin(Stdio::null()).spawn().unwrap();
+            let pid = pod.id();
+            let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+            while fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|network| network == own) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let inside = format!("nsenter --net --target {pid}");
+            let pid = i32::try_from(pid).unwrap();
+            assert!(!set_ports(pid, State::Disabled).unwrap(), "it hangs on nothing");
+            for line in [
+                "ip link add bridge0 type bridge",
+                "ip addr add 192.0.2.1/24 dev bridge0",
+                "ip link set bridge0 up",
+                &format!("ip link add port0 type veth peer name eth0 netns {pid}"),
+                "ip link set port0 master bridge0 up",
+                &format!("{inside} ip addr add 192.0.2.2/24 dev eth0"),
+                &format!("{inside} ip link set eth0 up"),
+            ] {
+                run(line);
+            }
+            let from = UdpSocket::bind("192.0.2.1:0").unwrap();
+            let to = netlink::in_network_of(pid, || UdpSocket::bind("192.0.2.2:9")).unwrap();
+            to.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let arrives = || {
+                from.send_to(b"word", "192.0.2.2:9").unwrap();
+                to.recv(&mut [0; 8]).is_ok()
+            };
+            assert!((0..10).any(|_| arrives()), "before");
+            assert!(set_ports(pid, State::Disabled).unwrap());
+            assert!(!arrives());
+            assert!(set_ports(pid, State::Forwarding).unwrap());
+            assert!((0..10).any(|_| arrives()), "afterwards");
+            pod.kill().unwrap();
+            pod.wait().unwrap();
+        });
+        outside.join().unwrap();
+    }
+}
