@@ -284,14 +284,9 @@ impl Restoring {
         let scratch = self.me.0.store.scratch(self.action.id);
         let script = self.plan(addresses)?.option(&scratch).map_err(CheckpointError::io("writing", &scratch))?;
         let log = scratch.join(format!("restore-{}.log", self.attempts));
-        // Only where a connection with others goes on is there anybody whose packets could come too early.
-        let network = match (tcp, self.manifest.sockets.outside) {
-            (Tcp::Established, 1..) => "",
-            _ => "network-lock skip\n",
-        };
         let limit = config.checkpoint.deleted_file_limit.0;
         let options = format!(
-            "{}\n{network}file-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{script}",
+            "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{script}",
             tcp.as_str(),
             log.display()
         );
