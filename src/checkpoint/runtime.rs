@@ -377,22 +377,6 @@ pub fn refreeze(pid: i32) {
     }
 }
 
-/// Removes the chains by which CRIU keeps packets from a pod that it saves. A CRIU that was killed leaves them, and the pod
-/// without network.
-pub async fn unlock_network(pid: i32) {
-    const CHAINS: &str = "for t in iptables ip6tables; do $t -w -D INPUT -j CRIU; $t -w -D OUTPUT -j CRIU; \
-                          $t -w -F CRIU; $t -w -X CRIU; done 2>/dev/null; \
-                          command -v nft >/dev/null && nft list tables 2>/dev/null | grep CRIU | while read -r t; do \
-                          nft delete $t; done; true";
-    let mut command = Command::new("nsenter");
-    command.args(["--target", &pid.to_string(), "--net", "sh", "-c", CHAINS]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let done = tokio::time::timeout(Duration::from_secs(10), command.status()).await;
-    if !matches!(done, Ok(Ok(status)) if status.success()) {
-        tracing::error!(pid, "the network of a pod may still be locked by CRIU");
-    }
-}
-
 /// Parents of processes, by PID.
 pub fn parents(pids: &[i32]) -> HashMap<i32, i32> {
     pids.iter().filter_map(|&pid| Some((pid, Stat::read(pid)?.parent))).collect()

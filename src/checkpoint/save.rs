@@ -11,8 +11,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
-    Live, Manifest, Phase, archive, compress, hashing, host_options::HostOptions, millis_since, off_thread,
-    phase::Circumstances, runtime, settle_in, sockets, source::Seen, store,
+    Live, Manifest, Phase, archive, compress, hashing, host_options::HostOptions, millis_since, network_lock,
+    off_thread, phase::Circumstances, runtime, settle_in, sockets, source::Seen, store,
 };
 use crate::{
     db::Tx,
@@ -106,7 +106,15 @@ impl Saving {
         // A terminal with somebody at it is a connection to the outside, which cannot be saved.
         self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
         *self.live.frozen_since() = Some(Instant::now());
-        Ok(self.me.0.engine.pause(&self.seen.container).await?)
+        self.me.0.engine.pause(&self.seen.container).await?;
+        let pid = self.seen.anatomy.pid;
+        // One that it shares stays when it is stopped.
+        let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        let is_its_own = !network.starts_with("container:");
+        if self.action.journal.leave_running == LeaveRunning::No && is_its_own && sockets::of(pid).outside > 0 {
+            network_lock::lock(pid).await;
+        }
+        Ok(())
     }
 
     async fn dump(&mut self) -> Result<(), CheckpointError> {
