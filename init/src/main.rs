@@ -8,6 +8,7 @@
 //!   ([`attach`]). The engine execs it, and what the engine execs is not part of a checkpoint; the session is.
 //! - `start ID -- PROGRAM ARG…` begins a session that nobody is attached to; `list` tells of all of them.
 //! - `run -- PROGRAM ARG…` becomes that program, without io_uring.
+//! - `hold SECONDS` does nothing for so long: a container that only has an address.
 //!
 //! Everything but `init` tells how it went in lines on its standard error ([`wire`]).
 
@@ -25,8 +26,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 /// As shells have it: the program is not there, or cannot be run.
 const NOT_FOUND: i32 = 127;
 const CANNOT_RUN: i32 = 126;
-const USAGE: &str =
-    "usage: pody-init init [--io-uring] -- CMD | attach ID ROWS COLS [-- CMD] | start ID -- CMD | list | run -- CMD";
+const USAGE: &str = "usage: pody-init init [--io-uring] -- CMD | attach ID ROWS COLS [-- CMD] | start ID -- CMD | list | run -- CMD | hold SECONDS";
 
 /// Not std's `main`: that would come with a handler for stack overflows and an ignored SIGPIPE, which what we run inherits.
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -48,6 +48,7 @@ extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
         ["start", id, "--", ..] if command(3).is_some() => attach::start(id, &arguments[3..]),
         ["list"] => attach::list(),
         ["run", "--", ..] if command(2).is_some() => run(&arguments[2..]),
+        ["hold", seconds] => hold(seconds.parse().unwrap_or(0)),
         _ => {
             sys::say(USAGE);
             CANNOT_RUN
@@ -65,6 +66,11 @@ fn run(command: &[CString]) -> i32 {
         sys::say(&format!("io_uring stays allowed: {error}"));
     }
     exec(command, None)
+}
+
+fn hold(seconds: u64) -> i32 {
+    std::thread::sleep(std::time::Duration::from_secs(seconds));
+    0
 }
 
 /// Becomes the program, or says why not; the exit code then.

@@ -1,6 +1,6 @@
 //! Why something was not done with checkpoints.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use crate::{
     checkpoint::{CheckpointStatus, Interval},
@@ -70,6 +70,10 @@ pub enum CheckpointError {
     /// What CRIU or runc said, as a sentence.
     #[error("{0}")]
     Criu(String),
+    #[error(
+        "the pod's address of then, {address}, cannot be had: {why}; its connections with others need it: free it, or restore with its connections closed"
+    )]
+    AddressGone { address: Ipv4Addr, why: String },
     #[error("{what} did not end within {} s and was ended", .limit.as_secs())]
     TimedOut { what: &'static str, limit: Duration },
     #[error("the pod ended at once with exit code {0}")]

@@ -8,6 +8,8 @@
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's
+//!   address of then, from the engine again; [`network_lock`]: a pod that is to be stopped tells nobody
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
@@ -16,10 +18,12 @@
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
 //! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
 
+mod address;
 mod admission;
 mod archive;
 mod causes;
 mod compress;
+mod connections;
 mod copies;
 mod drain;
 mod drainer;
@@ -30,6 +34,7 @@ mod hashing;
 mod hollow;
 mod host_options;
 mod manifest;
+mod network_lock;
 mod phase;
 mod preflight;
 mod recover;
@@ -108,6 +113,8 @@ struct Inner {
     copies: copies::Copies,
     /// Held by who brings files back from the remote store.
     fetches: tokio::sync::Mutex<()>,
+    /// Held by the restore that needs the next address of the engine.
+    addresses: Arc<tokio::sync::Mutex<()>>,
     /// Rows may be left that nobody is at work on.
     unsettled: AtomicBool,
     /// Bytes a second of the last dump.
@@ -152,6 +159,7 @@ impl Checkpoints {
             live: Mutex::default(),
             copies: copies::Copies::new(LiveStorage::new(config.clone())),
             fetches: tokio::sync::Mutex::default(),
+            addresses: Arc::default(),
             unsettled: AtomicBool::new(true),
             rate: AtomicU64::new(preflight::EXPECTED_RATE),
             config,

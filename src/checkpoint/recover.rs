@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, hollow, host_options::HostOptions, off_thread, runtime, save::KEPT_IMAGES, store,
+    compress, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, store,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -118,18 +118,20 @@ impl Checkpoints {
             Some(container) => self.0.engine.anatomy(container).await?,
             None => None,
         };
-        if let (Some(container), Some(anatomy)) = (&container, &anatomy) {
+        if let (Some(container), Some(anatomy)) = (&container, &anatomy)
+            && anatomy.pid != 0
+        {
             let is_paused = anatomy.status == "paused";
             if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
                 self.0.engine.kill(container).await?;
                 action.phase = Phase::Stop;
-            } else if is_paused {
-                runtime::unlock_network(anatomy.pid).await;
-                runtime::refreeze(anatomy.pid);
-                self.0.engine.unpause(container).await?;
-            } else if anatomy.status == "running" && action.phase != Phase::Preflight {
-                // Somebody else let it go on.
-                runtime::unlock_network(anatomy.pid).await;
+            } else {
+                // Also of one that somebody has let go meanwhile.
+                network_lock::unlock(anatomy.pid).await;
+                if is_paused {
+                    runtime::refreeze(anatomy.pid);
+                    self.0.engine.unpause(container).await?;
+                }
             }
             let _ = self.0.engine.look(container).await;
         }
@@ -247,6 +249,7 @@ impl Checkpoints {
             let aside = aside(upper, action);
             off_thread(move || store::remove(&aside)).await?;
         }
+        self.remove_placeholders(action).await?;
         store::remove(&self.0.store.scratch(action.id))?;
         self.remove_engine_folders(action).await?;
         let id = action.id;

@@ -3,6 +3,7 @@
 //! [`super::target`] has decided by then what is brought back and where.
 
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -13,9 +14,13 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
+    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase,
+    address::Held,
+    archive, compress,
+    connections::{Addresses, Tcp, Way},
+    hollow,
     host_options::HostOptions,
-    manifest::{Manifest, MemoryFiles, Sockets},
+    manifest::{Manifest, MemoryFiles},
     off_thread,
     recover::aside,
     runtime,
@@ -33,48 +38,8 @@ use crate::{
 const PROBATION: Duration = Duration::from_millis(100);
 /// How often other ports are tried for a new pod.
 const PORT_TRIES: usize = 5;
-
-/// What becomes of TCP connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tcp {
-    /// They go on: the pod has its address of then, or they do not leave it.
-    Established,
-    /// Their programs find them closed.
-    Close,
-}
-
-impl Tcp {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Established => "tcp-established",
-            Self::Close => "tcp-close",
-        }
-    }
-
-    /// What to try, in this order.
-    fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [(Self, Addresses)] {
-        match (sockets.outside, in_place) {
-            _ if wanted == Some(Connections::Close) => &[(Self::Close, Addresses::OfThen)],
-            (0, _) if wanted == Some(Connections::Keep) => &[(Self::Established, Addresses::OfThen)],
-            _ if wanted == Some(Connections::Keep) => &[(Self::Established, Addresses::OfNow)],
-            (0, _) => &[(Self::Established, Addresses::OfThen), (Self::Close, Addresses::OfThen)],
-            // The pod may have its old address, and is the only one of it. Where it has not, a connection with others must
-            // not look as if it went on.
-            (_, true) => &[(Self::Established, Addresses::OfNow), (Self::Close, Addresses::OfThen)],
-            // Two with one connection would fight over it.
-            (_, false) => &[(Self::Close, Addresses::OfThen)],
-        }
-    }
-}
-
-/// Which addresses the pod's network has when its sockets are made anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Addresses {
-    /// Those that the engine gives it.
-    OfNow,
-    /// Those that its sockets were bound to, too.
-    OfThen,
-}
+/// How often a pod is begun that gets another address than the one that way was made for.
+const ADDRESS_TRIES: usize = 3;
 
 /// One restore under way.
 pub(super) struct Restoring {
@@ -228,51 +193,80 @@ impl Restoring {
         if !self.manifest.kind.has_processes() {
             return Ok(self.me.0.engine.start(&container).await?);
         }
-        let choices = Tcp::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
-        let mut last = None;
-        for (at, (tcp, addresses)) in choices.iter().enumerate() {
-            let mut started = self.start_from_images(&container, *tcp, *addresses).await;
-            // Without a word of CRIU's it was the engine, which at times takes the same again.
-            if let Err(CheckpointError::Engine(EngineError::Failed { message, .. })) = &started {
-                tracing::warn!(pod = self.pod.container_name, message, "tried again");
-                started = self.start_from_images(&container, *tcp, *addresses).await;
-            }
-            // CRIU can do it by itself, only slower.
-            if let Err(CheckpointError::Criu(cause)) = &started
-                && cause.contains(settle_in::NOT_FILLED)
-                && !self.manifest.memory_files.is_empty()
-            {
-                tracing::warn!(pod = self.pod.container_name, cause, "tried again, with the content unpacked by CRIU");
-                self.manifest.memory_files.clear();
-                started = self.start_from_images(&container, *tcp, *addresses).await;
-            }
-            match started {
+        let choices = Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
+        let mut why = match self.connections {
+            Some(Connections::Close) => "it was asked for".to_owned(),
+            _ => "the pod's address is another".to_owned(),
+        };
+        for (at, way) in choices.iter().enumerate() {
+            let is_last = at + 1 == choices.len();
+            match self.start_by(&container, *way).await {
                 Ok(()) => {
-                    if *tcp == Tcp::Close && self.manifest.sockets.outside + self.manifest.sockets.local > 0 {
-                        let count = self.manifest.sockets.outside + self.manifest.sockets.local;
-                        let why = match self.connections {
-                            Some(Connections::Close) => "it was asked for",
-                            _ => "the pod's address is another",
-                        };
+                    let count = self.manifest.sockets.outside + self.manifest.sockets.local;
+                    if way.tcp == Tcp::Close && count > 0 {
                         self.action.losses.push(format!("{count} open TCP connections were closed: {why}"));
                     }
                     return Ok(());
                 }
-                Err(CheckpointError::Criu(cause)) if cause.contains("address") && at + 1 < choices.len() => {
+                Err(CheckpointError::AddressGone { address, why: gone }) if !is_last => {
+                    tracing::info!(pod = self.pod.container_name, %address, gone, "brought back with another address");
+                    if self.connections.is_none() {
+                        why = format!("the pod's address of then, {address}, cannot be had: {gone}");
+                    }
+                }
+                Err(CheckpointError::Criu(cause)) if cause.contains("address") && !is_last => {
                     tracing::info!(pod = self.pod.container_name, cause, "tried again with its connections closed");
-                    last = Some(CheckpointError::Criu(cause));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Err(last.unwrap_or(CheckpointError::NothingNamed))
+        Err(CheckpointError::NothingNamed)
+    }
+
+    /// Starts it this way, and once more where something passing stood against it.
+    async fn start_by(&mut self, container: &ContainerId, way: Way) -> Result<(), CheckpointError> {
+        let again = match way.addresses {
+            Addresses::Again => self.manifest.sockets.address_of_then(),
+            Addresses::Another => None,
+        };
+        let (mut engine_failures, mut races) = (0, 0);
+        loop {
+            let held = match again {
+                Some(address) => Some(self.make_way(container, address).await?),
+                None => None,
+            };
+            let started = self.start_from_images(container, way, held).await;
+            match (&started, again) {
+                // Without a word of CRIU's it was the engine, which at times takes the same again.
+                (Err(CheckpointError::Engine(EngineError::Failed { message, .. })), _) if engine_failures == 0 => {
+                    engine_failures += 1;
+                    tracing::warn!(pod = self.pod.container_name, message, "tried again");
+                }
+                // CRIU can do it by itself, only slower.
+                (Err(CheckpointError::Criu(cause)), _)
+                    if cause.contains(settle_in::NOT_FILLED) && !self.manifest.memory_files.is_empty() =>
+                {
+                    tracing::warn!(pod = self.pod.container_name, cause, "tried again, unpacked by CRIU");
+                    self.manifest.memory_files.clear();
+                }
+                // Another container was started in the same moment.
+                (Err(CheckpointError::Criu(cause)), Some(address)) if cause.contains(settle_in::ANOTHER) => {
+                    races += 1;
+                    if races == ADDRESS_TRIES {
+                        let why = "others that start now get it or a lower one".to_owned();
+                        return Err(CheckpointError::AddressGone { address, why });
+                    }
+                }
+                _ => return started,
+            }
+        }
     }
 
     async fn start_from_images(
         &mut self,
         container: &ContainerId,
-        tcp: Tcp,
-        addresses: Addresses,
+        way: Way,
+        mut held: Option<Held>,
     ) -> Result<(), CheckpointError> {
         self.attempts += 1;
         let config = self.me.0.config.get();
@@ -282,12 +276,12 @@ impl Restoring {
         let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
         hollow::make(&folder, &self.images, &emptied, self.action.id)?;
         let scratch = self.me.0.store.scratch(self.action.id);
-        let script = self.plan(addresses)?.option(&scratch).map_err(CheckpointError::io("writing", &scratch))?;
+        let script = self.plan(way.addresses)?.option(&scratch).map_err(CheckpointError::io("writing", &scratch))?;
         let log = scratch.join(format!("restore-{}.log", self.attempts));
         let limit = config.checkpoint.deleted_file_limit.0;
         let options = format!(
             "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{script}",
-            tcp.as_str(),
+            way.tcp.as_str(),
             log.display()
         );
         let options = HostOptions::place(&options).await?;
@@ -300,11 +294,19 @@ impl Restoring {
         };
         // CRIU has read them: the next may have the file.
         drop(options);
+        let give_back = async {
+            if held.is_some() {
+                settle_in::wait_addressed(&scratch).await;
+                held = None;
+            }
+            std::future::pending::<Infallible>().await
+        };
         let started = match early {
             Some(done) => done,
             None => tokio::select! {
                 done = &mut start => done,
                 () = runtime::wait_runaway(&log) => Err(EngineError::TimedOut(limit)),
+                never = give_back => match never {},
             },
         };
         let Err(error) = started else { return Ok(()) };
@@ -329,17 +331,16 @@ impl Restoring {
 
     /// What is done in the pod's new network and mounts, beside what CRIU does.
     fn plan(&self, addresses: Addresses) -> Result<Plan, CheckpointError> {
-        let addresses = match addresses {
-            Addresses::OfNow => Vec::new(),
-            Addresses::OfThen => self.manifest.sockets.bound.clone(),
-        };
+        let sockets = &self.manifest.sockets;
+        let again = sockets.address_of_then().filter(|_| addresses == Addresses::Again);
+        let addresses = sockets.addresses_to_add(addresses);
         let filling = |files: &MemoryFiles| {
             let archive = self.image(&files.image)?;
             let archive = fs::canonicalize(&archive).map_err(CheckpointError::io("finding", &archive))?;
             Ok::<_, CheckpointError>(Filling { archive, target: files.target.clone(), mount: files.mount })
         };
         let memory_files = self.manifest.memory_files.iter().map(filling).collect::<Result<_, _>>()?;
-        Ok(Plan { addresses, memory_files })
+        Ok(Plan { again, addresses, memory_files })
     }
 
     async fn check(&mut self) -> Result<(), CheckpointError> {
@@ -354,8 +355,9 @@ impl Restoring {
             return Err(CheckpointError::EndedAtOnce(anatomy.exit_code));
         }
         let now = anatomy.address.unwrap_or_default();
-        let of_then: Vec<String> = self.manifest.sockets.bound.iter().map(ToString::to_string).collect();
-        if of_then.iter().any(|address| *address != now) {
+        let bound = self.manifest.sockets.bound.iter().map(ToString::to_string);
+        let of_then: Vec<String> = bound.filter(|address| *address != now).collect();
+        if !of_then.is_empty() {
             self.action.losses.push(format!(
                 "the pod's address is {now} now; what is bound to the one of then ({}) is reached inside the pod only",
                 of_then.join(", ")
@@ -387,22 +389,5 @@ impl Restoring {
             tracing::warn!(pod = self.pod.container_name, %error, "settled later");
             self.me.settle_later();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clone_does_not_take_the_connections_of_another() {
-        let sockets = |local, outside| Sockets { local, outside, ..Sockets::default() };
-        let closed = (Tcp::Close, Addresses::OfThen);
-        assert_eq!(Tcp::choices(&sockets(3, 0), false, None)[0], (Tcp::Established, Addresses::OfThen));
-        assert_eq!(Tcp::choices(&sockets(3, 1), false, None), [closed]);
-        assert_eq!(Tcp::choices(&sockets(0, 1), true, None), [(Tcp::Established, Addresses::OfNow), closed]);
-        assert_eq!(Tcp::choices(&sockets(3, 0), false, Some(Connections::Close)), [closed]);
-        let kept = Tcp::choices(&sockets(3, 1), true, Some(Connections::Keep));
-        assert_eq!(kept, [(Tcp::Established, Addresses::OfNow)]);
     }
 }

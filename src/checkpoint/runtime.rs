@@ -24,13 +24,10 @@ use nix::{
 };
 use tokio::process::Command;
 
-use super::{CheckpointError, causes, store};
+use super::{CheckpointError, causes, network_lock::NetworkLock, store};
 use crate::{
     config::CheckpointConfig,
-    host::{
-        bridge::{self, State},
-        process::{self, Stat},
-    },
+    host::process::{self, Stat},
     ids::{ActionId, ContainerId},
 };
 
@@ -45,6 +42,8 @@ const NEW_KERNEL: (u32, u32) = (6, 16);
 const NEEDED_THERE: (u32, u32) = (4, 2);
 /// The oldest that is known to work at all with runc's requests.
 const OLDEST: (u32, u32) = (3, 16);
+/// From here on CRIU surely takes `network-lock skip`; an option that it does not know ends a dump.
+const SKIPS_LOCK: (u32, u32) = (4, 0);
 /// A CRIU that was found good is not asked again for so long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
 /// A log of this size is CRIU in a loop.
@@ -164,7 +163,7 @@ pub fn dump_options(
     };
     let network = match network {
         NetworkLock::Ports => "network-lock skip\n",
-        NetworkLock::ByCriu => "",
+        NetworkLock::Criu => "",
     };
     Ok(format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}{network}{script}", config.deleted_file_limit.0))
 }
@@ -241,6 +240,11 @@ fn too_old(version: &str, kernel: &str) -> Option<String> {
     }
     (numbers(kernel)? >= NEW_KERNEL && found < NEEDED_THERE)
         .then(|| format!("CRIU {version} cannot save network sockets on kernel {kernel}; install CRIU 4.2 or newer"))
+}
+
+/// Whether this CRIU can be told to leave the network alone.
+pub fn knows_to_skip_lock(version: &str) -> bool {
+    numbers(version).is_some_and(|found| found >= SKIPS_LOCK)
 }
 
 /// The first two numbers of a version.
@@ -388,52 +392,6 @@ pub fn refreeze(pid: i32) {
         {
             tracing::warn!(%error, file = %file.display(), "not frozen");
         }
-    }
-}
-
-/// Who keeps packets from a pod while its sockets are written down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NetworkLock {
-    /// CRIU, with rules of its own within the pod, until the dump ends. It takes iptables a tenth of a second to have them.
-    #[default]
-    ByCriu,
-    /// The ports of the pod's bridges are disabled, until the pod goes on or is no more.
-    Ports,
-}
-
-/// Keeps packets from a paused pod.
-pub fn lock_network(pid: i32) -> NetworkLock {
-    match bridge::set_ports(pid, State::Disabled) {
-        Ok(true) => NetworkLock::Ports,
-        Ok(false) => NetworkLock::ByCriu,
-        Err(error) => {
-            tracing::warn!(pid, %error, "the ports of a pod's network are not disabled while it is saved");
-            open_ports(pid);
-            NetworkLock::ByCriu
-        }
-    }
-}
-
-/// Lets packets through to a pod again.
-pub fn open_ports(pid: i32) {
-    if let Err(error) = bridge::set_ports(pid, State::Forwarding) {
-        tracing::error!(pid, %error, "the network of a pod may still be locked");
-    }
-}
-
-/// Undoes both: a CRIU that was killed leaves its chains, and the pod without network.
-pub async fn unlock_network(pid: i32) {
-    open_ports(pid);
-    const CHAINS: &str = "for t in iptables ip6tables; do $t -w -D INPUT -j CRIU; $t -w -D OUTPUT -j CRIU; \
-                          $t -w -F CRIU; $t -w -X CRIU; done 2>/dev/null; \
-                          command -v nft >/dev/null && nft list tables 2>/dev/null | grep CRIU | while read -r t; do \
-                          nft delete $t; done; true";
-    let mut command = Command::new("nsenter");
-    command.args(["--target", &pid.to_string(), "--net", "sh", "-c", CHAINS]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let done = tokio::time::timeout(Duration::from_secs(10), command.status()).await;
-    if !matches!(done, Ok(Ok(status)) if status.success()) {
-        tracing::error!(pid, "the network of a pod may still be locked by CRIU");
     }
 }
 

@@ -13,10 +13,11 @@ use super::{
     Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
     Live, Manifest, Phase, archive, compress, hashing,
     host_options::HostOptions,
-    millis_since, off_thread,
+    millis_since,
+    network_lock::{self, NetworkLock},
+    off_thread,
     phase::Circumstances,
-    runtime::{self, NetworkLock},
-    settle_in, sockets,
+    runtime, settle_in, sockets,
     source::Seen,
     store,
 };
@@ -114,7 +115,12 @@ impl Saving {
         self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
         *self.live.frozen_since() = Some(Instant::now());
         self.me.0.engine.pause(&self.seen.container).await?;
-        self.network = runtime::lock_network(self.seen.anatomy.pid);
+        // A network that it shares stays when it is stopped.
+        let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        if !network.starts_with("container:") {
+            let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
+            self.network = network_lock::lock(self.seen.anatomy.pid, is_stopped).await;
+        }
         Ok(())
     }
 
@@ -139,7 +145,7 @@ impl Saving {
                 folder: &self.folder,
                 bin: &bin,
                 upper: anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
-                network: self.network,
+                network: self.lock_of_dump(),
                 config: &config.checkpoint,
                 deadline: self.deadline,
             })
@@ -160,6 +166,13 @@ impl Saving {
         Ok(())
     }
 
+    /// CRIU's own lock costs a tenth of a second of standing still. It is wanted where a connection with others may go on: a
+    /// restore locks the way that the dump did, and packets must not come before the socket is there.
+    fn lock_of_dump(&self) -> NetworkLock {
+        let is_old = !runtime::knows_to_skip_lock(&self.manifest.host.criu);
+        if is_old || self.manifest.sockets.outside > 0 { NetworkLock::Criu } else { self.network }
+    }
+
     /// Where runc's own folder is not found: the engine does it, never with a stop, and its images are taken over.
     async fn dump_by_engine(&self) -> Result<(), CheckpointError> {
         let config = self.me.0.config.get();
@@ -171,7 +184,7 @@ impl Saving {
         let upper = self.seen.anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
         let log = self.folder.join(store::DUMP_LOG);
         let options =
-            runtime::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper, self.network)
+            runtime::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper, self.lock_of_dump())
                 .map_err(CheckpointError::io("writing", &self.folder))?;
         let options = format!("tcp-established\nfile-locks\n{options}log-file {}\n", log.display());
         let _options = HostOptions::place(&options).await?;
@@ -209,7 +222,7 @@ impl Saving {
     }
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
-        runtime::open_ports(self.seen.anatomy.pid);
+        network_lock::open_ports(self.seen.anatomy.pid);
         self.me.0.engine.unpause(&self.seen.container).await?;
         self.thawed().await;
         Ok(())

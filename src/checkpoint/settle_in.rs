@@ -15,6 +15,7 @@ use std::{
     os::{fd::AsRawFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -29,6 +30,10 @@ pub const COMMAND: &str = "settle-in";
 const PLAN: &str = "settle-in.json";
 const SCRIPT: &str = "settle-in.sh";
 const COMPLAINT: &str = "settle-in.error";
+/// There once the pod has its addresses.
+const ADDRESSED: &str = "settle-in.addressed";
+/// What is said of an address.
+pub const ANOTHER: &str = "the engine gave the pod another address";
 /// What is said of a memory file system.
 pub const NOT_FILLED: &str = "could not be put back";
 /// Smaller ones CRIU unpacks in no time.
@@ -39,6 +44,9 @@ const PIPE: i32 = 1 << 20;
 /// What is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
+    /// The one that the engine must have given the pod.
+    pub again: Option<Ipv4Addr>,
+    /// Added on the loopback interface.
     pub addresses: Vec<Ipv4Addr>,
     pub memory_files: Vec<Filling>,
 }
@@ -56,7 +64,9 @@ pub struct Filling {
 impl Plan {
     /// The line for CRIU's options that has it done; none where there is nothing to do. `scratch` is the restore's own folder.
     pub fn option(&self, scratch: &Path) -> io::Result<String> {
-        let _ = fs::remove_file(scratch.join(COMPLAINT));
+        for file in [COMPLAINT, ADDRESSED] {
+            let _ = fs::remove_file(scratch.join(file));
+        }
         if *self == Self::default() {
             return Ok(String::new());
         }
@@ -72,6 +82,13 @@ impl Plan {
         fs::write(&script, text)?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o700))?;
         Ok(format!("action-script {}\n", script.display()))
+    }
+}
+
+/// Returns when the pod has its addresses.
+pub async fn wait_addressed(scratch: &Path) {
+    while !scratch.join(ADDRESSED).exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -150,12 +167,19 @@ fn made_for(number: u32, mountinfo: &str) -> Option<&str> {
 
 /// Does what the plan says, for the pod whose first process this is. A process of its own: it is in the pod's cgroup from
 /// then on, which pays for the content.
-pub fn settle_in(plan: &Path, pid: i32) -> Result<(), String> {
-    let plan: Plan = fs::read(plan)
+pub fn settle_in(file: &Path, pid: i32) -> Result<(), String> {
+    let plan: Plan = fs::read(file)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
-        .map_err(|error| format!("reading {} failed: {error}", plan.display()))?;
+        .map_err(|error| format!("reading {} failed: {error}", file.display()))?;
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
     let (routes, own) = (read("route"), sockets::own_addresses(&read("fib_trie")));
+    // Said at once: CRIU would say it after it has read all memory.
+    if let Some(again) = plan.again
+        && !own.contains(&again)
+        && !own.is_empty()
+    {
+        return Err(format!("{ANOTHER} than that of then, {again}"));
+    }
     for address in &plan.addresses {
         // With the gateway's the pod would not find its way out any more. CRIU says what that means.
         if own.contains(address) || gateways(&routes).any(|gateway| gateway == *address) {
@@ -164,6 +188,8 @@ pub fn settle_in(plan: &Path, pid: i32) -> Result<(), String> {
         netlink::in_network_of(pid, || netlink::add_own_address(*address))
             .map_err(|error| format!("the pod's address of then, {address}, could not be added: {error}"))?;
     }
+    let addressed = file.with_file_name(ADDRESSED);
+    fs::write(&addressed, "").map_err(|error| format!("writing {} failed: {error}", addressed.display()))?;
     if !plan.memory_files.is_empty() {
         let members = cgroup::of_memory(pid).ok_or("the pod's cgroup was not found")?.join("cgroup.procs");
         fs::write(&members, "0").map_err(|error| format!("entering the pod's cgroup failed: {error}"))?;

@@ -7,9 +7,10 @@ use super::{
     DrainedState, Journal, Kind, NewCheckpoint, Origin, Phase, Verdict, admission,
     drainer::new_row,
     manifest::{Host, Manifest},
+    network_lock::NetworkLock,
     note, off_thread,
     preflight::{self, Findings},
-    runtime::{self, NetworkLock},
+    runtime,
     save::Saving,
     scheduler::is_needed,
 };

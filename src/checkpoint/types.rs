@@ -321,6 +321,9 @@ pub struct Journal {
     /// A copy in the remote store is asked for.
     #[serde(default)]
     pub remote: bool,
+    /// Containers that took addresses for a moment: how many names were used.
+    #[serde(default)]
+    pub placeholders: u32,
 }
 
 impl Default for Journal {
@@ -332,6 +335,7 @@ impl Default for Journal {
             upper: None,
             makes_pod: false,
             remote: false,
+            placeholders: 0,
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! The engine may be down when we start and may go away at any time; [`Engine::watch`] connects again by itself.
 
+mod addresses;
 mod containers;
 mod exec;
 mod facts;
@@ -22,6 +23,7 @@ use bollard::Docker;
 use tokio::sync::watch;
 
 pub use self::{
+    addresses::{AddressPool, Placeholder},
     containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,

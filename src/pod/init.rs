@@ -36,7 +36,7 @@ impl InitStore {
             return Ok(None);
         }
         Ok(Some(Init {
-            program: self.program().map_err(|source| PodError::Init { path: self.home.join("init"), source })?,
+            program: self.program()?,
             entrypoint: image.entrypoint.clone(),
             command: image.command.clone(),
             io_uring: image.io_uring || image.new_privileges,
@@ -50,7 +50,7 @@ impl InitStore {
         let found = || {
             let hash = then.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
             if hash == blake3::hash(PROGRAM).to_hex().as_str() {
-                return self.program();
+                return self.file();
             }
             let is_hash = hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
             let path = folder.join(&hash).join("pody-init");
@@ -64,9 +64,14 @@ impl InitStore {
         found().map_err(|source| PodError::Init { path: folder.clone(), source })
     }
 
+    /// [`Self::file`], or what to do about it.
+    pub fn program(&self) -> Result<PathBuf, PodError> {
+        self.file().map_err(|source| PodError::Init { path: self.home.join("init"), source })
+    }
+
     /// The file, written if it is not there. No part of its path is a symbolic link: a bind whose source is one can be
     /// checkpointed but not restored.
-    fn program(&self) -> io::Result<PathBuf> {
+    fn file(&self) -> io::Result<PathBuf> {
         if let Some(path) = self.checked.get().filter(|path| path.exists()) {
             return Ok(path.clone());
         }

@@ -1,5 +1,7 @@
 //! Pods that come back from a checkpoint: made through the steps of every create, with the quota, ports and limits of now.
 
+use std::path::PathBuf;
+
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
@@ -46,6 +48,11 @@ impl Pods {
             None => None,
         };
         Ok((PodSpec { hostname: saved.hostname.clone(), init, gpus, ..today }, allowed))
+    }
+
+    /// Our own program for containers, on the host.
+    pub(crate) fn init_program(&self) -> Result<PathBuf, PodError> {
+        self.init.program()
     }
 
     /// Writes the pod down as one that is being made.

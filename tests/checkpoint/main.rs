@@ -5,6 +5,7 @@
 mod common;
 
 mod addresses;
+mod connections;
 mod damage;
 mod drain;
 mod fallback;

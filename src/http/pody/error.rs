@@ -214,6 +214,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::ImageGone(_)
         | CheckpointError::MountsChanged { .. }
         | CheckpointError::Known(_)
+        | CheckpointError::AddressGone { .. }
         | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
         CheckpointError::Remote(error) => object_status(error),
         CheckpointError::Space { .. } => StatusCode::INSUFFICIENT_STORAGE,

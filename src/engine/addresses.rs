@@ -1,0 +1,229 @@
+//! The addresses of a network. The engine hands them out by itself: to each container that starts, the lowest that is free. On
+//! the default bridge none can be asked for.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use bollard::{
+    Docker,
+    models::{
+        ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkInspect,
+        NetworkingConfig,
+    },
+    query_parameters::{
+        CreateContainerOptionsBuilder, InspectContainerOptions, InspectNetworkOptions, StartContainerOptions,
+    },
+};
+use bytes::Bytes;
+
+use super::{Engine, EngineError, Init, SHORT};
+use crate::ids::ContainerId;
+
+/// The network of containers that name none.
+const DEFAULT: &str = "bridge";
+/// What Docker since 28 reads: how often a new address is announced to its neighbours.
+const ANNOUNCEMENTS: &str = "com.docker.network.advertise_addr_nmsgs";
+
+/// What the engine has to hand out, and who has what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddressPool {
+    first: Ipv4Addr,
+    last: Ipv4Addr,
+    taken: BTreeMap<Ipv4Addr, String>,
+}
+
+impl AddressPool {
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+
+    /// The container that has it, or the network's own part that it is.
+    pub fn holder(&self, address: Ipv4Addr) -> Option<&str> {
+        self.taken.get(&address).map(String::as_str)
+    }
+
+    /// How many would be given before this one.
+    pub fn free_below(&self, address: Ipv4Addr) -> usize {
+        let below = u32::from(address).saturating_sub(u32::from(self.first)) as usize;
+        below.saturating_sub(self.taken.range(self.first..address.max(self.first)).count())
+    }
+
+    fn new(network: NetworkInspect) -> Option<Self> {
+        let config =
+            network.ipam?.config?.into_iter().find(|part| part.subnet.as_deref().and_then(parse_subnet).is_some())?;
+        let whole = parse_subnet(config.subnet.as_deref()?)?;
+        let part = config.ip_range.as_deref().and_then(parse_subnet).unwrap_or(whole);
+        // The network's own address and that of all are nobody's.
+        let first = if part.0 == whole.0 { part.0 + 1 } else { part.0 };
+        let last = if part.1 == whole.1 { part.1 - 1 } else { part.1 };
+        let bare = |text: &str| text.split('/').next()?.parse::<Ipv4Addr>().ok();
+        let mut taken = BTreeMap::new();
+        let own = config.gateway.into_iter().chain(config.auxiliary_addresses.unwrap_or_default().into_values());
+        taken.extend(own.filter_map(|address| Some((bare(&address)?, "the network itself".to_owned()))));
+        let ends = network.containers.unwrap_or_default().into_values();
+        taken.extend(ends.filter_map(|end| Some((bare(&end.ipv4_address?)?, end.name.unwrap_or_default()))));
+        Some(Self { first: first.into(), last: last.into(), taken })
+    }
+}
+
+/// The first and the last address of `172.17.0.0/16`.
+fn parse_subnet(text: &str) -> Option<(u32, u32)> {
+    let (address, length) = text.split_once('/')?;
+    let (address, length) = (address.parse::<Ipv4Addr>().ok()?, length.parse::<u32>().ok()?);
+    if !(1..=30).contains(&length) {
+        return None;
+    }
+    let hosts = u32::MAX >> length;
+    let first = u32::from(address) & !hosts;
+    Some((first, first | hosts))
+}
+
+/// A container that does nothing but have an address.
+#[derive(Clone, Debug)]
+pub struct Placeholder<'a> {
+    pub name: String,
+    pub label: (&'static str, String),
+    /// Any that is there: nothing of it is run.
+    pub image: &'a str,
+    pub network: &'a str,
+    /// `pody-init` on the host.
+    pub program: &'a Path,
+    /// It ends by itself, and is removed then.
+    pub lasts: Duration,
+}
+
+impl Engine {
+    /// What a network has to hand out; `None` where that cannot be told. `""` = the default one.
+    pub async fn address_pool(&self, network: &str) -> Result<Option<AddressPool>, EngineError> {
+        let name = named(network);
+        let inspected = self
+            .call(SHORT, |docker| async move { docker.inspect_network(&name, None::<InspectNetworkOptions>).await })
+            .await;
+        match inspected {
+            Ok(network) => Ok(AddressPool::new(network)),
+            Err(EngineError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the lowest free address of the network; which one that was.
+    pub async fn hold_address(
+        &self,
+        placeholder: &Placeholder<'_>,
+    ) -> Result<(ContainerId, Option<Ipv4Addr>), EngineError> {
+        let mac = format!("02:{}", rand::random::<[u8; 5]>().map(|byte| format!("{byte:02x}")).join(":"));
+        let body = placeholder_body(placeholder, &mac);
+        let options = CreateContainerOptionsBuilder::new().name(&placeholder.name).build();
+        let create = |docker: Arc<Docker>| async move {
+            // bollard does not know this field, which engines before 25 need.
+            let mut document = serde_json::to_value(&body).unwrap_or_default();
+            document["MacAddress"] = mac.into();
+            let text = Bytes::from(document.to_string());
+            let docker = Docker::clone(&docker).with_request_modifier(move |mut request| {
+                *request.body_mut() = bollard::body_full(text.clone());
+                request
+            });
+            docker.create_container(Some(options), body).await
+        };
+        let made = self.call(SHORT, create).await?;
+        let id: ContainerId = made.id.parse().map_err(|_| EngineError::AnswerLost("an id that is none".to_owned()))?;
+        let name = id.to_string();
+        let start = |docker: Arc<Docker>| async move {
+            docker.start_container(&name, None::<StartContainerOptions>).await?;
+            docker.inspect_container(&name, None::<InspectContainerOptions>).await
+        };
+        let started = match self.call(SHORT, start).await {
+            Ok(started) => started,
+            Err(error) => {
+                let _ = self.remove(&id).await;
+                return Err(error);
+            }
+        };
+        let ends = started.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let address = ends.into_values().find_map(|end| end.ip_address?.parse().ok());
+        Ok((id, address))
+    }
+}
+
+fn named(network: &str) -> String {
+    if matches!(network, "" | "default") { DEFAULT.to_owned() } else { network.to_owned() }
+}
+
+/// Others may be connected with who had the address before: nobody may hear of this one and be told that it knows no such
+/// connection. So it answers no question for its address, and has another hardware address than the one that the engine derives
+/// from it and neighbours may remember.
+fn placeholder_body(placeholder: &Placeholder, mac: &str) -> ContainerCreateBody {
+    let network = named(placeholder.network);
+    let end = EndpointSettings {
+        mac_address: Some(mac.to_owned()),
+        driver_opts: Some(HashMap::from([(ANNOUNCEMENTS.to_owned(), "0".to_owned())])),
+        ..EndpointSettings::default()
+    };
+    ContainerCreateBody {
+        image: Some(placeholder.image.to_owned()),
+        entrypoint: Some(vec![Init::INSIDE.to_owned(), "hold".to_owned(), placeholder.lasts.as_secs().to_string()]),
+        cmd: Some(Vec::new()),
+        user: Some("65534:65534".to_owned()),
+        working_dir: Some("/".to_owned()),
+        labels: Some(HashMap::from([(placeholder.label.0.to_owned(), placeholder.label.1.clone())])),
+        env: Some(vec!["NVIDIA_VISIBLE_DEVICES=void".to_owned()]),
+        networking_config: Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(network.clone(), end)])) }),
+        host_config: Some(HostConfig {
+            network_mode: Some(network),
+            mounts: Some(vec![Mount {
+                typ: Some(MountType::BIND),
+                source: Some(placeholder.program.to_string_lossy().into_owned()),
+                target: Some(Init::INSIDE.to_owned()),
+                read_only: Some(true),
+                ..Mount::default()
+            }]),
+            sysctls: Some(HashMap::from([("net.ipv4.conf.all.arp_ignore".to_owned(), "8".to_owned())])),
+            auto_remove: Some(true),
+            readonly_rootfs: Some(true),
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            pids_limit: Some(4),
+            memory: Some(16 << 20),
+            log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+            ..HostConfig::default()
+        }),
+        ..ContainerCreateBody::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pool(subnet: &str, range: &str) -> AddressPool {
+        let network = json!({
+            "IPAM": {"Config": [{"Subnet": "fd00::/64"}, {"Subnet": subnet, "IPRange": range, "Gateway": "172.17.0.1"}]},
+            "Containers": {
+                "a": {"Name": "one", "IPv4Address": "172.17.0.2/16"}, "b": {"Name": "two", "IPv4Address": "172.17.0.5/16"},
+            },
+        });
+        AddressPool::new(serde_json::from_value(network).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn it_is_known_how_many_addresses_come_before_one() {
+        let address = |last: u8| Ipv4Addr::new(172, 17, 0, last);
+        let whole = pool("172.17.0.0/16", "");
+        assert_eq!([2, 3, 4, 5, 6, 7].map(|last| whole.free_below(address(last))), [0, 0, 1, 2, 2, 3]);
+        assert_eq!(whole.holder(address(5)), Some("two"));
+        assert_eq!((whole.holder(address(1)), whole.holder(address(3))), (Some("the network itself"), None));
+        assert!(whole.contains(address(1)) && !whole.contains(address(0)));
+        assert!(whole.contains(Ipv4Addr::new(172, 17, 255, 254)) && !whole.contains(Ipv4Addr::new(172, 17, 255, 255)));
+        assert!(!whole.contains(Ipv4Addr::new(172, 18, 0, 2)));
+        let part = pool("172.17.0.0/16", "172.17.0.4/30");
+        assert!(!part.contains(address(3)) && part.contains(address(4)) && part.contains(address(7)));
+        assert_eq!([3, 4, 5, 6].map(|last| part.free_below(address(last))), [0, 0, 1, 1]);
+    }
+}
