@@ -62,6 +62,10 @@ const KNOWN: &[(&[&str], &str)] = &[
         &["Can't restore", "tar"],
         "the content of a memory file system could not be put back; is it larger than the quota allows now?",
     ),
+    (
+        &["killed by signal 9"],
+        "a program was killed while it was made anew; is the pod's memory limit smaller than it was?",
+    ),
     (&["Preadv", "returned 0"], "an image file is cut"),
     (&["cpuinfo"], "this host's processor lacks what the checkpoint was made with"),
 ];

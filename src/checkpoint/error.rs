@@ -65,6 +65,11 @@ pub enum CheckpointError {
         "the folders that pods get have changed since the checkpoint (then: {then}; now: {now}); a restore needs the same: ask an admin to set volume_mappings as they were"
     )]
     MountsChanged { then: String, now: String },
+    #[error(
+        "the checkpoint holds {} of memory, and the memory limit is {} now; ask an admin to raise it",
+        ByteSize(*.needed), ByteSize(*.limit)
+    )]
+    Memory { needed: u64, limit: u64 },
     #[error("the checkpoint was made on {then}, this host is {now}; it can only be restored where it was made")]
     OtherHost { then: String, now: String },
     /// What CRIU or runc said, as a sentence.

@@ -3,7 +3,7 @@
 //!
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
-//!   [`recover`]: what a kill left, deletion
+//!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
 //! - [`preflight`]: what can be told before a pod is touched; [`sockets`], [`watches`]: parts of it; [`admission`]: quota
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
@@ -18,6 +18,7 @@
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
 //! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
 
+mod able;
 mod address;
 mod admission;
 mod archive;
@@ -74,6 +75,7 @@ pub use self::{
     manifest::Manifest,
     phase::Phase,
     preflight::{ProcessVerdict, Saved, Verdict},
+    runtime::too_old as criu_too_old,
     schedule::{Interval, Keep, PodSchedule, Rule, RuleError, Schedule, ScheduleView},
     types::{
         Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,

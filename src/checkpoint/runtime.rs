@@ -233,7 +233,8 @@ pub async fn criu_version() -> Result<String, CheckpointError> {
     Ok(version)
 }
 
-fn too_old(version: &str, kernel: &str) -> Option<String> {
+/// Why this CRIU cannot save pods on this kernel, if that is so.
+pub fn too_old(version: &str, kernel: &str) -> Option<String> {
     let found = numbers(version)?;
     if found < OLDEST {
         return Some(format!("CRIU {version} is too old; install CRIU 4.2 or newer"));

@@ -109,7 +109,10 @@ impl Checkpoints {
             return Err(CheckpointError::NotRunning { pod: pod.container_name.clone(), status: anatomy.status });
         }
         let criu = match kind.has_processes() {
-            true => runtime::criu_version().await?,
+            true => {
+                self.ensure_engine_able().await?;
+                runtime::criu_version().await?
+            }
             false => String::new(),
         };
         let config = self.0.config.get();

@@ -39,6 +39,7 @@ impl Checkpoints {
             return Err(CheckpointError::NotReady { id: row.id, status: row.status });
         }
         if row.kind.has_processes() {
+            self.ensure_engine_able().await?;
             runtime::criu_version().await?;
         }
         let folder = self.0.store.folder(row.id);
@@ -48,7 +49,7 @@ impl Checkpoints {
         let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());
         let wanted = PodRef { prefix: None, user: Some(row.user.clone()), instance: instance.clone() };
         let (guard, pod, journal) = match self.0.pods.find(caller, &wanted) {
-            Ok(pod) if pod.id == row.pod => self.in_place(caller, &wanted).await?,
+            Ok(pod) if pod.id == row.pod => self.in_place(caller, &wanted, &manifest).await?,
             Ok(pod) => return Err(PodError::Exists(pod.container_name.clone()).into()),
             Err(PodError::NotFound(_)) => {
                 let image = self.image_of(&manifest)?;
@@ -57,6 +58,10 @@ impl Checkpoints {
                 let actor = Actor::from(caller);
                 let (guard, pod) =
                     self.0.pods.reserve_restored(actor, row.user.clone(), instance, allowed, spec).await?;
+                if let Err(error) = check_memory(&manifest, pod.spec.memory) {
+                    self.0.pods.undo_restored(pod, error.to_string()).await;
+                    return Err(error);
+                }
                 (guard, pod, Journal { makes_pod: true, ..Journal::default() })
             }
             Err(error) => return Err(error.into()),
@@ -111,6 +116,7 @@ impl Checkpoints {
         &self,
         caller: &Caller,
         wanted: &PodRef,
+        manifest: &Manifest,
     ) -> Result<(OwnedMutexGuard<()>, Pod, Journal), CheckpointError> {
         let pod = self.0.pods.find(caller, wanted)?;
         if self.is_at_work_on(pod.id) {
@@ -123,6 +129,7 @@ impl Checkpoints {
         if !matches!(anatomy.status.as_str(), "exited" | "created" | "dead") {
             return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: anatomy.status });
         }
+        check_memory(manifest, anatomy.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0))?;
         // A pod that was saved and stopped has had its rule changed: from now on it is a pod like others.
         let restart = match &anatomy.restart {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
@@ -228,6 +235,20 @@ fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), Checkpoint
             then: manifest.host.machine.clone(),
             now: std::env::consts::ARCH.to_owned(),
         }),
+    }
+}
+
+/// A limit that is too small for certain. Processes may share memory that the images hold once for each, so only the largest
+/// of them counts, with the memory file systems.
+fn check_memory(manifest: &Manifest, limit: Option<u64>) -> Result<(), CheckpointError> {
+    let sizes = |start: &'static str| {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        manifest.files.iter().filter(move |(path, _)| name(path).starts_with(start)).map(|(_, file)| file.size)
+    };
+    let needed = sizes("pages-").max().unwrap_or(0) + sizes("tmpfs-dev-").sum::<u64>();
+    match limit.filter(|&limit| manifest.kind.has_processes() && needed > limit) {
+        Some(limit) => Err(CheckpointError::Memory { needed, limit }),
+        None => Ok(()),
     }
 }
 

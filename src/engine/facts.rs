@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Engine, EngineError, SHORT};
 
 /// Version and settings of the engine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct EngineFacts {
     pub version: String,
     pub api_version: String,

@@ -5,6 +5,7 @@
 mod common;
 
 mod addresses;
+mod adopted;
 mod connections;
 mod damage;
 mod drain;
@@ -12,6 +13,7 @@ mod fallback;
 mod help;
 mod kills;
 mod life;
+mod limits;
 mod matrix;
 mod refusals;
 mod remote;

@@ -1,10 +1,13 @@
 //! `pody doctor` on a machine where nothing is as it should be.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
-use super::fake::{Fake, ended};
+use super::{
+    fake::{Fake, ended},
+    need::Need,
+};
 
 #[test]
 fn each_finding_that_is_not_good_says_how_to_mend_it() {
@@ -31,4 +34,60 @@ fn each_finding_that_is_not_good_says_how_to_mend_it() {
         people.stdout.contains("fail  docker") && people.stdout.contains("\n                       -> "),
         "{people:?}"
     );
+}
+
+/// Findings of a machine whose CRIU is another. What is wrong stands before all that is good.
+fn of_criu(command: &mut Command) -> Vec<(String, String, String)> {
+    let findings = ended(command, "").json();
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    let findings = findings.as_array().unwrap();
+    let levels: Vec<String> = findings.iter().map(|finding| text(finding, "level")).collect();
+    let rank = |level: &String| ["fail", "warn", "ok"].iter().position(|known| known == level).unwrap();
+    assert!(levels.is_sorted_by_key(rank), "{levels:?}");
+    let first = findings.iter().position(|finding| text(finding, "check").starts_with("criu")).unwrap();
+    let before = findings[..first].iter().filter(|finding| finding["level"] == findings[first]["level"]).count();
+    assert_eq!(before, 0, "what stands against checkpoints comes first: {findings:?}");
+    let all = findings.iter().filter(|finding| text(finding, "check").starts_with("criu"));
+    all.map(|finding| (text(finding, "level"), text(finding, "found"), text(finding, "mend"))).collect()
+}
+
+#[test]
+fn a_criu_that_is_missing_too_old_or_unfit_is_said_first() {
+    if !Need::Criu.is_there() {
+        return;
+    }
+    let fake = Fake::start();
+    // The folders of the administrator are looked through, too: they are empty in mounts of their own.
+    let mut command = Command::new("unshare");
+    let hide = "for d in /usr/local/sbin /usr/sbin /sbin /usr/local/bin; do \
+                [ -e $d/criu ] && mount -t tmpfs none $d; done; exec \"$@\"";
+    let doctor = fake.pody(&["doctor", "--json"]);
+    command.args(["-m", "sh", "-c", hide, "sh"]).arg(doctor.get_program()).args(doctor.get_args()).env_clear();
+    command.envs(doctor.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let [(level, found, mend)] = &of_criu(&mut command)[..] else { panic!("one finding") };
+    assert_eq!(level, "warn");
+    assert!(
+        found.starts_with("no checkpoints: criu: ") && mend.contains("install CRIU 4.2 or newer"),
+        "{found} {mend}"
+    );
+
+    let path = std::env::var("PATH").unwrap();
+    for (does, said) in [
+        (
+            "[ \"$1\" = --version ] && { echo 'Version: 3.10'; exit; }",
+            "CRIU 3.10 is too old; install CRIU 4.2 or newer",
+        ),
+        ("[ \"$1\" = check ] && { echo 'no soft-dirty here' >&2; exit 1; }", "no soft-dirty here"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("criu");
+        fs::write(&program, format!("#!/bin/sh\n{does}\n[ \"$1\" = --version ] && echo 'Version: 4.2.1'\nexit 0\n"))
+            .unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut command = fake.pody(&["doctor", "--json"]);
+        let findings = of_criu(command.env("PATH", format!("{}:{path}", folder.path().display())));
+        let (level, found, mend) = &findings[0];
+        assert_eq!((level.as_str(), found.as_str()), ("fail", said), "{findings:?}");
+        assert!(mend.contains("install CRIU 4.2 or newer"), "{findings:?}");
+    }
 }

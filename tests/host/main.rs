@@ -14,6 +14,7 @@ mod engine;
 mod exec;
 mod help;
 mod kills;
+mod not_experimental;
 mod private;
 mod proxy;
 mod sessions;

@@ -85,7 +85,7 @@ impl PrivateDocker {
         self.folder.path().join("docker.sock")
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("unix://{}", self.socket().display())
     }
 

@@ -1,10 +1,7 @@
 //! CRIU, which freezes and thaws pods. Without it everything but checkpoints works.
 
 use super::{Finding, ask_program, read_line, version_in};
-
-/// On kernels since 6.16, older ones dump no process with an INET socket: no pod with sshd.
-const NEW_KERNEL: (u32, u32) = (6, 16);
-const NEEDED_THERE: (u32, u32) = (4, 2);
+use crate::checkpoint::criu_too_old;
 
 const INSTALL: &str = "install CRIU 4.2 or newer; install.sh does, Ubuntu has ppa:criu/ppa";
 
@@ -29,11 +26,9 @@ pub async fn examine() -> Vec<Finding> {
 fn judge(version: &str, kernel: &str) -> Finding {
     let number = version.lines().next().unwrap_or_default().trim_start_matches("Version:").trim();
     let found = format!("{number} on kernel {kernel}");
-    match (version_in(version), version_in(kernel)) {
-        (Some(criu), Some(kernel)) if kernel >= NEW_KERNEL && criu < NEEDED_THERE => {
-            Finding::fail("criu", format!("{found}: it cannot checkpoint pods with sshd there"), INSTALL)
-        }
-        (Some(_), _) => Finding::ok("criu", found),
+    match (version_in(version), criu_too_old(number, kernel)) {
+        (Some(_), Some(why)) => Finding::fail("criu", why, INSTALL),
+        (Some(_), None) => Finding::ok("criu", found),
         (None, _) => Finding::warn("criu", format!("it does not say its version: {number}"), INSTALL),
     }
 }
@@ -47,6 +42,7 @@ mod tests {
         for (criu, kernel, level) in [
             ("Version: 4.1.1", "6.16.0", Level::Fail),
             ("Version: 3.17.1", "6.18.44-fc", Level::Fail),
+            ("Version: 3.10", "5.10.0", Level::Fail),
             ("Version: 4.2", "6.18.44", Level::Ok),
             ("Version: 4.2.1\nGitID: v4.2.1", "6.18.44", Level::Ok),
             ("Version: 3.17.1", "6.1.0-18-amd64", Level::Ok),

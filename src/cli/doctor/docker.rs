@@ -26,7 +26,7 @@ pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
 }
 
 fn judge(facts: &EngineFacts) -> Vec<Finding> {
-    vec![version(facts), live_restore(facts), experimental(facts), storage(facts), cgroups(facts)]
+    vec![experimental(facts), version(facts), live_restore(facts), storage(facts), cgroups(facts)]
 }
 
 fn version(facts: &EngineFacts) -> Finding {

@@ -19,7 +19,7 @@ use super::{
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How good a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
@@ -53,13 +53,15 @@ impl Finding {
     }
 }
 
-/// Looks at everything; ends with 1 if something fails.
+/// Looks at everything; ends with 1 if something fails. What is wrong comes first, and of that, what stands against checkpoints.
 pub async fn run(out: &Output) -> Result<u8, CliError> {
     let home = crate::config::home();
-    let (mut findings, docker_root) = docker::examine().await;
-    findings.extend(criu::examine().await);
+    let mut findings = criu::examine().await;
+    let (of_docker, docker_root) = docker::examine().await;
+    findings.extend(of_docker);
     findings.extend(gpu::examine().await);
     findings.extend(host::examine(&home, docker_root.as_deref()).await);
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     match out.format() {
         Format::Json => out.json(&findings)?,
         Format::People => {

@@ -215,6 +215,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::MountsChanged { .. }
         | CheckpointError::Known(_)
         | CheckpointError::AddressGone { .. }
+        | CheckpointError::Memory { .. }
         | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
         CheckpointError::Remote(error) => object_status(error),
         CheckpointError::Space { .. } => StatusCode::INSUFFICIENT_STORAGE,

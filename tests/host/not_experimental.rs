@@ -1,0 +1,40 @@
+//! An engine that is not set up for checkpoints: a pod that is saved and stopped would not come back.
+
+use serde_json::Value;
+
+use crate::{
+    help::{create, delete},
+    private::PrivateDocker,
+};
+
+#[test]
+fn checkpoints_are_refused_with_the_way_to_mend_it() {
+    let Some(docker) = PrivateDocker::start() else { return };
+    let Some(server) = docker.server().start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main").ok();
+    for answer in [alice.post("/pod/checkpoint?ins=main&leave_running=false"), alice.get("/checkpoint/check?ins=main")]
+    {
+        assert_eq!(answer.status, 501, "{answer}");
+        let said = answer.detail();
+        assert!(
+            said.contains("Docker must run with \"experimental\": true") && said.contains("daemon.json"),
+            "{answer}"
+        );
+    }
+    assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running");
+    // Files alone need nothing of it.
+    alice.get("/checkpoint/check?ins=main&kind=rootfsonly").ok();
+
+    let doctor =
+        server.command(&["doctor", "--json"]).env("DOCKER_HOST", docker.host()).output().expect("the binary runs");
+    let findings: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let findings = findings.as_array().expect("a list");
+    let at = findings.iter().position(|finding| finding["check"] == "experimental").expect("it is looked at");
+    assert_eq!(findings[at]["level"], "warn");
+    assert!(findings[at]["found"].as_str().expect("a text").contains("no checkpoints"));
+    assert!(findings[at]["mend"].as_str().expect("a text").contains("daemon.json"));
+    let before = findings[..at].iter().filter(|finding| finding["level"] == "warn").count();
+    assert!(findings[..at].iter().all(|finding| finding["level"] != "ok") && before == 0, "{findings:?}");
+    delete(&alice, "main").ok();
+}
