@@ -13,7 +13,7 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, compress, hollow,
+    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, causes, compress, hollow,
     host_options::HostOptions,
     manifest::{Manifest, MemoryFiles, Sockets},
     off_thread,
@@ -320,9 +320,9 @@ impl Restoring {
         if let Some(complaint) = settle_in::complaint(&scratch) {
             return Err(CheckpointError::Criu(complaint));
         }
-        Err(match (runtime::explain(&log), error) {
+        Err(match (causes::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
             (Some(cause), _) => CheckpointError::Criu(cause),
-            (None, EngineError::TimedOut(limit)) => CheckpointError::TimedOut { what: "CRIU", limit },
+            (None, EngineError::TimedOut(limit)) => causes::timed_out(&log, limit),
             (None, error) => error.into(),
         })
     }
