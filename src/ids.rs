@@ -5,6 +5,11 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Why a text is no id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no id; one looks like 01a1ff4b-2c76-709c-a7c8-ecb5ea72c60e, and lists show them")]
+pub struct BadId(String);
+
 /// Ids that we make: UUIDv7, so that they sort by the time of their making.
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -33,10 +38,10 @@ macro_rules! uuid_id {
         }
 
         impl FromStr for $name {
-            type Err = uuid::Error;
+            type Err = BadId;
 
-            fn from_str(s: &str) -> Result<Self, Self::Err> {
-                Uuid::parse_str(s).map(Self)
+            fn from_str(s: &str) -> Result<Self, BadId> {
+                Uuid::parse_str(s).map(Self).map_err(|_| BadId(s.chars().take(60).collect()))
             }
         }
     };

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 
 use tokio::process::Command;
 
-use super::{CheckpointError, runtime::LINK_SUFFIX};
+use super::{CheckpointError, runtime::LINK_SUFFIX, store};
 
 /// What is kept of files besides their content.
 const KEPT: [&str; 4] = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"];
@@ -17,7 +17,7 @@ pub async fn pack(folder: &Path, archive: &Path) -> Result<(), CheckpointError> 
     // Names that were given for the time of the dump; as targets of hard links, too.
     tar.arg(format!("--transform=flags=rh;s/{}$//", LINK_SUFFIX.replace('.', "[.]")));
     tar.arg("--file").arg(archive).arg("--directory").arg(folder).arg(".");
-    run(tar).await
+    run(tar, archive).await
 }
 
 /// Unpacks an archive into an empty folder.
@@ -25,17 +25,25 @@ pub async fn unpack(archive: &Path, folder: &Path) -> Result<(), CheckpointError
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--same-owner", "--preserve-permissions", "--delay-directory-restore"]).args(KEPT);
     tar.arg("--file").arg(archive).arg("--directory").arg(folder);
-    run(tar).await
+    run(tar, folder).await
 }
 
-async fn run(mut tar: Command) -> Result<(), CheckpointError> {
+/// `to` is what it writes.
+async fn run(mut tar: Command, to: &Path) -> Result<(), CheckpointError> {
     let failed = |message: String| CheckpointError::Program { program: "tar", message };
     let output =
         tar.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).output().await;
     let output = output.map_err(|error| failed(error.to_string()))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(failed(String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; "))),
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    // Of a short write it tells without the system's words.
+    let is_full =
+        ["No space left on device", "Disk quota exceeded", "Wrote only"].iter().any(|words| said.contains(words));
+    match is_full {
+        true => Err(CheckpointError::DiskFull { path: to.to_owned(), free: store::left(to) }),
+        false => Err(failed(said.lines().take(3).collect::<Vec<_>>().join("; "))),
     }
 }
 

@@ -18,17 +18,18 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use fail::fail_point;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest, off_thread,
+    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest,
+    copying::{Begun, UnderWay},
+    off_thread,
     store::{self, MANIFEST},
     types::CopyStatus,
 };
@@ -37,7 +38,7 @@ use crate::{
     db::{now, rfc3339},
     ids::CheckpointId,
     names::UserName,
-    objects::{Expected, Key, LiveStorage, ObjectError, Storage, Transfer},
+    objects::{Expected, Key, ObjectError, Storage, Transfer},
 };
 
 /// Time between two looks for what is due, and for local folders that are not wanted any more.
@@ -90,47 +91,6 @@ impl Copy {
     }
 }
 
-/// What is under way.
-#[derive(Clone)]
-pub(super) struct Copies {
-    storage: LiveStorage,
-    live: Arc<Mutex<HashMap<CheckpointId, CancellationToken>>>,
-    /// Something is due.
-    due: Arc<Notify>,
-}
-
-impl Copies {
-    pub fn new(storage: LiveStorage) -> Self {
-        Self { storage, live: Arc::default(), due: Arc::default() }
-    }
-
-    fn live(&self) -> MutexGuard<'_, HashMap<CheckpointId, CancellationToken>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn wake(&self) {
-        self.due.notify_one();
-    }
-
-    /// Ends a copy that is under way: its checkpoint is deleted.
-    pub fn call_off(&self, id: CheckpointId) {
-        if let Some(cancel) = self.live().get(&id) {
-            cancel.cancel();
-        }
-        self.wake();
-    }
-}
-
-/// A copy under way; it ends when dropped.
-struct AtWork(Copies, CheckpointId);
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        self.0.live().remove(&self.1);
-        self.0.wake();
-    }
-}
-
 /// Where a checkpoint lies in the store.
 pub(super) fn key_of<'a>(
     storage: &Storage,
@@ -153,7 +113,7 @@ pub(super) fn key_of_file(storage: &Storage, user: &UserName, id: &str, path: &s
 
 impl Checkpoints {
     pub(super) fn storage(&self) -> Result<Storage, CheckpointError> {
-        Ok(self.0.copies.storage.get()?)
+        Ok(self.0.copies.storage()?)
     }
 
     /// The row that a checkpoint's copy is to have, `None` where it gets no copy.
@@ -177,19 +137,6 @@ impl Checkpoints {
         Ok(copy.is_some_and(|copy| copy.status == CopyStatus::Copied))
     }
 
-    /// Tells of each checkpoint where its copy is.
-    pub(super) async fn with_copies(&self, mut rows: Vec<Checkpoint>) -> Result<Vec<Checkpoint>, CheckpointError> {
-        if rows.is_empty() {
-            return Ok(rows);
-        }
-        let copies: Vec<Copy> = self.0.db.read(|tx| tx.list_copies()).await?;
-        let words: HashMap<CheckpointId, String> = copies.iter().map(|copy| (copy.checkpoint, copy.words())).collect();
-        for row in &mut rows {
-            row.remote = words.get(&row.id).cloned();
-        }
-        Ok(rows)
-    }
-
     /// Runs for the life of the daemon. What is under way when it stops is begun anew at the next start.
     pub async fn run_copies(self, stop: CancellationToken) {
         let mut looked = None::<std::time::Instant>;
@@ -205,7 +152,7 @@ impl Checkpoints {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.0.copies.due.notified() => {}
+                () = self.0.copies.wait_due() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
@@ -215,31 +162,22 @@ impl Checkpoints {
         let due: Vec<Copy> = self.0.db.read(|tx| tx.list_due_copies()).await?;
         let most = self.0.config.get().checkpoint.remote.parallelism;
         for copy in due {
-            let cancel = stop.child_token();
-            {
-                let mut live = self.0.copies.live();
-                if live.len() >= most {
-                    break;
-                }
-                if live.contains_key(&copy.checkpoint) {
-                    continue;
-                }
-                live.insert(copy.checkpoint, cancel.clone());
-            }
-            let (me, at_work) = (self.clone(), AtWork(self.0.copies.clone(), copy.checkpoint));
-            tokio::spawn(async move {
-                let _at_work = at_work;
-                me.work_on(copy, &cancel).await;
-            });
+            let at_work = match self.0.copies.begin(copy.checkpoint, most, stop) {
+                Begun::Now(at_work) => at_work,
+                Begun::Before => continue,
+                Begun::TooMany => break,
+            };
+            let me = self.clone();
+            tokio::spawn(async move { me.work_on(copy, &at_work.under_way).await });
         }
         Ok(())
     }
 
-    async fn work_on(&self, copy: Copy, cancel: &CancellationToken) {
+    async fn work_on(&self, copy: Copy, under_way: &UnderWay) {
         let (id, deletes) = (copy.checkpoint, copy.status == CopyStatus::Deleting);
         let done = match deletes {
             true => self.delete_copy(&copy).await,
-            false => self.copy(&copy, cancel).await,
+            false => self.copy(&copy, under_way).await,
         };
         let written = match done {
             Ok(()) if deletes => self.0.db.write(move |tx| tx.forget_copy(id)).await,
@@ -273,7 +211,7 @@ impl Checkpoints {
         }
     }
 
-    async fn copy(&self, copy: &Copy, cancel: &CancellationToken) -> Result<(), CheckpointError> {
+    async fn copy(&self, copy: &Copy, under_way: &UnderWay) -> Result<(), CheckpointError> {
         let (id, user) = (copy.checkpoint, &copy.user);
         let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
         let is_whole = |row: &Checkpoint| matches!(row.status, CheckpointStatus::Ready | CheckpointStatus::Deprecated);
@@ -296,8 +234,9 @@ impl Checkpoints {
             storage.list(&below).await?.into_iter().map(|listed| (listed.key.to_string(), listed.size)).collect();
         let streams = self.0.config.get().checkpoint.streams();
         let permits = Semaphore::new(streams);
-        let progress = |_: u64| {};
-        let transfer = Transfer { permits: &permits, cancel, progress: &progress };
+        under_way.expect(manifest.stored_size());
+        let progress = |bytes: u64| under_way.add(bytes);
+        let transfer = Transfer { permits: &permits, cancel: &under_way.cancel, progress: &progress };
         let files = manifest.stored().map(|(path, size, blake3)| {
             let key = key_of_file(&storage, user, &name, path);
             let (storage, transfer, from) = (&storage, &transfer, folder.join(path));
@@ -305,6 +244,7 @@ impl Checkpoints {
             let is_there = there.get(key.as_ref()) == Some(&size);
             async move {
                 if is_there {
+                    under_way.add(size);
                     return Ok(());
                 }
                 fail_point!("copy-file", |_| Err(ObjectError::Cancelled));

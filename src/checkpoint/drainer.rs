@@ -381,7 +381,7 @@ impl Checkpoints {
         let begun = std::time::Instant::now();
         loop {
             match begin().await {
-                Err(CheckpointError::InProgress(_) | CheckpointError::Pod(PodError::Busy { .. }))
+                Err(CheckpointError::InProgress { .. } | CheckpointError::Pod(PodError::Busy { .. }))
                     if begun.elapsed() < PATIENCE =>
                 {
                     tokio::time::sleep(LOOK).await;

@@ -2,11 +2,12 @@
 
 use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
+use super::store;
 use crate::{
     checkpoint::{CheckpointStatus, Interval},
     db::DbError,
     engine::EngineError,
-    ids::CheckpointId,
+    ids::{ActionId, CheckpointId},
     names::ByteSize,
     objects::ObjectError,
     pod::PodError,
@@ -27,8 +28,10 @@ pub enum CheckpointError {
     Unavailable(String),
     #[error("{pod} cannot be saved: {}", .problems.join("; "))]
     NotPossible { pod: String, problems: Vec<String> },
-    #[error("a checkpoint or restore of {0} is already in progress; see `pody checkpoints`")]
-    InProgress(String),
+    #[error(
+        "a checkpoint or restore of {pod} is already in progress; `pody actions --follow {action}` shows how far it is"
+    )]
+    InProgress { pod: String, action: ActionId },
     #[error("{pod} is {status}; only running pods can be saved, of others the files: --kind rootfsonly")]
     NotRunning { pod: String, status: String },
     #[error("{pod} is {status}; stop it with `pody stop`, or restore under another name with --as")]
@@ -52,6 +55,11 @@ pub enum CheckpointError {
         ByteSize(*.needed), ByteSize(*.free)
     )]
     Space { path: PathBuf, needed: u64, free: u64 },
+    #[error(
+        "the disk is full: {path} has {} left; delete checkpoints with `pody checkpoint rm ID`, or make room there",
+        ByteSize(*.free)
+    )]
+    DiskFull { path: PathBuf, free: u64 },
     #[error("checkpoint {id} is damaged ({file}: {why}); it was not started")]
     Damaged { id: CheckpointId, file: String, why: String },
     #[error("checkpoint_count is {limit} and you have {held}; delete one with `pody checkpoint rm ID`")]
@@ -105,6 +113,9 @@ impl CheckpointError {
     /// An input or output error with what was done to which file.
     pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { what, path, source }
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { free: store::left(&path), path },
+            _ => Self::Io { what, path, source },
+        }
     }
 }

@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, Kind, Live, Manifest, Origin,
-    admission,
+    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, CopyView, Kind, Live, Manifest,
+    Origin, admission,
     copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
     manifest, may_see, note, off_thread,
     save::KEPT_IMAGES,
@@ -120,6 +120,7 @@ impl Checkpoints {
         };
         let prefix = self.0.config.get().name_prefix.clone();
         let compression = manifest.files.values().find_map(|file| file.packed.as_ref().map(|packed| packed.by));
+        let copy = Copy { status: CopyStatus::Copied, ..Copy::new(id, user.clone(), storage.url().to_owned()) };
         let row = Checkpoint {
             id,
             pod: manifest.pod,
@@ -134,10 +135,9 @@ impl Checkpoints {
             image: manifest.image_id.clone(),
             created_at: manifest.created_at,
             origin: Origin::Hand,
-            remote: Some(CopyStatus::Copied.to_string()),
+            remote: Some(CopyView::from(&copy)),
             user,
         };
-        let copy = Copy { status: CopyStatus::Copied, ..Copy::new(id, row.user.clone(), storage.url().to_owned()) };
         let quota = self.0.accounts.quota(&row.user);
         let (written, actor) = (row.clone(), Actor::from(caller));
         self.0

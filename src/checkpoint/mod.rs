@@ -13,7 +13,7 @@
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
-//! - [`copies`], [`fetch`]: copies in the remote store, and back from there
+//! - [`copies`], [`copying`], [`fetch`]: copies in the remote store, those under way, and back from there
 //!
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
 //! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
@@ -26,6 +26,7 @@ mod causes;
 mod compress;
 mod connections;
 mod copies;
+mod copying;
 mod drain;
 mod drainer;
 mod error;
@@ -69,6 +70,7 @@ use tokio::sync::Semaphore;
 use self::store::Store;
 pub use self::{
     copies::Copy,
+    copying::CopyView,
     drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
     error::CheckpointError,
     fetch::RemoteCheckpoint,
@@ -112,7 +114,7 @@ struct Inner {
     turns: Semaphore,
     /// Actions that a task of ours is at work on.
     live: Mutex<HashMap<ActionId, Arc<Live>>>,
-    copies: copies::Copies,
+    copies: copying::Copies,
     /// Held by who brings files back from the remote store.
     fetches: tokio::sync::Mutex<()>,
     /// Held by the restore that needs the next address of the engine.
@@ -159,7 +161,7 @@ impl Checkpoints {
             store: Store::new(folder),
             turns: Semaphore::new(current.checkpoint.parallelism),
             live: Mutex::default(),
-            copies: copies::Copies::new(LiveStorage::new(config.clone())),
+            copies: copying::Copies::new(LiveStorage::new(config.clone())),
             fetches: tokio::sync::Mutex::default(),
             addresses: Arc::default(),
             unsettled: AtomicBool::new(true),
@@ -231,21 +233,16 @@ impl Checkpoints {
     /// One action, with how far it is.
     pub async fn action(&self, caller: &Caller, id: ActionId) -> Result<Action, CheckpointError> {
         let row: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
-        let mut row = row
-            .filter(|row| may_see(caller, &row.user))
-            .map(|row| self.with_progress(row))
-            .ok_or_else(|| CheckpointError::NoAction(id.to_string()))?;
-        let checkpoint = row.checkpoint;
-        let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(checkpoint)).await?;
-        row.remote = copy.filter(|_| row.kind == ActionKind::Checkpoint).map(|copy| copy.words());
-        Ok(row)
+        let row = row.filter(|row| may_see(caller, &row.user)).map(|row| self.with_progress(row));
+        let found = self.with_copies_of_actions(row.into_iter().collect()).await?.pop();
+        found.ok_or_else(|| CheckpointError::NoAction(id.to_string()))
     }
 
     /// Actions that the caller may see, newest first.
     pub async fn list_actions(&self, caller: &Caller, filter: ActionFilter) -> Result<Vec<Action>, CheckpointError> {
         let user = (!(filter.all && caller.is_admin)).then(|| caller.user.clone());
         let rows: Vec<Action> = self.0.db.read(move |tx| tx.list_actions(user.as_ref(), &filter)).await?;
-        Ok(rows.into_iter().map(|row| self.with_progress(row)).collect())
+        self.with_copies_of_actions(rows.into_iter().map(|row| self.with_progress(row)).collect()).await
     }
 
     fn with_progress(&self, mut action: Action) -> Action {
@@ -275,8 +272,9 @@ impl Checkpoints {
         (AtWork(self.clone(), action.id), live)
     }
 
-    fn is_at_work_on(&self, pod: PodId) -> bool {
-        self.live().values().any(|live| live.pod == pod)
+    /// The action that concerns this pod now.
+    fn at_work_on(&self, pod: PodId) -> Option<ActionId> {
+        self.live().iter().find(|(_, live)| live.pod == pod).map(|(id, _)| *id)
     }
 
     /// Writes down where an action is.

@@ -16,7 +16,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase,
     address::Held,
-    archive, compress,
+    archive, causes, compress,
     connections::{Addresses, Tcp, Way},
     hollow,
     host_options::HostOptions,
@@ -322,9 +322,9 @@ impl Restoring {
         if let Some(complaint) = settle_in::complaint(&scratch) {
             return Err(CheckpointError::Criu(complaint));
         }
-        Err(match (runtime::explain(&log), error) {
+        Err(match (causes::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
             (Some(cause), _) => CheckpointError::Criu(cause),
-            (None, EngineError::TimedOut(limit)) => CheckpointError::TimedOut { what: "CRIU", limit },
+            (None, EngineError::TimedOut(limit)) => causes::timed_out(&log, limit),
             (None, error) => error.into(),
         })
     }

@@ -9,8 +9,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Stdio,
@@ -46,8 +45,6 @@ const OLDEST: (u32, u32) = (3, 16);
 const SKIPS_LOCK: (u32, u32) = (4, 0);
 /// A CRIU that was found good is not asked again for so long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
-/// A log of this size is CRIU in a loop.
-const LOG_LIMIT: u64 = 64 << 20;
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -99,13 +96,14 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
     let ended = tokio::time::timeout(dump.deadline, run).await;
     let log = work.join("dump.log");
     let done = match ended {
-        Err(_) => Err(CheckpointError::TimedOut { what: "CRIU", limit: dump.deadline }),
+        Err(_) => Err(causes::timed_out(&log, dump.deadline)),
         Ok(Err(error)) => Err(error),
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            let cause = explain(&log).unwrap_or_else(|| said.lines().last().unwrap_or("runc failed").to_owned());
-            Err(CheckpointError::Criu(cause))
+            let store = dump.folder.parent().unwrap_or(dump.folder);
+            let cause = causes::of_log(&log, &said, store);
+            Err(CheckpointError::Criu(cause.unwrap_or_else(|| format!("runc: {}", causes::words_of_runc(&said)))))
         }
     };
     if done.is_err() {
@@ -166,14 +164,6 @@ pub fn dump_options(
         NetworkLock::Criu => "",
     };
     Ok(format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}{network}{script}", config.deleted_file_limit.0))
-}
-
-/// The sentence for what went wrong in a log.
-pub fn explain(log: &Path) -> Option<String> {
-    let mut text = Vec::new();
-    let file = File::open(log).ok()?;
-    io::Read::read_to_end(&mut io::Read::take(file, LOG_LIMIT), &mut text).ok()?;
-    causes::explain(&String::from_utf8_lossy(&text))
 }
 
 /// Where runc keeps this container: beside the socket of the containerd whose shim runs it.
@@ -273,7 +263,7 @@ fn unavailable(why: String) -> CheckpointError {
 
 /// Returns when the file has become as large as a log in a loop. For ever otherwise.
 pub async fn wait_runaway(log: &Path) {
-    while fs::metadata(log).map_or(0, |file| file.len()) < LOG_LIMIT {
+    while fs::metadata(log).map_or(0, |file| file.len()) < causes::LOG_LIMIT {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
-    Live, Manifest, Phase, archive, compress, hashing,
+    Live, Manifest, Phase, archive, causes, compress, hashing,
     host_options::HostOptions,
     millis_since,
     network_lock::{self, NetworkLock},
@@ -192,9 +192,9 @@ impl Saving {
         if dumped.is_err() {
             runtime::end_engine_dump(container).await;
         }
-        dumped.map_err(|error| match (runtime::explain(&log), error) {
+        dumped.map_err(|error| match (causes::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
             (Some(cause), _) => CheckpointError::Criu(cause),
-            (None, EngineError::TimedOut(limit)) => CheckpointError::TimedOut { what: "CRIU", limit },
+            (None, EngineError::TimedOut(limit)) => causes::timed_out(&log, limit),
             (None, error) => error.into(),
         })?;
         // It may have thawed what it was to write.

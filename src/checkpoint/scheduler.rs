@@ -97,7 +97,7 @@ impl Checkpoints {
             Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => Err(error),
             Err(
                 error @ (CheckpointError::NotRunning { .. }
-                | CheckpointError::InProgress(_)
+                | CheckpointError::InProgress { .. }
                 | CheckpointError::Pod(PodError::Busy { .. } | PodError::NotFound(_))),
             ) => self.tell_of_none(pod.id, "schedule.skip", Outcome::Ok, format!("skipped: {error}")).await,
             Err(error) => self.tell_of_none(pod.id, "schedule.fail", Outcome::Failed, error.to_string()).await,

@@ -58,8 +58,8 @@ impl Checkpoints {
         let pod = self.0.pods.find(caller, wanted)?;
         // A copy that cannot be made is refused before the pod is touched.
         self.copy_for(new.remote, CheckpointId::generate(), &pod.user)?;
-        if self.is_at_work_on(pod.id) {
-            return Err(CheckpointError::InProgress(pod.container_name.clone()));
+        if let Some(action) = self.at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
         }
         let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
         let seen = self.examine(&pod, new.kind).await?;

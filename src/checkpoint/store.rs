@@ -114,6 +114,12 @@ impl Store {
 }
 
 /// Bytes free on the disk of a path, or of the nearest folder above it that is there.
+/// Bytes that root may still write there: what is kept for it as well.
+pub fn left(path: &Path) -> u64 {
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    nix::sys::statvfs::statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
+}
+
 pub fn free(path: &Path) -> u64 {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(there).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())

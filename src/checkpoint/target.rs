@@ -119,8 +119,8 @@ impl Checkpoints {
         manifest: &Manifest,
     ) -> Result<(OwnedMutexGuard<()>, Pod, Journal), CheckpointError> {
         let pod = self.0.pods.find(caller, wanted)?;
-        if self.is_at_work_on(pod.id) {
-            return Err(CheckpointError::InProgress(pod.container_name.clone()));
+        if let Some(action) = self.at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
         }
         let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
         let not_found = || PodError::NotFound(pod.container_name.clone());

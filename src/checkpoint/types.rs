@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Phase;
+use super::{CopyView, Phase};
 use crate::{
     db::rfc3339,
     engine::RestartRule,
@@ -238,9 +238,9 @@ pub struct Checkpoint {
     #[serde(serialize_with = "as_time")]
     pub created_at: i64,
     pub origin: Origin,
-    /// Its copy in the remote store: `queued`, `copying`, `copied`, or `failed` and why.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remote: Option<String>,
+    /// Its copy in the remote store.
+    #[serde(flatten)]
+    pub remote: Option<CopyView>,
 }
 
 /// Which checkpoints to list.
@@ -260,6 +260,8 @@ pub struct CheckpointFilter {
 pub struct ActionFilter {
     pub kind: Option<ActionKind>,
     pub pod: Option<PodId>,
+    /// Of all pods that ever had this container's name.
+    pub container_name: Option<String>,
     pub checkpoint: Option<CheckpointId>,
     /// Everybody's, for admins.
     pub all: bool,
@@ -268,7 +270,7 @@ pub struct ActionFilter {
 
 impl Default for ActionFilter {
     fn default() -> Self {
-        Self { kind: None, pod: None, checkpoint: None, all: false, limit: 100 }
+        Self { kind: None, pod: None, container_name: None, checkpoint: None, all: false, limit: 100 }
     }
 }
 
@@ -295,8 +297,8 @@ pub struct Action {
     pub losses: Vec<String>,
     pub error: Option<String>,
     /// The copy of its checkpoint in the remote store.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remote: Option<String>,
+    #[serde(flatten)]
+    pub remote: Option<CopyView>,
     #[serde(serialize_with = "as_time")]
     pub started_at: i64,
     #[serde(serialize_with = "as_time_if_any")]

@@ -1,17 +1,11 @@
 //! `pody checkpoint`, `restore`, `checkpoints`: pods saved and brought back. The server works on in the background; the
-//! command waits and shows how far it is.
-
-use std::{
-    io::{self, IsTerminal, Write},
-    time::Duration,
-};
+//! command waits and shows how far it is, see [`super::actions`].
 
 use clap::{Args, Subcommand};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{
-    bars,
+    actions::{Action, Saved, copy_words, follow, seconds},
     client::{Client, ClientError},
     error::CliError,
     exit,
@@ -19,11 +13,6 @@ use super::{
     schedule::{ScheduleArgs, SchedulesArgs},
     terminal,
 };
-
-/// Time between two looks at how far an action is.
-const LOOK: Duration = Duration::from_millis(100);
-/// Cells of the progress bar.
-const BAR: usize = 24;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
@@ -114,20 +103,6 @@ pub struct CheckpointsArgs {
     all: bool,
 }
 
-/// An action, as far as it is shown.
-#[derive(Deserialize)]
-struct Action {
-    id: String,
-    checkpoint: String,
-    status: String,
-    phase: String,
-    bytes: u64,
-    total_bytes: Option<u64>,
-    frozen_ms: Option<u64>,
-    losses: Vec<String>,
-    error: Option<String>,
-}
-
 /// A line of `pody checkpoints`.
 #[derive(Deserialize)]
 struct Line {
@@ -143,10 +118,18 @@ struct Line {
     #[serde(default)]
     origin: String,
     remote: Option<String>,
+    /// While it is copied.
+    remote_bytes: Option<i64>,
+    remote_total_bytes: Option<i64>,
     created_at: String,
 }
 
 impl Line {
+    /// How its copy is.
+    fn copy(&self) -> String {
+        copy_words(self.remote.as_deref(), self.remote_bytes, self.remote_total_bytes)
+    }
+
     /// Its name; those that nobody made by hand say where they come from.
     fn label(&self) -> String {
         match (&self.name, self.origin.as_str()) {
@@ -216,19 +199,9 @@ impl SaveArgs {
         if self.remote {
             form.push(("remote", "true"));
         }
-        let (answer, action) = follow("pod/checkpoint", &form, "saving").await?;
-        let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("; it stood still for {}", seconds(ms)));
-        let size = output::size(i64::try_from(action.bytes).unwrap_or(i64::MAX), 1);
-        out.done(
-            &answer,
-            match self.stop {
-                true => format!(
-                    "{name} saved as {} ({size}) and stopped; `pody restore {name}` brings it back",
-                    action.checkpoint
-                ),
-                false => format!("{name} saved as {} ({size}){frozen}", action.checkpoint),
-            },
-        )?;
+        let (answer, action) = follow("pod/checkpoint", &form).await?;
+        let saved = action.saved(&name, if self.stop { Saved::AndStopped } else { Saved::AndGoesOn });
+        out.done(&answer, saved)?;
         warn_of_losses(&action, out);
         Ok(exit::OK)
     }
@@ -239,7 +212,7 @@ impl RestoreArgs {
         let mut form = vec![("ins", self.name.as_str())];
         form.extend(self.from.as_deref().map(|id| ("checkpoint", id)));
         form.extend(self.new_name.as_deref().map(|name| ("as", name)));
-        let (answer, action) = follow("pod/restore", &form, "restoring").await?;
+        let (answer, action) = follow("pod/restore", &form).await?;
         let name = self.new_name.as_deref().unwrap_or(&self.name);
         out.done(&answer, format!("{name} is back, from {}", action.checkpoint))?;
         warn_of_losses(&action, out);
@@ -268,7 +241,7 @@ impl CheckpointsArgs {
                 header.insert(1, "USER");
             }
             let row = |line: Line| {
-                let label = line.label();
+                let (label, copy) = (line.label(), line.copy());
                 let mut row = vec![
                     line.id,
                     line.instance,
@@ -280,7 +253,7 @@ impl CheckpointsArgs {
                     output::ago(&line.created_at),
                 ];
                 if has_copies {
-                    row.push(line.remote.map_or_else(|| "-".to_owned(), |words| output::printable_line(&words)));
+                    row.push(copy);
                 }
                 if self.all {
                     row.insert(1, line.user);
@@ -374,89 +347,8 @@ async fn remove(id: &str, yes: bool, out: &Output) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-/// Begins an action and waits for its end.
-async fn follow(route: &str, form: &[(&str, &str)], what: &str) -> Result<(Value, Action), CliError> {
-    let client = Client::from_environment()?;
-    let mut answer = client.post(route, form).await?;
-    let line = ProgressLine::new(what);
-    loop {
-        let action: Action = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
-        match action.status.as_str() {
-            "running" => line.draw(&action),
-            "done" => return Ok((answer, action)),
-            _ => return Err(CliError::Action(action.error.unwrap_or_else(|| "the action failed".to_owned()))),
-        }
-        tokio::time::sleep(LOOK).await;
-        answer = client.get("action/status", &[("id", &action.id)]).await?;
-    }
-}
-
-/// Phase, bytes and seconds frozen on the terminal that the standard error is; gone when dropped.
-struct ProgressLine<'a> {
-    what: &'a str,
-    is_seen: bool,
-}
-
-impl<'a> ProgressLine<'a> {
-    fn new(what: &'a str) -> Self {
-        Self { what, is_seen: io::stderr().is_terminal() }
-    }
-
-    fn draw(&self, action: &Action) {
-        if self.is_seen {
-            let _ = write!(io::stderr(), "\r\x1b[K{}", progress(self.what, action));
-            let _ = io::stderr().flush();
-        }
-    }
-}
-
-impl Drop for ProgressLine<'_> {
-    fn drop(&mut self) {
-        if self.is_seen {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-            let _ = io::stderr().flush();
-        }
-    }
-}
-
-fn progress(what: &str, action: &Action) -> String {
-    let size = |bytes: u64| output::size(i64::try_from(bytes).unwrap_or(i64::MAX), 1);
-    let total = action.total_bytes.unwrap_or(0).max(action.bytes);
-    let bar = bars::gauge(action.bytes as f64, total as f64, BAR);
-    let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("  frozen {}", seconds(ms)));
-    format!("{what}: {:<9} {bar} {} of {}{frozen}", action.phase, size(action.bytes), size(total))
-}
-
-fn seconds(millis: u64) -> String {
-    format!("{:.1} s", millis as f64 / 1000.0)
-}
-
-fn warn_of_losses(action: &Action, out: &Output) {
+pub fn warn_of_losses(action: &Action, out: &Output) {
     for loss in &action.losses {
         out.warn(output::printable_line(loss));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_tells_phase_bytes_and_seconds() {
-        let action = Action {
-            id: String::new(),
-            checkpoint: String::new(),
-            status: "running".to_owned(),
-            phase: "dump".to_owned(),
-            bytes: 1 << 29,
-            total_bytes: Some(1 << 30),
-            frozen_ms: Some(1234),
-            losses: Vec::new(),
-            error: None,
-        };
-        assert_eq!(
-            progress("saving", &action),
-            "saving: dump      ████████████░░░░░░░░░░░░ 512.0M of 1.0G  frozen 1.2 s"
-        );
     }
 }

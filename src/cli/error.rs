@@ -66,6 +66,11 @@ pub enum CliError {
     /// What the server says of a checkpoint or restore that failed.
     #[error("{0}")]
     Action(String),
+    /// An action goes on without anybody who waits for it.
+    #[error("not waited for any more; the server goes on with it")]
+    StoppedWaiting(Option<String>),
+    #[error("lost sight of what goes on in the background")]
+    LostSight { id: String, source: ClientError },
     #[error("no daemon runs on this host")]
     NoDaemon,
     #[error("the daemon of this host does not answer")]
@@ -97,6 +102,8 @@ impl CliError {
         match self {
             Self::Client(error) => error.exit_code(),
             Self::Usage { .. } => exit::USAGE,
+            Self::StoppedWaiting(_) => exit::INTERRUPTED,
+            Self::LostSight { source, .. } => source.exit_code(),
             Self::NoDaemon | Self::SilentDaemon => exit::UNREACHABLE,
             // `pody ps | head` is no failure.
             Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
@@ -117,6 +124,11 @@ impl CliError {
                 Some("`pody inspect` shows which ports the pod has; is its image given port 22?".into())
             }
             Self::ManySessions(pod) => Some(format!("`pody shell {pod} --list` shows them; name one behind --attach")),
+            // Whether the server had begun by then is not known.
+            Self::StoppedWaiting(None) => Some("`pody actions` lists what was begun".to_owned()),
+            Self::StoppedWaiting(Some(id)) | Self::LostSight { id, .. } => {
+                Some(format!("`pody actions --follow {id}` waits for it again, `pody actions` lists all"))
+            }
             Self::NoDaemon => Some("start it: it is what saves pods and brings them back".to_owned()),
             Self::SilentDaemon => Some("see its log; restart it if it hangs".to_owned()),
             Self::NotConfirmed(_) => Some("answer y, or add -y".to_owned()),

@@ -14,6 +14,8 @@ pub const CREDENTIALS: u8 = 4;
 pub const TIMED_OUT: u8 = 124;
 /// A signal ended `pody`: this plus its number.
 pub const SIGNAL_BASE: u8 = 128;
+/// Ctrl-C while `pody` waited for a checkpoint or restore, which goes on.
+pub const INTERRUPTED: u8 = SIGNAL_BASE + 2;
 
 /// The part of `pody --help` that lists the codes.
 pub fn help() -> String {
@@ -24,6 +26,7 @@ pub fn help() -> String {
         (UNREACHABLE, "no answer from the server"),
         (CREDENTIALS, "not logged in, or the server does not take the credentials"),
         (TIMED_OUT, "exec: the command ran longer than it was given"),
+        (INTERRUPTED, "checkpoint, restore: Ctrl-C; the work goes on in the background"),
     ];
     let lines: String = codes.iter().map(|(code, sentence)| format!("  {code:<4} {sentence}\n")).collect();
     format!(

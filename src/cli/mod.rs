@@ -1,7 +1,7 @@
 //! The command line: client, admin tool and the way to the daemon. One file per command or small group.
 //!
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
-//! - `pods`, `checkpoint`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
+//! - `pods`, `checkpoint`, `actions`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
 //!   person types
 //! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`: what an admin does on the host; `probe`, `settle_in`: what the
 //!   daemon and CRIU start
@@ -9,6 +9,7 @@
 //!
 //! Client commands only speak HTTP. Admin commands work on the database, with or without a running daemon.
 
+mod actions;
 mod bars;
 mod checkpoint;
 mod client;
@@ -106,6 +107,8 @@ enum Command {
     Restore(checkpoint::RestoreArgs),
     /// Your checkpoints
     Checkpoints(checkpoint::CheckpointsArgs),
+    /// Checkpoints and restores under way, and past ones
+    Actions(actions::ActionsArgs),
 
     /// Log in at a server and store a token for it
     Login(login::LoginArgs),
@@ -237,6 +240,7 @@ impl Command {
             Self::Checkpoint(args) => args.run(out).await,
             Self::Restore(args) => args.run(out).await,
             Self::Checkpoints(args) => args.run(out).await,
+            Self::Actions(args) => args.run(out).await,
             Self::Login(args) => args.run(out).await,
             Self::Logout => login::logout(out).await,
             Self::Whoami => login::whoami(out).await,

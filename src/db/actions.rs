@@ -103,7 +103,8 @@ impl Tx<'_> {
     pub fn list_actions(&self, user: Option<&UserName>, filter: &ActionFilter) -> Result<Vec<Action>, DbError> {
         let query = format!(
             "SELECT {COLUMNS} FROM actions WHERE (?1 IS NULL OR user = ?1) AND (?2 IS NULL OR type = ?2)
-             AND (?3 IS NULL OR pod = ?3) AND (?4 IS NULL OR checkpoint = ?4) ORDER BY started_at DESC, id DESC LIMIT ?5"
+             AND (?3 IS NULL OR pod = ?3) AND (?4 IS NULL OR checkpoint = ?4)
+             AND (?6 IS NULL OR container_name = ?6) ORDER BY started_at DESC, id DESC LIMIT ?5"
         );
         let values = params![
             user.map(UserName::as_str),
@@ -111,6 +112,7 @@ impl Tx<'_> {
             filter.pod.map(|pod| pod.to_string()),
             filter.checkpoint.map(|checkpoint| checkpoint.to_string()),
             filter.limit,
+            filter.container_name,
         ];
         collect(&self.0, &query, values, read)
     }

@@ -30,7 +30,7 @@ use self::{folder::Folder, link::Signer};
 pub use self::{
     link::{Link, Verb},
     path::{FilePath, FilePathError},
-    upload::{Begin, Upload},
+    upload::{Begin, OnlyIf, Upload},
 };
 use crate::{
     account::{AccountError, Accounts, Actor, Caller},
@@ -68,6 +68,10 @@ impl Owner {
 pub enum FileError {
     #[error("there is no file {0}")]
     NotFound(String),
+    #[error("there is no folder {0}")]
+    NoFolder(String),
+    #[error("{0} is not as If-Match or If-None-Match of the request wants it; look at it again")]
+    Precondition(String),
     #[error("{0} is not a file that can be read or replaced; choose another name")]
     NotAFile(String),
     #[error("{0} is a folder that is not empty; delete what is in it first")]
@@ -207,15 +211,17 @@ impl Files {
 
     /// Names in a folder, sorted; those of folders end in `/`. `None` = the owner's whole folder.
     pub async fn list(&self, owner: Owner, path: Option<FilePath>) -> Result<Vec<String>, FileError> {
-        if let Some(remote) = self.remote()? {
-            return remote.list(&owner, path.as_ref()).await;
-        }
-        self.off_thread(move |files| match files.folder(&owner)?.list(path.as_ref()) {
+        let is_whole = path.is_none();
+        let listed = match self.remote()? {
+            Some(remote) => remote.list(&owner, path.as_ref()).await,
+            None => self.off_thread(move |files| files.folder(&owner)?.list(path.as_ref())).await,
+        };
+        match listed {
             // Nothing was ever put there.
-            Err(FileError::NotFound(_)) if path.is_none() => Ok(Vec::new()),
+            Err(FileError::NotFound(_)) if is_whole => Ok(Vec::new()),
+            Err(FileError::NotFound(path) | FileError::NotAFile(path)) => Err(FileError::NoFolder(path)),
             listed => listed,
-        })
-        .await
+        }
     }
 
     pub async fn open(&self, owner: Owner, path: FilePath) -> Result<Opened, FileError> {

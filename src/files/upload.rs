@@ -20,8 +20,29 @@ use crate::{account::Actor, names::ByteSize};
 /// Time between two looks at how much room the disk has, bytes written.
 const LOOK_EVERY: u64 = 16 << 20;
 
+/// Tags that the file must have, or must not have, for an upload to begin. Who asks says how they are written.
+#[derive(Clone, Debug)]
+pub struct OnlyIf {
+    pub is: Option<String>,
+    pub is_not: Option<String>,
+    /// Whether such a text means a tag.
+    pub names: fn(&str, &str) -> bool,
+}
+
+impl OnlyIf {
+    /// `tag` is that of the file, `None` where there is none.
+    fn holds(&self, tag: Option<&str>) -> bool {
+        let meant = |text: &String| tag.is_some_and(|tag| (self.names)(text, tag));
+        self.is.as_ref().is_none_or(meant) && !self.is_not.as_ref().is_some_and(meant)
+    }
+
+    fn is_any(&self) -> bool {
+        self.is.is_none() && self.is_not.is_none()
+    }
+}
+
 /// What a request is about to send.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Begin {
     /// Where its bytes belong; `None` = this is the whole file, from its begin.
     pub offset: Option<u64>,
@@ -29,6 +50,7 @@ pub struct Begin {
     pub total: Option<u64>,
     /// Bytes that this request says it sends.
     pub length: Option<u64>,
+    pub only_if: OnlyIf,
 }
 
 /// An upload under way. Dropped before its end it can be gone on with.
@@ -78,7 +100,17 @@ impl Upload {
         // From here on the place is given back when `held` is dropped.
         let held = Held { files, partial: &partial };
         files.used_by(&owner)?;
-        let (file, have) = open(files, &owner, &path, &partial, begin)?;
+        // From here on nobody else puts a file there.
+        if !begin.only_if.is_any() {
+            let tag = match files.folder(&owner).and_then(|folder| folder.open_for_reading(&path)) {
+                Err(FileError::NotFound(_)) => None,
+                opened => Some(opened?.tag),
+            };
+            if !begin.only_if.holds(tag.as_deref()) {
+                return Err(FileError::Precondition(path.to_string()));
+            }
+        }
+        let (file, have) = open(files, &owner, &path, &partial, &begin)?;
         let mut upload = Self {
             files: files.clone(),
             actor,
@@ -93,7 +125,7 @@ impl Upload {
             unlooked: 0,
         };
         std::mem::forget(held);
-        let length = begin.length.unwrap_or(0);
+        let length = upload.begin.length.unwrap_or(0);
         upload.check_sizes(length)?;
         upload.check_disk(length)?;
         // All that is announced, at once: of many uploads some get through instead of none.
@@ -210,7 +242,13 @@ impl Drop for Held<'_> {
 }
 
 /// Opens the partial file where the request goes on, and says how many bytes are before that.
-fn open(files: &Files, owner: &Owner, path: &FilePath, partial: &Path, begin: Begin) -> Result<(File, u64), FileError> {
+fn open(
+    files: &Files,
+    owner: &Owner,
+    path: &FilePath,
+    partial: &Path,
+    begin: &Begin,
+) -> Result<(File, u64), FileError> {
     let there = match fs::symlink_metadata(partial) {
         Ok(found) => Some(found.len()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 use utoipa::{
     PartialSchema,
@@ -239,9 +239,28 @@ where
     const BODY: BodyUse = BodyUse::Json(T::schema);
 
     fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
-        let body = serde_json::from_slice(input.json)
-            .map_err(|error| vec![BadParam::Rule { name: "body", rule: error.to_string() }])?;
+        let bad = |rule: String| vec![BadParam::Rule { name: "body", rule }];
+        // A struct would be read from an array, too, by the order of its fields, which nobody is told.
+        match input.json.trim_ascii().first() {
+            None => return Err(bad(format!("it is empty; send a JSON object{}", with_fields(T::schema)))),
+            Some(b'{') => {}
+            Some(_) if serde_json::from_slice::<IgnoredAny>(input.json).is_ok() => {
+                return Err(bad(format!("it is no JSON object; send one{}", with_fields(T::schema))));
+            }
+            Some(_) => {}
+        }
+        let body = serde_json::from_slice(input.json).map_err(|error| bad(error.to_string()))?;
         Ok((P::read(input)?, Body(body)))
+    }
+}
+
+/// What the fields of a body are called, for people.
+fn with_fields(schema: fn() -> RefOr<Schema>) -> String {
+    let fields = BodyUse::Json(schema).fields();
+    let names = fields.iter().map(|(name, optional)| format!("{name}{}", if *optional { "?" } else { "" }));
+    match fields.is_empty() {
+        true => String::new(),
+        false => format!(" with {}", names.collect::<Vec<_>>().join(", ")),
     }
 }
 

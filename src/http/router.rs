@@ -242,6 +242,7 @@ pub fn routes() -> Vec<Route> {
         GET    Member "/pod/schedule"        schedule::find,         "the schedule of a pod";
         GET    Admin  "/admin/drain"         drain::status,          "how far a drain or its undoing is, pod by pod";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
+        GET    Member "/v2/files/dir/"       v2::file::list_all,     "names in your folder of files (as a folder's name)";
         POST   Member "/v2/checkpoints"      v2::checkpoint::create, "write down an empty checkpoint of an agent's";
         PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";
         DELETE Member "/v2/files/{path}"     v2::file::delete,       "delete one of your files, or an empty folder";
@@ -280,7 +281,11 @@ pub fn router(app: App) -> Router {
 
 /// An error where no route was found, in the dialect that the path belongs to.
 fn refuse_at(uri: &Uri, error: ApiError) -> Response {
-    if uri.path().starts_with("/v2/") { V2Error::from(error).into_response() } else { error.into_response() }
+    if uri.path() == "/v2" || uri.path().starts_with("/v2/") {
+        V2Error::from(error).into_response()
+    } else {
+        error.into_response()
+    }
 }
 
 /// What happens to every request.
@@ -372,7 +377,7 @@ async fn path_params(parts: &mut Parts) -> Result<RawPathParams, ApiError> {
 fn refuse_other_bodies(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(kind) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json") {
+    if kind.is_empty() || kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json") {
         return Ok(());
     }
     Err(ApiError::BadRequest(format!("this route wants JSON, and the body came as {kind:?}; send application/json")))

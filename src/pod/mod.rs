@@ -291,14 +291,18 @@ impl Pods {
 
     /// The pod that a caller means. Others' pods are not there for members.
     pub fn find(&self, caller: &Caller, wanted: &PodRef) -> Result<Arc<Pod>, PodError> {
+        let name = self.name_of(caller, wanted)?;
+        self.db.snapshot().pods.find(&name).cloned().ok_or_else(|| PodError::NotFound(wanted.to_string()))
+    }
+
+    /// The container's name that is meant, whether there is one or not. Others' are not there for members.
+    pub fn name_of(&self, caller: &Caller, wanted: &PodRef) -> Result<String, PodError> {
         let config = self.config.get();
-        let not_found = || PodError::NotFound(wanted.to_string());
         let user = wanted.user.as_ref().unwrap_or(&caller.user);
         if wanted.prefix.is_some() && wanted.prefix != config.name_prefix || user != &caller.user && !caller.is_admin {
-            return Err(not_found());
+            return Err(PodError::NotFound(wanted.to_string()));
         }
-        let name = container_name(config.name_prefix.as_ref(), user, &wanted.instance);
-        self.db.snapshot().pods.find(&name).cloned().ok_or_else(not_found)
+        Ok(container_name(config.name_prefix.as_ref(), user, &wanted.instance))
     }
 
     /// The pod of this id. Others' pods are not there for members.

@@ -150,6 +150,16 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
         json!(["nodeUnschedulable", {"x": 1}, checkpoint])
     );
 
+    // However an id is written.
+    let plain = pod.replace('-', "");
+    for id in [format!("\"{pod}\""), pod.to_uppercase(), plain, format!(" {pod} "), format!("urn:uuid:{pod}")] {
+        let body = json!({"pod_id": id, "kind": "rootfsonly", "overrides": {"asynchronous": false}, "unknown": [1]});
+        let action = post(&alice, "/v2/checkpoint/pod", &body).ok().text();
+        assert_eq!(alice.get(&format!("/v2/actions/from_pod/{pod}")).ok().text(), action, "{id}");
+        let shown = alice.get(&format!("/action/status?id={action}")).ok().json();
+        alice.post(&format!("/checkpoint/delete?checkpoint={}", shown["checkpoint"].as_str().unwrap())).ok();
+    }
+
     // Not restored from any more, and then gone from the disk.
     send(&alice, "PATCH", &format!("/v2/checkpoints/deprecate/{checkpoint}"), &json!({})).ok();
     let refused = post(&alice, "/v2/restore/pod", &json!({"action_id": first, "reason": "manual"}));

@@ -1,5 +1,6 @@
 //! The command line from outside: the program against a server that answers what the test says.
 
+mod actions;
 mod checkpoint;
 mod doctor;
 mod exec;

@@ -57,6 +57,7 @@ impl ActionView {
     fn new(app: &App, action: Action, reason: Option<String>, told: Option<&ToldAction>) -> Self {
         let saved = action.kind == ActionKind::Checkpoint && action.status == ActionStatus::Done;
         let reason = told.and_then(|told| told.reason.clone()).or(reason);
+        let copy = action.remote.as_ref();
         Self {
             status: match step(&action) {
                 Step::Ready => "completed",
@@ -71,6 +72,9 @@ impl ActionView {
                 "error": action.error,
                 "told": told.and_then(|told| told.upload.as_ref()),
                 "restore_info": told.and_then(|told| told.info.as_ref()),
+                "remote": copy.map(|copy| &copy.state),
+                "remote_bytes": copy.and_then(|copy| copy.bytes),
+                "remote_total_bytes": copy.and_then(|copy| copy.total_bytes),
             }),
             action_id: action.id,
             action_timestamp: rfc3339(action.started_at),
@@ -157,18 +161,20 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error>
 
 params! { OfPod { id: String } }
 
-/// Also of a pod that is deleted, by its id.
+/// Also of a pod that is deleted, by its id or its name.
 pub async fn of_pod(cx: Cx, params: OfPod) -> Result<String, V2Error> {
     let caller = cx.caller();
-    let pod = match params.id.parse::<Loose<PodId>>() {
-        Ok(Loose(id)) => id,
-        Err(_) => find_named(&cx.app, caller, &params.id, None)?.id,
-    };
-    let filter = ActionFilter { pod: Some(pod), all: caller.is_admin, limit: 1, ..ActionFilter::default() };
+    let not_found = || V2Error::NotFound(format!("there is no action of a pod {} of yours", params.id));
+    let mut filter = ActionFilter { all: caller.is_admin, limit: 1, ..ActionFilter::default() };
+    match params.id.parse::<Loose<PodId>>() {
+        Ok(Loose(id)) => filter.pod = Some(id),
+        Err(_) => {
+            let wanted = params.id.parse().map_err(|_| not_found())?;
+            filter.container_name = Some(cx.app.pods.name_of(caller, &wanted)?);
+        }
+    }
     let newest = cx.app.checkpoints.list_actions(caller, filter).await?.pop();
-    let newest =
-        newest.ok_or_else(|| V2Error::NotFound(format!("there is no action of a pod {} of yours", params.id)))?;
-    Ok(newest.id.to_string())
+    Ok(newest.ok_or_else(not_found)?.id.to_string())
 }
 
 /// What an agent tells of an action; the rest of it is kept with these.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Loose, V2Error};
+use super::{Filled, Loose, V2Error};
 use crate::{
     account::Caller,
     app::App,
@@ -13,7 +13,7 @@ use crate::{
         params::{Body, NoParams},
         router::{Cx, Json},
     },
-    ids::{ActionId, CheckpointId, PodId},
+    ids::{ActionId, CheckpointId},
     params,
     registry::{Entry, Info, ToldStatus},
 };
@@ -146,22 +146,31 @@ pub async fn deprecate(cx: Cx, params: One) -> Result<String, V2Error> {
 }
 
 // The editions name none of its parameters: all that a checkpoint can be known by.
-params! { Which { ; name: String, action_id: Loose<ActionId>, pod_id: Loose<PodId>, pod_name: String, namespace: String } }
+params! { Which { ; name: String, checkpoint_id: Filled<CheckpointId>, action_id: Filled<ActionId>, pod_id: String,
+pod_name: String, namespace: String } }
 
 /// Of the newest that is ready.
-pub async fn path(cx: Cx, which: Which) -> Result<String, V2Error> {
+pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
     let caller = cx.caller();
-    let is_named =
-        which.name.is_some() || which.action_id.is_some() || which.pod_id.is_some() || which.pod_name.is_some();
-    if !is_named {
-        let say = "name the checkpoint: name, action_id, pod_id, or pod_name and its owner as namespace";
+    for text in [&mut which.name, &mut which.pod_id, &mut which.pod_name, &mut which.namespace] {
+        // Clients send an empty one for a field that nobody filled in.
+        *text = text.take().filter(|text| !text.is_empty());
+    }
+    let (checkpoint, action) = (which.checkpoint_id.and_then(|id| id.0), which.action_id.and_then(|id| id.0));
+    let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
+    if which.name.is_none() && checkpoint.is_none() && action.is_none() && !is_of_pod {
+        let say = "name the checkpoint: name, checkpoint_id, action_id, pod_id, or pod_name and its owner as namespace";
         return Err(V2Error::BadRequest(say.to_owned()));
     }
-    let of_action = match which.action_id {
-        Some(Loose(id)) => Some(cx.app.checkpoints.action(caller, id).await?.checkpoint),
+    let of_action = match action {
+        Some(id) => Some(cx.app.checkpoints.action(caller, id).await?.checkpoint),
         None => None,
     };
-    let entries = cx.app.registry.list(caller, of_action.map(|id| vec![id])).await?;
+    let ids = checkpoint.into_iter().chain(of_action).collect::<Vec<_>>();
+    let entries = match ids[..] {
+        [one, other] if one != other => Vec::new(),
+        _ => cx.app.registry.list(caller, Some(ids).filter(|ids| !ids.is_empty())).await?,
+    };
     let newest = entries.iter().find(|entry| is_meant(entry, &which, caller));
     let newest = newest.ok_or_else(|| V2Error::NotFound("there is no checkpoint like this of yours".to_owned()))?;
     Ok(cx.app.registry.path(newest))
@@ -171,13 +180,16 @@ fn is_meant(entry: &Entry, which: &Which, caller: &Caller) -> bool {
     let Some(row) = &entry.ours else {
         // An agent's own has no name and no pod here.
         let is_ready = entry.told.as_ref().is_some_and(|told| told.status == ToldStatus::Ready);
-        return is_ready && which.action_id.is_some();
+        return is_ready
+            && which.checkpoint_id.is_some_and(|id| id.0.is_some())
+            && which.name.is_none()
+            && which.pod_id.is_none();
     };
     let owner = which.namespace.as_deref().unwrap_or(caller.user.as_str());
+    let is_named =
+        |name: &String| row.container_name == *name || row.instance.as_str() == name && row.user.as_str() == owner;
     row.status == CheckpointStatus::Ready
         && which.name.as_ref().is_none_or(|name| row.name.as_ref().is_some_and(|known| known.as_str() == name))
-        && which.pod_id.is_none_or(|Loose(id)| row.pod == id)
-        && which.pod_name.as_ref().is_none_or(|name| {
-            row.container_name == *name || row.instance.as_str() == name && row.user.as_str() == owner
-        })
+        && which.pod_id.as_ref().is_none_or(|id| id.parse().is_ok_and(|Loose(id)| row.pod == id) || is_named(id))
+        && which.pod_name.as_ref().is_none_or(is_named)
 }

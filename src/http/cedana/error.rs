@@ -33,6 +33,8 @@ pub enum V2Error {
     BadRequest(String),
     #[error("{0}")]
     NotFound(String),
+    #[error("the file has {size} bytes, and none of those that Range asks for; its bytes count from 0")]
+    Range { size: u64 },
     #[error(transparent)]
     Cluster(ClusterError),
     #[error(transparent)]
@@ -48,6 +50,7 @@ impl V2Error {
             Self::Request(ApiError::Unprocessable(_)) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Request(error) => error.status(),
             Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Cluster(error) => match error {
                 ClusterError::NoCluster(_) => StatusCode::NOT_FOUND,
                 ClusterError::Name | ClusterError::Resource(_) => StatusCode::BAD_REQUEST,
@@ -63,7 +66,8 @@ impl V2Error {
                 RegistryError::Checkpoint(_) | RegistryError::Db(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::File(error) => match error {
-                FileError::NotFound(_) => StatusCode::NOT_FOUND,
+                FileError::NotFound(_) | FileError::NoFolder(_) => StatusCode::NOT_FOUND,
+                FileError::Precondition(_) => StatusCode::PRECONDITION_FAILED,
                 FileError::Symlink(_) | FileError::Total { .. } | FileError::Cut { .. } => StatusCode::BAD_REQUEST,
                 FileError::BadLink
                 | FileError::AdminsOnly

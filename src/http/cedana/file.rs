@@ -2,7 +2,6 @@
 
 use std::{
     io::{Seek, SeekFrom},
-    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -17,7 +16,10 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
-use super::V2Error;
+use super::{
+    V2Error,
+    conditions::{self, Wanted, wanted},
+};
 use crate::{
     account::Actor,
     files::{Begin, FileError, FilePath, Link, Opened, Upload, Verb},
@@ -72,6 +74,10 @@ params! { Folder { path: String; user: UserName } }
 /// A folder is named with or without a slash at its end, as lists show it.
 pub async fn list(cx: Cx, params: Folder) -> Result<Json<Vec<String>>, V2Error> {
     let path = params.path.strip_suffix('/').unwrap_or(&params.path);
+    // `dir/%2F` and `dir/.`, as clients make it of the whole folder.
+    if matches!(path, "" | ".") {
+        return list_in(cx, None, params.user).await;
+    }
     let path = path.parse().map_err(|error| V2Error::BadRequest(format!("path: {error}")))?;
     list_in(cx, Some(path), params.user).await
 }
@@ -130,14 +136,22 @@ impl From<Transfer> for Link {
 pub async fn read(cx: Cx, params: Transfer) -> Result<Response, V2Error> {
     let link = Link::from(params);
     let owner = cx.app.files.admit(Verb::Get, &link).await?;
+    let path = link.path.to_string();
     let Opened { mut file, size, tag } = cx.app.files.open(owner, link.path).await?;
     let (status, part) = match wanted(cx.request.headers(), size, &tag) {
         Wanted::All => (StatusCode::OK, None),
         Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, Some(part)),
         Wanted::Nothing => {
-            let found = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, found).into_response());
+            let mut response = V2Error::Range { size }.into_response();
+            insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
+            return Ok(response);
         }
+        Wanted::Known => {
+            let mut response = StatusCode::NOT_MODIFIED.into_response();
+            insert(response.headers_mut(), header::ETAG, &tag);
+            return Ok(response);
+        }
+        Wanted::Another => return Err(FileError::Precondition(path).into()),
     };
     let (begin, length) = part.as_ref().map_or((0, size), |part| (*part.start(), part.end() - part.start() + 1));
     file.seek(SeekFrom::Start(begin)).map_err(FileError::Io)?;
@@ -163,37 +177,6 @@ pub async fn read(cx: Cx, params: Transfer) -> Result<Response, V2Error> {
 
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
-}
-
-/// Which bytes of a file a request is for.
-#[derive(Debug, PartialEq, Eq)]
-enum Wanted {
-    All,
-    Part(RangeInclusive<u64>),
-    Nothing,
-}
-
-/// Several parts at once are not made: the whole is an answer, too.
-fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let Some(range) = text(header::RANGE) else { return Wanted::All };
-    if text(header::IF_RANGE).is_some_and(|wanted| wanted != tag) {
-        return Wanted::All;
-    }
-    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
-        return Wanted::All;
-    };
-    match (first.parse::<u64>(), last.parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last && first < size => Wanted::Part(first..=last.min(size - 1)),
-        (Ok(first), Err(_)) if last.is_empty() && first < size => Wanted::Part(first..=size - 1),
-        (Err(_), Ok(last)) if first.is_empty() && last > 0 && size > 0 => {
-            Wanted::Part(size.saturating_sub(last)..=size - 1)
-        }
-        (Ok(first), Ok(last)) if first <= last => Wanted::Nothing,
-        (Ok(_), Err(_)) if last.is_empty() => Wanted::Nothing,
-        (Err(_), Ok(_)) if first.is_empty() => Wanted::Nothing,
-        _ => Wanted::All,
-    }
 }
 
 /// `Content-Range: bytes FIRST-LAST/TOTAL` is a part, `bytes */TOTAL` asks how much is here, none of it is the whole.
@@ -228,8 +211,9 @@ pub async fn write(cx: Cx, (params, Streamed): (Transfer, Streamed)) -> Result<R
 fn announced(headers: &HeaderMap) -> Result<Option<Begin>, V2Error> {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
     let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let only_if = conditions::of_upload(headers);
     let Some(range) = text(header::CONTENT_RANGE) else {
-        return Ok(Some(Begin { offset: None, total: length, length }));
+        return Ok(Some(Begin { offset: None, total: length, length, only_if }));
     };
     let bad = || V2Error::BadRequest(format!("Content-Range: {range:?} is none; write bytes FIRST-LAST/TOTAL"));
     let (part, total) = range.strip_prefix("bytes ").and_then(|range| range.split_once('/')).ok_or_else(bad)?;
@@ -243,7 +227,7 @@ fn announced(headers: &HeaderMap) -> Result<Option<Begin>, V2Error> {
     if length.is_some_and(|length| length != said) || total.is_some_and(|total| last >= total) {
         return Err(bad());
     }
-    Ok(Some(Begin { offset: Some(first), total, length: Some(said) }))
+    Ok(Some(Begin { offset: Some(first), total, length: Some(said), only_if }))
 }
 
 async fn receive(mut upload: Upload, mut body: BodyDataStream, idle: Duration) -> Result<Response, V2Error> {
@@ -287,25 +271,6 @@ mod tests {
 
     fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
-    }
-
-    #[test]
-    fn ranges_of_a_download() {
-        let of = |range, size| wanted(&headers(&[(header::RANGE, range)]), size, "\"t\"");
-        assert_eq!(of("bytes=0-0", 10), Wanted::Part(0..=0));
-        assert_eq!(of("bytes=3-", 10), Wanted::Part(3..=9));
-        assert_eq!(of("bytes=-3", 10), Wanted::Part(7..=9));
-        assert_eq!(of("bytes=-30", 10), Wanted::Part(0..=9));
-        assert_eq!(of("bytes=3-99", 10), Wanted::Part(3..=9));
-        for nothing in ["bytes=10-", "bytes=10-12", "bytes=-0"] {
-            assert_eq!(of(nothing, 10), Wanted::Nothing, "{nothing}");
-        }
-        assert_eq!(of("bytes=0-", 0), Wanted::Nothing);
-        for all in ["bytes=5-3", "bytes=0-1,3-4", "lines=0-1", "bytes=a-b", "bytes=-", "bytes=99999999999999999999-"] {
-            assert_eq!(of(all, 10), Wanted::All, "{all}");
-        }
-        let other = headers(&[(header::RANGE, "bytes=0-0"), (header::IF_RANGE, "\"other\"")]);
-        assert_eq!(wanted(&other, 10, "\"t\""), Wanted::All);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod action;
 pub mod checkpoint;
 pub mod cluster;
+mod conditions;
 mod error;
 pub mod event;
 pub mod file;
@@ -39,6 +40,21 @@ impl<T: FromStr> Parameter for Loose<T> {
 
     fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
         text.parse().map_err(|_| BadParam::Rule { name, rule: format!("{text:?} is no UUID") })
+    }
+}
+
+/// The same in a filter, where clients send an empty text for a field that nobody filled in.
+#[derive(Clone, Copy, Debug)]
+pub struct Filled<T>(pub Option<T>);
+
+impl<T: FromStr> Parameter for Filled<T> {
+    const KIND: &'static str = "string";
+
+    fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
+        match text {
+            "" => Ok(Self(None)),
+            text => <Loose<T> as Parameter>::parse(name, text).map(|Loose(id)| Self(Some(id))),
+        }
     }
 }
 

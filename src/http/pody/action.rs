@@ -24,13 +24,15 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError
     if all && !cx.caller().is_admin {
         return Err(ApiError::AdminsOnly);
     }
-    let pod = match &params.ins {
-        Some(wanted) => Some(cx.app.pods.find(cx.caller(), wanted)?.id),
-        None => None,
-    };
-    // Another's pod, which only an admin finds, has another's actions.
-    let all = all || pod.is_some() && cx.caller().is_admin;
-    let filter =
-        ActionFilter { kind: params.r#type, pod, checkpoint: params.checkpoint, all, ..ActionFilter::default() };
-    Ok(Json(cx.app.checkpoints.list_actions(cx.caller(), filter).await?))
+    // By its name: a pod that was deleted, or made anew by a restore, has a past too.
+    let container_name = params.ins.as_ref().map(|wanted| cx.app.pods.name_of(cx.caller(), wanted)).transpose()?;
+    // Another's pod, which only an admin may name, has another's actions.
+    let all = all || container_name.is_some() && cx.caller().is_admin;
+    let (kind, checkpoint) = (params.r#type, params.checkpoint);
+    let filter = ActionFilter { kind, container_name, checkpoint, all, ..ActionFilter::default() };
+    let found = cx.app.checkpoints.list_actions(cx.caller(), filter).await?;
+    if let (true, Some(wanted)) = (found.is_empty(), &params.ins) {
+        cx.app.pods.find(cx.caller(), wanted)?;
+    }
+    Ok(Json(found))
 }

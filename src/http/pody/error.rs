@@ -204,7 +204,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         }
         CheckpointError::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
         CheckpointError::NotPossible { .. }
-        | CheckpointError::InProgress(_)
+        | CheckpointError::InProgress { .. }
         | CheckpointError::NotRunning { .. }
         | CheckpointError::StillRuns { .. }
         | CheckpointError::NotReady { .. }
@@ -218,7 +218,7 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::Memory { .. }
         | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
         CheckpointError::Remote(error) => object_status(error),
-        CheckpointError::Space { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        CheckpointError::Space { .. } | CheckpointError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
         CheckpointError::Count { .. } | CheckpointError::Size { .. } => StatusCode::FORBIDDEN,
         CheckpointError::Criu(_)
         | CheckpointError::TimedOut { .. }

@@ -34,6 +34,14 @@ fn an_agent_writes_its_own_checkpoint_down() {
     // Ids come back with quotes, too.
     assert_eq!(uuid(&send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/%22{id}%22"), &place)), id);
     assert_eq!(shown(&["status", "path"]), json!(["ready", "s3://bucket/x"]));
+    let path = |client: &Client, query: &str| client.get(&format!("/v2/checkpoint/path?{query}"));
+    assert_eq!(path(&alice, &format!("checkpoint_id={id}")).ok().text(), "s3://bucket/x");
+    assert_eq!(path(&alice, &format!("checkpoint_id=%22{id}%22&name=")).ok().text(), "s3://bucket/x");
+    // It is nobody's pod, not complete, or not there for the caller.
+    for none in [format!("checkpoint_id={id}&pod_name=main"), format!("checkpoint_id={second}")] {
+        assert_eq!(path(&alice, &none).status, 404, "{none}");
+    }
+    assert_eq!(path(&bob, &format!("checkpoint_id={id}")).status, 404);
 
     // By their ids, newest first; those of others are not there.
     let ids =
@@ -95,6 +103,27 @@ fn what_agents_tell_is_bounded() {
     assert_eq!(server.count("SELECT count(*) FROM told_checkpoints"), 1000);
 }
 
+/// The other dialect says as well what it wanted, and where ids are found.
+#[test]
+fn an_id_that_is_none_is_told_from_one_of_nothing() {
+    let server = server();
+    let alice = server.member("alice");
+    for (method, path) in [
+        ("GET", "/action/status?id="),
+        ("GET", "/checkpoint/inspect?checkpoint="),
+        ("POST", "/checkpoint/delete?checkpoint="),
+        ("GET", "/action/list?checkpoint="),
+    ] {
+        let answer = alice.send(method, &format!("{path}latest"), &[]);
+        assert_eq!(answer.status, 400, "{method} {path}: {answer}");
+        assert!(answer.detail().contains("\"latest\" is no id; one looks like "), "{answer}");
+    }
+    assert_eq!(alice.get(&format!("/action/status?id={NOTHING}")).status, 404);
+    for (path, status) in [("nothing", 404), ("bob-main", 404), ("a b", 400)] {
+        assert_eq!(alice.get(&format!("/action/list?ins={}", path.replace(' ', "%20"))).status, status, "{path}");
+    }
+}
+
 #[test]
 fn ids_and_bodies_that_are_none() {
     let server = server();
@@ -106,6 +135,7 @@ fn ids_and_bodies_that_are_none() {
         ("GET", format!("/v2/checkpoints?ids={many}")),
         ("GET", "/v2/checkpoint/status/..%2f..".to_owned()),
         ("GET", "/v2/checkpoint/path".to_owned()),
+        ("GET", "/v2/checkpoint/path?name=&pod_id=&action_id=&namespace=alice".to_owned()),
         ("GET", "/v2/checkpoint/path?action_id=x".to_owned()),
         ("GET", "/v2/actions?type=nothing".to_owned()),
         ("PATCH", "/v2/checkpoints/deprecate/x".to_owned()),
@@ -125,6 +155,8 @@ fn ids_and_bodies_that_are_none() {
         ("GET", "/v2/actions/from_pod/..%2f..%2fetc".to_owned()),
         ("GET", "/v2/actions/from_pod/nothing".to_owned()),
         ("GET", "/v2/checkpoint/path?name=nothing".to_owned()),
+        ("GET", "/v2/checkpoint/path?pod_id=nothing".to_owned()),
+        ("GET", "/v2".to_owned()),
     ] {
         let answer = alice.send(method, &path, &[]);
         assert_eq!(answer.status, 404, "{method} {path}: {answer}");

@@ -77,8 +77,14 @@ fn a_file_goes_up_and_comes_down() {
     assert_eq!(list(&alice, ""), json!(["empty", "runs/"]));
     assert_eq!(list(&alice, "/runs"), json!(["one/"]));
     assert_eq!(list(&alice, "/runs/one/"), json!(["model ü.bin"]));
-    assert_eq!(alice.get("/v2/files/dir/nothing").status, 404);
-    assert_eq!(alice.get("/v2/files/dir/empty").status, 409);
+    // However the whole folder is named.
+    for whole in ["/", "/.", "/%2F"] {
+        assert_eq!(list(&alice, whole), json!(["empty", "runs/"]), "{whole}");
+    }
+    for none in ["nothing", "empty", "runs/two"] {
+        let answer = alice.get(&format!("/v2/files/dir/{none}"));
+        assert_eq!((answer.status, message(&answer)), (404, format!("there is no folder {none}")));
+    }
 
     let link = link(&server, &alice, "GET", "runs/one/model%20%C3%BC.bin");
     let whole = server.anon().get(&link);
@@ -95,10 +101,21 @@ fn a_file_goes_up_and_comes_down() {
     assert_eq!(ranged("bytes=-5").body, bytes[2_999_995..]);
     let answer = ranged("bytes=3000000-");
     assert_eq!((answer.status, answer.header("content-range")), (416, Some("bytes */3000000")));
+    assert!(message(&answer).contains("the file has 3000000 bytes"), "{answer}");
+    assert_eq!(ranged("Bytes=0-4").body, bytes[..5]);
+    // Several parts: the whole is an answer, too.
+    assert_eq!((ranged("bytes=0-4,8-9").status, ranged("bytes=0-4,8-9").body.len()), (200, bytes.len()));
     // Gone on with only while it is the same file.
     let tag = header("etag");
     let go_on = |tag: &str| server.anon().send("GET", &link, &[("range", "bytes=5-"), ("if-range", tag)]).status;
     assert_eq!((go_on(&tag), go_on("\"other\"")), (206, 200));
+    let asked = |name: &str, tags: &str| server.anon().send("GET", &link, &[(name, tags)]);
+    let known = asked("if-none-match", &format!("\"a\", {tag}"));
+    assert_eq!((known.status, known.header("etag"), known.body.len()), (304, Some(tag.as_str()), 0));
+    assert_eq!(asked("if-none-match", "\"other\"").status, 200);
+    assert_eq!(asked("if-match", &tag).status, 200);
+    let answer = asked("if-match", "\"other\"");
+    assert_eq!((answer.status, message(&answer).contains("If-Match")), (412, true), "{answer}");
 
     // Ours alone on the disk.
     let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -285,6 +302,28 @@ fn no_path_leads_out_of_the_folder() {
     assert_eq!(list(&alice, "").as_array().unwrap().len(), 9);
     assert_eq!(std::fs::read_dir(server.home.join("files")).unwrap().count(), 2);
     assert_eq!(std::fs::read(server.home.join("pody.db")).unwrap()[..100], database[..100]);
+}
+
+/// As clients write what must not be overwritten, or only what they have read.
+#[test]
+fn a_file_is_written_only_if_it_is_as_the_client_thinks() {
+    let server = server();
+    let alice = server.member("alice");
+    let up = link(&server, &alice, "PUT", "a");
+    let write = |name: &str, tags: &str, bytes: &[u8]| server.anon().send_body("PUT", &up, &[(name, tags)], bytes);
+    let refused = write("if-match", "*", b"one");
+    assert_eq!((refused.status, message(&refused).contains("a is not as If-Match")), (412, true), "{refused}");
+    assert_eq!(list(&alice, ""), json!([]));
+    write("if-none-match", "*", b"one").ok();
+    assert_eq!(write("if-none-match", "*", b"two").status, 412);
+    assert_eq!(get(&server, &alice, "a"), b"one");
+    let tag = server.anon().get(&link(&server, &alice, "GET", "a")).header("etag").unwrap().to_owned();
+    assert_eq!(write("if-match", "\"other\"", b"two").status, 412);
+    write("if-match", &tag, b"two").ok();
+    // It is another now.
+    assert_eq!(write("if-match", &tag, b"three").status, 412);
+    assert_eq!(get(&server, &alice, "a"), b"two");
+    assert_eq!(partials(&server, "alice"), 0);
 }
 
 /// No route makes a link, but people and programs on the host do.

@@ -1,0 +1,210 @@
+//! Copies under way: how far each is, how it is called off, and how a copy is shown with its checkpoint.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{Action, ActionKind, Checkpoint, CheckpointError, Checkpoints, Copy, CopyStatus};
+use crate::{
+    ids::CheckpointId,
+    objects::{LiveStorage, ObjectError, Storage},
+};
+
+/// A copy as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct CopyView {
+    /// `queued`, `copying`, `copied`, or `failed` and why.
+    #[serde(rename = "remote")]
+    pub state: String,
+    /// Bytes that are there, of all that there are to be; while it is made.
+    #[serde(rename = "remote_bytes", skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(rename = "remote_total_bytes", skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+}
+
+impl From<&Copy> for CopyView {
+    fn from(copy: &Copy) -> Self {
+        Self { state: copy.words(), bytes: None, total_bytes: None }
+    }
+}
+
+/// How far one is.
+pub(super) struct UnderWay {
+    pub cancel: CancellationToken,
+    bytes: AtomicU64,
+    /// 0 = not known yet.
+    total: AtomicU64,
+}
+
+impl UnderWay {
+    pub fn expect(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    pub fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// All that are under way.
+#[derive(Clone)]
+pub(super) struct Copies {
+    storage: LiveStorage,
+    live: Arc<Mutex<HashMap<CheckpointId, Arc<UnderWay>>>>,
+    /// Something is due.
+    due: Arc<Notify>,
+}
+
+/// What became of a wish to begin one.
+pub(super) enum Begun {
+    Now(AtWork),
+    /// It is under way already.
+    Before,
+    TooMany,
+}
+
+/// A copy under way; it ends when dropped.
+pub(super) struct AtWork {
+    copies: Copies,
+    id: CheckpointId,
+    pub under_way: Arc<UnderWay>,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.copies.live().remove(&self.id);
+        self.copies.wake();
+    }
+}
+
+impl Copies {
+    pub fn new(storage: LiveStorage) -> Self {
+        Self { storage, live: Arc::default(), due: Arc::default() }
+    }
+
+    pub fn storage(&self) -> Result<Storage, ObjectError> {
+        self.storage.get()
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<CheckpointId, Arc<UnderWay>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins one where fewer than `most` are under way.
+    pub fn begin(&self, id: CheckpointId, most: usize, stop: &CancellationToken) -> Begun {
+        let mut live = self.live();
+        if live.contains_key(&id) {
+            return Begun::Before;
+        }
+        if live.len() >= most {
+            return Begun::TooMany;
+        }
+        let (bytes, total) = Default::default();
+        let under_way = Arc::new(UnderWay { cancel: stop.child_token(), bytes, total });
+        live.insert(id, under_way.clone());
+        Begun::Now(AtWork { copies: self.clone(), id, under_way })
+    }
+
+    pub fn wake(&self) {
+        self.due.notify_one();
+    }
+
+    pub async fn wait_due(&self) {
+        self.due.notified().await;
+    }
+
+    /// Ends a copy that is under way: its checkpoint is deleted.
+    pub fn call_off(&self, id: CheckpointId) {
+        if let Some(under_way) = self.live().get(&id) {
+            under_way.cancel.cancel();
+        }
+        self.wake();
+    }
+
+    pub fn view(&self, copy: &Copy) -> CopyView {
+        let mut view = CopyView::from(copy);
+        if copy.status == CopyStatus::Copying
+            && let Some(under_way) = self.live().get(&copy.checkpoint)
+            && let total @ 1.. = under_way.total.load(Ordering::Relaxed)
+        {
+            view.bytes = Some(under_way.bytes.load(Ordering::Relaxed).min(total));
+            view.total_bytes = Some(total);
+        }
+        view
+    }
+}
+
+impl Checkpoints {
+    /// Tells of each checkpoint where its copy is.
+    pub(super) async fn with_copies(&self, mut rows: Vec<Checkpoint>) -> Result<Vec<Checkpoint>, CheckpointError> {
+        if rows.is_empty() {
+            return Ok(rows);
+        }
+        let views = self.copy_views().await?;
+        for row in &mut rows {
+            row.remote = views.get(&row.id).cloned();
+        }
+        Ok(rows)
+    }
+
+    /// Tells of each checkpoint that was made where its copy is. A restore makes none.
+    pub(super) async fn with_copies_of_actions(&self, mut rows: Vec<Action>) -> Result<Vec<Action>, CheckpointError> {
+        if rows.iter().all(|row| row.kind != ActionKind::Checkpoint) {
+            return Ok(rows);
+        }
+        let views = self.copy_views().await?;
+        for row in rows.iter_mut().filter(|row| row.kind == ActionKind::Checkpoint) {
+            row.remote = views.get(&row.checkpoint).cloned();
+        }
+        Ok(rows)
+    }
+
+    /// The table is small: it has a row for each checkpoint with a copy, however many actions there were.
+    async fn copy_views(&self) -> Result<HashMap<CheckpointId, CopyView>, CheckpointError> {
+        let copies: Vec<Copy> = self.0.db.read(|tx| tx.list_copies()).await?;
+        Ok(copies.iter().map(|copy| (copy.checkpoint, self.0.copies.view(copy))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_tells_how_far_it_is_only_while_it_is_made() {
+        // A file that is not there: all as by default.
+        let config = crate::config::LiveConfig::load("/nowhere/config.toml".into()).unwrap();
+        let copies = Copies::new(LiveStorage::new(config));
+        let stop = CancellationToken::new();
+        let id = CheckpointId::generate();
+        let mut copy = Copy::new(id, "alice".parse().unwrap(), "file:///x".to_owned());
+        let shown = |copy: &Copy| serde_json::to_value(copies.view(copy)).unwrap();
+        let Begun::Now(at_work) = copies.begin(id, 1, &stop) else { panic!("not begun") };
+        assert!(matches!(copies.begin(id, 1, &stop), Begun::Before));
+        assert!(matches!(copies.begin(CheckpointId::generate(), 1, &stop), Begun::TooMany));
+        copy.status = CopyStatus::Copying;
+        assert_eq!(shown(&copy), serde_json::json!({"remote": "copying"}));
+        at_work.under_way.expect(100);
+        at_work.under_way.add(30);
+        at_work.under_way.add(5);
+        assert_eq!(
+            shown(&copy),
+            serde_json::json!({"remote": "copying", "remote_bytes": 35, "remote_total_bytes": 100})
+        );
+        copies.call_off(id);
+        assert!(at_work.under_way.cancel.is_cancelled());
+        drop(at_work);
+        assert_eq!(shown(&copy), serde_json::json!({"remote": "copying"}));
+        copy.status = CopyStatus::Copied;
+        assert_eq!(shown(&copy), serde_json::json!({"remote": "copied"}));
+    }
+}

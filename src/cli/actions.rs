@@ -1,0 +1,283 @@
+//! `pody actions`: checkpoints and restores under way, and past ones; and how one is waited for. The server does the work:
+//! who stops waiting stops nothing, and can come back.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    bars, checkpoint,
+    client::{Client, ClientError},
+    error::CliError,
+    exit,
+    output::{self, Output},
+    terminal,
+};
+
+/// Time between two looks at how far an action is, and while the server does not answer.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A server that is started anew is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Cells of the progress bar, and columns of what stands beside it.
+const BAR: usize = 24;
+const BESIDE: usize = 58;
+
+#[derive(Debug, Args)]
+pub struct ActionsArgs {
+    /// Only those of this pod, also of one that was deleted
+    name: Option<String>,
+    /// Everybody's; for admins
+    #[arg(short, long)]
+    all: bool,
+    /// Wait for the end of one and show how far it is
+    #[arg(long, value_name = "ID", conflicts_with_all = ["name", "all"])]
+    follow: Option<String>,
+}
+
+/// An action, as far as it is shown.
+#[derive(Deserialize)]
+pub struct Action {
+    pub id: String,
+    pub checkpoint: String,
+    #[serde(rename = "type", default)]
+    kind: String,
+    #[serde(default)]
+    container_name: String,
+    pub status: String,
+    phase: String,
+    bytes: u64,
+    total_bytes: Option<u64>,
+    frozen_ms: Option<u64>,
+    pub losses: Vec<String>,
+    error: Option<String>,
+    remote: Option<String>,
+    remote_bytes: Option<i64>,
+    remote_total_bytes: Option<i64>,
+    #[serde(default)]
+    started_at: String,
+}
+
+/// What became of a pod that was saved.
+pub enum Saved {
+    AndGoesOn,
+    AndStopped,
+}
+
+impl Action {
+    fn is_restore(&self) -> bool {
+        self.kind == "restore"
+    }
+
+    fn size(bytes: u64) -> String {
+        output::size(i64::try_from(bytes).unwrap_or(i64::MAX), 1)
+    }
+
+    /// What is said of a checkpoint that is done.
+    pub fn saved(&self, name: &str, how: Saved) -> String {
+        let (id, size) = (&self.checkpoint, Self::size(self.bytes));
+        match how {
+            Saved::AndStopped => {
+                format!("{name} saved as {id} ({size}) and stopped; `pody restore {name}` brings it back")
+            }
+            Saved::AndGoesOn => {
+                let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("; it stood still for {}", seconds(ms)));
+                format!("{name} saved as {id} ({size}){frozen}")
+            }
+        }
+    }
+
+    /// How far it is, on one line of so many columns.
+    fn progress(&self, columns: usize) -> String {
+        let what = if self.is_restore() { "restoring" } else { "saving" };
+        let total = self.total_bytes.unwrap_or(0).max(self.bytes);
+        let cells = columns.saturating_sub(BESIDE).min(BAR);
+        let bar = match cells {
+            0..4 => String::new(),
+            cells => bars::gauge(self.bytes as f64, total as f64, cells) + " ",
+        };
+        let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("  frozen {}", seconds(ms)));
+        let line =
+            format!("{what}: {:<9} {bar}{} of {}{frozen}", self.phase, Self::size(self.bytes), Self::size(total));
+        // One that wraps cannot be wiped away.
+        line.chars().take(columns.saturating_sub(1)).collect()
+    }
+
+    /// As a row of the table.
+    fn row(self) -> Vec<String> {
+        let done = match (self.status.as_str(), self.total_bytes) {
+            ("running", Some(total)) => format!("{} of {}", Self::size(self.bytes), Self::size(total.max(self.bytes))),
+            _ => Self::size(self.bytes),
+        };
+        let copy = copy_words(self.remote.as_deref(), self.remote_bytes, self.remote_total_bytes);
+        let frozen = self.frozen_ms.map_or_else(|| "-".to_owned(), seconds);
+        let trouble = self.error.as_deref().map_or_else(|| "-".to_owned(), output::printable_line);
+        let started = output::ago(&self.started_at);
+        vec![self.id, self.kind, self.container_name, self.status, self.phase, done, frozen, started, copy, trouble]
+    }
+}
+
+impl ActionsArgs {
+    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
+        let client = Client::from_environment()?;
+        if let Some(id) = self.follow {
+            let answer = client.get("action/status", &[("id", &id)]).await?;
+            let (answer, action) = wait(&client, answer).await?;
+            let words = match action.is_restore() {
+                true => format!("{} is back, from {}", action.container_name, action.checkpoint),
+                false => action.saved(&action.container_name, Saved::AndGoesOn),
+            };
+            out.done(&answer, words)?;
+            checkpoint::warn_of_losses(&action, out);
+            return Ok(exit::OK);
+        }
+        let mut query: Vec<(&str, &str)> = Vec::new();
+        query.extend(self.name.as_deref().map(|name| ("ins", name)));
+        if self.all {
+            query.push(("all", "true"));
+        }
+        let answer = client.get("action/list", &query).await?;
+        out.show(answer, |rows: Vec<Action>| {
+            if rows.is_empty() {
+                return "no checkpoint or restore was ever begun; `pody checkpoint NAME` begins one".to_owned();
+            }
+            let header = ["ID", "TYPE", "POD", "STATUS", "PHASE", "DONE", "FROZEN", "STARTED", "REMOTE", "TROUBLE"];
+            let (has_copies, has_trouble) =
+                (rows.iter().any(|row| row.remote.is_some()), rows.iter().any(|row| row.error.is_some()));
+            let is_shown = |at: usize| match header[at] {
+                "REMOTE" => has_copies,
+                "TROUBLE" => has_trouble,
+                _ => true,
+            };
+            let shown = |cells: Vec<String>| -> Vec<String> {
+                cells.into_iter().enumerate().filter(|(at, _)| is_shown(*at)).map(|(_, cell)| cell).collect()
+            };
+            let titles: Vec<&str> =
+                header.into_iter().enumerate().filter(|(at, _)| is_shown(*at)).map(|(_, title)| title).collect();
+            out.table(&titles, rows.into_iter().map(|row| shown(row.row())))
+        })?;
+        Ok(exit::OK)
+    }
+}
+
+/// Begins an action and waits for its end.
+pub async fn follow(route: &str, form: &[(&str, &str)]) -> Result<(Value, Action), CliError> {
+    let client = Client::from_environment()?;
+    let answer = until_ctrl_c(None, async { Ok(client.post(route, form).await?) }).await?;
+    wait(&client, answer).await
+}
+
+/// Waits for the end of an action, from its view of now on.
+async fn wait(client: &Client, answer: Value) -> Result<(Value, Action), CliError> {
+    let begun: Action = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
+    until_ctrl_c(Some(begun.id.clone()), wait_to_the_end(client, answer, begun)).await
+}
+
+/// Whoever does not want to wait any more is told how to come back. Nothing is stopped by that.
+async fn until_ctrl_c<T>(id: Option<String>, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::select! {
+        done = work => done,
+        pressed = tokio::signal::ctrl_c() => {
+            pressed.map_err(CliError::Terminal)?;
+            Err(CliError::StoppedWaiting(id))
+        }
+    }
+}
+
+async fn wait_to_the_end(client: &Client, mut answer: Value, mut action: Action) -> Result<(Value, Action), CliError> {
+    let line = ProgressLine::new();
+    let mut silent_since = None::<Instant>;
+    loop {
+        match action.status.as_str() {
+            "running" => line.draw(&action),
+            "done" => return Ok((answer, action)),
+            _ => return Err(CliError::Action(action.error.unwrap_or_else(|| "the action failed".to_owned()))),
+        }
+        tokio::time::sleep(if silent_since.is_some() { LOOK_AGAIN } else { LOOK }).await;
+        match client.get("action/status", &[("id", &action.id)]).await {
+            Ok(found) => {
+                silent_since = None;
+                action = serde_json::from_value(found.clone()).map_err(ClientError::Unintelligible)?;
+                answer = found;
+            }
+            // A daemon that is started anew settles what it was at.
+            Err(source) if source.may_pass() => {
+                if silent_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                    return Err(CliError::LostSight { id: action.id, source });
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Phase, bytes and seconds frozen on the terminal that the standard error is; gone when dropped.
+struct ProgressLine {
+    is_seen: bool,
+}
+
+impl ProgressLine {
+    fn new() -> Self {
+        Self { is_seen: io::stderr().is_terminal() }
+    }
+
+    fn draw(&self, action: &Action) {
+        if self.is_seen {
+            let _ = write!(io::stderr(), "\r\x1b[K{}", action.progress(terminal::size().0.into()));
+            let _ = io::stderr().flush();
+        }
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        if self.is_seen {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+            let _ = io::stderr().flush();
+        }
+    }
+}
+
+pub fn seconds(millis: u64) -> String {
+    format!("{:.1} s", millis as f64 / 1000.0)
+}
+
+/// How a copy in the remote store is; with bytes while it is made.
+pub fn copy_words(state: Option<&str>, bytes: Option<i64>, total: Option<i64>) -> String {
+    let Some(state) = state.map(output::printable_line) else { return "-".to_owned() };
+    match (bytes, total) {
+        (Some(bytes), Some(total)) => format!("{state} {} of {}", output::size(bytes, 1), output::size(total, 1)),
+        _ => state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn progress_tells_phase_bytes_and_seconds() {
+        let action = |kind: &str| -> Action {
+            serde_json::from_value(json!({
+                "id": "a", "checkpoint": "c", "type": kind, "status": "running", "phase": "dump", "bytes": 1 << 29,
+                "total_bytes": 1 << 30, "frozen_ms": 1234, "losses": [], "error": null,
+            }))
+            .unwrap()
+        };
+        let wide = "saving: dump      ████████████░░░░░░░░░░░░ 512.0M of 1.0G  frozen 1.2 s";
+        assert_eq!(action("checkpoint").progress(100), wide);
+        assert_eq!(action("checkpoint").progress(82), wide);
+        let narrow = action("restore").progress(70);
+        assert_eq!(narrow, "restoring: dump      ██████░░░░░░ 512.0M of 1.0G  frozen 1.2 s");
+        for columns in [0, 1, 20, 40, 61, 62, 80] {
+            assert!(action("restore").progress(columns).chars().count() < columns.max(1), "{columns}");
+        }
+    }
+}
