@@ -39,6 +39,8 @@ const LABEL: &str = "pody.action";
 pub(super) struct Held {
     engine: Engine,
     placeholders: Vec<ContainerId>,
+    /// The host's name for what the network's containers hang on.
+    pub(super) bridge: Option<String>,
     turn: Option<OwnedMutexGuard<()>>,
 }
 
@@ -65,10 +67,12 @@ impl Restoring {
         let engine = &me.0.engine;
         let closed = |why: String| CheckpointError::AddressGone { address, why };
         let turn = me.0.addresses.clone().lock_owned().await;
-        let mut held = Held { engine: engine.clone(), placeholders: Vec::new(), turn: Some(turn) };
+        let mut held = Held { engine: engine.clone(), placeholders: Vec::new(), bridge: None, turn: Some(turn) };
         let anatomy = engine.anatomy(container).await?.ok_or_else(|| closed("the pod is gone".to_owned()))?;
         let network = anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
-        let free_below = free_below(engine, network, address, &self.pod.container_name).await?.map_err(&closed)?;
+        let (free_below, bridge) =
+            free_below(engine, network, address, &self.pod.container_name).await?.map_err(&closed)?;
+        held.bridge = bridge;
         if free_below > MOST {
             return Err(closed(format!(
                 "{free_below} lower ones are free and would be given first, and up to {MOST} can be held back"
@@ -108,13 +112,13 @@ impl Restoring {
     }
 }
 
-/// How many come before it, or why it cannot be had.
+/// How many come before it, and the network's bridge; or why it cannot be had.
 async fn free_below(
     engine: &Engine,
     network: &str,
     address: Ipv4Addr,
     own: &str,
-) -> Result<Result<usize, String>, CheckpointError> {
+) -> Result<Result<(usize, Option<String>), String>, CheckpointError> {
     let begun = Instant::now();
     loop {
         let pool = engine.address_pool(network).await?;
@@ -122,7 +126,7 @@ async fn free_below(
             return Ok(Err("the pod's network has no such address now".to_owned()));
         };
         match pool.holder(address) {
-            None => return Ok(Ok(pool.free_below(address))),
+            None => return Ok(Ok((pool.free_below(address), pool.bridge))),
             // Another daemon's of this host, or our own attempt that is being cleared away.
             Some(holder) if (holder.starts_with(NAME) || holder == own) && begun.elapsed() < PATIENCE => {
                 tokio::time::sleep(LOOK).await

@@ -8,9 +8,9 @@
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
-//! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's
-//!   address of then, from the engine again; [`network_lock`]: a pod that is to be stopped tells nobody
+//! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's address of then, from the engine again
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
+//! - [`network_lock`]: no packet to a pod that stands still; [`silence`]: none before its sockets are there
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
 //! - [`copies`], [`copying`], [`fetch`]: copies in the remote store, those under way, and back from there
@@ -47,6 +47,7 @@ mod save;
 mod schedule;
 mod scheduler;
 pub mod settle_in;
+mod silence;
 mod sockets;
 mod source;
 mod store;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, store,
+    compress, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, silence, store,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -249,6 +249,7 @@ impl Checkpoints {
             let aside = aside(upper, action);
             off_thread(move || store::remove(&aside)).await?;
         }
+        silence::end(action);
         self.remove_placeholders(action).await?;
         store::remove(&self.0.store.scratch(action.id))?;
         self.remove_engine_folders(action).await?;

@@ -25,6 +25,7 @@ use super::{
     recover::aside,
     runtime,
     settle_in::{self, Filling, Plan},
+    silence::Silenced,
     source::deadline,
     store,
 };
@@ -235,7 +236,15 @@ impl Restoring {
                 Some(address) => Some(self.make_way(container, address).await?),
                 None => None,
             };
+            // Somebody may go on to send.
+            let silenced = match (again, held.as_ref().and_then(|held| held.bridge.clone())) {
+                (Some(address), Some(bridge)) if way.tcp == Tcp::Established && self.manifest.sockets.outside > 0 => {
+                    Some(self.silence(Silenced { bridge, address }).await?)
+                }
+                _ => None,
+            };
             let started = self.start_from_images(container, way, held).await;
+            drop(silenced);
             match (&started, again) {
                 // Without a word of CRIU's it was the engine, which at times takes the same again.
                 (Err(CheckpointError::Engine(EngineError::Failed { message, .. })), _) if engine_failures == 0 => {

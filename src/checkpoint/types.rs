@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{CopyView, Phase};
+use super::{CopyView, Phase, silence::Silenced};
 use crate::{
     db::rfc3339,
     engine::RestartRule,
@@ -326,6 +326,9 @@ pub struct Journal {
     /// Containers that took addresses for a moment: how many names were used.
     #[serde(default)]
     pub placeholders: u32,
+    /// A bridge drops what is for the pod.
+    #[serde(default)]
+    pub silenced: Option<Silenced>,
 }
 
 impl Default for Journal {
@@ -338,6 +341,7 @@ impl Default for Journal {
             makes_pod: false,
             remote: false,
             placeholders: 0,
+            silenced: None,
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::ids::ContainerId;
 
 /// The network of containers that name none.
 const DEFAULT: &str = "bridge";
+const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// What Docker since 28 reads: how often a new address is announced to its neighbours.
 const ANNOUNCEMENTS: &str = "com.docker.network.advertise_addr_nmsgs";
 
@@ -35,6 +36,8 @@ pub struct AddressPool {
     first: Ipv4Addr,
     last: Ipv4Addr,
     taken: BTreeMap<Ipv4Addr, String>,
+    /// The host's name for the bridge that its containers hang on.
+    pub bridge: Option<String>,
 }
 
 impl AddressPool {
@@ -54,6 +57,7 @@ impl AddressPool {
     }
 
     fn new(network: NetworkInspect) -> Option<Self> {
+        let bridge = bridge_of(&network);
         let config =
             network.ipam?.config?.into_iter().find(|part| part.subnet.as_deref().and_then(parse_subnet).is_some())?;
         let whole = parse_subnet(config.subnet.as_deref()?)?;
@@ -67,8 +71,15 @@ impl AddressPool {
         taken.extend(own.filter_map(|address| Some((bare(&address)?, "the network itself".to_owned()))));
         let ends = network.containers.unwrap_or_default().into_values();
         taken.extend(ends.filter_map(|end| Some((bare(&end.ipv4_address?)?, end.name.unwrap_or_default()))));
-        Some(Self { first: first.into(), last: last.into(), taken })
+        Some(Self { first: first.into(), last: last.into(), taken, bridge })
     }
+}
+
+/// As the engine names it, unless it was told otherwise.
+fn bridge_of(network: &NetworkInspect) -> Option<String> {
+    let told = || network.options.as_ref()?.get(BRIDGE_NAME).cloned();
+    let usual = || Some(format!("br-{}", network.id.as_ref()?.get(..12)?));
+    told().or_else(usual).filter(|_| network.driver.as_deref() == Some("bridge"))
 }
 
 /// The first and the last address of `172.17.0.0/16`.

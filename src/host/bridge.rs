@@ -3,8 +3,12 @@
 //! A pod that is saved must get no packet meanwhile. The kernel answers for programs that stand still: it takes data that
 //! nobody will have read, since the socket was written down before, and the sender believes it arrived. A port that is
 //! disabled drops everything, and the pod does not notice, its interfaces stay up.
+//!
+//! And a pod that is brought back must get none before its sockets are there: to a packet of a connection that it does not know
+//! the kernel answers that the connection is over. Its port is new, and open from the beginning; so the bridge itself claims the
+//! hardware address meanwhile, and drops what is for it.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, ffi::CString, io};
 
 use nix::libc;
 
@@ -18,6 +22,8 @@ const IFLA_PROTINFO: u16 = 12;
 const IFLA_BRPORT_STATE: u16 = 1;
 /// `NLA_F_NESTED` of linux/netlink.h.
 const NESTED: u16 = 1 << 15;
+/// linux/neighbour.h
+const NDA_LLADDR: u16 = 2;
 /// struct ifinfomsg: family, padding, type, index, flags, change.
 const IFINFOMSG: usize = 16;
 
@@ -92,6 +98,34 @@ fn set_port(index: u32, state: State) -> io::Result<()> {
     netlink::ask(libc::NETLINK_ROUTE, libc::RTM_SETLINK, libc::NLM_F_ACK, &request, |_| {})
 }
 
+/// Whether a bridge claims a hardware address, and drops what is for it.
+pub fn claim(bridge: &str, address: [u8; 6], is_claimed: bool) -> io::Result<()> {
+    let name = CString::new(bridge)?;
+    // SAFETY: a name that ends with a zero, and is only read.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // struct ndmsg: family, padding, index, state, flags, type; then the address and its padding
+    let mut request = vec![u8::try_from(libc::AF_BRIDGE).unwrap_or(7), 0, 0, 0];
+    request.extend_from_slice(&index.to_ne_bytes());
+    request.extend_from_slice(&libc::NUD_PERMANENT.to_ne_bytes());
+    request.extend_from_slice(&[libc::NTF_SELF, 0]);
+    for half in [10, NDA_LLADDR] {
+        request.extend_from_slice(&half.to_ne_bytes());
+    }
+    request.extend_from_slice(&address);
+    request.extend_from_slice(&[0, 0]);
+    let (kind, flags, done_already) = match is_claimed {
+        true => (libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_EXCL, libc::EEXIST),
+        false => (libc::RTM_DELNEIGH, 0, libc::ENOENT),
+    };
+    match netlink::ask(libc::NETLINK_ROUTE, kind, libc::NLM_F_ACK | flags, &request, |_| {}) {
+        Err(error) if error.raw_os_error() == Some(done_already) => Ok(()),
+        other => other,
+    }
+}
+
 fn ifinfomsg(family: i32, index: u32) -> Vec<u8> {
     let mut message = vec![0; IFINFOMSG];
     message[0] = u8::try_from(family).unwrap_or(0);
@@ -160,6 +194,24 @@ mod tests {
             assert!(!arrives());
             assert!(set_ports(pid, State::Forwarding).unwrap());
             assert!((0..10).any(|_| arrives()), "afterwards");
+
+            let shown = fs::read_to_string("/proc/net/arp").unwrap();
+            let line = shown.lines().find(|line| line.starts_with("192.0.2.2 ")).unwrap();
+            let text = line.split_whitespace().nth(3).unwrap();
+            let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+            let address: [u8; 6] = bytes.try_into().unwrap();
+            // The port is as new: nothing was learnt about it.
+            run("ip link set port0 down");
+            for is_claimed in [true, true] {
+                claim("bridge0", address, is_claimed).unwrap();
+            }
+            run("ip link set port0 up");
+            run(&format!("ip neigh replace 192.0.2.2 lladdr {text} dev bridge0"));
+            assert!(!arrives());
+            for is_claimed in [false, false] {
+                claim("bridge0", address, is_claimed).unwrap();
+            }
+            assert!((0..10).any(|_| arrives()), "let go");
             pod.kill().unwrap();
             pod.wait().unwrap();
         });
