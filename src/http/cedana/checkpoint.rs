@@ -180,10 +180,8 @@ fn is_meant(entry: &Entry, which: &Which, caller: &Caller) -> bool {
     let Some(row) = &entry.ours else {
         // An agent's own has no name and no pod here.
         let is_ready = entry.told.as_ref().is_some_and(|told| told.status == ToldStatus::Ready);
-        return is_ready
-            && which.checkpoint_id.is_some_and(|id| id.0.is_some())
-            && which.name.is_none()
-            && which.pod_id.is_none();
+        let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
+        return is_ready && which.checkpoint_id.is_some_and(|id| id.0.is_some()) && which.name.is_none() && !is_of_pod;
     };
     let owner = which.namespace.as_deref().unwrap_or(caller.user.as_str());
     let is_named =
