@@ -16,7 +16,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Action, CheckpointError, Checkpoints, restore::Restoring};
+use super::{Action, CheckpointError, Checkpoints, DrainedPod, Manifest, off_thread, restore::Restoring};
 use crate::{
     engine::{Engine, Placeholder},
     ids::{ActionId, ContainerId},
@@ -160,5 +160,28 @@ impl Checkpoints {
             }
         }
         Ok(())
+    }
+
+    /// Those that others are connected with by their addresses of then, lowest first, and all others. The engine gives the lowest
+    /// that is free: so each of them finds its own, and those that do not care take none of them.
+    pub(super) async fn by_address(&self, rows: Vec<DrainedPod>) -> (Vec<DrainedPod>, Vec<DrainedPod>) {
+        let store = self.0.store.clone();
+        off_thread(move || {
+            let address = |row: &DrainedPod| {
+                let id = row.checkpoint?;
+                let sockets = Manifest::read(&store.folder(id), id).ok()?.sockets;
+                sockets.address_of_then().filter(|_| sockets.need_their_address())
+            };
+            let (mut first, mut rest) = (Vec::new(), Vec::new());
+            for row in rows {
+                match address(&row) {
+                    Some(address) => first.push((address, row)),
+                    None => rest.push(row),
+                }
+            }
+            first.sort_by_key(|(address, _)| *address);
+            (first.into_iter().map(|(_, row)| row).collect(), rest)
+        })
+        .await
     }
 }

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 
 use super::{
     Action, ActionStatus, CheckpointError, Checkpoints, Compression, Drain, DrainState, DrainedPod, DrainedState, Kind,
-    LeaveRunning, Manifest, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host, off_thread,
+    LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host,
 };
 use crate::{
     account::Actor,
@@ -257,29 +257,6 @@ impl Checkpoints {
         self.side_by_side(first, DrainState::Undraining, &each).await;
         self.side_by_side(rest, DrainState::Undraining, &each).await;
         Ok(())
-    }
-
-    /// Those that others are connected with by their addresses of then, lowest first, and all others. The engine gives the lowest
-    /// that is free: so each of them finds its own, and those that do not care take none of them.
-    async fn by_address(&self, rows: Vec<DrainedPod>) -> (Vec<DrainedPod>, Vec<DrainedPod>) {
-        let store = self.0.store.clone();
-        off_thread(move || {
-            let address = |row: &DrainedPod| {
-                let id = row.checkpoint?;
-                let sockets = Manifest::read(&store.folder(id), id).ok()?.sockets;
-                sockets.address_of_then().filter(|_| sockets.need_their_address())
-            };
-            let (mut first, mut rest) = (Vec::new(), Vec::new());
-            for row in rows {
-                match address(&row) {
-                    Some(address) => first.push((address, row)),
-                    None => rest.push(row),
-                }
-            }
-            first.sort_by_key(|(address, _)| *address);
-            (first.into_iter().map(|(_, row)| row).collect(), rest)
-        })
-        .await
     }
 
     async fn bring_back(&self, drain: &Drain, row: DrainedPod) -> Result<(), CheckpointError> {

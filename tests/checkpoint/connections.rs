@@ -434,3 +434,45 @@ fn a_kill_leaves_no_placeholders() {
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+/// A pod is to be stopped, and is not: the connections that were kept silent for it go on, also after a kill.
+#[test]
+fn a_stop_that_does_not_come_leaves_connections_alone() {
+    if !Need::Failpoints.is_there() {
+        return;
+    }
+    let network = Network::new();
+    let config = network.config();
+    let failing = |builder: crate::common::Builder| {
+        builder.config(&config).env("FAILPOINTS", "checkpoint-hash=1*return->pause").env("TOKIO_WORKER_THREADS", "8")
+    };
+    let Some(mut server) = start_with(failing) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let port = echo_server(&gateway(&server, "main"));
+    run_python(&alice, "main", "talker", &talker(&gateway(&server, "main"), port));
+    let asked = ask(&address(&server, "main"));
+    is_answered(&asked);
+
+    crate::help::fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
+    talks_on(&alice, "main");
+    is_answered(&asked);
+
+    alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    eventually(PATIENCE, "it stands still and is silent", || {
+        let query = "SELECT count(*) FROM actions WHERE phase = 'hash' AND status = 'running'";
+        server.count(query) == 1
+    });
+    let silent = asked.load(Ordering::Relaxed);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(asked.load(Ordering::Relaxed), silent);
+    server.kill();
+    server.set_env("FAILPOINTS", None);
+    server.start_again();
+    eventually(PATIENCE, "it goes on", || crate::help::status(&alice, "main") == "running");
+    talks_on(&alice, "main");
+    is_answered(&asked);
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
