@@ -8,6 +8,7 @@
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
@@ -25,6 +26,7 @@ mod drain;
 mod drainer;
 mod error;
 mod fetch;
+mod gpu;
 pub mod gzip;
 mod hashing;
 mod hollow;
@@ -81,6 +83,7 @@ use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome, Tx, now},
     engine::Engine,
+    gpu::Gpus,
     ids::{ActionId, CheckpointId, PodId},
     names::UserName,
     objects::LiveStorage,
@@ -100,6 +103,7 @@ struct Inner {
     engine: Engine,
     accounts: Accounts,
     pods: Pods,
+    gpus: Gpus,
     store: Store,
     /// Pods saved or brought back at a time.
     turns: Semaphore,
@@ -120,6 +124,8 @@ struct Live {
     checkpoint: CheckpointId,
     bytes: AtomicU64,
     total: u64,
+    /// On their way to or from GPUs.
+    gpu_bytes: u64,
     frozen_since: Mutex<Option<Instant>>,
 }
 
@@ -139,7 +145,15 @@ impl Drop for AtWork {
 }
 
 impl Checkpoints {
-    pub fn new(home: &Path, db: Db, config: LiveConfig, engine: Engine, accounts: Accounts, pods: Pods) -> Self {
+    pub fn new(
+        home: &Path,
+        db: Db,
+        config: LiveConfig,
+        engine: Engine,
+        gpus: Gpus,
+        accounts: Accounts,
+        pods: Pods,
+    ) -> Self {
         let current = config.get();
         let folder = current.checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
         Self(Arc::new(Inner {
@@ -147,6 +161,7 @@ impl Checkpoints {
             engine,
             accounts,
             pods,
+            gpus,
             store: Store::new(folder),
             turns: Semaphore::new(current.checkpoint.parallelism),
             live: Mutex::default(),
@@ -259,6 +274,7 @@ impl Checkpoints {
             checkpoint: action.checkpoint,
             bytes: AtomicU64::new(0),
             total,
+            gpu_bytes: action.journal.gpu.as_ref().map_or(0, |work| work.bytes),
             frozen_since: Mutex::default(),
         });
         self.live().insert(action.id, live.clone());

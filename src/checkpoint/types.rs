@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Phase;
+use super::{Phase, gpu::GpuWork};
 use crate::{
     db::rfc3339,
     engine::RestartRule,
@@ -321,6 +321,9 @@ pub struct Journal {
     /// A copy in the remote store is asked for.
     #[serde(default)]
     pub remote: bool,
+    /// Programs that are taken off their GPUs, or are to be put back on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuWork>,
 }
 
 impl Default for Journal {
@@ -332,6 +335,7 @@ impl Default for Journal {
             upper: None,
             makes_pod: false,
             remote: false,
+            gpu: None,
         }
     }
 }

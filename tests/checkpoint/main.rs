@@ -8,6 +8,7 @@ mod addresses;
 mod damage;
 mod drain;
 mod fallback;
+mod gpus;
 mod help;
 mod kills;
 mod life;

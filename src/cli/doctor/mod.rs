@@ -3,6 +3,7 @@
 mod criu;
 mod docker;
 mod gpu;
+mod gpu_checkpoints;
 mod host;
 
 use std::{ffi::OsString, path::Path, process::Stdio, time::Duration};
@@ -59,6 +60,7 @@ pub async fn run(out: &Output) -> Result<u8, CliError> {
     let (mut findings, docker_root) = docker::examine().await;
     findings.extend(criu::examine().await);
     findings.extend(gpu::examine().await);
+    findings.extend(gpu_checkpoints::examine(&home).await);
     findings.extend(host::examine(&home, docker_root.as_deref()).await);
     match out.format() {
         Format::Json => out.json(&findings)?,

@@ -214,11 +214,13 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::ImageGone(_)
         | CheckpointError::MountsChanged { .. }
         | CheckpointError::Known(_)
+        | CheckpointError::GpusDiffer(_)
         | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
         CheckpointError::Remote(error) => object_status(error),
         CheckpointError::Space { .. } => StatusCode::INSUFFICIENT_STORAGE,
         CheckpointError::Count { .. } | CheckpointError::Size { .. } => StatusCode::FORBIDDEN,
         CheckpointError::Criu(_)
+        | CheckpointError::Cuda(_)
         | CheckpointError::TimedOut { .. }
         | CheckpointError::EndedAtOnce(_)
         | CheckpointError::Io { .. }
