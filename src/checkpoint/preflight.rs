@@ -261,6 +261,11 @@ fn look_at_files(
     device
 }
 
+/// Whether it has a GPU open now.
+pub fn holds_gpu(pid: i32) -> bool {
+    descriptors(pid).any(|(_, target)| target.starts_with(GPU_DEVICES))
+}
+
 /// The processes that would be saved and have a GPU open now.
 pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
     let pids = runtime::members(container);

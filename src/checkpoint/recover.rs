@@ -84,8 +84,7 @@ impl Checkpoints {
     /// still until the next start.
     pub fn gpu_patience(&self) -> Duration {
         let bytes = self.live().values().map(|live| live.gpu_bytes).max().unwrap_or(0);
-        let needed = Duration::from_millis(gpu::copying_ms(bytes));
-        if bytes > 0 { (needed + LAST_DUMPS).min(GPU_PATIENCE) } else { Duration::ZERO }
+        Duration::from_millis(gpu::copying_ms(bytes)).min(GPU_PATIENCE)
     }
 
     async fn settle_all(&self) -> Result<(), CheckpointError> {

@@ -98,7 +98,7 @@ impl SavedGpus {
     /// Those processes only: others ended, or came, before all were off the GPUs.
     pub fn keep(&mut self, processes: &[GpuProcess]) {
         let uses = |process: &GpuProcess| {
-            let known = self.processes.iter().find(|saved| saved.process == *process);
+            let known = self.processes.iter().find(|saved| saved.process.pid == process.pid);
             known.map(|saved| saved.uses.clone()).unwrap_or_default()
         };
         let kept = processes.iter().map(|process| SavedProcess { process: process.clone(), uses: uses(process) });
@@ -112,31 +112,29 @@ impl SavedGpus {
 
     /// The map of devices that a restore onto these needs: `None` where all are there as they were. Or why it cannot be.
     pub fn plan(&self, now: &[GpuNow], host: &Found) -> Result<Option<String>, String> {
-        let mut left: Vec<&GpuNow> = now.iter().collect();
-        let mut pairs: Vec<(&SavedGpu, &GpuNow)> = Vec::new();
+        let has_room = |saved: &SavedGpu, gpu: &GpuNow| gpu.free.is_none_or(|free| free >= self.bytes_on(&saved.uuid));
+        let of_then = |saved: &SavedGpu| now.iter().find(|gpu| gpu.uuid == saved.uuid);
         // Whose very GPU is there keeps it.
         let (same, moved): (Vec<&SavedGpu>, Vec<&SavedGpu>) =
-            self.devices.iter().partition(|saved| now.iter().any(|gpu| gpu.uuid == saved.uuid));
-        for saved in same.iter().chain(&moved).copied() {
-            let fits = |gpu: &&&GpuNow| match same.contains(&saved) {
-                true => gpu.uuid == saved.uuid,
-                false => gpu.model == saved.model,
+            self.devices.iter().partition(|saved| of_then(saved).is_some_and(|gpu| has_room(saved, gpu)));
+        let mut pairs: Vec<(&SavedGpu, &GpuNow)> =
+            same.iter().filter_map(|saved| Some((*saved, of_then(saved)?))).collect();
+        for saved in &moved {
+            let is_left = |gpu: &&GpuNow| pairs.iter().all(|(_, taken)| taken.uuid != gpu.uuid);
+            let mut fitting = now.iter().filter(is_left).filter(|gpu| gpu.model == saved.model);
+            let full = of_then(saved).or_else(|| fitting.clone().next());
+            let Some(gpu) = fitting.find(|gpu| has_room(saved, gpu)) else {
+                return Err(full.map_or_else(|| self.too_few(now), |full| no_room(self.bytes_on(&saved.uuid), full)));
             };
-            let needed = self.bytes_on(&saved.uuid);
-            let has_room = |gpu: &&&GpuNow| gpu.free.is_none_or(|free| free >= needed);
-            let Some(gpu) = left.iter().filter(fits).find(has_room).copied() else {
-                return Err(match left.iter().find(fits) {
-                    Some(full) => no_room(needed, full),
-                    None => self.too_few(now),
-                });
-            };
-            left.retain(|other| other.uuid != gpu.uuid);
-            pairs.push((saved, gpu));
+            pairs.push((*saved, gpu));
         }
         if moved.is_empty() {
             return Ok(None);
         }
         if !host.maps_devices() {
+            if let Some((saved, full)) = moved.iter().find_map(|saved| Some((saved, of_then(saved)?))) {
+                return Err(no_room(self.bytes_on(&saved.uuid), full));
+            }
             let names: Vec<&str> = moved.iter().map(|gpu| gpu.uuid.as_str()).collect();
             return Err(format!(
                 "the checkpoint's programs were on {}, which the pod has not now; to put them on others needs driver {DEVICE_MAP}+ and a cuda-checkpoint with --device-map (found: {host})",
@@ -240,6 +238,11 @@ mod tests {
             then.plan(&now(&[("GPU-c", "A100", 9), ("GPU-a", "A100", 9)]), &here),
             Ok(Some("GPU-a=GPU-a,GPU-b=GPU-c".to_owned()))
         );
+        // Its own is full, by a twin of it.
+        assert_eq!(
+            then.plan(&now(&[("GPU-a", "A100", 9), ("GPU-b", "A100", 1), ("GPU-c", "A100", 9)]), &here),
+            Ok(Some("GPU-a=GPU-a,GPU-b=GPU-c".to_owned()))
+        );
         // One that is full is passed over.
         assert_eq!(
             then.plan(&now(&[("GPU-a", "A100", 9), ("GPU-c", "A100", 1), ("GPU-d", "A100", 5)]), &here),
@@ -257,7 +260,9 @@ mod tests {
         assert!(why(&[("GPU-a", "A100", 9)], &here).contains("it has 1 of A100 now"));
         assert!(why(&[], &here).contains("it has none now"));
         let full = why(&[("GPU-a", "A100", 1), ("GPU-b", "A100", 9)], &here);
-        assert!(full.contains("GPU 0 has 1 free") || full.contains("GPU 0 has"), "{full}");
+        let old = why(&[("GPU-a", "A100", 1), ("GPU-b", "A100", 9), ("GPU-c", "A100", 9)], &host("570.86.10"));
+        assert_eq!(full, old, "one that could not be moved");
+        assert!(full.contains("had 5b on a GPU, and GPU 0 has 1b free"), "{full}");
         let old = why(&[("GPU-a", "A100", 9), ("GPU-c", "A100", 9)], &host("575.57.08"));
         assert!(old.contains("GPU-b, which the pod has not now") && old.contains("driver 580+"), "{old}");
     }

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     checkpoint::{
-        Action, CheckpointError, Checkpoints, preflight, restore::Restoring, runtime, save::Saving, source::deadline,
+        Action, CheckpointError, Checkpoints, off_thread, preflight, restore::Restoring, runtime, save::Saving,
+        source::deadline,
     },
     host::process,
     ids::{ActionId, ContainerId},
@@ -65,7 +66,8 @@ impl Hand {
             let Some(&pid) = members.get(&process.pid) else { continue };
             match self.call(step, pid, None).await {
                 Ok(()) => left.push(process.clone()),
-                Err(_) if self.ends(pid).await => {}
+                // It ends, or has left the GPU by itself.
+                Err(_) if self.ends(pid).await || step == Step::Lock && !preflight::holds_gpu(pid) => {}
                 Err(trouble) => return Err(CheckpointError::Cuda(sentence(step, process, &trouble))),
             }
         }
@@ -168,9 +170,10 @@ impl Saving {
         let init = self.seen.anatomy.pid;
         let mut locked = hand.each(Step::Lock, &work.processes).await?;
         for round in 0.. {
-            let (container, known) = (self.seen.container.clone(), work.processes.clone());
-            let is_new = move |process: &GpuProcess| !known.contains(process);
-            let holders = super::super::off_thread(move || preflight::gpu_holders(&container, init)).await;
+            let container = self.seen.container.clone();
+            let holders = off_thread(move || preflight::gpu_holders(&container, init)).await;
+            // By its number: a program may give itself another name.
+            let is_new = |process: &GpuProcess| work.processes.iter().all(|known| known.pid != process.pid);
             let new: Vec<GpuProcess> = holders.iter().map(GpuProcess::from).filter(is_new).collect();
             if new.is_empty() {
                 break;
@@ -188,11 +191,13 @@ impl Saving {
             locked.extend(hand.each(Step::Lock, &new).await?);
         }
         let saved = hand.each(Step::Checkpoint, &locked).await?;
-        if let Some(gpus) = &mut self.manifest.gpus {
-            gpus.keep(&saved);
+        match &mut self.manifest.gpus {
+            Some(gpus) if !saved.is_empty() => gpus.keep(&saved),
+            // All have ended meanwhile.
+            gpus => *gpus = None,
         }
         let container = self.seen.container.clone();
-        let left = super::super::off_thread(move || preflight::gpu_holders(&container, init)).await;
+        let left = off_thread(move || preflight::gpu_holders(&container, init)).await;
         match left.first() {
             Some(holder) => Err(CheckpointError::Cuda(format!(
                 "{} still holds {} when its CUDA is off the GPU, and CRIU cannot save that; end it first",
@@ -223,7 +228,14 @@ impl Restoring {
             return Err(CheckpointError::Cuda(format!("{} ended before it got its GPU back", lost.who())));
         }
         let complaints = hand.wake(work).await;
-        if complaints.is_empty() { Ok(()) } else { Err(CheckpointError::Cuda(complaints.join("; "))) }
+        if !complaints.is_empty() {
+            return Err(CheckpointError::Cuda(complaints.join("; ")));
+        }
+        let members = hand.members();
+        let ended = work.processes.iter().filter(|process| !members.contains_key(&process.pid));
+        let ended: Vec<String> = ended.map(|process| format!("{} has ended with its GPU", process.who())).collect();
+        self.action.losses.extend(ended);
+        Ok(())
     }
 }
 

@@ -27,8 +27,8 @@ const PROGRAM: &str = r#"
 import os, threading, time
 folder, me = '/root/cuda', os.getpid()
 os.makedirs(folder, exist_ok=True)
-if not os.path.exists('/dev/nvidia0'): os.system('mknod /dev/nvidia0 c 1 3')
-state, device = 'running', os.open('/dev/nvidia0', os.O_RDWR)
+DEVICE = '/dev/nvidia0'
+state, device = 'running', os.open(DEVICE, os.O_RDWR | os.O_CREAT)
 secret = os.urandom(8).hex()
 
 def act(word):
@@ -38,7 +38,7 @@ def act(word):
     if word == 'state': return '0 ' + state
     if (word, state) not in steps: return '1 "operation not permitted in state %s"' % state
     if word == 'checkpoint': os.close(device)
-    if word == 'restore': device = os.open('/dev/nvidia0', os.O_RDWR)
+    if word == 'restore': device = os.open(DEVICE, os.O_RDWR | os.O_CREAT)
     state = steps[word, state]
     return '0 '
 

@@ -124,6 +124,52 @@ fn killed_while_they_are_copied_back() {
     killed_in_a_call("restore", true);
 }
 
+/// Killed, and once more when the next start is about to give the GPUs back.
+#[test]
+fn killed_in_recovery_before_the_gpus_are_given_back() {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, "checkpoint-commit") else { return };
+    let pid = cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    let query = "SELECT count(*) FROM actions WHERE status = 'running' AND phase = 'commit'";
+    eventually(Duration::from_secs(60), "commit", || server.count(query) == 1);
+    server.kill();
+    server.set_env("FAILPOINTS", Some("recover-checkpoint-gpus=pause"));
+    server.start_again();
+    // It thaws the pod before it comes to that.
+    eventually(Duration::from_secs(30), "it is thawed", || {
+        engine_says(&server, "alice", "main", "{{.State.Paused}}") == "false"
+    });
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(cuda.calls(), [format!("lock {pid}"), format!("checkpoint {pid}")]);
+    end_and_start(&mut server);
+    assert_eq!(cuda.calls(), [format!("restore {pid}"), format!("unlock {pid}")]);
+    computes_on(&alice, "main", "one", &identity);
+    delete(&alice, "main");
+}
+
+/// A daemon that is told to end does not leave programs without their GPUs until its next start, if it can help it.
+#[test]
+fn the_daemon_ends_while_memory_is_copied() {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, "") else { return };
+    let pid = cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    cuda.fault("checkpoint", "slow");
+    alice.post("/pod/checkpoint?ins=main").ok();
+    eventually(Duration::from_secs(60), "it is copied", || cuda.was_called(&format!("checkpoint {pid} begins")));
+    cuda.mend("checkpoint");
+    server.terminate();
+    server.start_again();
+    assert_clean(&server);
+    assert_eq!(cuda.calls().last(), Some(&format!("unlock {pid}")));
+    assert_eq!(status(&alice, "main"), "running");
+    computes_on(&alice, "main", "one", &identity);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
 fn killed_in_restore(phase: &str, instance: &str) {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice)) = start(&cuda, &format!("restore-{phase}")) else { return };

@@ -117,7 +117,7 @@ fn a_restore_goes_to_other_gpus_of_the_same_model_or_is_refused() {
     cuda.upgrade("580.65.06");
     cuda.gpus.change(|state| state.devices.iter_mut().for_each(|gpu| gpu.memory_used = gpu.memory_total - 1));
     let refused = alice.post(&restore);
-    assert!(refused.detail().contains("had 64m on a GPU, and GPU 0 has 1 free"), "{refused}");
+    assert!(refused.detail().contains("had 64m on a GPU, and GPU 0 has 1b free"), "{refused}");
     // Off: the checkpoint stays as it is.
     cuda.gpus.change(|state| state.devices.iter_mut().for_each(|gpu| gpu.memory_used = 0));
     server.reconfigure("[checkpoint]\ngpu = \"off\"");

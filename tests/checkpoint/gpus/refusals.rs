@@ -87,7 +87,8 @@ fn what_is_no_plain_cuda() {
     cuda.gpus.change(|state| state.devices[0].processes[0].used_memory = Some(BYTES));
 
     // One that only watches.
-    let watcher = "import os, time\nf = os.open('/dev/nvidia0', os.O_RDWR)\nprint('ready')\ntime.sleep(10000)";
+    let watcher =
+        "import os, time\nf = os.open('/dev/nvidia0', os.O_RDWR | os.O_CREAT)\nprint('ready')\ntime.sleep(10000)";
     run_python(&alice, "main", "watcher", watcher);
     eventually(std::time::Duration::from_secs(20), "it is refused", || {
         alice.get("/checkpoint/check?ins=main").ok().json()["can_be_saved"] == false
