@@ -54,8 +54,8 @@ fn without_driver_or_program() {
     refused(&cuda, &alice, &format!("{needed}driver 565.57.01, cuda-checkpoint 565.57.01)"));
     server.reconfigure("[checkpoint]\ncuda_checkpoint = \"/nonexistent/cuda-checkpoint\"");
     refused(&cuda, &alice, &format!("{needed}driver 565.57.01, no cuda-checkpoint)"));
-    server.reconfigure("[checkpoint]\ncuda_checkpoint = \"/bin/false\"");
-    refused(&cuda, &alice, "a cuda-checkpoint that fails: it failed without a word)");
+    server.reconfigure("[checkpoint]\ncuda_checkpoint = \"/bin/cat\"");
+    refused(&cuda, &alice, "driver 565.57.01, cuda-checkpoint of an unknown version without --action)");
     computes_on(&alice, "main", "one", &identity);
     delete(&alice, "main");
 }
@@ -105,7 +105,7 @@ fn what_is_no_plain_cuda() {
 #[test]
 fn beyond_the_pods_own_memory() {
     let cuda = Cuda::new("570.86.10");
-    let Some(server) = cuda.start(|builder| builder.config("[default_quota]\nmemory = \"256m\"")) else { return };
+    let Some(server) = cuda.start(|builder| builder.config("[default_quota]\nmemory_limit = \"256m\"")) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     cuda.run(&server, &alice, "main", "one", 0);
