@@ -143,7 +143,10 @@ impl Cuda {
         fs::write(self.folder.path().join("version"), version).expect("our own folder");
         let more = if maps { " [--device-map <uuids>]" } else { "" };
         fs::write(self.folder.path().join("more"), more).expect("our own folder");
-        self.gpus.change(|state| version.clone_into(&mut state.driver_version));
+        self.gpus.change(|state| {
+            version.clone_into(&mut state.driver_version);
+            state.generation += 1;
+        });
     }
 
     pub fn program(&self) -> PathBuf {

@@ -1,12 +1,26 @@
 //! Pods whose programs use GPUs.
 
 mod cuda;
+#[path = "../../gpu/engine.rs"]
+mod engine;
 mod faults;
+mod given;
 mod kills;
 mod refusals;
 
+use std::{process::Command, time::Duration};
+
 use self::cuda::{Cuda, computes_on, count};
-use crate::help::{assert_clean, create, delete, delete_checkpoints, done, fails, save, status};
+use crate::{
+    common::{self, eventually},
+    help::{assert_clean, create, delete, delete_checkpoints, done, fails, save, status},
+};
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect("the program is there");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
 
 #[test]
 fn all_are_locked_before_the_first_is_copied_and_come_back_in_reverse() {
@@ -115,6 +129,9 @@ fn a_restore_goes_to_other_gpus_of_the_same_model_or_is_refused() {
     assert!(refused.detail().contains("needs driver 580+") && refused.status == 409, "{refused}");
     // Full.
     cuda.upgrade("580.65.06");
+    eventually(Duration::from_secs(40), "the driver is opened again", || {
+        server.admin().get("/host/spec").ok().json()["nvidia_driver_version"] == "580.65.06"
+    });
     cuda.gpus.change(|state| state.devices.iter_mut().for_each(|gpu| gpu.memory_used = gpu.memory_total - 1));
     let refused = alice.post(&restore);
     assert!(refused.detail().contains("had 64m on a GPU, and GPU 0 has 1b free"), "{refused}");
