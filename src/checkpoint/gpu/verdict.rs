@@ -105,9 +105,9 @@ impl Program {
                 "somebody has locked CUDA in {who} already; let it go on first (cuda-checkpoint --action restore, --action unlock)"
             )),
             Ok(CudaState::Failed) => Some(format!("CUDA in {who} has failed; end it first")),
-            Err(said) => {
-                Some(format!("{who} holds {gpus} without CUDA, as nvidia-smi and nvtop do ({said}); {FILES_ALONE}"))
-            }
+            Err(said) => Some(format!(
+                "{who} holds {gpus} without CUDA of its own, as nvidia-smi does, or a child that was forked off a CUDA program ({said}); {FILES_ALONE}"
+            )),
         }
     }
 
@@ -207,7 +207,7 @@ mod tests {
             (program(Ok(CudaState::Running), |used| used.kinds.graphics = true), "draws on GPU 2"),
             (program(Ok(CudaState::Locked), |_| {}), "has locked CUDA in python[12]"),
             (program(Ok(CudaState::Failed), |_| {}), "has failed"),
-            (program(Err("initialization error".to_owned()), |_| {}), "without CUDA"),
+            (program(Err("initialization error".to_owned()), |_| {}), "without CUDA of its own"),
         ] {
             assert!(bad.problem().unwrap().contains(words), "{:?}", bad.problem());
         }

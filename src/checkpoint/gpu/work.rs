@@ -190,6 +190,12 @@ impl Saving {
             self.me.write_action(&self.action).await?;
             locked.extend(hand.each(Step::Lock, &new).await?);
         }
+        if locked != work.processes {
+            // Those that have ended, or have left their GPU, are not to be asked about it any more.
+            work.processes.clone_from(&locked);
+            self.action.journal.gpu = Some(work);
+            self.me.write_action(&self.action).await?;
+        }
         let saved = hand.each(Step::Checkpoint, &locked).await?;
         match &mut self.manifest.gpus {
             Some(gpus) if !saved.is_empty() => gpus.keep(&saved),

@@ -95,7 +95,7 @@ fn what_is_no_plain_cuda() {
     });
     let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
     let problems = verdict["problems"].to_string();
-    assert!(problems.contains("holds /dev/nvidia0 without CUDA, as nvidia-smi and nvtop do"), "{verdict}");
+    assert!(problems.contains("holds /dev/nvidia0 without CUDA of its own, as nvidia-smi does"), "{verdict}");
     assert_eq!(verdict["problems"].as_array().map(Vec::len), Some(1), "{verdict}");
     assert_eq!(alice.post("/pod/checkpoint?ins=main").status, 409);
     computes_on(&alice, "main", "one", &identity);
