@@ -89,8 +89,15 @@ impl App {
         let accounts = Accounts::new(db.clone(), config.clone());
         let gpus = Gpus::new(config.clone(), db.clone(), engine.inventory().clone());
         let pods = Pods::new(home, db.clone(), config.clone(), engine.clone(), gpus.clone(), accounts.clone());
-        let checkpoints =
-            Checkpoints::new(home, db.clone(), config.clone(), engine.clone(), accounts.clone(), pods.clone());
+        let checkpoints = Checkpoints::new(
+            home,
+            db.clone(),
+            config.clone(),
+            engine.clone(),
+            gpus.clone(),
+            accounts.clone(),
+            pods.clone(),
+        );
         let clusters = Clusters::open(db.clone())?;
         let registry = Registry::new(home, db.clone(), config.clone(), checkpoints.clone());
         let files =
@@ -197,9 +204,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
         Some(worker) = failures.recv() => Err(StartError::Worker(worker)),
     };
     tracing::info!("stopping; pods go on");
+    let patience = Duration::from_secs(8) + LAST_WORK + app.checkpoints.gpu_patience();
     stop.cancel();
     tracker.close();
-    let _ = tokio::time::timeout(Duration::from_secs(8) + LAST_WORK, tracker.wait()).await;
+    let _ = tokio::time::timeout(patience, tracker.wait()).await;
     ended
 }
 

@@ -87,6 +87,8 @@ fn policy_is_pure() {
         "src/usage/buckets.rs",
         "src/checkpoint/admission.rs",
         "src/checkpoint/retention.rs",
+        "src/checkpoint/gpu/verdict.rs",
+        "src/checkpoint/gpu/plan.rs",
     ];
     let mut seen = 0;
     for path in modules {

@@ -45,6 +45,11 @@ const KNOWN: &[(&[&str], &str)] = &[
         &["Can't get", "opt: Operation not supported"],
         "this CRIU cannot save network sockets on this kernel; upgrade CRIU to 4.2 or newer",
     ),
+    (&["/dev/nvidia"], "a program holds a GPU, which CRIU cannot save; end it first"),
+    (
+        &["mnt:", "unreachable sharing"],
+        "something was mounted in the pod behind the engine's back, as NVIDIA's older hook does; ask an admin to have Docker give GPUs by CDI",
+    ),
     (
         &["Dangling connection"],
         "a program holds one end of a connection whose other end is outside the pod or was never accepted; end that connection first",

@@ -80,6 +80,12 @@ pub enum CheckpointError {
     Memory { needed: u64, limit: u64 },
     #[error("the checkpoint was made on {then}, this host is {now}; it can only be restored where it was made")]
     OtherHost { then: String, now: String },
+    /// Those that the checkpoint's programs were on, and those of now.
+    #[error("{0}")]
+    GpusDiffer(String),
+    /// What NVIDIA's program said, as a sentence.
+    #[error("{0}")]
+    Cuda(String),
     /// What CRIU or runc said, as a sentence.
     #[error("{0}")]
     Criu(String),

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::{
     CheckpointError, Compression, Kind,
+    gpu::SavedGpus,
     hashing::hash,
     store::{MANIFEST, sync_folder},
     streams,
@@ -57,6 +58,9 @@ pub struct Manifest {
     pub sockets: Sockets,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory_files: Vec<MemoryFiles>,
+    /// Programs were on GPUs: their memory there is in the images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<SavedGpus>,
     /// What is not in it, as sentences.
     pub losses: Vec<String>,
     /// How long the pod stood still, milliseconds.
@@ -207,6 +211,7 @@ impl Manifest {
         if !is_id {
             return Err(format!("its image is {}", shown(&self.image_id)));
         }
+        self.gpus.as_ref().map_or(Ok(()), SavedGpus::check)?;
         let host = &self.host;
         let texts = [&self.container_name, &host.kernel, &host.machine, &host.criu, &host.runtime, &self.shape.image];
         let texts = texts.into_iter().chain([&self.shape.hostname]).chain(&self.losses).chain(&self.sockets.address);

@@ -9,6 +9,7 @@
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
 //! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's address of then, from the engine again
+//! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`network_lock`]: no packet to a pod that stands still; [`silence`]: none before its sockets are there
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
@@ -31,6 +32,7 @@ mod drain;
 mod drainer;
 mod error;
 mod fetch;
+mod gpu;
 pub mod gzip;
 mod hashing;
 mod hollow;
@@ -91,6 +93,7 @@ use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome, Tx, now},
     engine::Engine,
+    gpu::Gpus,
     ids::{ActionId, CheckpointId, PodId},
     names::UserName,
     objects::LiveStorage,
@@ -110,6 +113,7 @@ struct Inner {
     engine: Engine,
     accounts: Accounts,
     pods: Pods,
+    gpus: Gpus,
     store: Store,
     /// Pods saved or brought back at a time.
     turns: Semaphore,
@@ -132,6 +136,8 @@ struct Live {
     checkpoint: CheckpointId,
     bytes: AtomicU64,
     total: u64,
+    /// On their way to or from GPUs.
+    gpu_bytes: u64,
     frozen_since: Mutex<Option<Instant>>,
 }
 
@@ -151,7 +157,15 @@ impl Drop for AtWork {
 }
 
 impl Checkpoints {
-    pub fn new(home: &Path, db: Db, config: LiveConfig, engine: Engine, accounts: Accounts, pods: Pods) -> Self {
+    pub fn new(
+        home: &Path,
+        db: Db,
+        config: LiveConfig,
+        engine: Engine,
+        gpus: Gpus,
+        accounts: Accounts,
+        pods: Pods,
+    ) -> Self {
         let current = config.get();
         let folder = current.checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
         Self(Arc::new(Inner {
@@ -159,6 +173,7 @@ impl Checkpoints {
             engine,
             accounts,
             pods,
+            gpus,
             store: Store::new(folder),
             turns: Semaphore::new(current.checkpoint.parallelism),
             live: Mutex::default(),
@@ -267,6 +282,7 @@ impl Checkpoints {
             checkpoint: action.checkpoint,
             bytes: AtomicU64::new(0),
             total,
+            gpu_bytes: action.journal.gpu.as_ref().map_or(0, |work| work.bytes),
             frozen_since: Mutex::default(),
         });
         self.live().insert(action.id, live.clone());

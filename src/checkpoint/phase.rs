@@ -6,10 +6,12 @@
 //! | phase | what is done | the pod | undone by |
 //! | --- | --- | --- | --- |
 //! | preflight | the restart rule is set to `no` where the pod is to be stopped | runs | the rule |
+//! | gpu-off | only with programs on a GPU: `cuda-checkpoint` locks them all, then takes their memory off the GPUs | runs, but for what asks CUDA | restore and unlock, in reverse |
 //! | pause | `docker pause`, its network's ports disabled | stands still | the ports, `docker unpause` |
 //! | dump | runc has CRIU write the processes into a folder `.tmp-ID` | stands still | CRIU's end, the network lock removed, unpause |
 //! | rootfs | the writable layer into an archive | stands still | unpause |
 //! | resume | the ports, `docker unpause` (leave running) | goes on | |
+//! | gpu-on | after gpu-off: restore and unlock, in reverse | goes on | |
 //! | hash | BLAKE3 and fsync of every file | goes on; stands still if it is to be stopped | unpause |
 //! | commit | the manifest, fsync, the folder gets its name | as before | nothing: it is complete |
 //! | stop | `docker kill` while it stands still | ends | nothing: it is ended at the next start |
@@ -23,6 +25,7 @@
 //! | fetch | only where the folder is gone or damaged and has a copy: what is missing, from the remote store | what is whole stays |
 //! | prepare | container (under another name), the writable layer put aside and made anew, packed files unpacked | the layer put back, or the container removed |
 //! | start | the engine starts the container from the images | what was started killed, then as above |
+//! | gpu-on | only with programs on a GPU: `cuda-checkpoint` restores and unlocks them | as above |
 //! | check | it lives | as above |
 //! | clean | what was put aside, the engine's copies | |
 
@@ -37,10 +40,12 @@ use super::types::UnknownWord;
 words! {
     Phase, "phase" {
         Preflight = "preflight",
+        GpuOff = "gpu-off",
         Pause = "pause",
         Dump = "dump",
         Rootfs = "rootfs",
         Resume = "resume",
+        GpuOn = "gpu-on",
         Hash = "hash",
         Commit = "commit",
         Stop = "stop",
@@ -62,19 +67,25 @@ pub struct Circumstances {
     /// The pod runs; else only its files are saved.
     pub runs: bool,
     pub compresses: bool,
+    /// Programs of it use GPUs.
+    pub has_gpus: bool,
 }
 
 impl Phase {
     /// The phases of a checkpoint, in their order.
     pub fn of_checkpoint(circumstances: Circumstances) -> Vec<Self> {
-        let Circumstances { kind, leave_running, runs, compresses } = circumstances;
+        let Circumstances { kind, leave_running, runs, compresses, has_gpus } = circumstances;
         let goes_on = leave_running == LeaveRunning::Yes;
+        let has_gpus = has_gpus && runs && kind.has_processes();
         let steps = [
             (Self::Preflight, true),
+            // While the pod runs: NVIDIA's program has a thread of each process do it.
+            (Self::GpuOff, has_gpus),
             (Self::Pause, runs),
             (Self::Dump, runs && kind.has_processes()),
             (Self::Rootfs, kind.has_files()),
             (Self::Resume, runs && goes_on),
+            (Self::GpuOn, has_gpus && goes_on),
             (Self::Hash, true),
             (Self::Commit, true),
             (Self::Stop, runs && !goes_on),
@@ -83,7 +94,13 @@ impl Phase {
         steps.into_iter().filter_map(|(phase, wanted)| wanted.then_some(phase)).collect()
     }
 
-    pub const OF_RESTORE: [Self; 5] = [Self::Verify, Self::Prepare, Self::Start, Self::Check, Self::Clean];
+    /// The phases of a restore, in their order.
+    pub fn of_restore(has_gpus: bool) -> Vec<Self> {
+        let mut phases = vec![Self::Verify, Self::Prepare, Self::Start];
+        phases.extend(has_gpus.then_some(Self::GpuOn));
+        phases.extend([Self::Check, Self::Clean]);
+        phases
+    }
 
     /// The point before this phase at which tests stop the daemon.
     pub fn fail_point(self, of: ActionKind) -> String {
@@ -94,10 +111,12 @@ impl Phase {
     pub fn doing(self) -> &'static str {
         match self {
             Self::Preflight => "prepared the checkpoint",
+            Self::GpuOff => "took the pod's memory off its GPUs",
             Self::Pause => "paused the pod",
             Self::Dump => "saved the processes",
             Self::Rootfs => "saved the files",
             Self::Resume => "let the pod go on",
+            Self::GpuOn => "gave the pod's programs their GPUs back",
             Self::Hash => "hashed the checkpoint",
             Self::Commit => "completed the checkpoint",
             Self::Stop => "stopped the pod",
@@ -117,7 +136,11 @@ mod tests {
     use super::*;
 
     fn phases(kind: Kind, leave_running: LeaveRunning, runs: bool, compresses: bool) -> String {
-        let phases = Phase::of_checkpoint(Circumstances { kind, leave_running, runs, compresses });
+        shown(kind, leave_running, runs, compresses, false)
+    }
+
+    fn shown(kind: Kind, leave_running: LeaveRunning, runs: bool, compresses: bool, has_gpus: bool) -> String {
+        let phases = Phase::of_checkpoint(Circumstances { kind, leave_running, runs, compresses, has_gpus });
         phases.iter().map(|phase| phase.as_str()).collect::<Vec<_>>().join(" ")
     }
 
@@ -128,5 +151,19 @@ mod tests {
         assert_eq!(phases(Kind::Rootfs, No, true, false), "preflight pause dump rootfs hash commit stop");
         assert_eq!(phases(Kind::Simple, Yes, true, false), "preflight pause dump resume hash commit");
         assert_eq!(phases(Kind::RootfsOnly, Yes, false, false), "preflight rootfs hash commit");
+    }
+
+    #[test]
+    fn memory_leaves_the_gpus_before_the_pause_and_comes_back_after_it() {
+        use LeaveRunning::{No, Yes};
+        let gpus = |kind, leave_running, runs| shown(kind, leave_running, runs, false, true);
+        assert_eq!(gpus(Kind::Rootfs, Yes, true), "preflight gpu-off pause dump rootfs resume gpu-on hash commit");
+        assert_eq!(gpus(Kind::Simple, No, true), "preflight gpu-off pause dump hash commit stop");
+        // Files alone do not concern them.
+        assert_eq!(gpus(Kind::RootfsOnly, Yes, true), "preflight pause rootfs resume hash commit");
+        let words =
+            |has_gpus| Phase::of_restore(has_gpus).iter().map(|phase| phase.as_str()).collect::<Vec<_>>().join(" ");
+        assert_eq!(words(true), "verify prepare start gpu-on check clean");
+        assert_eq!(words(false), "verify prepare start check clean");
     }
 }

@@ -19,7 +19,7 @@ use super::{
     watches::{self, Watched},
 };
 use crate::{
-    config::CheckpointConfig,
+    config::{CheckpointConfig, GpuCheckpoints},
     engine::{Anatomy, Init},
     host::process,
     ids::ContainerId,
@@ -31,6 +31,8 @@ pub const EXPECTED_RATE: u64 = 400 << 20;
 const PER_PROCESS: u64 = 256 << 10;
 /// What a descriptor of inotify links to.
 const INOTIFY: &str = "anon_inode:inotify";
+/// How the names of NVIDIA's devices begin.
+const GPU_DEVICES: &str = "/dev/nvidia";
 /// The bit of CAP_SYS_RESOURCE.
 const SYS_RESOURCE: u32 = 24;
 
@@ -47,6 +49,8 @@ pub struct Verdict {
     pub processes: Vec<ProcessVerdict>,
     /// Bytes expected: memory, and files.
     pub memory: u64,
+    /// Of GPUs, which is copied into the memory of processes.
+    pub gpu_memory: u64,
     pub files: u64,
     /// Expected time that the pod stands still.
     pub freeze_ms: u64,
@@ -82,10 +86,32 @@ pub struct Findings {
     pub memory: u64,
     pub files: u64,
     pub sockets: Sockets,
+    /// Processes on GPUs, where these may be saved.
+    pub gpu_holders: Vec<Holder>,
+    /// Bytes that they have there.
+    pub gpu_memory: u64,
 }
 
-/// Looks at the container and its processes. Reads /proc only; may take as long as its files are many.
-pub fn look(container: &ContainerId, anatomy: &Anatomy, kind: Kind, config: &CheckpointConfig) -> Findings {
+/// A process that would be saved and holds a GPU.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// On the host, and as the pod counts it.
+    pub pid: i32,
+    pub inside: i32,
+    pub name: String,
+    /// What it has open, where it has.
+    pub device: Option<String>,
+}
+
+/// Looks at the container and its processes. Reads /proc only; may take as long as its files are many. `on_gpus` are
+/// processes that the driver tells of.
+pub fn look(
+    container: &ContainerId,
+    anatomy: &Anatomy,
+    kind: Kind,
+    config: &CheckpointConfig,
+    on_gpus: &[i32],
+) -> Findings {
     let mut found = Findings::default();
     if kind.has_files() {
         match &anatomy.upper {
@@ -111,14 +137,20 @@ pub fn look(container: &ContainerId, anatomy: &Anatomy, kind: Kind, config: &Che
             ));
         }
     }
-    look_at_processes(container, anatomy.pid, config, &mut found);
+    look_at_processes(container, anatomy.pid, config, on_gpus, &mut found);
     found.memory = memory_of(anatomy.pid) + PER_PROCESS * found.processes.len() as u64;
     found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();
     found
 }
 
-fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConfig, found: &mut Findings) {
+fn look_at_processes(
+    container: &ContainerId,
+    init: i32,
+    config: &CheckpointConfig,
+    on_gpus: &[i32],
+    found: &mut Findings,
+) {
     let pids = runtime::members(container);
     let parents = runtime::parents(&pids);
     let may_exceed = has_sys_resource();
@@ -148,7 +180,22 @@ fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConf
                 "{who} runs as a normal user, and this host does not grant CAP_SYS_RESOURCE, which saving it needs"
             ));
         }
-        look_at_files(pid, &who, config, &around, &mut process);
+        let device = look_at_files(pid, &who, config, &around, &mut process);
+        if device.is_some() || on_gpus.contains(&pid) {
+            match config.gpu {
+                GpuCheckpoints::Experimental => {
+                    let name = process.name.clone();
+                    found.gpu_holders.push(Holder { pid, inside, name, device });
+                }
+                GpuCheckpoints::Off => {
+                    let device = device.map(|device| format!(" ({device})")).unwrap_or_default();
+                    process.notes.push(format!(
+                        "{who} uses a GPU{device}, which cannot be saved; end it first, or save the files alone with --kind rootfsonly"
+                    ));
+                    process.saved = Saved::No;
+                }
+            }
+        }
         match process.saved {
             Saved::Yes => {}
             Saved::No => found.problems.extend(process.notes.iter().cloned()),
@@ -158,7 +205,15 @@ fn look_at_processes(container: &ContainerId, init: i32, config: &CheckpointConf
     }
 }
 
-fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, around: &Surroundings, process: &mut ProcessVerdict) {
+/// Notes what cannot be saved. The device of a GPU that it has open, if it has.
+fn look_at_files(
+    pid: i32,
+    who: &str,
+    config: &CheckpointConfig,
+    around: &Surroundings,
+    process: &mut ProcessVerdict,
+) -> Option<String> {
+    let mut device = None;
     let folder = format!("/proc/{pid}/fd");
     for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
         let Ok(target) = fs::read_link(entry.path()) else { continue };
@@ -175,10 +230,9 @@ fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, around: &Surrou
                 "{who} watches a file outside [checkpoint] watch_paths ({}), which cannot be saved; end it, put the file on a volume, or ask an admin to add its folder",
                 config.watch_paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
             )
-        } else if target.starts_with("/dev/nvidia") {
-            format!(
-                "{who} uses a GPU ({target}), which cannot be saved; end it first, or save the files alone with --kind rootfsonly"
-            )
+        } else if target.starts_with(GPU_DEVICES) {
+            device.get_or_insert(target);
+            continue;
         } else if let Some(path) = target.strip_suffix(" (deleted)")
             && !["/memfd:", "/dev/shm/", "/SYSV", "/dev/zero"].iter().any(|start| path.starts_with(start))
             && let Ok(data) = fs::metadata(entry.path())
@@ -204,6 +258,24 @@ fn look_at_files(pid: i32, who: &str, config: &CheckpointConfig, around: &Surrou
         }
         process.saved = Saved::No;
     }
+    device
+}
+
+/// Whether it has a GPU open now.
+pub fn holds_gpu(pid: i32) -> bool {
+    descriptors(pid).any(|(_, target)| target.starts_with(GPU_DEVICES))
+}
+
+/// The processes that would be saved and have a GPU open now.
+pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
+    let pids = runtime::members(container);
+    let parents = runtime::parents(&pids);
+    let holder = |pid: i32| {
+        let device = descriptors(pid).map(|(_, target)| target).find(|target| target.starts_with(GPU_DEVICES))?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+        Some(Holder { pid, inside: process::pid_inside(pid)?, name, device: Some(device) })
+    };
+    pids.iter().filter(|&&pid| descends(pid, init, &parents)).filter_map(|&pid| holder(pid)).collect()
 }
 
 /// What processes hold that is known only from more than one place.

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, silence, store,
+    compress, gpu, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, silence,
+    store,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -25,6 +26,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long pods may stand still when the daemon stops.
 const LAST_DUMPS: Duration = Duration::from_secs(4);
+/// How much longer at the most where GPUs are concerned. systemd kills a service after 90 s.
+const GPU_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a container may take to show what became of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -73,9 +76,16 @@ impl Checkpoints {
             runtime::end_action(action, &std::fs::canonicalize(&folder).unwrap_or(folder)).await;
         }
         // Its failure lets the pod go on.
-        while !frozen().is_empty() && begun.elapsed() < 2 * LAST_DUMPS {
+        while !frozen().is_empty() && begun.elapsed() < 2 * LAST_DUMPS + self.gpu_patience() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// How much longer the daemon's end may take because memory is on its way to or from GPUs: its programs would stand
+    /// still until the next start.
+    pub fn gpu_patience(&self) -> Duration {
+        let bytes = self.live().values().map(|live| live.gpu_bytes).max().unwrap_or(0);
+        Duration::from_millis(gpu::copying_ms(bytes)).min(GPU_PATIENCE)
     }
 
     async fn settle_all(&self) -> Result<(), CheckpointError> {
@@ -118,6 +128,7 @@ impl Checkpoints {
             Some(container) => self.0.engine.anatomy(container).await?,
             None => None,
         };
+        let mut unwoken = None;
         if let (Some(container), Some(anatomy)) = (&container, &anatomy)
             && anatomy.pid != 0
         {
@@ -125,6 +136,7 @@ impl Checkpoints {
             if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
                 self.0.engine.kill(container).await?;
                 action.phase = Phase::Stop;
+                action.journal.gpu = None;
             } else {
                 // Also of one that somebody has let go meanwhile.
                 network_lock::unlock(anatomy.pid).await;
@@ -136,6 +148,9 @@ impl Checkpoints {
             let _ = self.0.engine.look(container).await;
         }
         if let (Some(container), Some(_)) = (&container, &anatomy) {
+            fail_point!("recover-checkpoint-gpus");
+            let complaints = self.wake_gpus(&action, container).await;
+            unwoken = (!complaints.is_empty()).then(|| gpu::unwoken(&complaints));
             let stopped =
                 complete && self.0.engine.anatomy(container).await?.is_some_and(|now| now.status != "running");
             if stopped && action.journal.leave_running == LeaveRunning::No {
@@ -157,7 +172,7 @@ impl Checkpoints {
             tracing::info!(pod = action.container_name, checkpoint = %id, "a checkpoint that was complete is kept");
             action.bytes = size;
             // A complete one counts, whatever came after it.
-            action.losses.extend(action.error.take());
+            action.losses.extend(action.error.take().into_iter().chain(unwoken));
             return self.end_saved(action, size).await;
         }
         self.0.store.remove(id)?;
@@ -165,7 +180,8 @@ impl Checkpoints {
         fail_point!("recover-checkpoint-removed");
         let error =
             action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
-        let error = format!("{}: {error}", action.phase);
+        let unwoken = unwoken.map(|unwoken| format!("; {unwoken}")).unwrap_or_default();
+        let error = format!("{}: {error}{unwoken}", action.phase);
         self.end_action(action, Err(error), move |tx| tx.delete_checkpoint(id)).await
     }
 
@@ -192,7 +208,11 @@ impl Checkpoints {
         };
         let mut action = action.clone();
         let lives = anatomy.as_ref().is_some_and(|anatomy| anatomy.status == "running");
-        let begun = matches!(action.phase, Phase::Start | Phase::Check | Phase::Clean);
+        let begun = matches!(action.phase, Phase::Start | Phase::GpuOn | Phase::Check | Phase::Clean);
+        if let (true, true, None, Some(container)) = (lives, begun, &action.error, &container) {
+            let complaints = self.wake_gpus(&action, container).await;
+            action.error = (!complaints.is_empty()).then(|| complaints.join("; "));
+        }
         if lives && begun && action.error.is_none() {
             tracing::info!(pod = action.container_name, "a restore that a kill interrupted is done");
             if let Some(container) = container {

@@ -61,7 +61,7 @@ impl Restoring {
     pub(super) async fn run(mut self, _guard: OwnedMutexGuard<()>) {
         let me = self.me.clone();
         let _turn = me.0.turns.acquire().await;
-        for phase in Phase::OF_RESTORE {
+        for phase in Phase::of_restore(self.action.journal.gpu.is_some()) {
             if let Err(error) = self.step(phase).await {
                 return self.fail(phase, error).await;
             }
@@ -84,6 +84,7 @@ impl Restoring {
             Phase::Verify => self.verify().await,
             Phase::Prepare => self.prepare().await,
             Phase::Start => self.start().await,
+            Phase::GpuOn => self.gpu_on().await,
             Phase::Check => self.check().await,
             _ => self.finish().await,
         }
@@ -157,7 +158,7 @@ impl Restoring {
         Ok(engine.set_restart(&container, &RestartRule::never()).await?)
     }
 
-    fn container(&self) -> Result<ContainerId, CheckpointError> {
+    pub(super) fn container(&self) -> Result<ContainerId, CheckpointError> {
         let gone = || PodError::NotFound(self.pod.container_name.clone());
         Ok(self.action.journal.container.clone().ok_or_else(gone)?)
     }

@@ -360,7 +360,7 @@ async fn end_all(find: impl Fn() -> Vec<i32>) {
     }
 }
 
-fn is_zombie(pid: i32) -> bool {
+pub fn is_zombie(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rfind(')').is_none_or(|at| stat[at + 1..].trim_start().starts_with(['Z', 'X']))
 }

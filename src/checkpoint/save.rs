@@ -61,13 +61,15 @@ impl Saving {
             leave_running: self.action.journal.leave_running,
             runs: self.seen.anatomy.status == "running",
             compresses: self.compression != Compression::None,
+            has_gpus: self.action.journal.gpu.is_some(),
         });
+        // What follows does not concern the container.
+        let last = phases.iter().rfind(|phase| matches!(phase, Phase::Resume | Phase::GpuOn | Phase::Stop)).copied();
         for phase in phases {
             if let Err(error) = self.step(phase).await {
                 return self.fail(phase, error).await;
             }
-            // What follows does not concern the container.
-            if matches!(phase, Phase::Resume | Phase::Stop) {
+            if Some(phase) == last {
                 guard.take();
             }
         }
@@ -82,10 +84,16 @@ impl Saving {
         tracing::debug!(pod = self.pod.container_name, %phase, "checkpoint");
         match phase {
             Phase::Preflight => self.prepare().await,
+            Phase::GpuOff => self.gpu_off().await,
             Phase::Pause => self.pause().await,
             Phase::Dump => self.dump().await,
             Phase::Rootfs => self.save_files().await,
             Phase::Resume => self.resume().await,
+            Phase::GpuOn => {
+                self.gpu_on().await;
+                self.thawed().await;
+                Ok(())
+            }
             Phase::Hash => self.hash().await,
             Phase::Commit => self.commit().await,
             Phase::Stop => self.stop().await,
@@ -113,7 +121,7 @@ impl Saving {
     async fn pause(&mut self) -> Result<(), CheckpointError> {
         // A terminal with somebody at it is a connection to the outside, which cannot be saved.
         self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
-        *self.live.frozen_since() = Some(Instant::now());
+        self.live.frozen_since().get_or_insert_with(Instant::now);
         self.me.0.engine.pause(&self.seen.container).await?;
         // A network that it shares stays when it is stopped.
         let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
@@ -224,7 +232,11 @@ impl Saving {
     async fn resume(&mut self) -> Result<(), CheckpointError> {
         network_lock::open_ports(self.seen.anatomy.pid);
         self.me.0.engine.unpause(&self.seen.container).await?;
-        self.thawed().await;
+        match self.action.journal.gpu {
+            // Its programs wait for their GPUs.
+            Some(_) => self.shells = None,
+            None => self.thawed().await,
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use super::{
     Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, DrainedPod,
     DrainedState, Journal, Kind, NewCheckpoint, Origin, Phase, Verdict, admission,
     drainer::new_row,
+    gpu::{self, GpusSeen},
     manifest::{Host, Manifest},
     network_lock::NetworkLock,
     note, off_thread,
@@ -30,6 +31,8 @@ pub struct Seen {
     pub findings: Findings,
     pub verdict: Verdict,
     pub criu: String,
+    /// Programs on GPUs, where there are some and they can be saved.
+    pub gpus: Option<GpusSeen>,
 }
 
 impl Checkpoints {
@@ -86,7 +89,7 @@ impl Checkpoints {
             folder: self.0.store.folder_under_way(checkpoint.id),
             manifest: new_manifest(&checkpoint, &pod, &seen),
             checkpoint,
-            deadline: deadline(&config.checkpoint, seen.verdict.memory),
+            deadline: deadline(&config.checkpoint, seen.verdict.memory + seen.verdict.gpu_memory),
             pod,
             seen,
             live,
@@ -117,9 +120,15 @@ impl Checkpoints {
         };
         let config = self.0.config.get();
         let (id, body) = (container.clone(), anatomy.clone());
-        let findings = off_thread(move || preflight::look(&id, &body, kind, &config.checkpoint)).await;
+        let snapshot = self.0.gpus.snapshot();
+        let mut findings = off_thread(move || {
+            let on_gpus = gpu::on_gpus(&snapshot, &id);
+            preflight::look(&id, &body, kind, &config.checkpoint, &on_gpus)
+        })
+        .await;
+        let gpus = self.examine_gpus(&container, &anatomy, &mut findings).await;
         self.0.store.ensure()?;
-        let size = findings.memory + findings.files;
+        let size = findings.memory + findings.gpu_memory + findings.files;
         let rate = self.0.rate.load(Ordering::Relaxed).max(1);
         let verdict = Verdict {
             pod: pod.container_name.clone(),
@@ -129,13 +138,18 @@ impl Checkpoints {
             losses: findings.losses.clone(),
             processes: findings.processes.clone(),
             memory: findings.memory,
+            gpu_memory: findings.gpu_memory,
             files: findings.files,
-            freeze_ms: if runs { 100 + size.saturating_mul(1000) / rate } else { 0 },
+            freeze_ms: if runs {
+                100 + size.saturating_mul(1000) / rate + gpu::copying_ms(findings.gpu_memory)
+            } else {
+                0
+            },
             // Images grow a little while they are made.
             space_needed: size + size / 100 * 15,
             space_free: self.0.store.free().saturating_sub(self.0.config.get().checkpoint.keep_free.0),
         };
-        Ok(Seen { container, anatomy, findings, verdict, criu })
+        Ok(Seen { container, anatomy, findings, verdict, criu, gpus })
     }
 
     /// Takes what the quota allows, and writes checkpoint and action down.
@@ -157,7 +171,7 @@ impl Checkpoints {
             name: new.name.clone(),
             reason: new.reason.clone(),
             status: CheckpointStatus::Creating,
-            size: seen.verdict.memory + seen.verdict.files,
+            size: seen.verdict.memory + seen.verdict.gpu_memory + seen.verdict.files,
             image: seen.anatomy.image_id.clone(),
             created_at: now(),
             origin: new.origin,
@@ -185,6 +199,7 @@ impl Checkpoints {
                 leave_running: new.leave_running,
                 container: Some(seen.container.clone()),
                 remote: new.remote,
+                gpu: seen.gpus.as_ref().map(|gpus| gpus.work.clone()),
                 ..Journal::default()
             },
         };
@@ -277,6 +292,7 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
         },
         sockets: seen.findings.sockets.clone(),
         memory_files: Vec::new(),
+        gpus: seen.gpus.as_ref().map(|gpus| gpus.saved.clone()),
         losses: seen.findings.losses.clone(),
         frozen_ms: 0,
         files: std::collections::BTreeMap::new(),

@@ -49,12 +49,18 @@ impl Checkpoints {
         let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());
         let wanted = PodRef { prefix: None, user: Some(row.user.clone()), instance: instance.clone() };
         let (guard, pod, journal) = match self.0.pods.find(caller, &wanted) {
-            Ok(pod) if pod.id == row.pod => self.in_place(caller, &wanted, &manifest).await?,
+            Ok(pod) if pod.id == row.pod => {
+                let (guard, pod, mut journal) = self.in_place(caller, &wanted, &manifest).await?;
+                let given = pod.container.as_ref().and_then(|container| self.given_gpus(container));
+                journal.gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), given).await?;
+                (guard, pod, journal)
+            }
             Ok(pod) => return Err(PodError::Exists(pod.container_name.clone()).into()),
             Err(PodError::NotFound(_)) => {
                 let image = self.image_of(&manifest)?;
                 let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image)?;
                 check_mounts(&manifest.shape, &spec)?;
+                let gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), spec.gpus.clone()).await?;
                 let actor = Actor::from(caller);
                 let (guard, pod) =
                     self.0.pods.reserve_restored(actor, row.user.clone(), instance, allowed, spec).await?;
@@ -62,7 +68,7 @@ impl Checkpoints {
                     self.0.pods.undo_restored(pod, error.to_string()).await;
                     return Err(error);
                 }
-                (guard, pod, Journal { makes_pod: true, ..Journal::default() })
+                (guard, pod, Journal { makes_pod: true, gpu, ..Journal::default() })
             }
             Err(error) => return Err(error.into()),
         };

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{CopyView, Phase, silence::Silenced};
+use super::{CopyView, Phase, gpu::GpuWork, silence::Silenced};
 use crate::{
     db::rfc3339,
     engine::RestartRule,
@@ -329,6 +329,9 @@ pub struct Journal {
     /// A bridge drops what is for the pod.
     #[serde(default)]
     pub silenced: Option<Silenced>,
+    /// Programs that are taken off their GPUs, or are to be put back on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuWork>,
 }
 
 impl Default for Journal {
@@ -342,6 +345,7 @@ impl Default for Journal {
             remote: false,
             placeholders: 0,
             silenced: None,
+            gpu: None,
         }
     }
 }

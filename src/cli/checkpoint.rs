@@ -161,6 +161,8 @@ struct Verdict {
     losses: Vec<String>,
     processes: Vec<Process>,
     memory: i64,
+    #[serde(default)]
+    gpu_memory: i64,
     files: i64,
     freeze_ms: u64,
     space_needed: i64,
@@ -284,8 +286,12 @@ async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliEr
             (true, true) => "can be saved",
             (true, false) => "can be saved, with losses",
         };
+        let gpus = match verdict.gpu_memory {
+            0 => String::new(),
+            bytes => format!(", {} of GPUs' memory", output::size(bytes, 1)),
+        };
         text.push_str(&format!(
-            "\n{} {word}: about {} of memory and {} of files; it would stand still for about {}; {} needed, {} free",
+            "\n{} {word}: about {} of memory{gpus} and {} of files; it would stand still for about {}; {} needed, {} free",
             verdict.pod,
             output::size(verdict.memory, 1),
             output::size(verdict.files, 1),

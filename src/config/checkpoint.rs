@@ -50,6 +50,11 @@ pub struct CheckpointConfig {
     pub schedule_minimum_seconds: u64,
     /// Pods are saved when the host goes down, and brought back at the next start.
     pub before_shutdown: bool,
+    /// What becomes of pods whose programs use GPUs.
+    pub gpu: GpuCheckpoints,
+    /// NVIDIA's program; `None` = `cuda-checkpoint` on the daemon's PATH.
+    #[serde(deserialize_with = "empty_path_is_none")]
+    pub cuda_checkpoint: Option<PathBuf>,
     pub remote: RemoteConfig,
 }
 
@@ -83,9 +88,21 @@ impl Default for CheckpointConfig {
             keep_days_hand_made: 0,
             schedule_minimum_seconds: 600,
             before_shutdown: false,
+            gpu: GpuCheckpoints::Off,
+            cuda_checkpoint: None,
             remote: RemoteConfig::default(),
         }
     }
+}
+
+/// Whether pods whose programs use GPUs are saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuCheckpoints {
+    /// They are refused.
+    Off,
+    /// With NVIDIA's `cuda-checkpoint`.
+    Experimental,
 }
 
 /// Where copies of checkpoints go.

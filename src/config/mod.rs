@@ -16,7 +16,7 @@ use std::{
 use serde::Deserialize;
 
 pub use self::{
-    checkpoint::{CheckpointConfig, CopyWhich, RemoteConfig, RemoteOptions},
+    checkpoint::{CheckpointConfig, CopyWhich, GpuCheckpoints, RemoteConfig, RemoteOptions},
     live::LiveConfig,
     remote_users::{RemoteProvider, RemoteService, RemoteUserProfile},
     volume::{VolumeMapping, VolumeMappingError},
@@ -356,6 +356,10 @@ impl Config {
                 "[files] store is \"remote\": set [checkpoint.remote] url to a store that signs URLs (s3://, gs:// or az://)",
             ),
             (self.checkpoint.slowest_rate.0 == 0, "[checkpoint] slowest_rate must be at least 1"),
+            (
+                self.checkpoint.cuda_checkpoint.as_ref().is_some_and(|path| !path.is_absolute()),
+                "[checkpoint] cuda_checkpoint must be absolute",
+            ),
             (
                 self.checkpoint.directory.as_ref().is_some_and(|path| !path.is_absolute())
                     || self.checkpoint.watch_paths.iter().any(|path| !path.is_absolute()),

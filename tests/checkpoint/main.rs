@@ -11,6 +11,7 @@ mod connections;
 mod damage;
 mod drain;
 mod fallback;
+mod gpus;
 mod help;
 mod kills;
 mod life;

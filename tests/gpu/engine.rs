@@ -20,7 +20,7 @@ use super::{
 
 /// The image's name. Like CUDA's images it asks for all GPUs by itself.
 pub const TINY: &str = "tiny";
-const PROGRAMS: [&str; 4] = ["/bin/sh", "/bin/sleep", "/bin/cat", "/bin/mkdir"];
+const PROGRAMS: [&str; 7] = ["/bin/sh", "/bin/bash", "/bin/sleep", "/bin/cat", "/bin/mkdir", "/bin/rm", "/bin/mv"];
 const HOOK: &str = "nvidia-container-runtime-hook";
 /// It may take this long to start, and to end.
 const START: Duration = Duration::from_secs(30);
@@ -43,11 +43,13 @@ impl Engine {
         let hook = folder.path().join("bin").join(HOOK);
         fs::write(&hook, "#!/bin/sh\nexit 0\n").expect("our own folder");
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("our own folder");
-        fs::write(within("daemon.json"), "{}").expect("our own folder");
+        fs::write(within("daemon.json"), "{\"experimental\": true}").expect("our own folder");
         let log = fs::File::create(within("log")).expect("our own folder");
         let namespace = folder.path().file_name().expect("a name").display().to_string();
         let child = Command::new("unshare")
-            .args(["--net", "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false"])
+            // CRIU asks its own network what it can do: its loopback must be up.
+            .args(["--net", "sh", "-c", "ip link set lo up; exec dockerd \"$@\"", "sh"])
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
             .args(["--host", &format!("unix://{}", within("docker.sock")), "--config-file", &within("daemon.json")])
             .args(["--data-root", &within("root"), "--exec-root", &within("exec"), "--pidfile", &within("pid")])
             .args(["--containerd-namespace", &namespace])

@@ -3,6 +3,7 @@
 mod criu;
 mod docker;
 mod gpu;
+mod gpu_checkpoints;
 mod host;
 
 use std::{ffi::OsString, path::Path, process::Stdio, time::Duration};
@@ -60,6 +61,7 @@ pub async fn run(out: &Output) -> Result<u8, CliError> {
     let (of_docker, docker_root) = docker::examine().await;
     findings.extend(of_docker);
     findings.extend(gpu::examine().await);
+    findings.extend(gpu_checkpoints::examine(&home).await);
     findings.extend(host::examine(&home, docker_root.as_deref()).await);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     match out.format() {

@@ -122,10 +122,12 @@ fn step(action: &Action) -> Step {
         (ActionStatus::Running, Phase::Stop | Phase::Compress) => Step::Created,
         (
             ActionStatus::Running,
-            Phase::Pause
+            Phase::GpuOff
+            | Phase::Pause
             | Phase::Dump
             | Phase::Rootfs
             | Phase::Resume
+            | Phase::GpuOn
             | Phase::Hash
             | Phase::Commit
             | Phase::Fetch

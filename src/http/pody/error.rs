@@ -216,11 +216,13 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::Known(_)
         | CheckpointError::AddressGone { .. }
         | CheckpointError::Memory { .. }
+        | CheckpointError::GpusDiffer(_)
         | CheckpointError::OtherHost { .. } => StatusCode::CONFLICT,
         CheckpointError::Remote(error) => object_status(error),
         CheckpointError::Space { .. } | CheckpointError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
         CheckpointError::Count { .. } | CheckpointError::Size { .. } => StatusCode::FORBIDDEN,
         CheckpointError::Criu(_)
+        | CheckpointError::Cuda(_)
         | CheckpointError::TimedOut { .. }
         | CheckpointError::EndedAtOnce(_)
         | CheckpointError::Io { .. }

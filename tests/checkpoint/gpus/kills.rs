@@ -1,0 +1,231 @@
+//! SIGKILL of the daemon around the phases of GPUs; the next start finds out where each program is, and puts it right, also
+//! where GPU checkpoints have been switched off meanwhile.
+
+use std::{thread, time::Duration};
+
+use super::cuda::{Cuda, computes_on, count};
+use crate::{
+    common::{Client, Need, Server, eventually},
+    help::{assert_clean, create, delete, delete_checkpoints, done, engine_says, save, status},
+};
+
+fn start(cuda: &Cuda, point: &str) -> Option<(Server, Client)> {
+    if !Need::Failpoints.is_there() {
+        return None;
+    }
+    let server = cuda.start(|builder| {
+        let builder = builder.env("TOKIO_WORKER_THREADS", "8");
+        if point.is_empty() { builder } else { builder.env("FAILPOINTS", format!("{point}=pause")) }
+    })?;
+    let alice = server.member("alice");
+    create(&alice, "main");
+    Some((server, alice))
+}
+
+/// Kills the daemon when the action stands before the phase, switches GPU checkpoints off, and starts it again.
+fn kill_at(server: &mut Server, phase: &str) {
+    let query = format!("SELECT count(*) FROM actions WHERE status = 'running' AND phase = '{phase}'");
+    eventually(Duration::from_secs(60), phase, || server.count(&query) == 1);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.count(&query), 1, "it did not stop at {phase}");
+    end_and_start(server);
+}
+
+fn end_and_start(server: &mut Server) {
+    server.reconfigure("[checkpoint]\ngpu = \"off\"\ncuda_checkpoint = \"\"");
+    server.kill();
+    server.set_env("FAILPOINTS", None);
+    server.start_again();
+    assert_clean(server);
+}
+
+fn last_action(server: &Server) -> (String, String) {
+    let query = "SELECT status, coalesce(error, '') FROM actions ORDER BY started_at DESC LIMIT 1";
+    server.database().query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("an action")
+}
+
+fn killed_in_checkpoint(phase: &str, leave_running: bool) {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, &format!("checkpoint-{phase}")) else { return };
+    let identities = ["one", "two"].map(|name| {
+        cuda.run(&server, &alice, "main", name, 0);
+        count(&alice, "main", name).1
+    });
+    alice.post(&format!("/pod/checkpoint?ins=main&leave_running={leave_running}")).ok();
+    kill_at(&mut server, phase);
+    let (action, error) = last_action(&server);
+    assert_eq!(action, "error");
+    assert!(error.starts_with(&format!("{phase}: pody was ended while it")) && !error.contains("without"), "{error}");
+    eventually(Duration::from_secs(10), "it runs", || status(&alice, "main") == "running");
+    for (name, identity) in ["one", "two"].into_iter().zip(&identities) {
+        computes_on(&alice, "main", name, identity);
+    }
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    // It can be saved again.
+    server.reconfigure(&cuda.config());
+    save(&alice, "ins=main");
+    computes_on(&alice, "main", "one", &identities[0]);
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+macro_rules! kills_in_checkpoint {
+    ($($name:ident: $phase:literal, $leave_running:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            killed_in_checkpoint($phase, $leave_running);
+        })*
+    };
+}
+
+kills_in_checkpoint! {
+    killed_before_the_gpus_are_left: "gpu-off", true;
+    killed_before_the_pause: "pause", true;
+    killed_before_the_dump_of_a_pod_to_be_stopped: "dump", false;
+    killed_before_the_pod_goes_on: "resume", true;
+    killed_before_the_gpus_are_given_back: "gpu-on", true;
+    killed_before_the_hashes: "hash", true;
+    killed_before_the_commit_of_a_pod_to_be_stopped: "commit", false;
+}
+
+/// In the middle of a call: it goes on by itself, the next start waits for its end, and only then looks.
+fn killed_in_a_call(action: &str, leave_running: bool) {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, "") else { return };
+    let pid = cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    cuda.fault(action, "slow");
+    alice.post(&format!("/pod/checkpoint?ins=main&leave_running={leave_running}")).ok();
+    eventually(Duration::from_secs(60), action, || cuda.was_called(&format!("{action} {pid} begins")));
+    cuda.mend(action);
+    end_and_start(&mut server);
+    assert_eq!(last_action(&server).0, "error");
+    eventually(Duration::from_secs(10), "it runs", || status(&alice, "main") == "running");
+    computes_on(&alice, "main", "one", &identity);
+    let calls = cuda.calls();
+    assert!(!calls.iter().any(|call| call.ends_with("failed")), "{calls:?}");
+    assert_eq!(calls.last(), Some(&format!("unlock {pid}")), "{calls:?}");
+    delete(&alice, "main");
+}
+
+#[test]
+fn killed_while_they_are_locked() {
+    killed_in_a_call("lock", true);
+}
+
+#[test]
+fn killed_while_they_are_copied() {
+    killed_in_a_call("checkpoint", false);
+}
+
+#[test]
+fn killed_while_they_are_copied_back() {
+    killed_in_a_call("restore", true);
+}
+
+/// Killed, and once more when the next start is about to give the GPUs back.
+#[test]
+fn killed_in_recovery_before_the_gpus_are_given_back() {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, "checkpoint-commit") else { return };
+    let pid = cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    let query = "SELECT count(*) FROM actions WHERE status = 'running' AND phase = 'commit'";
+    eventually(Duration::from_secs(60), "commit", || server.count(query) == 1);
+    server.kill();
+    server.set_env("FAILPOINTS", Some("recover-checkpoint-gpus=pause"));
+    server.start_again();
+    // It thaws the pod before it comes to that.
+    eventually(Duration::from_secs(30), "it is thawed", || {
+        engine_says(&server, "alice", "main", "{{.State.Paused}}") == "false"
+    });
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(cuda.calls(), [format!("lock {pid}"), format!("checkpoint {pid}")]);
+    end_and_start(&mut server);
+    assert_eq!(cuda.calls(), [format!("restore {pid}"), format!("unlock {pid}")]);
+    computes_on(&alice, "main", "one", &identity);
+    delete(&alice, "main");
+}
+
+/// A daemon that is told to end does not leave programs without their GPUs until its next start, if it can help it.
+#[test]
+fn the_daemon_ends_while_memory_is_copied() {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, "") else { return };
+    let pid = cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    cuda.fault("checkpoint", "slow");
+    alice.post("/pod/checkpoint?ins=main").ok();
+    eventually(Duration::from_secs(60), "it is copied", || cuda.was_called(&format!("checkpoint {pid} begins")));
+    cuda.mend("checkpoint");
+    server.terminate();
+    server.start_again();
+    assert_clean(&server);
+    assert_eq!(cuda.calls().last(), Some(&format!("unlock {pid}")));
+    assert_eq!(status(&alice, "main"), "running");
+    computes_on(&alice, "main", "one", &identity);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+fn killed_in_restore(phase: &str, instance: &str) {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, &format!("restore-{phase}")) else { return };
+    let pid = cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    let id = save(&alice, "ins=main&leave_running=false");
+    cuda.gpus.change(|state| state.devices[0].processes.clear());
+    cuda.calls();
+    alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as={instance}")).ok();
+    kill_at(&mut server, phase);
+    let (action, error) = last_action(&server);
+    assert_eq!(action, "done", "{error}");
+    assert_eq!(cuda.calls(), [format!("restore {pid}"), format!("unlock {pid}")]);
+    computes_on(&alice, instance, "one", &identity);
+    assert_clean(&server);
+    for name in alice.get("/pod/list").ok().json().as_array().unwrap() {
+        delete(&alice, name.as_str().unwrap());
+    }
+    delete_checkpoints(&alice);
+}
+
+#[test]
+fn killed_before_the_gpus_are_given_back_to_a_restored_pod() {
+    killed_in_restore("gpu-on", "main");
+}
+
+#[test]
+fn killed_before_the_gpus_are_given_to_a_twin() {
+    killed_in_restore("gpu-on", "twin");
+}
+
+#[test]
+fn killed_before_the_check_of_a_restored_pod() {
+    killed_in_restore("check", "main");
+}
+
+/// The programs do not get their GPUs: what came back is ended, and the files are as they were.
+#[test]
+fn killed_and_then_the_gpus_cannot_be_given_back() {
+    let cuda = Cuda::new("570.86.10");
+    let Some((mut server, alice)) = start(&cuda, "restore-gpu-on") else { return };
+    cuda.run(&server, &alice, "main", "one", 0);
+    let (_, identity) = count(&alice, "main", "one");
+    save(&alice, "ins=main&leave_running=false");
+    alice.post("/pod/restore?ins=main").ok();
+    cuda.fault("restore", "fail");
+    kill_at(&mut server, "gpu-on");
+    let (action, error) = last_action(&server);
+    assert_eq!(action, "error");
+    assert!(error.starts_with("gpu-on: cuda-checkpoint cannot restore python3["), "{error}");
+    assert_eq!(status(&alice, "main"), "exited");
+    cuda.mend("restore");
+    server.reconfigure(&cuda.config());
+    done(&alice, "/pod/restore?ins=main");
+    computes_on(&alice, "main", "one", &identity);
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
