@@ -32,6 +32,18 @@ const KNOWN: &[(&[&str], &str)] = &[
         &["Can't get", "opt: Operation not supported"],
         "this CRIU cannot save network sockets on this kernel; upgrade CRIU to 4.2 or newer",
     ),
+    (
+        &["In-flight connection"],
+        "a connection waits that its program has not accepted yet; try again, or end the program",
+    ),
+    (&["in-flight socket"], "a connection waits that its program has not accepted yet; try again, or end the program"),
+    (&["netlink:", "has data to read"], "a program has not read a message of the kernel's (netlink); try again"),
+    (&["Unsupported proto 262"], "a program uses MPTCP, which cannot be saved; have it use TCP"),
+    (&["Unknown socket collected"], "a program has a socket of a kind that cannot be saved; end it"),
+    (&["mqueue isn't empty"], "the pod has a POSIX message queue, which cannot be saved; remove it from /dev/mqueue"),
+    (&["packetized mode for pipes"], "a program has a pipe with packets (O_DIRECT), which cannot be saved; end it"),
+    (&["File name too long"], "a program has a file open whose path is longer than 4096 characters; close it"),
+    (&["secretmem"], "a program has secret memory (memfd_secret), which cannot be saved; end it"),
     (&["No space left on device"], "the disk is full"),
     (&["zombie", "found while seizing"], "another program traces the pod or saves it at the same time; try again"),
     (
@@ -65,6 +77,14 @@ const KNOWN: &[(&[&str], &str)] = &[
     (&["Preadv", "returned 0"], "an image file is cut"),
     (&["cpuinfo"], "this host's processor lacks what the checkpoint was made with"),
 ];
+
+/// Parts of errors that another try may not meet.
+const PASSING: [&str; 3] = ["In-flight connection", "in-flight socket", "has data to read"];
+
+/// Whether what stood against a dump may be over in a moment.
+pub fn may_pass(cause: &str) -> bool {
+    PASSING.iter().any(|part| cause.contains(part))
+}
 
 /// A sentence for the first error of a log; `None` where it tells of none.
 pub fn explain(log: &str) -> Option<String> {

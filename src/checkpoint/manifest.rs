@@ -18,6 +18,7 @@ use super::{
     hashing::hash,
     store::{MANIFEST, sync_folder},
     streams,
+    tuning::Tuning,
 };
 use crate::{
     db::now,
@@ -57,6 +58,14 @@ pub struct Manifest {
     pub sockets: Sockets,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory_files: Vec<MemoryFiles>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tuning: Vec<Tuning>,
+    /// The kernel's settings of the pod's network, by their paths below /proc/sys.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub network: BTreeMap<String, String>,
+    /// The pod's `/etc/hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<String>,
     /// What is not in it, as sentences.
     pub losses: Vec<String>,
     /// How long the pod stood still, milliseconds.

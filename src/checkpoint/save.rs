@@ -11,8 +11,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
-    Live, Manifest, Phase, archive, compress, hashing, host_options::HostOptions, millis_since, off_thread,
-    phase::Circumstances, runtime, settle_in, sockets, source::Seen, store,
+    Live, Manifest, Phase, archive, causes, compress, hashing, host_options::HostOptions, millis_since, off_thread,
+    phase::Circumstances, runtime, settle_in, sockets, source::Seen, stopped, store, tuning,
 };
 use crate::{
     db::Tx,
@@ -24,6 +24,8 @@ use crate::{
 pub const KEPT_IMAGES: &str = "pody-keep";
 /// Time between two looks at how much was written.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a pod goes on before it is tried to save it again, milliseconds.
+const BREATHS: [u64; 4] = [20, 70, 150, 400];
 
 /// One checkpoint under way.
 pub struct Saving {
@@ -105,11 +107,42 @@ impl Saving {
     async fn pause(&mut self) -> Result<(), CheckpointError> {
         // A terminal with somebody at it is a connection to the outside, which cannot be saved.
         self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
-        *self.live.frozen_since() = Some(Instant::now());
-        Ok(self.me.0.engine.pause(&self.seen.container).await?)
+        self.freeze().await
     }
 
+    async fn freeze(&mut self) -> Result<(), CheckpointError> {
+        *self.live.frozen_since() = Some(Instant::now());
+        self.me.0.engine.pause(&self.seen.container).await?;
+        let stopped = stopped::find(&self.seen.container);
+        if !stopped.is_empty() {
+            self.action.journal.stopped = stopped;
+            self.me.write_action(&self.action).await?;
+            stopped::let_go(&self.action.journal.stopped);
+        }
+        Ok(())
+    }
+
+    /// What stands against it for a moment only is waited for: a busy server always has a connection on its way.
     async fn dump(&mut self) -> Result<(), CheckpointError> {
+        for pause in BREATHS {
+            match self.dump_once().await {
+                Err(CheckpointError::Criu(cause)) if causes::may_pass(&cause) => {
+                    tracing::info!(pod = self.pod.container_name, cause, "tried again in a moment");
+                }
+                other => return other,
+            }
+            stopped::stop_again(&self.action.journal.stopped);
+            self.me.0.engine.unpause(&self.seen.container).await?;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let images = self.folder.join(store::IMAGES);
+            store::remove(&images)?;
+            std::fs::create_dir(&images).map_err(CheckpointError::io("making", &images))?;
+            self.freeze().await?;
+        }
+        self.dump_once().await
+    }
+
+    async fn dump_once(&mut self) -> Result<(), CheckpointError> {
         let config = self.me.0.config.get();
         // Of now, when nothing changes any more.
         let address = self.manifest.sockets.address.take();
@@ -139,6 +172,10 @@ impl Saving {
             dumped = dumping => dumped?,
             () = self.watch(&images) => {}
         }
+        self.manifest.tuning = tuning::look(&self.seen.container, anatomy.pid);
+        self.manifest.hosts = settle_in::hosts(anatomy.pid);
+        self.manifest.network = settle_in::network_settings(anatomy.pid);
+        stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
         self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
         let size = store::size_of(&images);
         self.live.bytes.store(size, Ordering::Relaxed);
@@ -190,7 +227,7 @@ impl Saving {
             pod: self.pod.container_name.clone(),
             problems: vec!["Docker's storage driver here is not overlay2".to_owned()],
         })?;
-        let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS)).await;
+        let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS), &runtime::link_suffix(&self.folder)).await;
         runtime::drop_links(&self.folder);
         packed?;
         self.live.bytes.store(store::size_of(&self.folder), Ordering::Relaxed);
@@ -198,6 +235,7 @@ impl Saving {
     }
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
+        stopped::stop_again(&self.action.journal.stopped);
         self.me.0.engine.unpause(&self.seen.container).await?;
         self.thawed().await;
         Ok(())

@@ -8,6 +8,7 @@ use super::Phase;
 use crate::{
     db::rfc3339,
     engine::RestartRule,
+    host::process::ProcessId,
     ids::{ActionId, CheckpointId, ContainerId, PodId},
     names::{InstanceName, PodRef, UserName},
 };
@@ -321,6 +322,9 @@ pub struct Journal {
     /// A copy in the remote store is asked for.
     #[serde(default)]
     pub remote: bool,
+    /// Processes that were told to go on while they are frozen, and must be stopped again.
+    #[serde(default)]
+    pub stopped: Vec<ProcessId>,
 }
 
 impl Default for Journal {
@@ -332,6 +336,7 @@ impl Default for Journal {
             upper: None,
             makes_pod: false,
             remote: false,
+            stopped: Vec::new(),
         }
     }
 }
