@@ -5,17 +5,17 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 
 use tokio::process::Command;
 
-use super::{CheckpointError, runtime::LINK_SUFFIX, store};
+use super::{CheckpointError, store};
 
 /// What is kept of files besides their content.
 const KEPT: [&str; 4] = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"];
 
-/// Packs a folder's content. Files that change meanwhile are an error: the pod stands still.
-pub async fn pack(folder: &Path, archive: &Path) -> Result<(), CheckpointError> {
+/// Packs a folder's content, names without this end. Files that change meanwhile are an error: the pod stands still.
+pub async fn pack(folder: &Path, archive: &Path, without: &str) -> Result<(), CheckpointError> {
     let mut tar = Command::new("tar");
     tar.args(["--create", "--sparse", "--warning=no-file-ignored"]).args(KEPT);
     // Names that were given for the time of the dump; as targets of hard links, too.
-    tar.arg(format!("--transform=flags=rh;s/{}$//", LINK_SUFFIX.replace('.', "[.]")));
+    tar.arg(format!("--transform=flags=rh;s/{}$//", without.replace('.', "[.]")));
     tar.arg("--file").arg(archive).arg("--directory").arg(folder).arg(".");
     run(tar, archive).await
 }
@@ -105,7 +105,7 @@ mod tests {
         attribute(&from.join("file"), "user.note", Some("kept"));
 
         let archive = folder.path().join("layer.tar");
-        pack(&from, &archive).await.unwrap();
+        pack(&from, &archive, ".pody-link-x").await.unwrap();
         unpack(&archive, &to).await.unwrap();
 
         let file = fs::metadata(to.join("file")).unwrap();

@@ -54,16 +54,20 @@ const KNOWN: &[(&[&str], &str)] = &[
         &["Dangling connection"],
         "a program holds one end of a connection whose other end is outside the pod or was never accepted; end that connection first",
     ),
-    (
-        &["in-flight"],
-        "a connection inside the pod waits to be accepted and cannot be saved like that; try again once it is",
-    ),
-    (
-        &["In-flight connection"],
-        "a connection inside the pod waits to be accepted and cannot be saved like that; try again once it is",
-    ),
     (&["Unix socket", "peer"], "a program is connected to a socket outside the pod; end that connection first"),
     (&["name-less external socket"], "a program is connected to a socket outside the pod; end that connection first"),
+    (
+        &["In-flight connection"],
+        "a connection waits that its program has not accepted yet; try again, or end the program",
+    ),
+    (&["in-flight socket"], "a connection waits that its program has not accepted yet; try again, or end the program"),
+    (&["netlink:", "has data to read"], "a program has not read a message of the kernel's (netlink); try again"),
+    (&["Unsupported proto 262"], "a program uses MPTCP, which cannot be saved; have it use TCP"),
+    (&["Unknown socket collected"], "a program has a socket of a kind that cannot be saved; end it"),
+    (&["mqueue isn't empty"], "the pod has a POSIX message queue, which cannot be saved; remove it from /dev/mqueue"),
+    (&["packetized mode for pipes"], "a program has a pipe with packets (O_DIRECT), which cannot be saved; end it"),
+    (&["File name too long"], "a program has a file open whose path is longer than 4096 characters; close it"),
+    (&["secretmem"], "a program has secret memory (memfd_secret), which cannot be saved; end it"),
     (&["zombie", "found while seizing"], "another program traces the pod or saves it at the same time; try again"),
     (&["Unseizable non-zombie"], "another program traces one of the pod, as gdb and strace do; end that first"),
     (
@@ -115,6 +119,14 @@ const KNOWN: &[(&[&str], &str)] = &[
         "a program has something open of a kind that cannot be saved; end it, or have it close that",
     ),
 ];
+
+/// Parts of errors that another try may not meet.
+const PASSING: [&str; 3] = ["In-flight connection", "in-flight socket", "has data to read"];
+
+/// Whether what stood against a dump may be over in a moment.
+pub fn may_pass(cause: &str) -> bool {
+    PASSING.iter().any(|part| cause.contains(part))
+}
 
 /// What a disk that is full says, to CRIU and to everybody else.
 const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];

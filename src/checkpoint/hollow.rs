@@ -12,6 +12,8 @@ use std::{
 use super::{CheckpointError, gzip, store};
 use crate::{host::process, ids::ActionId};
 
+/// The file that tells the folder of one restore from all others has a name that begins so.
+pub const NONCE: &str = "pody-nonce-";
 /// More than any folder is deep: `..` of the root is the root.
 const UP: usize = 32;
 /// Names of images that are large, and are linked.
@@ -49,8 +51,8 @@ pub fn make(
 }
 
 /// A file in the folder that Docker starts from, by which the engine's copies of it are known.
-fn nonce(action: ActionId) -> String {
-    format!("pody-nonce-{action}")
+pub fn nonce(action: ActionId) -> String {
+    format!("{NONCE}{action}")
 }
 
 /// Removes the copies that containerd makes of a checkpoint for each start and leaves behind. Only those with our file in

@@ -19,6 +19,7 @@ use super::{
     hashing::hash,
     store::{MANIFEST, sync_folder},
     streams,
+    tuning::Tuning,
 };
 use crate::{
     db::now,
@@ -61,6 +62,14 @@ pub struct Manifest {
     /// Programs were on GPUs: their memory there is in the images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<SavedGpus>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tuning: Vec<Tuning>,
+    /// The kernel's settings of the pod's network, by their paths below /proc/sys.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub network: BTreeMap<String, String>,
+    /// The pod's `/etc/hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<String>,
     /// What is not in it, as sentences.
     pub losses: Vec<String>,
     /// How long the pod stood still, milliseconds.

@@ -4,10 +4,11 @@
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
 //!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
-//! - [`preflight`]: what can be told before a pod is touched; [`sockets`], [`watches`]: parts of it; [`admission`]: quota
+//! - [`preflight`]: what can be told before a pod is touched; [`held`], [`sockets`], [`watches`]: parts of it; [`admission`]: quota
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`stopped`]: programs under Ctrl-Z, which CRIU cannot attach to by itself; [`tuning`]: what it does not save of threads
 //! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's address of then, from the engine again
 //! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
@@ -35,6 +36,7 @@ mod fetch;
 mod gpu;
 pub mod gzip;
 mod hashing;
+mod held;
 mod hollow;
 mod host_options;
 mod manifest;
@@ -52,9 +54,11 @@ pub mod settle_in;
 mod silence;
 mod sockets;
 mod source;
+mod stopped;
 mod store;
 mod streams;
 mod target;
+mod tuning;
 mod types;
 mod watches;
 

@@ -12,9 +12,11 @@ use serde::Serialize;
 
 use super::{
     Kind,
+    held::{self, Held as Things},
     manifest::Sockets,
     runtime,
     sockets::{self, Held, Outside},
+    source::Load,
     store,
     watches::{self, Watched},
 };
@@ -90,6 +92,14 @@ pub struct Findings {
     pub gpu_holders: Vec<Holder>,
     /// Bytes that they have there.
     pub gpu_memory: u64,
+    /// Threads of all processes.
+    pub threads: u64,
+}
+
+impl Findings {
+    pub fn load(&self) -> Load {
+        Load { bytes: self.memory + self.gpu_memory, processes: self.processes.len() as u64, threads: self.threads }
+    }
 }
 
 /// A process that would be saved and holds a GPU.
@@ -139,6 +149,13 @@ pub fn look(
     }
     look_at_processes(container, anatomy.pid, config, on_gpus, &mut found);
     found.memory = memory_of(anatomy.pid) + PER_PROCESS * found.processes.len() as u64;
+    found.problems.extend(held::full_queues(anatomy.pid));
+    let igmp = fs::read_to_string(format!("/proc/{}/net/igmp", anatomy.pid)).unwrap_or_default();
+    for group in held::multicast(&igmp) {
+        found.losses.push(format!(
+            "a program has joined the multicast group {group}; after a restore it must join again to receive from it"
+        ));
+    }
     found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();
     found
@@ -159,6 +176,7 @@ fn look_at_processes(
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
         let Some(inside) = process::pid_inside(pid) else { continue };
         let who = format!("{name}[{inside}]");
+        found.threads += fs::read_dir(format!("/proc/{pid}/task")).map_or(1, |tasks| tasks.count() as u64);
         let mut process = ProcessVerdict { pid: inside, name, saved: Saved::Yes, notes: Vec::new() };
         if !descends(pid, init, &parents) {
             // It only carries a terminal's bytes and is let go before the dump; the session is PID 1's and is saved.
@@ -174,11 +192,15 @@ fn look_at_processes(
             found.processes.push(process);
             continue;
         }
-        if !may_exceed && user_of(pid).is_some_and(|user| user != 0) {
+        if !may_exceed && let Some(what) = not_root(pid) {
             process.saved = Saved::No;
-            process.notes.push(format!(
-                "{who} runs as a normal user, and this host does not grant CAP_SYS_RESOURCE, which saving it needs"
-            ));
+            process
+                .notes
+                .push(format!("{who} {what}, and this host does not grant CAP_SYS_RESOURCE, which saving it needs"));
+        }
+        if let Some(problem) = held::problem_of_process(pid, &who) {
+            process.saved = Saved::No;
+            process.notes.push(problem);
         }
         let device = look_at_files(pid, &who, config, &around, &mut process);
         if device.is_some() || on_gpus.contains(&pid) {
@@ -244,9 +266,19 @@ fn look_at_files(
             format!(
                 "{who} holds a deleted file of {size} open ({path}), and up to {limit} can be saved; close it, or ask an admin to raise [checkpoint] deleted_file_limit"
             )
+        } else if let Some(problem) = around.things.problem(pid, who, &entry.file_name().to_string_lossy(), &target) {
+            problem
         } else {
             if target == "anon_inode:[timerfd]" && ticks(pid, &entry.file_name().to_string_lossy()) {
                 process.notes.push(format!("{who} uses a periodic timerfd, which may stop ticking after a restore"));
+                if process.saved == Saved::Yes {
+                    process.saved = Saved::Losses;
+                }
+            }
+            if target == "anon_inode:[eventfd]" && counts_down(pid, &entry.file_name().to_string_lossy()) {
+                process.notes.push(format!(
+                    "{who} has an eventfd that counts down (EFD_SEMAPHORE); after a restore a read takes all of it at once"
+                ));
                 if process.saved == Saved::Yes {
                     process.saved = Saved::Losses;
                 }
@@ -282,6 +314,7 @@ pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
 struct Surroundings {
     outside: Outside,
     unfound: HashSet<Watched>,
+    things: Things,
 }
 
 impl Surroundings {
@@ -307,6 +340,7 @@ impl Surroundings {
         Self {
             outside: Outside::find(init, held),
             unfound: watches::not_found(init, watched.collect(), &config.watch_paths),
+            things: Things::look(init),
         }
     }
 
@@ -341,6 +375,12 @@ fn ticks(pid: i32, descriptor: &str) -> bool {
     info.lines().find_map(|line| line.strip_prefix("it_interval:")).is_some_and(|interval| interval.trim() != "(0, 0)")
 }
 
+/// Whether an eventfd is a semaphore; newer kernels tell.
+fn counts_down(pid: i32, descriptor: &str) -> bool {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("eventfd-semaphore:")).is_some_and(|flag| flag.trim() == "1")
+}
+
 /// Whether a process is the pod's first or came from it. What an exec started has a parent outside.
 fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
     let mut at = pid;
@@ -357,9 +397,19 @@ fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
     false
 }
 
-fn user_of(pid: i32) -> Option<u32> {
+/// In what a process differs from root, as the kernel compares them (kernel/sys.c, check_prlimit_permission).
+fn not_root(pid: i32) -> Option<&'static str> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+    // Real, effective, saved; the fourth is of no account there.
+    let is_root = |name: &str| {
+        let ids = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        ids.split_whitespace().take(3).all(|id| id == "0")
+    };
+    match (is_root("Uid:"), is_root("Gid:")) {
+        (false, _) => Some("runs as a normal user"),
+        (true, false) => Some("runs with another group than root"),
+        (true, true) => None,
+    }
 }
 
 fn has_sys_resource() -> bool {

@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, gpu, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, silence,
-    store,
+    compress, gpu, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, settle_in,
+    silence, stopped, store,
 };
 use crate::{
     engine::{Anatomy, Health},
-    ids::{ActionId, CheckpointId, ContainerId},
+    ids::{ActionId, CheckpointId, ContainerId, PodId},
     pod::Pod,
 };
 
@@ -73,7 +73,12 @@ impl Checkpoints {
         }
         for (action, checkpoint) in frozen() {
             let folder = self.0.store.folder_under_way(checkpoint);
-            runtime::end_action(action, &std::fs::canonicalize(&folder).unwrap_or(folder)).await;
+            let folder = std::fs::canonicalize(&folder).unwrap_or(folder);
+            let row = self.0.db.read(move |tx| tx.find_action(action)).await.ok().flatten();
+            match self.paused(row.and_then(|row| row.journal.container).as_ref()).await {
+                Some(container) => runtime::end_dump(action, &folder, &container).await,
+                None => runtime::end_action(action, &folder).await,
+            }
         }
         // Its failure lets the pod go on.
         while !frozen().is_empty() && begun.elapsed() < 2 * LAST_DUMPS + self.gpu_patience() {
@@ -88,7 +93,29 @@ impl Checkpoints {
         Duration::from_millis(gpu::copying_ms(bytes)).min(GPU_PATIENCE)
     }
 
+    /// The container, if the engine says that it is paused.
+    async fn paused(&self, container: Option<&ContainerId>) -> Option<ContainerId> {
+        let container = container?;
+        let anatomy = self.0.engine.anatomy(container).await.ok()??;
+        (anatomy.status == "paused").then(|| container.clone())
+    }
+
+    /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the new
+    /// would take the state in between for the pod's own. The pod's lock is held.
+    pub(super) async fn settle_pod(&self, pod: PodId) -> Result<(), CheckpointError> {
+        let mut left: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
+        left.retain(|action| action.pod == pod && !self.live().contains_key(&action.id));
+        for action in left {
+            match action.kind {
+                ActionKind::Checkpoint => self.settle_checkpoint(&action).await?,
+                ActionKind::Restore => self.settle_restore(&action).await?,
+            }
+        }
+        Ok(())
+    }
+
     async fn settle_all(&self) -> Result<(), CheckpointError> {
+        fail_point!("recover-all");
         let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         for action in actions {
             if self.live().contains_key(&action.id) {
@@ -115,7 +142,10 @@ impl Checkpoints {
         let under_way = self.0.store.folder_under_way(action.checkpoint);
         // As the kernel names it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
-        runtime::end_action(action.id, &under_way).await;
+        match self.paused(action.journal.container.as_ref()).await {
+            Some(container) => runtime::end_dump(action.id, &under_way, &container).await,
+            None => runtime::end_action(action.id, &under_way).await,
+        }
         if let Some(container) = &action.journal.container {
             runtime::end_engine_dump(container).await;
         }
@@ -142,6 +172,7 @@ impl Checkpoints {
                 network_lock::unlock(anatomy.pid).await;
                 if is_paused {
                     runtime::refreeze(anatomy.pid);
+                    stopped::stop_again(&action.journal.stopped);
                     self.0.engine.unpause(container).await?;
                 }
             }
@@ -213,7 +244,8 @@ impl Checkpoints {
             let complaints = self.wake_gpus(&action, container).await;
             action.error = (!complaints.is_empty()).then(|| complaints.join("; "));
         }
-        if lives && begun && action.error.is_none() {
+        let whole = settle_in::is_done(&self.0.store.scratch(action.id));
+        if lives && begun && whole && action.error.is_none() {
             tracing::info!(pod = action.container_name, "a restore that a kill interrupted is done");
             if let Some(container) = container {
                 action.journal.container = Some(container);

@@ -24,10 +24,10 @@ use super::{
     off_thread,
     recover::aside,
     runtime,
-    settle_in::{self, Filling, Plan},
+    settle_in::{self, Filling, Hosts, Plan},
     silence::Silenced,
-    source::deadline,
-    store,
+    source::{Load, deadline},
+    store, tuning,
 };
 use crate::{
     engine::{EngineError, RestartRule},
@@ -41,6 +41,8 @@ const PROBATION: Duration = Duration::from_millis(100);
 const PORT_TRIES: usize = 5;
 /// How often a pod is begun that gets another address than the one that way was made for.
 const ADDRESS_TRIES: usize = 3;
+/// The engine's file for `/etc/hosts`, in its folder of a container.
+const HOSTS: &str = "hosts";
 
 /// One restore under way.
 pub(super) struct Restoring {
@@ -282,11 +284,15 @@ impl Restoring {
         let config = self.me.0.config.get();
         let engine = &self.me.0.engine;
         let name = format!("pody-{}-{}", self.action.id, self.attempts);
-        let folder = engine.container_folder(container).await?.join("checkpoints").join(&name);
+        let container_folder = engine.container_folder(container).await?;
+        let folder = container_folder.join("checkpoints").join(&name);
         let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
         hollow::make(&folder, &self.images, &emptied, self.action.id)?;
         let scratch = self.me.0.store.scratch(self.action.id);
-        let script = self.plan(way.addresses)?.option(&scratch).map_err(CheckpointError::io("writing", &scratch))?;
+        let script = self
+            .plan(way.addresses, &container_folder)?
+            .option(&scratch, &hollow::nonce(self.action.id))
+            .map_err(CheckpointError::io("writing", &scratch))?;
         let log = scratch.join(format!("restore-{}.log", self.attempts));
         let limit = config.checkpoint.deleted_file_limit.0;
         let options = format!(
@@ -295,7 +301,7 @@ impl Restoring {
             log.display()
         );
         let options = HostOptions::place(&options).await?;
-        let limit = deadline(&config.checkpoint, self.manifest.full_size());
+        let limit = deadline(&config.checkpoint, self.load());
         let start = engine.start_from(container, &name, limit);
         tokio::pin!(start);
         let early = tokio::select! {
@@ -319,14 +325,25 @@ impl Restoring {
                 never = give_back => match never {},
             },
         };
-        let Err(error) = started else { return Ok(()) };
+        let error = match started {
+            Ok(()) if settle_in::is_done(&scratch) => return Ok(()),
+            Ok(()) => {
+                runtime::end_restore(container).await;
+                self.me.settled_anatomy(container).await?;
+                return Err(CheckpointError::Criu("CRIU did not get its options from pody; try again".to_owned()));
+            }
+            Err(error) => error,
+        };
         if let EngineError::PortTaken(_) = error {
             return Err(error.into());
         }
         runtime::end_restore(container).await;
         // A lost answer may have been a good one.
         let anatomy = self.me.settled_anatomy(container).await?;
-        if error.is_ambiguous() && anatomy.is_some_and(|anatomy| anatomy.status == "running") {
+        if error.is_ambiguous()
+            && settle_in::is_done(&scratch)
+            && anatomy.is_some_and(|anatomy| anatomy.status == "running")
+        {
             return Ok(());
         }
         if let Some(complaint) = settle_in::complaint(&scratch) {
@@ -339,8 +356,17 @@ impl Restoring {
         })
     }
 
+    /// What CRIU has to do: it wrote a file `mm-N.img` for each process, and `core-N.img` for each thread.
+    fn load(&self) -> Load {
+        let images = |start: &str| {
+            let names = self.manifest.files.keys().filter_map(|path| path.file_name()?.to_str());
+            names.filter(|name| name.starts_with(start) && name.ends_with(".img")).count() as u64
+        };
+        Load { bytes: self.manifest.full_size(), processes: images("mm-"), threads: images("core-") }
+    }
+
     /// What is done in the pod's new network and mounts, beside what CRIU does.
-    fn plan(&self, addresses: Addresses) -> Result<Plan, CheckpointError> {
+    fn plan(&self, addresses: Addresses, container_folder: &Path) -> Result<Plan, CheckpointError> {
         let sockets = &self.manifest.sockets;
         let again = sockets.address_of_then().filter(|_| addresses == Addresses::Again);
         let addresses = sockets.addresses_to_add(addresses);
@@ -350,7 +376,9 @@ impl Restoring {
             Ok::<_, CheckpointError>(Filling { archive, target: files.target.clone(), mount: files.mount })
         };
         let memory_files = self.manifest.memory_files.iter().map(filling).collect::<Result<_, _>>()?;
-        Ok(Plan { again, addresses, memory_files })
+        let hosts = self.manifest.hosts.clone();
+        let hosts = hosts.map(|content| Hosts { file: container_folder.join(HOSTS), content });
+        Ok(Plan { again, addresses, memory_files, network: self.manifest.network.clone(), hosts })
     }
 
     async fn check(&mut self) -> Result<(), CheckpointError> {
@@ -364,7 +392,17 @@ impl Restoring {
         if anatomy.status != "running" {
             return Err(CheckpointError::EndedAtOnce(anatomy.exit_code));
         }
+        tuning::put_back(&container, &self.manifest.tuning);
         let now = anatomy.address.unwrap_or_default();
+        if let (Some(then), Some(_)) = (&self.manifest.sockets.address, &self.manifest.hosts)
+            && *then != now
+            && !now.is_empty()
+        {
+            let file = self.me.0.engine.container_folder(&container).await?.join(HOSTS);
+            if let Err(error) = settle_in::renew_hosts(&file, then, &now) {
+                tracing::warn!(pod = self.pod.container_name, %error, "its /etc/hosts names its address of then");
+            }
+        }
         let bound = self.manifest.sockets.bound.iter().map(ToString::to_string);
         let of_then: Vec<String> = bound.filter(|address| *address != now).collect();
         if !of_then.is_empty() {

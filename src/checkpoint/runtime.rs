@@ -9,8 +9,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ffi::OsStr,
     fs, io,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::Stdio,
     sync::Mutex,
@@ -23,7 +27,11 @@ use nix::{
 };
 use tokio::process::Command;
 
-use super::{CheckpointError, causes, network_lock::NetworkLock, store};
+use super::{
+    CheckpointError, causes,
+    network_lock::{self, NetworkLock},
+    store,
+};
 use crate::{
     config::CheckpointConfig,
     host::process::{self, Stat},
@@ -35,7 +43,6 @@ use crate::{
 const MARK: &str = "PODY_ACTION";
 /// Links of files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
-pub const LINK_SUFFIX: &str = ".pody-link";
 /// CRIU since 6.16 needs this one: older ones dump no process with an INET socket there.
 const NEW_KERNEL: (u32, u32) = (6, 16);
 const NEEDED_THERE: (u32, u32) = (4, 2);
@@ -107,7 +114,7 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
         }
     };
     if done.is_err() {
-        end_action(dump.action, dump.folder).await;
+        end_dump(dump.action, dump.folder, dump.container).await;
     }
     // Kept for whoever wants to know how it went; the rest is of no use for a restore.
     let _ = fs::rename(&log, dump.folder.join(store::DUMP_LOG));
@@ -121,10 +128,12 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
 fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
     let script = folder.join("keep-links");
     let list = folder.join(LINKS);
+    // Names of folders may hold line breaks.
     let text = format!(
         "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e \"$CRTOOLS_IMAGE_DIR/remap-fpath.img\" ] || exit 0\n\
-         find '{upper}' -xdev -name 'link_remap.*' ! -name '*{LINK_SUFFIX}' -print > '{list}'\n\
-         while IFS= read -r name; do ln \"$name\" \"$name{LINK_SUFFIX}\" || exit 1; done < '{list}'\n",
+         find '{upper}' -xdev -name 'link_remap.*' ! -name '*{suffix}' -print0 > '{list}' || exit 1\n\
+         xargs -0 -r -n 1 sh -c 'ln \"$1\" \"$1{suffix}\"' keep < '{list}'\n",
+        suffix = link_suffix(folder),
         upper = upper.display(),
         list = list.display(),
     );
@@ -133,10 +142,18 @@ fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
     Ok(script)
 }
 
+/// The end of names that are given for the time of the dump into this folder: no file of the pod has a name like it.
+pub fn link_suffix(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    format!(".pody-link-{}", name.trim_start_matches(".tmp-"))
+}
+
 /// Takes the names back that [`keep_links`] gave.
 pub fn drop_links(folder: &Path) {
-    for name in fs::read_to_string(folder.join(LINKS)).unwrap_or_default().lines() {
-        let _ = fs::remove_file(format!("{name}{LINK_SUFFIX}"));
+    let names = fs::read(folder.join(LINKS)).unwrap_or_default();
+    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        let given = [name, link_suffix(folder).as_bytes()].concat();
+        let _ = fs::remove_file(OsStr::from_bytes(&given));
     }
     let _ = fs::remove_file(folder.join(LINKS));
     let _ = fs::remove_file(folder.join("keep-links"));
@@ -277,6 +294,10 @@ pub async fn wait_begun(log: &Path) {
 
 /// Ends all that an action of ours, or of a daemon that was killed, has started.
 pub async fn end_action(action: ActionId, folder: &Path) {
+    end_all(|| of_action(action, folder)).await;
+}
+
+fn of_action(action: ActionId, folder: &Path) -> Vec<i32> {
     let mark = format!("{MARK}={action}");
     let is_its = |pid: i32| {
         if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder)) {
@@ -285,7 +306,20 @@ pub async fn end_action(action: ActionId, folder: &Path) {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
     };
-    end_all(|| process::list().into_iter().filter(|&pid| is_its(pid)).collect()).await;
+    process::list().into_iter().filter(|&pid| is_its(pid)).collect()
+}
+
+/// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a CRIU that
+/// is killed leaves it like that, and programs would run and meet errors when they send. So the pod is frozen first, and goes
+/// on when the network was put right.
+pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) {
+    let Some(&any) = members(container).first() else { return end_action(action, folder).await };
+    for pid in of_action(action, folder) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+    }
+    refreeze(any);
+    end_action(action, folder).await;
+    network_lock::unlock(any).await;
 }
 
 /// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.

@@ -19,7 +19,7 @@ use super::{
     phase::Circumstances,
     runtime, settle_in, sockets,
     source::Seen,
-    store,
+    stopped, store, tuning,
 };
 use crate::{
     db::Tx,
@@ -31,6 +31,8 @@ use crate::{
 pub const KEPT_IMAGES: &str = "pody-keep";
 /// Time between two looks at how much was written.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a pod goes on before it is tried to save it again, milliseconds.
+const BREATHS: [u64; 4] = [20, 70, 150, 400];
 
 /// One checkpoint under way.
 pub struct Saving {
@@ -121,6 +123,10 @@ impl Saving {
     async fn pause(&mut self) -> Result<(), CheckpointError> {
         // A terminal with somebody at it is a connection to the outside, which cannot be saved.
         self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
+        self.freeze().await
+    }
+
+    async fn freeze(&mut self) -> Result<(), CheckpointError> {
         self.live.frozen_since().get_or_insert_with(Instant::now);
         self.me.0.engine.pause(&self.seen.container).await?;
         // A network that it shares stays when it is stopped.
@@ -129,10 +135,36 @@ impl Saving {
             let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
             self.network = network_lock::lock(self.seen.anatomy.pid, is_stopped).await;
         }
+        let stopped = stopped::find(&self.seen.container);
+        if !stopped.is_empty() {
+            self.action.journal.stopped = stopped;
+            self.me.write_action(&self.action).await?;
+            stopped::let_go(&self.action.journal.stopped);
+        }
         Ok(())
     }
 
+    /// What stands against it for a moment only is waited for: a busy server always has a connection on its way.
     async fn dump(&mut self) -> Result<(), CheckpointError> {
+        for pause in BREATHS {
+            match self.dump_once().await {
+                Err(CheckpointError::Criu(cause)) if causes::may_pass(&cause) => {
+                    tracing::info!(pod = self.pod.container_name, cause, "tried again in a moment");
+                }
+                other => return other,
+            }
+            self.thaw().await?;
+            *self.live.frozen_since() = None;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let images = self.folder.join(store::IMAGES);
+            store::remove(&images)?;
+            std::fs::create_dir(&images).map_err(CheckpointError::io("making", &images))?;
+            self.freeze().await?;
+        }
+        self.dump_once().await
+    }
+
+    async fn dump_once(&mut self) -> Result<(), CheckpointError> {
         let config = self.me.0.config.get();
         // Of now, when nothing changes any more.
         let address = self.manifest.sockets.address.take();
@@ -163,6 +195,10 @@ impl Saving {
             dumped = dumping => dumped?,
             () = self.watch(&images) => {}
         }
+        self.manifest.tuning = tuning::look(&self.seen.container, anatomy.pid);
+        self.manifest.hosts = settle_in::hosts(anatomy.pid);
+        self.manifest.network = settle_in::network_settings(anatomy.pid);
+        stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
         self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
         let size = store::size_of(&images);
         self.live.bytes.store(size, Ordering::Relaxed);
@@ -222,7 +258,7 @@ impl Saving {
             pod: self.pod.container_name.clone(),
             problems: vec!["Docker's storage driver here is not overlay2".to_owned()],
         })?;
-        let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS)).await;
+        let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS), &runtime::link_suffix(&self.folder)).await;
         runtime::drop_links(&self.folder);
         packed?;
         self.live.bytes.store(store::size_of(&self.folder), Ordering::Relaxed);
@@ -230,14 +266,19 @@ impl Saving {
     }
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
-        network_lock::open_ports(self.seen.anatomy.pid);
-        self.me.0.engine.unpause(&self.seen.container).await?;
+        self.thaw().await?;
         match self.action.journal.gpu {
             // Its programs wait for their GPUs.
             Some(_) => self.shells = None,
             None => self.thawed().await,
         }
         Ok(())
+    }
+
+    async fn thaw(&self) -> Result<(), CheckpointError> {
+        network_lock::open_ports(self.seen.anatomy.pid);
+        stopped::stop_again(&self.action.journal.stopped);
+        Ok(self.me.0.engine.unpause(&self.seen.container).await?)
     }
 
     /// The pod stands still no longer.

@@ -5,10 +5,16 @@
 //! anew. The old one is added on the loopback interface: listeners come back, and what programs of the pod say to each other
 //! over it goes on, in any number of twins, since nobody outside sees it.
 //!
+//! *Settings.* Docker sets some of the kernel's values for the network of each container, but not for one that CRIU brings
+//! back: without them nobody could `ping`, and normal users could not listen on low ports.
+//!
+//! *`/etc/hosts`.* The engine writes it anew at each start. What the pod's owner wrote into it is put back.
+//!
 //! *Memory file systems.* CRIU unpacks their content with `tar --gzip`, which is as slow as gzip. The large ones are left empty
 //! for CRIU and filled here, before any file in them is opened.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     net::Ipv4Addr,
@@ -21,7 +27,7 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use super::{gzip, manifest::MemoryFiles, sockets, store};
+use super::{gzip, hollow::NONCE, manifest::MemoryFiles, sockets, store};
 use crate::host::{cgroup, netlink};
 
 /// The hidden command under which this program does it.
@@ -32,12 +38,17 @@ const SCRIPT: &str = "settle-in.sh";
 const COMPLAINT: &str = "settle-in.error";
 /// There once the pod has its addresses.
 const ADDRESSED: &str = "settle-in.addressed";
+const DONE: &str = "settle-in.done";
 /// What is said of an address.
 pub const ANOTHER: &str = "the engine gave the pod another address";
 /// What is said of a memory file system.
 pub const NOT_FILLED: &str = "could not be put back";
 /// Smaller ones CRIU unpacks in no time.
 const LARGE: u64 = 4 << 20;
+/// A larger `/etc/hosts` is left as the engine makes it.
+const MOST_HOSTS: u64 = 64 << 10;
+/// The values of a network that Docker and pods' own settings change, below /proc/sys.
+const SETTINGS: [&str; 3] = ["net/ipv4/ping_group_range", "net/ipv4/ip_unprivileged_port_start", "net/mptcp/enabled"];
 /// Bytes of the pipe to tar.
 const PIPE: i32 = 1 << 20;
 
@@ -49,6 +60,17 @@ pub struct Plan {
     /// Added on the loopback interface.
     pub addresses: Vec<Ipv4Addr>,
     pub memory_files: Vec<Filling>,
+    #[serde(default)]
+    pub network: BTreeMap<String, String>,
+    #[serde(default)]
+    pub hosts: Option<Hosts>,
+}
+
+/// A pod's `/etc/hosts`, as the host sees the file, and what it had in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hosts {
+    pub file: PathBuf,
+    pub content: String,
 }
 
 /// An archive, and the memory file system that it goes into.
@@ -63,21 +85,26 @@ pub struct Filling {
 
 impl Plan {
     /// The line for CRIU's options that has it done; none where there is nothing to do. `scratch` is the restore's own folder.
-    pub fn option(&self, scratch: &Path) -> io::Result<String> {
-        for file in [COMPLAINT, ADDRESSED] {
-            let _ = fs::remove_file(scratch.join(file));
+    pub fn option(&self, scratch: &Path, nonce: &str) -> io::Result<String> {
+        for old in [COMPLAINT, ADDRESSED, DONE, PLAN] {
+            let _ = fs::remove_file(scratch.join(old));
         }
         if *self == Self::default() {
             return Ok(String::new());
         }
         let (plan, script, complaint) = (scratch.join(PLAN), scratch.join(SCRIPT), scratch.join(COMPLAINT));
         fs::write(&plan, serde_json::to_vec(self)?)?;
+        // The options are the host's: a restore that a killed daemon began may find them, too. It must not get what is another
+        // pod's, nor go on without what is its own.
         let text = format!(
             "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-setup-namespaces ] || exit 0\n\
-             exec /proc/{}/exe {COMMAND} '{}' \"$CRTOOLS_INIT_PID\" 2>'{}'\n",
+             if [ ! -e \"$CRTOOLS_IMAGE_DIR/{nonce}\" ]; then\n  \
+             for other in \"$CRTOOLS_IMAGE_DIR\"/{NONCE}*; do [ ! -e \"$other\" ] || exit 1; done\n  exit 0\nfi\n\
+             /proc/{}/exe {COMMAND} '{}' \"$CRTOOLS_INIT_PID\" 2>'{}' && : >'{}'\n",
             std::process::id(),
             plan.display(),
             complaint.display(),
+            scratch.join(DONE).display(),
         );
         fs::write(&script, text)?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o700))?;
@@ -90,6 +117,12 @@ pub async fn wait_addressed(scratch: &Path) {
     while !scratch.join(ADDRESSED).exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Whether all that was planned for the last start was done. Where it was not, CRIU has not seen the options that it was
+/// started with, and what runs is not what was saved.
+pub fn is_done(scratch: &Path) -> bool {
+    !scratch.join(PLAN).exists() || scratch.join(DONE).exists()
 }
 
 /// Why it was not done, where it was not.
@@ -113,6 +146,52 @@ pub fn memory_files(images: &Path, pid: i32) -> Vec<MemoryFiles> {
         })
     };
     whole(&mounts).filter_map(of_mount).collect()
+}
+
+/// What a pod has in `/etc/hosts`, which is no file of its own but the engine's.
+pub fn hosts(pid: i32) -> Option<String> {
+    let mut content = String::new();
+    let file = File::open(format!("/proc/{pid}/root/etc/hosts")).ok()?;
+    io::Read::read_to_string(&mut io::Read::take(file, MOST_HOSTS + 1), &mut content).ok()?;
+    (content.len() as u64 <= MOST_HOSTS).then_some(content)
+}
+
+/// Gives the engine's line of the pod itself its address of now. The programs have the file open by then.
+pub fn renew_hosts(file: &Path, then: &str, now: &str) -> io::Result<()> {
+    let text = fs::read_to_string(file)?;
+    let renewed: String = text
+        .split_inclusive('\n')
+        .map(|line| match line.strip_prefix(then) {
+            Some(rest) if rest.starts_with(['\t', ' ']) => format!("{now}{rest}"),
+            _ => line.to_owned(),
+        })
+        .collect();
+    if renewed == text { Ok(()) } else { fs::write(file, renewed) }
+}
+
+/// What the kernel has for the network of a process. One that does not know a value has none of it.
+pub fn network_settings(pid: i32) -> BTreeMap<String, String> {
+    let read = || {
+        let values = SETTINGS.iter().filter_map(|name| {
+            let value = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+            Some(((*name).to_owned(), value.trim().to_owned()))
+        });
+        Ok(values.collect())
+    };
+    netlink::in_network_of(pid, read).unwrap_or_default()
+}
+
+/// Gives the network of a process these values; what this kernel does not know is left.
+fn set_network(pid: i32, settings: &BTreeMap<String, String>) {
+    let write = || {
+        for name in SETTINGS {
+            if let Some(value) = settings.get(name) {
+                let _ = fs::write(Path::new("/proc/sys").join(name), value);
+            }
+        }
+        Ok(())
+    };
+    let _ = netlink::in_network_of(pid, write);
 }
 
 /// A line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
@@ -190,6 +269,12 @@ pub fn settle_in(file: &Path, pid: i32) -> Result<(), String> {
     }
     let addressed = file.with_file_name(ADDRESSED);
     fs::write(&addressed, "").map_err(|error| format!("writing {} failed: {error}", addressed.display()))?;
+    set_network(pid, &plan.network);
+    if let Some(hosts) = &plan.hosts {
+        // As it is, not by a new file: it is mounted. CRIU takes no file that has another length than then.
+        fs::write(&hosts.file, &hosts.content)
+            .map_err(|error| format!("writing {} failed: {error}", hosts.file.display()))?;
+    }
     if !plan.memory_files.is_empty() {
         let members = cgroup::of_memory(pid).ok_or("the pod's cgroup was not found")?.join("cgroup.procs");
         fs::write(&members, "0").map_err(|error| format!("entering the pod's cgroup failed: {error}"))?;

@@ -18,7 +18,7 @@ use crate::host::netlink;
 /// States of /proc/net/tcp.
 const TIME_WAIT: &str = "06";
 const CLOSED: &str = "07";
-const LISTENS: &str = "0A";
+pub const LISTENS: &str = "0A";
 
 /// The internet sockets of a pod, by any of its processes.
 pub fn of(pid: i32) -> Sockets {
@@ -165,15 +165,21 @@ fn ends(pid: i32, held: &impl Fn() -> Held) -> HashSet<(u64, u64)> {
     outside.chain(foreign.map(|(inode, _)| (*inode, *inode))).collect()
 }
 
-/// Whether a descriptor is a unix socket. The kernel names a socket's protocol as an extended attribute (net/socket.c).
+/// Whether a descriptor is a unix socket.
 fn is_unix(descriptor: &Path) -> bool {
-    let Ok(path) = CString::new(descriptor.as_os_str().as_bytes()) else { return false };
+    protocol(descriptor).is_some_and(|name| name.starts_with("UNIX"))
+}
+
+/// What kind of socket a descriptor is. The kernel names its protocol as an extended attribute (net/socket.c).
+pub fn protocol(descriptor: &Path) -> Option<String> {
+    let path = CString::new(descriptor.as_os_str().as_bytes()).ok()?;
     let mut name = [0u8; 32];
     // SAFETY: two strings that end with a zero, and a buffer of the length that is given.
     let length = unsafe {
         libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
     };
-    length > 0 && name.starts_with(b"UNIX")
+    let name = name.get(..usize::try_from(length).ok()?)?;
+    Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
 }
 
 /// The inode of a descriptor that links to `socket:[123]`.

@@ -65,6 +65,7 @@ impl Checkpoints {
             return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
         }
         let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
+        self.settle_pod(pod.id).await?;
         let seen = self.examine(&pod, new.kind).await?;
         if !seen.verdict.can_be_saved {
             return Err(CheckpointError::NotPossible {
@@ -89,7 +90,7 @@ impl Checkpoints {
             folder: self.0.store.folder_under_way(checkpoint.id),
             manifest: new_manifest(&checkpoint, &pod, &seen),
             checkpoint,
-            deadline: deadline(&config.checkpoint, seen.verdict.memory + seen.verdict.gpu_memory),
+            deadline: deadline(&config.checkpoint, seen.findings.load()),
             pod,
             seen,
             live,
@@ -265,9 +266,24 @@ fn admit(
     Ok(())
 }
 
-/// How long CRIU may take with so many bytes.
-pub fn deadline(config: &crate::config::CheckpointConfig, bytes: u64) -> Duration {
-    Duration::from_secs(config.timeout_seconds + bytes / config.slowest_rate.0.max(1))
+/// How long CRIU may take with a process or a thread besides its memory, on a busy host. A hundred processes were seen to
+/// take ten seconds.
+const PER_PROCESS: Duration = Duration::from_millis(500);
+const PER_THREAD: Duration = Duration::from_millis(20);
+
+/// What CRIU has to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    pub bytes: u64,
+    pub processes: u64,
+    pub threads: u64,
+}
+
+/// How long it may take for that.
+pub fn deadline(config: &crate::config::CheckpointConfig, load: Load) -> Duration {
+    let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let bytes = Duration::from_secs(config.timeout_seconds + load.bytes / config.slowest_rate.0.max(1));
+    bytes + PER_PROCESS.saturating_mul(count(load.processes)) + PER_THREAD.saturating_mul(count(load.threads))
 }
 
 fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
@@ -293,6 +309,9 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
         sockets: seen.findings.sockets.clone(),
         memory_files: Vec::new(),
         gpus: seen.gpus.as_ref().map(|gpus| gpus.saved.clone()),
+        tuning: Vec::new(),
+        network: std::collections::BTreeMap::new(),
+        hosts: None,
         losses: seen.findings.losses.clone(),
         frozen_ms: 0,
         files: std::collections::BTreeMap::new(),

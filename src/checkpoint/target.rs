@@ -129,6 +129,7 @@ impl Checkpoints {
             return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
         }
         let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
+        self.settle_pod(pod.id).await?;
         let not_found = || PodError::NotFound(pod.container_name.clone());
         let container = pod.container.clone().ok_or_else(not_found)?;
         let anatomy = self.0.engine.anatomy(&container).await?.ok_or_else(not_found)?;

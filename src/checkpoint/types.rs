@@ -8,6 +8,7 @@ use super::{CopyView, Phase, gpu::GpuWork, silence::Silenced};
 use crate::{
     db::rfc3339,
     engine::RestartRule,
+    host::process::ProcessId,
     ids::{ActionId, CheckpointId, ContainerId, PodId},
     names::{InstanceName, PodRef, UserName},
 };
@@ -332,6 +333,9 @@ pub struct Journal {
     /// Programs that are taken off their GPUs, or are to be put back on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuWork>,
+    /// Processes that were told to go on while they are frozen, and must be stopped again.
+    #[serde(default)]
+    pub stopped: Vec<ProcessId>,
 }
 
 impl Default for Journal {
@@ -346,6 +350,7 @@ impl Default for Journal {
             placeholders: 0,
             silenced: None,
             gpu: None,
+            stopped: Vec::new(),
         }
     }
 }

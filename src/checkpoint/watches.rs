@@ -83,7 +83,7 @@ fn kernel_number(major: u32, minor: u32) -> u64 {
     u64::from(major) << 20 | u64::from(minor)
 }
 
-/// The file systems whose files can be opened by their inode: all but overlays, where a folder of them is mounted.
+/// The file systems whose files can be opened by their inode: all but overlays and /proc, where a folder of them is mounted.
 fn openable(mountinfo: &str, is_folder: impl Fn(&Path) -> bool) -> HashSet<u64> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().skip(2);
@@ -91,7 +91,7 @@ fn openable(mountinfo: &str, is_folder: impl Fn(&Path) -> bool) -> HashSet<u64> 
         let target = fields.nth(1)?;
         let kind = line.split_once(" - ")?.1.split_whitespace().next()?;
         let number = kernel_number(major.parse().ok()?, minor.parse().ok()?);
-        (kind != "overlay" && is_folder(Path::new(target))).then_some(number)
+        (!["overlay", "proc"].contains(&kind) && is_folder(Path::new(target))).then_some(number)
     });
     mounts.collect()
 }

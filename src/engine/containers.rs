@@ -1,6 +1,10 @@
 //! What is done to containers. Every call is by full id, and each step can be done again without harm.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bollard::{
     models::{
@@ -241,10 +245,19 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
             // So that a checkpoint of the pod can be restored.
             ipc_mode: Some("private".to_owned()),
             init: Some(false),
+            sysctls: settings(&shape.network),
             ..HostConfig::default()
         }),
         ..ContainerCreateBody::default()
     }
+}
+
+/// No multipath TCP, which servers written in Go use by themselves and CRIU cannot save; they take TCP then. Only a network of
+/// the pod's own has such settings, and only where the kernel knows them.
+fn settings(network: &str) -> Option<HashMap<String, String>> {
+    let is_own = network != "host" && !network.starts_with("container:");
+    (is_own && Path::new("/proc/sys/net/mptcp/enabled").exists())
+        .then(|| HashMap::from([("net.mptcp.enabled".to_owned(), "0".to_owned())]))
 }
 
 impl Engine {

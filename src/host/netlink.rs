@@ -22,6 +22,11 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// linux/unix_diag.h: the peer's inode is asked for, and told under this number.
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
+/// The same for the length of queues.
+const UDIAG_SHOW_RQLEN: u32 = 16;
+const UNIX_DIAG_RQLEN: u16 = 4;
+/// A state of sockets (net/tcp_states.h).
+const LISTENS: u8 = 10;
 /// The loopback interface is the first of every network.
 pub(super) const LOOPBACK: u32 = 1;
 /// An answer holds as many messages as fit.
@@ -41,21 +46,37 @@ pub fn in_network_of<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + S
 /// The unix sockets of this thread's network by their inodes, each with that of its other end; 0 where it has none, or one
 /// that no program holds.
 pub fn unix_sockets() -> io::Result<HashMap<u64, u64>> {
+    let mut sockets = HashMap::new();
+    ask_unix(u32::MAX, UDIAG_SHOW_PEER, UNIX_DIAG_PEER, |inode, peer| {
+        sockets.insert(inode, peer.unwrap_or(0));
+    })?;
+    Ok(sockets)
+}
+
+/// Listening unix sockets of this thread's network with connections that nobody has accepted yet.
+pub fn full_unix_listeners() -> io::Result<Vec<u64>> {
+    let mut full = Vec::new();
+    ask_unix(1 << LISTENS, UDIAG_SHOW_RQLEN, UNIX_DIAG_RQLEN, |inode, waiting| {
+        full.extend((waiting.unwrap_or(0) > 0).then_some(inode));
+    })?;
+    Ok(full)
+}
+
+/// Asks for one thing of the unix sockets in some states. Hands on the inode and the number that was asked for.
+fn ask_unix(states: u32, show: u32, wanted: u16, mut each: impl FnMut(u64, Option<u64>)) -> io::Result<()> {
     let mut request = Vec::new();
     // struct unix_diag_req: family, protocol, padding, states, inode, what to show, cookie
     request.extend_from_slice(&[u8::try_from(libc::AF_UNIX).unwrap_or(1), 0, 0, 0]);
-    for word in [u32::MAX, 0, UDIAG_SHOW_PEER, 0, 0] {
+    for word in [states, 0, show, 0, 0] {
         request.extend_from_slice(&word.to_ne_bytes());
     }
-    let mut sockets = HashMap::new();
     ask(libc::NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &request, |body| {
         // struct unix_diag_msg: family, type, state, padding, inode, cookie; then attributes
         let Some(inode) = number(body, 4) else { return };
-        let peer = attributes(body.get(16..).unwrap_or_default())
-            .find_map(|(name, value)| (name == UNIX_DIAG_PEER).then(|| number(value, 0)).flatten());
-        sockets.insert(u64::from(inode), u64::from(peer.unwrap_or(0)));
-    })?;
-    Ok(sockets)
+        let value = attributes(body.get(16..).unwrap_or_default())
+            .find_map(|(name, value)| (name == wanted).then(|| number(value, 0)).flatten());
+        each(u64::from(inode), value.map(u64::from));
+    })
 }
 
 /// Gives this thread's network one more address, on the loopback interface: programs of it can use it, nobody outside sees it.

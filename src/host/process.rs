@@ -6,6 +6,7 @@ use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::ids::ContainerId;
 
@@ -13,7 +14,7 @@ use crate::ids::ContainerId;
 const MAX_COMMAND: u64 = 4096;
 
 /// A process, for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// As the host sees it.
     pub pid: i32,
@@ -49,6 +50,12 @@ impl Stat {
             resident: field(24)? * page_size(),
         })
     }
+}
+
+/// The letter of its state, as `ps` shows it.
+pub fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat[stat.rfind(')')? + 1..].trim_start().chars().next()
 }
 
 /// PIDs of all processes.

@@ -188,6 +188,19 @@ kills_in_restore! {
     killed_before_the_cleaning_of_a_clone: "clean", true, true;
 }
 
+/// Says something over the network all the time, and ends at the first error: a network that is closed is one.
+const TALKER: &str = "
+import os, socket, time
+l = socket.create_server(('127.0.0.1', 7030)); c = socket.create_connection(('127.0.0.1', 7030)); s, _ = l.accept()
+print('ready')
+n = 0
+while True:
+    n += 1
+    c.sendall(b'x'); assert s.recv(1) == b'x'
+    with open('/root/said.new', 'w') as f: f.write(str(n))
+    os.rename('/root/said.new', '/root/said')
+";
+
 /// Daemon and CRIU are killed while pages are written: the pod goes on, with its memory and its network.
 #[test]
 fn killed_in_the_middle_of_a_dump() {
@@ -196,6 +209,7 @@ fn killed_in_the_middle_of_a_dump() {
     create(&alice, "main");
     let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
     run_python(&alice, "main", "counter", &program);
+    run_python(&alice, "main", "talker", TALKER);
     let (from, identity) = count(&alice, "main");
     alice.post("/pod/checkpoint?ins=main").ok();
     let folder = server.home.join("checkpoints");
@@ -215,7 +229,41 @@ fn killed_in_the_middle_of_a_dump() {
     assert_eq!(count(&alice, "main").1, identity);
     counts_on(&alice, "main", from);
     assert_network(&server, "main");
+    // The network was never closed while programs ran.
+    let said = || exec(&alice, "main", "cat /root/said").parse::<u64>().unwrap();
+    let before = said();
+    eventually(Duration::from_secs(10), "it talks on", || said() > before);
     save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A pod that a kill left in the middle, and somebody saves it again before all is settled: the new checkpoint does not take
+/// the state in between for the pod's own.
+#[test]
+fn a_new_checkpoint_settles_first_what_a_kill_left() {
+    let Some(mut server) = server_stopping_at("checkpoint-rootfs") else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let (from, identity) = count(&alice, "main");
+    alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    let query = "SELECT count(*) FROM actions WHERE status = 'running' AND phase = 'rootfs'";
+    eventually(Duration::from_secs(20), "rootfs", || server.count(query) == 1);
+    server.kill();
+    // What would settle it never begins.
+    server.set_env("FAILPOINTS", Some("recover-all=pause"));
+    server.start_again();
+    save(&alice, "ins=main&leave_running=false");
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "unless-stopped");
+    server.kill();
+    server.set_env("FAILPOINTS", None);
+    server.start_again();
+    done(&alice, "/pod/restore?ins=main");
+    assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    assert_eq!(count(&alice, "main").1, identity, "the process of before");
+    counts_on(&alice, "main", from);
+    assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }

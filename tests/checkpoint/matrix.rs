@@ -257,6 +257,83 @@ assert os.read(fd, 65536)
 ",
     },
     Row {
+        name: "a_stopped_job",
+        setup: "
+import signal, subprocess
+job = subprocess.Popen(['sh', '-c', 'while :; do date +%s%N > /root/job; sleep 0.02; done'])
+time.sleep(0.3); job.send_signal(signal.SIGSTOP); time.sleep(0.2); said = open('/root/job').read()
+",
+        step: "
+late = time.monotonic() + 60
+while open('/proc/%d/stat' % job.pid).read().rsplit(')')[1].split()[0] != 'T':
+    assert time.monotonic() < late
+    time.sleep(0.05)
+assert open('/root/job').read() == said
+",
+    },
+    Row {
+        name: "processors_and_class_at_the_disk",
+        setup: "
+import ctypes
+libc = ctypes.CDLL(None); last = {max(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, last); assert libc.syscall(251, 1, 0, 3 << 13) == 0
+",
+        step: "
+late = time.monotonic() + 60
+while os.sched_getaffinity(0) != last or libc.syscall(252, 1, 0) != 3 << 13:
+    assert time.monotonic() < late
+    time.sleep(0.05)
+",
+    },
+    Row {
+        name: "hosts_that_were_added",
+        setup: "
+f = open('/etc/hosts', 'a+'); f.write('10.1.2.3 another\\n'); f.flush()
+",
+        step: "
+assert '10.1.2.3 another' in open('/etc/hosts').read()
+",
+    },
+    Row {
+        name: "a_socket_of_ping",
+        setup: "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP); s.settimeout(20)
+",
+        step: "
+s.sendto(b'\\x08\\0\\0\\0\\0\\1\\0\\1x', ('127.0.0.1', 0)); s.recv(100)
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+",
+    },
+    Row {
+        name: "a_busy_server",
+        setup: "
+import socket, threading
+l = socket.create_server(('127.0.0.1', 7010), backlog=128)
+def serve():
+    while True:
+        s, _ = l.accept(); s.recv(10); s.sendall(b'ok'); s.close()
+threading.Thread(target=serve, daemon=True).start()
+",
+        step: "
+for _ in range(5):
+    c = socket.create_connection(('127.0.0.1', 7010)); c.sendall(b'x'); assert c.recv(2) == b'ok'; c.close()
+",
+    },
+    Row {
+        name: "odd_names",
+        setup: "
+d = b'/root/odd'; os.makedirs(d)
+names = [b'new\\nline', b'\\xff\\xfe', b'-rf', b'x.pody-link', b'q\\'uo\\x22te', b'back\\\\slash']
+files = [open(d + b'/' + name, 'w+') for name in names]
+for f in files: f.write('kept'); f.flush()
+",
+        step: "
+assert sorted(os.listdir(d)) == sorted(names)
+for f in files: f.seek(0); assert f.read() == 'kept'
+",
+    },
+    Row {
         name: "a_terminal_of_its_own",
         setup: "
 import pty
@@ -348,7 +425,7 @@ fn an_unlinked_file_with_another_name_comes_back() {
     create(&alice, "main");
     let row = Row {
         name: "linked",
-        setup: "f = open('/root/a', 'w+'); f.write('both'); f.flush(); os.link('/root/a', '/root/b'); os.unlink('/root/a')",
+        setup: "d = '/root/a\\nfolder'; os.mkdir(d); f = open(d + '/a', 'w+'); f.write('both'); f.flush(); os.link(d + '/a', '/root/b'); os.unlink(d + '/a')",
         step: "f.seek(0); assert f.read() == 'both'",
     };
     run_python(&alice, "main", row.name, &program(&row));

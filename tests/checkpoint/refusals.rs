@@ -226,6 +226,81 @@ fn connections_to_programs_of_an_exec_are_refused() {
     delete_checkpoints(&alice);
 }
 
+/// What CRIU cannot save, or saves so that it cannot be brought back: a name, a program, and what is said of it.
+const CANNOT: &[(&str, &str, &str)] = &[
+    (
+        "traced",
+        "import ctypes, os, time\nlibc = ctypes.CDLL(None)\npid = os.fork()\nif pid == 0:\n    libc.ptrace(0, 0, 0, 0)\n    time.sleep(100000)\ntime.sleep(0.5)",
+        "is traced by python3",
+    ),
+    (
+        "no_file",
+        "import os, subprocess\nfd = os.memfd_create('mine', 0)\nos.write(fd, open('/bin/sleep', 'rb').read())\nsubprocess.Popen(['/proc/self/fd/%d' % fd, '100000'], pass_fds=[fd])",
+        "runs a program that is no file (/memfd:mine",
+    ),
+    (
+        "queue",
+        "import ctypes\nq = ctypes.CDLL('librt.so.1').mq_open(b'/mine', 0o102, 0o600, None)\nassert q >= 0",
+        "has a POSIX message queue (/mine) open",
+    ),
+    (
+        "waiting",
+        "import socket\nl = socket.create_server(('127.0.0.1', 7020))\nc = socket.create_connection(('127.0.0.1', 7020))",
+        "has not accepted a connection that waits for it",
+    ),
+    (
+        "waiting_unix",
+        "import socket\nl = socket.socket(socket.AF_UNIX)\nl.bind('/root/waiting')\nl.listen()\nc = socket.socket(socket.AF_UNIX)\nc.connect('/root/waiting')",
+        "has not accepted a connection that waits for it",
+    ),
+    ("packets", "import os\nr, w = os.pipe2(os.O_DIRECT)", "has a pipe with packets (O_DIRECT)"),
+    (
+        "unread",
+        "import socket, struct\ns = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\ns.send(struct.pack('IHHIIBxHiII', 32, 18, 0x301, 1, 0, 0, 0, 0, 0, 0))",
+        "has not read a message of the kernel's (netlink)",
+    ),
+];
+
+/// They are named before the pod is paused, all of them at once.
+#[test]
+fn what_criu_cannot_save_is_named_with_its_process() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    for (name, program, _) in CANNOT {
+        run_python(&alice, "main", name, &format!("{program}\nprint('ready')\nimport time\ntime.sleep(100000)"));
+    }
+    let mut words: Vec<&str> = CANNOT.iter().map(|(_, _, words)| *words).collect();
+    words.push("the pod has a POSIX message queue (/mine)");
+    let (from, _) = count(&alice, "main");
+    is_refused(&alice, "all", &words);
+    counts_on(&alice, "main", from);
+    for (name, _, _) in CANNOT {
+        end(&alice, name);
+    }
+    exec(&alice, "main", "pkill -KILL -f 100000; rm /dev/mqueue/mine; true");
+    save(&alice, "ins=main");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A multicast group is lost, and that is said.
+#[test]
+fn a_multicast_group_is_named_as_lost() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+                   s.setsockopt(0, 35, socket.inet_aton('239.1.2.3') + socket.inet_aton('127.0.0.1'))\nprint('ready')\ntime.sleep(100000)";
+    run_python(&alice, "main", "group", program);
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    assert_eq!(verdict["can_be_saved"], true, "{verdict}");
+    assert!(verdict["losses"].to_string().contains("the multicast group 239.1.2.3"), "{verdict}");
+    delete(&alice, "main");
+}
+
 /// inotify on the pod's own file system outside `watch_paths`.
 #[test]
 fn watches_outside_the_watch_paths_are_refused() {

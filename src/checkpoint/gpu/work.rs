@@ -14,8 +14,11 @@ use super::{
 };
 use crate::{
     checkpoint::{
-        Action, CheckpointError, Checkpoints, off_thread, preflight, restore::Restoring, runtime, save::Saving,
-        source::deadline,
+        Action, CheckpointError, Checkpoints, off_thread, preflight,
+        restore::Restoring,
+        runtime,
+        save::Saving,
+        source::{Load, deadline},
     },
     host::process,
     ids::{ActionId, ContainerId},
@@ -146,7 +149,8 @@ impl Checkpoints {
             action: action.id,
             container: container.clone(),
             short: Duration::from_secs(config.checkpoint.timeout_seconds.max(1)),
-            long: deadline(&config.checkpoint, work.bytes).max(Duration::from_secs(1)),
+            long: deadline(&config.checkpoint, Load { bytes: work.bytes, ..Load::default() })
+                .max(Duration::from_secs(1)),
         }
     }
 

@@ -1,0 +1,159 @@
+//! Programs that were stopped by a signal: a job under Ctrl-Z, a debugger's victim, `kill -STOP`.
+//!
+//! Cgroups of version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits for it
+//! to leave its stop, and it cannot before it is thawed), so CRIU would hang until its deadline. But a process that was told
+//! to go on while it is frozen can be attached to, and does not run: it is told to stop again before it is thawed. In CRIU's
+//! images it is noted as stopped, as CRIU itself would have done, so it comes back as it was.
+//!
+//! Version 2 does not need this, and then nothing is found here: frozen processes keep the state that is looked at.
+
+use std::{fs, io, path::Path};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::runtime;
+use crate::{
+    host::process::{self, ProcessId, Stat},
+    ids::ContainerId,
+};
+
+/// What the kernel names as the place where a stopped process waits (kernel/signal.c).
+const STOP: &str = "do_signal_stop";
+/// An image begins with two magic numbers and the length of its entry.
+const HEADER: usize = 12;
+/// images/core.proto: the part of an entry that is of the process and not of a thread, and in it the state.
+const TASK: u64 = 3;
+const STATE: u64 = 1;
+/// The values of that state (compel/include/uapi/task-state.h).
+const ALIVE: u8 = 1;
+const STOPPED: u8 = 3;
+
+/// The processes of a container that stands still that CRIU could not attach to.
+pub fn find(container: &ContainerId) -> Vec<ProcessId> {
+    let is_stuck = |pid: &i32| {
+        let place = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+        place.trim() == STOP && process::state(*pid) != Some('T')
+    };
+    let stuck = runtime::members(container).into_iter().filter(is_stuck);
+    stuck.filter_map(|pid| Stat::read(pid).map(|stat| stat.id)).collect()
+}
+
+/// Has them ready to be saved. They do not run: they are frozen.
+pub fn let_go(processes: &[ProcessId]) {
+    signal(processes, Signal::SIGCONT);
+}
+
+/// Has them stopped again, as soon as they are thawed.
+pub fn stop_again(processes: &[ProcessId]) {
+    signal(processes, Signal::SIGSTOP);
+}
+
+fn signal(processes: &[ProcessId], signal: Signal) {
+    for process in processes {
+        // Another process may have got the number.
+        if Stat::read(process.pid).is_some_and(|stat| stat.id == *process) {
+            let _ = kill(Pid::from_raw(process.pid), signal);
+        }
+    }
+}
+
+/// Notes in the images that they are stopped. What has no image is not saved.
+pub fn note(processes: &[ProcessId], images: &Path) -> io::Result<()> {
+    for process in processes {
+        let Some(inside) = process::pid_inside(process.pid) else { continue };
+        let path = images.join(format!("core-{inside}.img"));
+        let mut image = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            read => read?,
+        };
+        let unknown = || io::Error::other(format!("{} is not as CRIU writes it", path.display()));
+        let at = state_in(&image).ok_or_else(unknown)?;
+        // One that ended meanwhile stays ended.
+        if image[at] == ALIVE {
+            image[at] = STOPPED;
+            fs::write(&path, image)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where in an image of a process its state is: one byte.
+fn state_in(image: &[u8]) -> Option<usize> {
+    let task = field(image, HEADER, image.len(), TASK)?;
+    let state = field(image, task.0, task.1, STATE)?;
+    (state.1 - state.0 == 1).then_some(state.0)
+}
+
+/// Where the value of a field begins and ends, in a message of protocol buffers that lies between two places.
+fn field(bytes: &[u8], begin: usize, end: usize, wanted: u64) -> Option<(usize, usize)> {
+    let mut at = begin;
+    while at < end {
+        let (key, after) = number(bytes, at)?;
+        let (value, next) = match key & 7 {
+            0 => (after, number(bytes, after)?.1),
+            1 => (after, after.checked_add(8)?),
+            2 => {
+                let (length, value) = number(bytes, after)?;
+                (value, value.checked_add(usize::try_from(length).ok()?)?)
+            }
+            5 => (after, after.checked_add(4)?),
+            _ => return None,
+        };
+        if next > end {
+            return None;
+        }
+        if key >> 3 == wanted {
+            return Some((value, next));
+        }
+        at = next;
+    }
+    None
+}
+
+/// A number in groups of seven bits, the lowest first, and where it ends.
+fn number(bytes: &[u8], mut at: usize) -> Option<(u64, usize)> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = *bytes.get(at)?;
+        at += 1;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((value, at));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Machine, registers of 3 bytes, and the process: state, exit code, personality.
+    const IMAGE: [u8; 26] = [
+        0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55, 14, 0, 0, 0, 0x08, 0x01, 0x12, 0x03, 0xff, 0xff, 0xff, 0x1a,
+        0x05, 0x08, 0x01, 0x10, 0x00, 0x18,
+    ];
+
+    #[test]
+    fn the_state_is_found_and_nothing_else_is_touched() {
+        assert_eq!(state_in(&IMAGE), Some(22));
+        assert_eq!(IMAGE[22], ALIVE);
+    }
+
+    #[test]
+    fn a_cut_image_has_none() {
+        for length in 0..IMAGE.len() {
+            assert_eq!(state_in(&IMAGE[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_to_their_end() {
+        assert_eq!(number(&[0x96, 0x01, 0xff], 0), Some((150, 2)));
+        assert_eq!(number(&[0x96], 0), None);
+        assert_eq!(number(&[0xff; 12], 0), None);
+    }
+}
