@@ -17,19 +17,24 @@ fn server_stopping_at(point: &str) -> Option<Server> {
     start_with(|builder| builder.env("FAILPOINTS", format!("{point}=pause")).env("TOKIO_WORKER_THREADS", "8"))
 }
 
-/// Kills the daemon when the action stands before the phase, and starts it again.
-fn kill_at(server: &mut Server, phase: &str) {
+/// Returns when the action stands before the phase.
+pub fn wait_at(server: &Server, phase: &str) {
     let query = format!("SELECT count(*) FROM actions WHERE status = 'running' AND phase = '{phase}'");
-    eventually(Duration::from_secs(20), phase, || server.count(&query) == 1);
+    eventually(Duration::from_secs(60), phase, || server.count(&query) == 1);
     thread::sleep(Duration::from_millis(200));
     assert_eq!(server.count(&query), 1, "it did not stop at {phase}");
+}
+
+/// Kills the daemon when the action stands before the phase, and starts it again.
+fn kill_at(server: &mut Server, phase: &str) {
+    wait_at(server, phase);
     server.kill();
     server.set_env("FAILPOINTS", None);
     server.start_again();
     assert_clean(server);
 }
 
-fn last_action(server: &Server) -> (String, String) {
+pub fn last_action(server: &Server) -> (String, String) {
     let query = "SELECT status, coalesce(error, '') FROM actions ORDER BY started_at DESC LIMIT 1";
     server.database().query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("an action")
 }
@@ -51,9 +56,7 @@ fn nothing_arrives_at_a_pod_that_is_about_to_be_stopped() {
     let address = address(&server, "main");
     assert_reachable(&address);
     alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
-    eventually(Duration::from_secs(20), "it is saved", || {
-        server.count("SELECT count(*) FROM actions WHERE status = 'running' AND phase = 'hash'") == 1
-    });
+    wait_at(&server, "hash");
     assert!(!takes_connections(&address));
     kill_at(&mut server, "hash");
     eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");

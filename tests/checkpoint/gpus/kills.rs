@@ -7,6 +7,7 @@ use super::cuda::{Cuda, computes_on, count};
 use crate::{
     common::{Client, Need, Server, eventually},
     help::{assert_clean, create, delete, delete_checkpoints, done, engine_says, save, status},
+    kills::{last_action, wait_at},
 };
 
 fn start(cuda: &Cuda, point: &str) -> Option<(Server, Client)> {
@@ -24,10 +25,7 @@ fn start(cuda: &Cuda, point: &str) -> Option<(Server, Client)> {
 
 /// Kills the daemon when the action stands before the phase, switches GPU checkpoints off, and starts it again.
 fn kill_at(server: &mut Server, phase: &str) {
-    let query = format!("SELECT count(*) FROM actions WHERE status = 'running' AND phase = '{phase}'");
-    eventually(Duration::from_secs(60), phase, || server.count(&query) == 1);
-    thread::sleep(Duration::from_millis(200));
-    assert_eq!(server.count(&query), 1, "it did not stop at {phase}");
+    wait_at(server, phase);
     end_and_start(server);
 }
 
@@ -37,11 +35,6 @@ fn end_and_start(server: &mut Server) {
     server.set_env("FAILPOINTS", None);
     server.start_again();
     assert_clean(server);
-}
-
-fn last_action(server: &Server) -> (String, String) {
-    let query = "SELECT status, coalesce(error, '') FROM actions ORDER BY started_at DESC LIMIT 1";
-    server.database().query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("an action")
 }
 
 fn killed_in_checkpoint(phase: &str, leave_running: bool) {
