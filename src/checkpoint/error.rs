@@ -34,7 +34,9 @@ pub enum CheckpointError {
     InProgress { pod: String, action: ActionId },
     #[error("{pod} is {status}; only running pods can be saved, of others the files: --kind rootfsonly")]
     NotRunning { pod: String, status: String },
-    #[error("{pod} is {status}; stop it with `pody stop`, or restore under another name with --as")]
+    #[error(
+        "{pod} is {status}; stop it with `pody stop`, or restore under another name: --as, in /v2 overrides.pod_name"
+    )]
     StillRuns { pod: String, status: String },
     #[error("checkpoint {id} is {status}; only one that is ready can be used")]
     NotReady { id: CheckpointId, status: CheckpointStatus },

@@ -169,8 +169,14 @@ impl Checkpoints {
     pub(super) async fn manifest_of(&self, row: &Checkpoint) -> Result<Manifest, CheckpointError> {
         let (folder, id) = (self.0.store.folder(row.id), row.id);
         match off_thread(move || Manifest::read(&folder, id)).await {
-            Err(CheckpointError::Damaged { .. }) if self.copied(id).await? => {
-                read_manifest(&self.storage()?, &row.user, id).await
+            Err(CheckpointError::Damaged { file, why, .. }) if self.copied(id).await? => {
+                match read_manifest(&self.storage()?, &row.user, id).await {
+                    Err(CheckpointError::Remote(ObjectError::NotFound(_))) => {
+                        let why = format!("{why}; it is missing in the remote store, too");
+                        Err(CheckpointError::Damaged { id, file, why })
+                    }
+                    read => read,
+                }
             }
             read => read,
         }

@@ -147,6 +147,13 @@ fn a_copy_in_a_folder_brings_the_pod_back_when_the_checkpoint_is_lost() {
         assert_eq!(answer.status, 409, "{answer}");
         assert!(answer.detail().contains("manifest.json") && answer.detail().contains(words), "{answer}");
     }
+    // Gone here and there.
+    fs::remove_file(there.join("manifest.json")).unwrap();
+    let answer = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
+    assert_eq!(answer.status, 409, "{answer}");
+    for words in ["is damaged (manifest.json: ", "it is missing in the remote store, too", "it was not started"] {
+        assert!(answer.detail().contains(words), "{answer}");
+    }
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

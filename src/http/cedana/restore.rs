@@ -93,7 +93,7 @@ pub struct Info {
 pub async fn put_info(cx: Cx, (params, Body(body)): (One, Body<Info>)) -> Result<String, V2Error> {
     let id = params.id.0;
     if cx.app.checkpoints.action(cx.caller(), id).await?.kind != ActionKind::Restore {
-        return Err(CheckpointError::NoAction(id.to_string()).into());
+        return Err(V2Error::NotFound(format!("{id} is the action of a checkpoint; there is no restore of that id")));
     }
     let info = serde_json::to_value(&body).unwrap_or_default();
     cx.app.registry.tell(cx.caller(), id, |told| told.info = Some(info)).await?;
