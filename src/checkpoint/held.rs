@@ -37,6 +37,8 @@ const SOCKETS: [&str; 14] = [
 ];
 /// open(2): messages of a pipe that stay apart.
 const PACKETS: u32 = 0o40000;
+/// CRIU opens terminals until it has the number that it looks for, but so many at most (criu/tty.c).
+const TERMINALS: u32 = 32;
 /// Looks at what may wait for a moment only, and the time between two.
 const LOOKS: usize = 4;
 const BETWEEN: Duration = Duration::from_millis(150);
@@ -83,6 +85,15 @@ impl Held {
                 ),
                 _ => format!("{who} has a socket of {protocol}, which cannot be saved; end it first"),
             });
+        }
+        if target.ends_with("/ptmx")
+            && let Some(number) = terminal(pid, descriptor)
+            && number >= TERMINALS
+        {
+            return Some(format!(
+                "{who} has terminal {number} of the pod, and those above {} cannot be brought back; end it, or close others and open it anew",
+                TERMINALS - 1
+            ));
         }
         let is_queue = self.queues.is_some() && fs::metadata(&path).ok().map(|file| file.dev()) == self.queues;
         is_queue
@@ -141,6 +152,12 @@ fn flags(pid: i32, descriptor: &str) -> u32 {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0)
+}
+
+/// The number of the terminal whose upper side a descriptor is.
+fn terminal(pid: i32, descriptor: &str) -> Option<u32> {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("tty-index:"))?.trim().parse().ok()
 }
 
 /// What waits in sockets, look after look.

@@ -76,8 +76,10 @@ impl Checkpoints {
             let folder = std::fs::canonicalize(&folder).unwrap_or(folder);
             let row = self.0.db.read(move |tx| tx.find_action(action)).await.ok().flatten();
             match self.paused(row.and_then(|row| row.journal.container).as_ref()).await {
-                Some(container) => runtime::end_dump(action, &folder, &container).await,
-                None => runtime::end_action(action, &folder).await,
+                Ok(Some(container)) => runtime::end_dump(action, &folder, &container).await,
+                Ok(None) => runtime::end_action(action, &folder).await,
+                // CRIU comes to an end by itself, and the next start to the rest.
+                Err(error) => tracing::warn!(%error, "a checkpoint is not called off"),
             }
         }
         // Its failure lets the pod go on.
@@ -94,10 +96,10 @@ impl Checkpoints {
     }
 
     /// The container, if the engine says that it is paused.
-    async fn paused(&self, container: Option<&ContainerId>) -> Option<ContainerId> {
-        let container = container?;
-        let anatomy = self.0.engine.anatomy(container).await.ok()??;
-        (anatomy.status == "paused").then(|| container.clone())
+    async fn paused(&self, container: Option<&ContainerId>) -> Result<Option<ContainerId>, CheckpointError> {
+        let Some(container) = container else { return Ok(None) };
+        let anatomy = self.0.engine.anatomy(container).await?;
+        Ok(anatomy.filter(|anatomy| anatomy.status == "paused").map(|_| container.clone()))
     }
 
     /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the new
@@ -142,7 +144,8 @@ impl Checkpoints {
         let under_way = self.0.store.folder_under_way(action.checkpoint);
         // As the kernel names it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
-        match self.paused(action.journal.container.as_ref()).await {
+        // Where the engine does not say, it is tried again: CRIU must not be ended in a pod that then runs.
+        match self.paused(action.journal.container.as_ref()).await? {
             Some(container) => runtime::end_dump(action.id, &under_way, &container).await,
             None => runtime::end_action(action.id, &under_way).await,
         }

@@ -253,6 +253,7 @@ const CANNOT: &[(&str, &str, &str)] = &[
         "import socket\nl = socket.socket(socket.AF_UNIX)\nl.bind('/root/waiting')\nl.listen()\nc = socket.socket(socket.AF_UNIX)\nc.connect('/root/waiting')",
         "has not accepted a connection that waits for it",
     ),
+    ("terminals", "import pty\nkept = [pty.openpty() for _ in range(40)]", "those above 31 cannot be brought back"),
     ("packets", "import os\nr, w = os.pipe2(os.O_DIRECT)", "has a pipe with packets (O_DIRECT)"),
     (
         "unread",
@@ -279,7 +280,7 @@ fn what_criu_cannot_save_is_named_with_its_process() {
     for (name, _, _) in CANNOT {
         end(&alice, name);
     }
-    exec(&alice, "main", "pkill -KILL -f 100000; rm /dev/mqueue/mine; true");
+    exec(&alice, "main", "pkill -KILL -f '[1]00000'; rm -f /dev/mqueue/mine; true");
     save(&alice, "ins=main");
     assert_clean(&server);
     delete(&alice, "main");
