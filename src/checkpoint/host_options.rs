@@ -1,5 +1,6 @@
 //! CRIU's options where they can only come from `/etc/criu/runc.conf`, the host's one such file: in a restore through Docker. It
-//! is ours only until CRIU has read it, under a lock, and then as it was before.
+//! is ours only until CRIU has read it, under a lock, and then as it was before. runc hands it to CRIU in a dump, too, before
+//! the dump's own options: so a dump takes the lock until its CRIU has read the file as others left it.
 
 use std::{
     fs::{self, File},
@@ -48,10 +49,16 @@ impl HostOptions {
         Ok(Self { _lock: lock })
     }
 
+    /// Waits for its turn, and leaves the file as it is when it is nobody's.
+    pub async fn keep_free() -> Result<Self, CheckpointError> {
+        let lock = lock_options().await?;
+        put_options_back().map_err(CheckpointError::io("putting back", CONF))?;
+        Ok(Self { _lock: lock })
+    }
+
     /// Puts right what a killed daemon left.
     pub async fn recover() -> Result<(), CheckpointError> {
-        let _lock = lock_options().await?;
-        put_options_back().map_err(CheckpointError::io("putting back", CONF))
+        Self::keep_free().await.map(drop)
     }
 }
 

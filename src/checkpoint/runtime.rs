@@ -29,6 +29,7 @@ use tokio::process::Command;
 
 use super::{
     CheckpointError, causes,
+    host_options::HostOptions,
     network_lock::{self, NetworkLock},
     store,
 };
@@ -69,6 +70,8 @@ pub struct Dump<'a> {
     /// The writable layer, if it is saved too.
     pub upper: Option<&'a Path>,
     pub network: NetworkLock,
+    /// Given back when CRIU has begun.
+    pub options: Option<HostOptions>,
     pub config: &'a CheckpointConfig,
     pub deadline: Duration,
 }
@@ -96,12 +99,23 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    let log = work.join("dump.log");
     let run = async {
         let child = runc.spawn().map_err(|error| unavailable(format!("runc: {error}")))?;
-        child.wait_with_output().await.map_err(|error| unavailable(format!("runc: {error}")))
+        let output = child.wait_with_output();
+        tokio::pin!(output);
+        let early = tokio::select! {
+            output = &mut output => Some(output),
+            () = wait_begun(&log) => None,
+        };
+        drop(dump.options);
+        let output = match early {
+            Some(output) => output,
+            None => output.await,
+        };
+        output.map_err(|error| unavailable(format!("runc: {error}")))
     };
     let ended = tokio::time::timeout(dump.deadline, run).await;
-    let log = work.join("dump.log");
     let done = match ended {
         Err(_) => Err(causes::timed_out(&log, dump.deadline)),
         Ok(Err(error)) => Err(error),

@@ -50,6 +50,8 @@ pub struct Saving {
     /// Nobody attaches to a terminal of the pod until it goes on.
     pub shells: Option<ShellsHeld>,
     pub network: NetworkLock,
+    /// Held until the dump's CRIU has begun.
+    pub options: Option<HostOptions>,
     pub _at_work: AtWork,
 }
 
@@ -127,6 +129,10 @@ impl Saving {
     }
 
     async fn freeze(&mut self) -> Result<(), CheckpointError> {
+        if self.checkpoint.kind.has_processes() {
+            // Before the pod stands still: a restore may hold it for a moment.
+            self.options = Some(HostOptions::keep_free().await?);
+        }
         self.live.frozen_since().get_or_insert_with(Instant::now);
         self.me.0.engine.pause(&self.seen.container).await?;
         // A network that it shares stays when it is stopped.
@@ -172,10 +178,14 @@ impl Saving {
         self.manifest.sockets.address = address;
         let images = self.folder.join(store::IMAGES);
         let begun = Instant::now();
+        let options = self.options.take();
         let anatomy = &self.seen.anatomy;
         let root = runtime::root_of(&config.checkpoint, &self.seen.container, anatomy.pid, &anatomy.runtime);
         let dumping = async {
-            let Some(root) = root else { return self.dump_by_engine().await };
+            let Some(root) = root else {
+                drop(options);
+                return self.dump_by_engine().await;
+            };
             let bin = runtime::ensure_bin(self.me.0.store.path())?;
             runtime::dump(runtime::Dump {
                 action: self.action.id,
@@ -186,6 +196,7 @@ impl Saving {
                 bin: &bin,
                 upper: anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
                 network: self.lock_of_dump(),
+                options,
                 config: &config.checkpoint,
                 deadline: self.deadline,
             })

@@ -98,6 +98,7 @@ impl Checkpoints {
             streams: new.streams.map_or(most, |wanted| wanted.clamp(1, most)),
             shells: None,
             network: NetworkLock::default(),
+            options: None,
             _at_work: at_work,
         };
         tokio::spawn(saving.run(guard));

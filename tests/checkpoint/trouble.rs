@@ -200,17 +200,55 @@ fn checkpoints_go_with_their_user() {
 }
 
 /// Other programs' options for CRIU are as before, after every restore.
+/// The host's options begin so while they are a restore's.
+const OURS: &str = "# pody";
+
 #[test]
 fn the_options_of_others_are_kept() {
     let Some(server) = start_with(|builder| builder) else { return };
     let conf = Path::new("/etc/criu/runc.conf");
-    let before = fs::read(conf).ok();
     let alice = server.member("alice");
     create(&alice, "main");
+    let others = || fs::read_to_string(conf).ok().filter(|text| !text.starts_with(OURS));
+    let before = others();
     save(&alice, "ins=main&leave_running=false");
     crate::help::done(&alice, "/pod/restore?ins=main");
     // Other tests of this machine may be at it: in the end it is as it was.
-    eventually(Duration::from_secs(30), "the file is as before", || fs::read(conf).ok() == before);
+    eventually(Duration::from_secs(30), "the file is as before", || {
+        others() == before && !fs::read_to_string(conf).unwrap_or_default().starts_with(OURS)
+    });
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// runc hands the host's options to CRIU in a dump, too: those of a restore that begins, or that a killed daemon left there,
+/// would end it, or mislead it.
+#[test]
+fn a_dump_does_not_get_the_options_of_a_restore() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let lock = fs::File::options().create(true).truncate(false).write(true).open("/run/pody-criu.lock").unwrap();
+    lock.lock().unwrap();
+    let conf = Path::new("/etc/criu/runc.conf");
+    fs::create_dir_all(conf.parent().unwrap()).unwrap();
+    let admins = Path::new("/etc/criu/runc.conf.pody-before");
+    if conf.exists() && !admins.exists() {
+        fs::rename(conf, admins).unwrap();
+    }
+    fs::write(
+        conf,
+        format!("{OURS}: here for one restore; what was here before is in runc.conf.pody-before\nno-such-option\n"),
+    )
+    .unwrap();
+    let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    for _ in 0..20 {
+        assert_eq!(status(&alice, "main"), "running", "it does not stand still for that");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(lock);
+    assert_eq!(wait(&alice, &begun)["status"], "done");
+    assert!(!fs::read_to_string(conf).unwrap_or_default().contains("no-such-option"));
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
