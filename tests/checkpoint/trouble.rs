@@ -12,7 +12,7 @@ use crate::{
     common::{Server, eventually},
     help::{
         COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, fails, run_python,
-        save, start_with, status,
+        save, start_with, status, wait,
     },
 };
 
