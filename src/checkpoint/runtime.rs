@@ -28,7 +28,7 @@ use nix::{
 };
 use tokio::process::Command;
 
-use super::{CheckpointError, causes, store};
+use super::{CheckpointError, causes, sockets, store};
 use crate::{
     config::CheckpointConfig,
     host::process::{self, Stat},
@@ -306,6 +306,7 @@ pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) 
     }
     refreeze(any);
     end_action(action, folder).await;
+    sockets::end_repair(&members(container));
     unlock_network(any).await;
 }
 
