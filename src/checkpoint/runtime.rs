@@ -31,7 +31,7 @@ use super::{
     CheckpointError, causes,
     host_options::HostOptions,
     network_lock::{self, NetworkLock},
-    store,
+    sockets, store,
 };
 use crate::{
     config::CheckpointConfig,
@@ -333,6 +333,7 @@ pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) 
     }
     refreeze(any);
     end_action(action, folder).await;
+    sockets::end_repair(&members(container));
     network_lock::unlock(any).await;
 }
 

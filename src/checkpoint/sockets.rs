@@ -182,6 +182,46 @@ pub fn protocol(descriptor: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
 }
 
+/// Takes TCP sockets out of repair, in which a CRIU that was killed leaves them: nothing can be received on one then.
+pub fn end_repair(pids: &[i32]) {
+    /// linux/tcp.h: the option, and its value for an end without a probe of the window.
+    const TCP_REPAIR: i32 = 19;
+    static OFF: i32 = -1;
+    for &pid in pids {
+        // SAFETY: system calls on numbers; the descriptors they return are nobody else's.
+        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let Ok(process) = i32::try_from(process) else { continue };
+        if process < 0 {
+            continue;
+        }
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let is_tcp = protocol(&entry.path()).is_some_and(|name| name.starts_with("TCP"));
+            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            if !is_tcp {
+                continue;
+            }
+            // SAFETY: as above; the values live as long as the calls.
+            unsafe {
+                let Ok(socket) = i32::try_from(libc::syscall(libc::SYS_pidfd_getfd, process, number, 0)) else {
+                    continue;
+                };
+                if socket < 0 {
+                    continue;
+                }
+                let (mut value, mut length) = (0i32, 4u32);
+                let asked =
+                    libc::getsockopt(socket, libc::IPPROTO_TCP, TCP_REPAIR, (&raw mut value).cast(), &raw mut length);
+                if asked == 0 && value != 0 {
+                    libc::setsockopt(socket, libc::IPPROTO_TCP, TCP_REPAIR, (&raw const OFF).cast(), 4);
+                }
+                libc::close(socket);
+            }
+        }
+        // SAFETY: our own descriptor.
+        unsafe { libc::close(process) };
+    }
+}
+
 /// The inode of a descriptor that links to `socket:[123]`.
 pub fn inode(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()

@@ -191,6 +191,19 @@ kills_in_restore! {
     killed_before_the_cleaning_of_a_clone: "clean", true, true;
 }
 
+/// Says something over the network all the time, and ends at the first error: a network that is closed is one.
+const TALKER: &str = "
+import os, socket, time
+l = socket.create_server(('127.0.0.1', 7030)); c = socket.create_connection(('127.0.0.1', 7030)); s, _ = l.accept()
+print('ready')
+n = 0
+while True:
+    n += 1
+    c.sendall(b'x'); assert s.recv(1) == b'x'
+    with open('/root/said.new', 'w') as f: f.write(str(n))
+    os.rename('/root/said.new', '/root/said')
+";
+
 /// Daemon and CRIU are killed while pages are written: the pod goes on, with its memory and its network.
 #[test]
 fn killed_in_the_middle_of_a_dump() {
@@ -199,6 +212,7 @@ fn killed_in_the_middle_of_a_dump() {
     create(&alice, "main");
     let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
     run_python(&alice, "main", "counter", &program);
+    run_python(&alice, "main", "talker", TALKER);
     let (from, identity) = count(&alice, "main");
     alice.post("/pod/checkpoint?ins=main").ok();
     let folder = server.home.join("checkpoints");
@@ -218,6 +232,10 @@ fn killed_in_the_middle_of_a_dump() {
     assert_eq!(count(&alice, "main").1, identity);
     counts_on(&alice, "main", from);
     assert_network(&server, "main");
+    // The network was never closed while programs ran.
+    let said = || exec(&alice, "main", "cat /root/said").parse::<u64>().unwrap();
+    let before = said();
+    eventually(Duration::from_secs(10), "it talks on", || said() > before);
     save(&alice, "ins=main");
     delete(&alice, "main");
     delete_checkpoints(&alice);
