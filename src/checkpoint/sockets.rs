@@ -4,16 +4,19 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     ffi::CString,
-    fs,
+    fs, io,
     net::Ipv4Addr,
-    os::unix::ffi::OsStrExt,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
 };
 
-use nix::libc;
+use nix::{errno::Errno, libc};
 
 use super::manifest::Sockets;
-use crate::host::netlink;
+use crate::host::{life, netlink};
 
 /// States of /proc/net/tcp.
 const TIME_WAIT: &str = "06";
@@ -184,42 +187,36 @@ pub fn protocol(descriptor: &Path) -> Option<String> {
 
 /// Takes TCP sockets out of repair, in which a CRIU that was killed leaves them: nothing can be received on one then.
 pub fn end_repair(pids: &[i32]) {
-    /// linux/tcp.h: the option, and its value for an end without a probe of the window.
-    const TCP_REPAIR: i32 = 19;
-    static OFF: i32 = -1;
     for &pid in pids {
-        // SAFETY: system calls on numbers; the descriptors they return are nobody else's.
-        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let Ok(process) = i32::try_from(process) else { continue };
-        if process < 0 {
-            continue;
-        }
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let is_tcp = protocol(&entry.path()).is_some_and(|name| name.starts_with("TCP"));
-            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            if !is_tcp {
-                continue;
-            }
-            // SAFETY: as above; the values live as long as the calls.
-            unsafe {
-                let Ok(socket) = i32::try_from(libc::syscall(libc::SYS_pidfd_getfd, process, number, 0)) else {
-                    continue;
-                };
-                if socket < 0 {
-                    continue;
-                }
-                let (mut value, mut length) = (0i32, 4u32);
-                let asked =
-                    libc::getsockopt(socket, libc::IPPROTO_TCP, TCP_REPAIR, (&raw mut value).cast(), &raw mut length);
-                if asked == 0 && value != 0 {
-                    libc::setsockopt(socket, libc::IPPROTO_TCP, TCP_REPAIR, (&raw const OFF).cast(), 4);
-                }
-                libc::close(socket);
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            // One that is closed by now needs nothing.
+            if let (true, Some(number)) = (is_tcp, number)
+                && let Ok(socket) = life::descriptor(pid, number)
+                && let Err(error) = leave_repair(&socket)
+            {
+                tracing::warn!(pid, number, %error, "a connection may be left that nothing is received on");
             }
         }
-        // SAFETY: our own descriptor.
-        unsafe { libc::close(process) };
     }
+}
+
+fn leave_repair(socket: &OwnedFd) -> io::Result<()> {
+    /// linux/tcp.h: without a probe of the window.
+    static OFF: i32 = -1;
+    const LENGTH: libc::socklen_t = 4;
+    let (mut value, mut length) = (0i32, LENGTH);
+    let (into, room) = ((&raw mut value).cast(), &raw mut length);
+    // SAFETY: the kernel writes as many bytes as the value has.
+    Errno::result(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, into, room) })?;
+    if value == 0 {
+        return Ok(());
+    }
+    let from = (&raw const OFF).cast();
+    // SAFETY: the kernel reads as many bytes as the value has.
+    Errno::result(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, from, LENGTH) })?;
+    Ok(())
 }
 
 /// The inode of a descriptor that links to `socket:[123]`.

@@ -4,7 +4,7 @@
 //! one poll(2) asks them all, for less than a file of `/proc` costs for each. Where there is no descriptor to be had, on older
 //! kernels or when there are too many open files, the start time behind the PID is read.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::{
     errno::Errno,
@@ -57,6 +57,16 @@ fn open(pid: i32) -> Result<OwnedFd, Errno> {
     let descriptor = RawFd::try_from(descriptor).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made it for this caller, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// A descriptor of another process, for ourselves as well (pidfd_getfd(2), Linux 5.6).
+pub fn descriptor(pid: i32, number: RawFd) -> Result<OwnedFd, Errno> {
+    let process = open(pid)?;
+    // SAFETY: the call takes three numbers and touches no memory.
+    let copy = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })?;
+    let copy = RawFd::try_from(copy).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made it for this caller, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 #[cfg(test)]
