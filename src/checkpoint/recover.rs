@@ -275,6 +275,9 @@ impl Checkpoints {
             archive::put_back(upper, &aside(upper, &action))?;
         }
         fail_point!("recover-restore-put-back");
+        if action.journal.restart_if_not.is_some() {
+            action.journal.restart = action.journal.restart_if_not.take();
+        }
         self.put_restart_rule(&action).await?;
         self.clean(&action).await?;
         fail_point!("recover-restore-cleaned");

@@ -142,7 +142,12 @@ impl Checkpoints {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
             rule => rule.clone(),
         };
-        let journal = Journal { container: Some(container), restart: Some(restart), ..Journal::default() };
+        let journal = Journal {
+            container: Some(container),
+            restart: Some(restart),
+            restart_if_not: Some(anatomy.restart.clone()),
+            ..Journal::default()
+        };
         Ok((guard, Pod::clone(&pod), journal))
     }
 

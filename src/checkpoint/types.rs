@@ -315,8 +315,11 @@ pub struct Action {
 pub struct Journal {
     pub leave_running: LeaveRunning,
     pub container: Option<ContainerId>,
-    /// The container's restart rule from before.
+    /// The container's restart rule afterwards.
     pub restart: Option<RestartRule>,
+    /// That of a container that stays stopped where it is not brought back.
+    #[serde(default)]
+    pub restart_if_not: Option<RestartRule>,
     /// The writable layer of a container that is brought back in place.
     pub upper: Option<PathBuf>,
     /// A restore makes a pod of its own.
@@ -344,6 +347,7 @@ impl Default for Journal {
             leave_running: LeaveRunning::Yes,
             container: None,
             restart: None,
+            restart_if_not: None,
             upper: None,
             makes_pod: false,
             remote: false,
