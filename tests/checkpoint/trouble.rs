@@ -50,7 +50,7 @@ fn goes_on(server: &Server) {
 fn a_criu_that_fails_hangs_or_is_killed() {
     for (does, said) in [
         ("exit 1", "dump: "),
-        ("sleep 1000", "dump: CRIU did not end within 1 s and was ended"),
+        ("sleep 1000", "dump: CRIU did not end within "),
         ("kill -9 $$", "dump: "),
     ] {
         let (_folder, path) = criu_that(does);
