@@ -48,11 +48,9 @@ fn goes_on(server: &Server) {
 
 #[test]
 fn a_criu_that_fails_hangs_or_is_killed() {
-    for (does, said) in [
-        ("exit 1", "dump: "),
-        ("sleep 1000", "dump: CRIU did not end within "),
-        ("kill -9 $$", "dump: "),
-    ] {
+    for (does, said) in
+        [("exit 1", "dump: "), ("sleep 1000", "dump: CRIU did not end within "), ("kill -9 $$", "dump: ")]
+    {
         let (_folder, path) = criu_that(does);
         let config = "[checkpoint]\ntimeout_seconds = 1";
         let Some(server) = start_with(|builder| builder.config(config).env("PATH", &path)) else { return };
