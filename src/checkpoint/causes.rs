@@ -290,8 +290,8 @@ mod tests {
         assert!(sentence.contains("deleted_file_limit") && sentence.contains("/root/bigdel"), "{sentence}");
         for (line, words) in [
             ("unix: Dangling connection 4711", "whose other end is outside the pod or was never accepted"),
-            ("unix: Found a closed in-flight socket to 0x12", "waits to be accepted"),
-            ("unix: In-flight connection on non-listening socket 12", "waits to be accepted"),
+            ("unix: Found a closed in-flight socket to 0x12", "has not accepted yet"),
+            ("unix: In-flight connection on non-listening socket 12", "has not accepted yet"),
             ("unix: Unix socket 12 without peer 13", "outside the pod"),
             ("unix: Can't dump half of stream unix connection.", "outside the pod"),
             ("Timeout reached. Try to interrupt: 0", "does not stand still"),

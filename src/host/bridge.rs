@@ -195,7 +195,7 @@ mod tests {
             assert!(set_ports(pid, State::Forwarding).unwrap());
             assert!((0..10).any(|_| arrives()), "afterwards");
 
-            let shown = fs::read_to_string("/proc/net/arp").unwrap();
+            let shown = fs::read_to_string("/proc/thread-self/net/arp").unwrap();
             let line = shown.lines().find(|line| line.starts_with("192.0.2.2 ")).unwrap();
             let text = line.split_whitespace().nth(3).unwrap();
             let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
