@@ -44,13 +44,13 @@ const LOOKS: usize = 4;
 const BETWEEN: Duration = Duration::from_millis(150);
 
 /// What the processes of a pod hold that is known only from a look at the whole pod.
-pub struct Held {
+pub struct Holdings {
     /// The file system of the pod's message queues.
     queues: Option<u64>,
     waiting: HashMap<u64, &'static str>,
 }
 
-impl Held {
+impl Holdings {
     /// `init` is the pod's first process.
     pub fn look(init: i32) -> Self {
         let queues = fs::metadata(format!("/proc/{init}/root/dev/mqueue")).ok().map(|folder| folder.dev());
@@ -117,16 +117,16 @@ pub fn problem_of_process(pid: i32, who: &str) -> Option<String> {
         .then(|| format!("{who} runs a program that is no file ({program}), which cannot be saved; end it first"))
 }
 
-/// Messages in the pod's queues that no program has open. CRIU saves queues without messages only.
-pub fn full_queues(init: i32) -> Vec<String> {
-    let mut full = Vec::new();
+/// The pod's message queues, whether a program has them open or not. CRIU saves a pod without any.
+pub fn queues(init: i32) -> Vec<String> {
+    let mut queues = Vec::new();
     for entry in fs::read_dir(format!("/proc/{init}/root/dev/mqueue")).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        full.push(format!(
+        queues.push(format!(
             "the pod has a POSIX message queue (/{name}), which cannot be saved; remove it (rm /dev/mqueue/{name})"
         ));
     }
-    full
+    queues
 }
 
 /// Multicast groups that programs of the pod have joined, by /proc/PID/net/igmp; not the one of all hosts.

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Kind,
-    held::{self, Held as Things},
+    held::{self, Holdings},
     manifest::Sockets,
     runtime,
     sockets::{self, Held, Outside},
@@ -149,7 +149,7 @@ pub fn look(
     }
     look_at_processes(container, anatomy.pid, config, on_gpus, &mut found);
     found.memory = memory_of(anatomy.pid) + PER_PROCESS * found.processes.len() as u64;
-    found.problems.extend(held::full_queues(anatomy.pid));
+    found.problems.extend(held::queues(anatomy.pid));
     let igmp = fs::read_to_string(format!("/proc/{}/net/igmp", anatomy.pid)).unwrap_or_default();
     for group in held::multicast(&igmp) {
         found.losses.push(format!(
@@ -266,7 +266,7 @@ fn look_at_files(
             format!(
                 "{who} holds a deleted file of {size} open ({path}), and up to {limit} can be saved; close it, or ask an admin to raise [checkpoint] deleted_file_limit"
             )
-        } else if let Some(problem) = around.things.problem(pid, who, &entry.file_name().to_string_lossy(), &target) {
+        } else if let Some(problem) = around.holdings.problem(pid, who, &entry.file_name().to_string_lossy(), &target) {
             problem
         } else {
             if target == "anon_inode:[timerfd]" && ticks(pid, &entry.file_name().to_string_lossy()) {
@@ -314,7 +314,7 @@ pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
 struct Surroundings {
     outside: Outside,
     unfound: HashSet<Watched>,
-    things: Things,
+    holdings: Holdings,
 }
 
 impl Surroundings {
@@ -340,7 +340,7 @@ impl Surroundings {
         Self {
             outside: Outside::find(init, held),
             unfound: watches::not_found(init, watched.collect(), &config.watch_paths),
-            things: Things::look(init),
+            holdings: Holdings::look(init),
         }
     }
 
