@@ -14,6 +14,7 @@
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
 //! - [`network_lock`]: no packet to a pod that stands still; [`silence`]: none before its sockets are there
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
+//! - [`room`]: memory that images are caught in while a pod stands still
 //! - [`hashing`], [`streams`]: files read and written several at a time
 //! - [`copies`], [`copying`], [`fetch`]: copies in the remote store, those under way, and back from there
 //!
@@ -46,6 +47,7 @@ mod preflight;
 mod recover;
 mod restore;
 mod retention;
+mod room;
 mod runtime;
 mod save;
 mod schedule;

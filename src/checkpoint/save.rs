@@ -1,8 +1,12 @@
 //! Saving a pod: see the table in [`super::phase`].
 
 use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,6 +21,7 @@ use super::{
     network_lock::{self, NetworkLock},
     off_thread,
     phase::Circumstances,
+    room::Room,
     runtime, settle_in, sockets,
     source::Seen,
     stopped, store, tuning,
@@ -31,6 +36,10 @@ use crate::{
 pub const KEPT_IMAGES: &str = "pody-keep";
 /// Time between two looks at how much was written.
 const LOOK: Duration = Duration::from_millis(100);
+/// Pieces of memory that processes share, which nobody counts beforehand: the images of more are written as files.
+const SHARED: usize = 16;
+/// Each is a file descriptor.
+const MOST_PIPES: usize = 256;
 /// How long a pod goes on before it is tried to save it again, milliseconds.
 const BREATHS: [u64; 4] = [20, 70, 150, 400];
 
@@ -52,6 +61,8 @@ pub struct Saving {
     pub network: NetworkLock,
     /// Held until the dump's CRIU has begun.
     pub options: Option<HostOptions>,
+    /// Where images are caught, until they are files.
+    pub room: Option<Room>,
     pub _at_work: AtWork,
 }
 
@@ -119,6 +130,10 @@ impl Saving {
             self.me.write_action(&self.action).await?;
             self.me.0.engine.set_restart(&self.seen.container, &RestartRule::never()).await?;
         }
+        if self.action.journal.leave_running == LeaveRunning::Yes && self.checkpoint.kind.has_processes() {
+            let (bytes, streams) = (self.seen.verdict.memory + self.seen.verdict.gpu_memory, self.streams);
+            self.room = Some(off_thread(move || Room::take(bytes, streams)).await);
+        }
         Ok(())
     }
 
@@ -171,21 +186,51 @@ impl Saving {
     }
 
     async fn dump_once(&mut self) -> Result<(), CheckpointError> {
-        let config = self.me.0.config.get();
         // Of now, when nothing changes any more.
         let address = self.manifest.sockets.address.take();
         self.manifest.sockets = sockets::of(self.seen.anatomy.pid);
         self.manifest.sockets.address = address;
         let images = self.folder.join(store::IMAGES);
         let begun = Instant::now();
-        let options = self.options.take();
+        let (options, room) = (self.options.take(), self.room.take());
+        let caught = room.as_ref().map(Room::caught).unwrap_or_default();
         let anatomy = &self.seen.anatomy;
-        let root = runtime::root_of(&config.checkpoint, &self.seen.container, anatomy.pid, &anatomy.runtime);
+        let (room, dumped) = tokio::select! {
+            ended = self.dump_processes(&images, options, room) => ended,
+            never = self.watch(&images, &caught) => match never {},
+        };
+        // Also for another try.
+        self.room = room;
+        dumped?;
+        self.manifest.tuning = tuning::look(&self.seen.container, anatomy.pid);
+        self.manifest.hosts = settle_in::hosts(anatomy.pid);
+        self.manifest.network = settle_in::network_settings(anatomy.pid);
+        stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
+        self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
+        let size = store::size_of(&images) + caught.load(Ordering::Relaxed);
+        self.live.bytes.store(size, Ordering::Relaxed);
+        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        // A small one tells of CRIU's start and not of its speed, and one of a pod that is stopped of the disk's.
+        if size > 64 << 20 && self.action.journal.leave_running == LeaveRunning::Yes {
+            self.me.0.rate.store(size.saturating_mul(1000) / millis, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn dump_processes(
+        &self,
+        images: &Path,
+        options: Option<HostOptions>,
+        room: Option<Room>,
+    ) -> (Option<Room>, Result<(), CheckpointError>) {
+        let config = self.me.0.config.get();
+        let anatomy = &self.seen.anatomy;
+        let Some(root) = runtime::root_of(&config.checkpoint, &self.seen.container, anatomy.pid, &anatomy.runtime)
+        else {
+            drop(options);
+            return (None, self.dump_by_engine().await);
+        };
         let dumping = async {
-            let Some(root) = root else {
-                drop(options);
-                return self.dump_by_engine().await;
-            };
             let bin = runtime::ensure_bin(self.me.0.store.path())?;
             runtime::dump(runtime::Dump {
                 action: self.action.id,
@@ -202,23 +247,24 @@ impl Saving {
             })
             .await
         };
-        tokio::select! {
-            dumped = dumping => dumped?,
-            () = self.watch(&images) => {}
+        let Some(room) = room else { return (None, dumping.await) };
+        let catching = match room.catch(images, self.large_images()) {
+            Ok(catching) => catching,
+            Err(error) => return (None, Err(CheckpointError::io("making pipes in", images)(error))),
+        };
+        let dumped = dumping.await;
+        match off_thread(|| catching.end()).await {
+            Ok(room) => (Some(room), dumped),
+            Err(error) => (None, dumped.and(Err(CheckpointError::io("writing to", images)(error)))),
         }
-        self.manifest.tuning = tuning::look(&self.seen.container, anatomy.pid);
-        self.manifest.hosts = settle_in::hosts(anatomy.pid);
-        self.manifest.network = settle_in::network_settings(anatomy.pid);
-        stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
-        self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
-        let size = store::size_of(&images);
-        self.live.bytes.store(size, Ordering::Relaxed);
-        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        // A small one tells of CRIU's start and not of its speed.
-        if size > 64 << 20 {
-            self.me.0.rate.store(size.saturating_mul(1000) / millis, Ordering::Relaxed);
-        }
-        Ok(())
+    }
+
+    /// CRIU's names for what may be large: it counts the images of memory. There is one for each process, and for each piece of
+    /// memory that several share.
+    fn large_images(&self) -> Vec<String> {
+        let most = (self.seen.findings.processes.len() + SHARED).min(MOST_PIPES);
+        let pages = (1..=most).map(|number| format!("pages-{number}.img"));
+        pages.chain(settle_in::memory_images(self.seen.anatomy.pid)).collect()
     }
 
     /// CRIU's own lock costs a tenth of a second of standing still. It is wanted where a connection with others may go on: a
@@ -303,6 +349,10 @@ impl Saving {
     }
 
     async fn hash(&mut self) -> Result<(), CheckpointError> {
+        if let Some(room) = self.room.take() {
+            let written = off_thread(move || room.write_out()).await;
+            written.map_err(CheckpointError::io("writing images to", &self.folder))?;
+        }
         let (folder, streams) = (self.folder.clone(), self.streams);
         self.manifest.files = off_thread(move || hashing::hash_and_sync(&folder, streams, &|_| {})).await?;
         Ok(())
@@ -350,10 +400,11 @@ impl Saving {
     }
 
     /// Tells how much was written, for ever.
-    async fn watch(&self, folder: &std::path::Path) {
+    async fn watch(&self, folder: &Path, caught: &AtomicU64) -> Infallible {
         loop {
             tokio::time::sleep(LOOK).await;
-            self.live.bytes.store(store::size_of(folder), Ordering::Relaxed);
+            let written = store::size_of(folder) + caught.load(Ordering::Relaxed);
+            self.live.bytes.store(written, Ordering::Relaxed);
         }
     }
 

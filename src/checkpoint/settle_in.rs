@@ -132,12 +132,22 @@ pub fn complaint(scratch: &Path) -> Option<String> {
     (!line.is_empty()).then(|| line.to_owned())
 }
 
-/// The large images of memory file systems, by the mounts of the pod as it stands still: `tmpfs-dev-N.tar.gz.img`, where N is
-/// the kernel's number of the file system.
+/// CRIU's name for the content of a memory file system, by the kernel's number of that.
+fn image_of(device: u64) -> String {
+    format!("tmpfs-dev-{device}.tar.gz.img")
+}
+
+/// The names that CRIU will give the images of a pod's memory file systems.
+pub fn memory_images(pid: i32) -> Vec<String> {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    whole(&mounts).map(|mount| image_of(mount.device)).collect()
+}
+
+/// The large images of memory file systems, by the mounts of the pod as it stands still.
 pub fn memory_files(images: &Path, pid: i32) -> Vec<MemoryFiles> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let of_mount = |Mount { number, device, target, .. }| {
-        let name = format!("tmpfs-dev-{device}.tar.gz.img");
+        let name = image_of(device);
         let is_large = fs::metadata(images.join(&name)).is_ok_and(|image| image.len() > LARGE);
         is_large.then(|| MemoryFiles {
             image: Path::new(store::IMAGES).join(name),

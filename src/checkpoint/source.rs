@@ -99,6 +99,7 @@ impl Checkpoints {
             shells: None,
             network: NetworkLock::default(),
             options: None,
+            room: None,
             _at_work: at_work,
         };
         tokio::spawn(saving.run(guard));

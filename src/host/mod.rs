@@ -1,9 +1,10 @@
-//! This host as the kernel shows it: processes, cgroups, sockets, bridges, who may open a device, and what time it is.
+//! This host as the kernel shows it: processes, memory, cgroups, sockets, bridges, who may open a device, and what time it is.
 
 pub mod bridge;
 pub mod cgroup;
 pub mod clock;
 pub mod device;
 pub mod life;
+pub mod memory;
 pub mod netlink;
 pub mod process;

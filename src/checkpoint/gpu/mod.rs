@@ -14,7 +14,7 @@ mod work;
 
 pub use self::work::unwoken;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,7 @@ use crate::{
     gpu::{Device, GpuProcess as GpuUser, Health, Library, Owner, Snapshot},
     host::{
         cgroup::Cgroup,
+        memory,
         process::{self, Stat},
     },
     ids::ContainerId,
@@ -273,10 +274,7 @@ fn note(found: &mut Findings, program: &Program, needed: Option<String>) {
 
 /// What there is for the memory of GPUs.
 fn memory(anatomy: &Anatomy) -> Memory {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: Option<u64> = available.and_then(|text| text.split_whitespace().next()?.parse().ok());
     let limit = anatomy.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0);
     let used = Cgroup::of_process(anatomy.pid).and_then(|cgroup| cgroup.read()).map_or(0, |sample| sample.memory_bytes);
-    Memory { host_free: kib.map(|kib| kib << 10), pod: limit.map(|limit| (limit, limit.saturating_sub(used))) }
+    Memory { host_free: memory::available(), pod: limit.map(|limit| (limit, limit.saturating_sub(used))) }
 }

@@ -1,0 +1,10 @@
+//! The memory of this host.
+
+use std::fs;
+
+/// Bytes that programs may take without others having to give any up, by the kernel's own reckoning (proc_meminfo(5)).
+pub fn available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse().ok().map(|kib: u64| kib << 10)
+}
