@@ -86,7 +86,7 @@ fn policy_is_pure() {
         "src/usage/gpu_time.rs",
         "src/usage/buckets.rs",
         "src/checkpoint/admission.rs",
-        "src/checkpoint/retention.rs",
+        "src/checkpoint/upkeep/retention.rs",
         "src/checkpoint/gpu/verdict.rs",
         "src/checkpoint/gpu/plan.rs",
     ];

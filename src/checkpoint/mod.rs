@@ -4,57 +4,43 @@
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
 //!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
-//! - [`preflight`]: what can be told before a pod is touched; [`held`], [`sockets`], [`watches`]: parts of it; [`admission`]: quota
-//! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
-//! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
-//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
+//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a
+//!   fast stand-in for CRIU's tar; [`room`]: memory that images are caught in while a pod stands still
 //! - [`stopped`]: programs under Ctrl-Z, which CRIU cannot attach to by itself; [`tuning`]: what it does not save of threads
-//! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's address of then, from the engine again
+//! - [`network`]: addresses, sockets and packets of a pod that is saved, and of one that is brought back
 //! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
-//! - [`network_lock`]: no packet to a pod that stands still; [`silence`]: none before its sockets are there
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
-//! - [`room`]: memory that images are caught in while a pod stands still
 //! - [`hashing`], [`streams`]: files read and written several at a time
-//! - [`copies`], [`copying`], [`fetch`]: copies in the remote store, those under way, and back from there
+//! - [`remote`]: copies in the remote store
+//! - [`upkeep`]: schedules, retention, maintenance of the host
 //!
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
 //! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
 
 mod able;
-mod address;
 mod admission;
 mod archive;
 mod causes;
 mod compress;
-mod connections;
-mod copies;
-mod copying;
-mod drain;
-mod drainer;
 mod error;
-mod fetch;
 mod gpu;
 pub mod gzip;
 mod hashing;
-mod held;
 mod hollow;
 mod host_options;
 mod manifest;
-mod network_lock;
+mod network;
 mod phase;
 mod preflight;
 mod recover;
+mod remote;
 mod restore;
-mod retention;
 mod room;
 mod runtime;
 mod save;
-mod schedule;
-mod scheduler;
 pub mod settle_in;
-mod silence;
-mod sockets;
 mod source;
 mod stopped;
 mod store;
@@ -62,7 +48,7 @@ mod streams;
 mod target;
 mod tuning;
 mod types;
-mod watches;
+mod upkeep;
 
 use std::{
     collections::HashMap,
@@ -78,20 +64,20 @@ use tokio::sync::Semaphore;
 
 use self::store::Store;
 pub use self::{
-    copies::Copy,
-    copying::CopyView,
-    drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
     error::CheckpointError,
-    fetch::RemoteCheckpoint,
     manifest::Manifest,
     phase::Phase,
     preflight::{ProcessVerdict, Saved, Verdict},
+    remote::{copies::Copy, copying::CopyView, fetch::RemoteCheckpoint},
     runtime::too_old as criu_too_old,
-    schedule::{Interval, Keep, PodSchedule, Rule, RuleError, Schedule, ScheduleView},
     types::{
         Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,
         Compression, Connections, CopyStatus, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin,
         UnknownWord,
+    },
+    upkeep::{
+        drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
+        schedule::{Interval, Keep, PodSchedule, Rule, RuleError, Schedule, ScheduleView},
     },
 };
 use crate::{
@@ -125,7 +111,7 @@ struct Inner {
     turns: Semaphore,
     /// Actions that a task of ours is at work on.
     live: Mutex<HashMap<ActionId, Arc<Live>>>,
-    copies: copying::Copies,
+    copies: remote::copying::Copies,
     /// Held by who brings files back from the remote store.
     fetches: tokio::sync::Mutex<()>,
     /// Held by the restore that needs the next address of the engine.
@@ -183,7 +169,7 @@ impl Checkpoints {
             store: Store::new(folder),
             turns: Semaphore::new(current.checkpoint.parallelism),
             live: Mutex::default(),
-            copies: copying::Copies::new(LiveStorage::new(config.clone())),
+            copies: remote::copying::Copies::new(LiveStorage::new(config.clone())),
             fetches: tokio::sync::Mutex::default(),
             addresses: Arc::default(),
             unsettled: AtomicBool::new(true),

@@ -13,8 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, gpu, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, settle_in,
-    silence, stopped, store,
+    compress, gpu, hollow,
+    host_options::HostOptions,
+    network::{lock, silence},
+    off_thread, runtime,
+    save::KEPT_IMAGES,
+    settle_in, stopped, store,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -172,7 +176,7 @@ impl Checkpoints {
                 action.journal.gpu = None;
             } else {
                 // Also of one that somebody has let go meanwhile.
-                network_lock::unlock(anatomy.pid).await;
+                lock::unlock(anatomy.pid).await;
                 if is_paused {
                     runtime::refreeze(anatomy.pid);
                     stopped::stop_again(&action.journal.stopped);

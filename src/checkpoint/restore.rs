@@ -14,18 +14,18 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase,
-    address::Held,
-    archive, causes, compress,
-    connections::{Addresses, Tcp, Way},
-    hollow,
+    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, causes, compress, hollow,
     host_options::HostOptions,
     manifest::{Manifest, MemoryFiles},
+    network::{
+        address::Held,
+        connections::{Addresses, Tcp, Way},
+        silence::Silenced,
+    },
     off_thread,
     recover::aside,
     runtime,
     settle_in::{self, Filling, Hosts, Plan},
-    silence::Silenced,
     source::{Load, deadline},
     store, tuning,
 };

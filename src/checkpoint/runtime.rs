@@ -30,8 +30,11 @@ use tokio::process::Command;
 use super::{
     CheckpointError, causes,
     host_options::HostOptions,
-    network_lock::{self, NetworkLock},
-    sockets, store,
+    network::{
+        lock::{self, NetworkLock},
+        sockets,
+    },
+    store,
 };
 use crate::{
     config::CheckpointConfig,
@@ -334,7 +337,7 @@ pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) 
     refreeze(any);
     end_action(action, folder).await;
     sockets::end_repair(&members(container));
-    network_lock::unlock(any).await;
+    lock::unlock(any).await;
 }
 
 /// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.

@@ -18,11 +18,14 @@ use super::{
     Live, Manifest, Phase, archive, causes, compress, hashing,
     host_options::HostOptions,
     millis_since,
-    network_lock::{self, NetworkLock},
+    network::{
+        lock::{self, NetworkLock},
+        sockets,
+    },
     off_thread,
     phase::Circumstances,
     room::Room,
-    runtime, settle_in, sockets,
+    runtime, settle_in,
     source::Seen,
     stopped, store, tuning,
 };
@@ -154,7 +157,7 @@ impl Saving {
         let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         if !network.starts_with("container:") {
             let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
-            self.network = network_lock::lock(self.seen.anatomy.pid, is_stopped).await;
+            self.network = lock::lock(self.seen.anatomy.pid, is_stopped).await;
         }
         let stopped = stopped::find(&self.seen.container);
         if !stopped.is_empty() {
@@ -333,7 +336,7 @@ impl Saving {
     }
 
     async fn thaw(&self) -> Result<(), CheckpointError> {
-        network_lock::open_ports(self.seen.anatomy.pid);
+        lock::open_ports(self.seen.anatomy.pid);
         stopped::stop_again(&self.action.journal.stopped);
         Ok(self.me.0.engine.unpause(&self.seen.container).await?)
     }

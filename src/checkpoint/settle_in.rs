@@ -27,7 +27,7 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use super::{gzip, hollow::NONCE, manifest::MemoryFiles, sockets, store};
+use super::{gzip, hollow::NONCE, manifest::MemoryFiles, network::sockets, store};
 use crate::host::{cgroup, netlink};
 
 /// The hidden command under which this program does it.

@@ -5,15 +5,14 @@ use std::{sync::atomic::Ordering, time::Duration};
 use super::{
     Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, DrainedPod,
     DrainedState, Journal, Kind, NewCheckpoint, Origin, Phase, Verdict, admission,
-    drainer::new_row,
     gpu::{self, GpusSeen},
     manifest::{Host, Manifest},
-    network_lock::NetworkLock,
+    network::lock::NetworkLock,
     note, off_thread,
     preflight::{self, Findings},
     runtime,
     save::Saving,
-    scheduler::is_needed,
+    upkeep::{drainer::new_row, scheduler::is_needed},
 };
 use crate::{
     account::{Actor, Caller, quota::Quota},

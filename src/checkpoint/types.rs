@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{CopyView, Phase, gpu::GpuWork, silence::Silenced};
+use super::{CopyView, Phase, gpu::GpuWork, network::silence::Silenced};
 use crate::{
     db::rfc3339,
     engine::RestartRule,

@@ -9,7 +9,7 @@ use std::{fs, process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-use super::sockets;
+use crate::checkpoint::network::sockets;
 use crate::host::bridge::{self, State};
 
 /// Both kinds of addresses, each in one step.

@@ -15,7 +15,7 @@ use std::{
 
 use nix::{errno::Errno, libc};
 
-use super::manifest::Sockets;
+use crate::checkpoint::manifest::Sockets;
 use crate::host::{life, netlink};
 
 /// States of /proc/net/tcp.

@@ -5,7 +5,7 @@
 //! that do nothing. The engine then gives it the address by itself, knows that it has it, and gives it to nobody else; ports
 //! that are published lead there, and neighbours find the hardware address of then.
 //!
-//! Placeholders are removed as soon as the pod has its network. They are written down before they are made ([`super::Journal`]),
+//! Placeholders are removed as soon as the pod has its network. They are written down before they are made ([`crate::checkpoint::Journal`]),
 //! and end by themselves, so a kill leaves none.
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Action, CheckpointError, Checkpoints, DrainedPod, Manifest, off_thread, restore::Restoring};
+use crate::checkpoint::{Action, CheckpointError, Checkpoints, DrainedPod, Manifest, off_thread, restore::Restoring};
 use crate::{
     engine::{Engine, Placeholder},
     ids::{ActionId, ContainerId},
@@ -36,11 +36,11 @@ const NAME: &str = "pody-address-";
 const LABEL: &str = "pody.action";
 
 /// All that the engine would give before the address. Dropped, they are given back; until then nobody else here has its turn.
-pub(super) struct Held {
+pub(in crate::checkpoint) struct Held {
     engine: Engine,
     placeholders: Vec<ContainerId>,
     /// The host's name for what the network's containers hang on.
-    pub(super) bridge: Option<String>,
+    pub(in crate::checkpoint) bridge: Option<String>,
     turn: Option<OwnedMutexGuard<()>>,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Held {
 
 impl Restoring {
     /// Sees to it that the engine gives the container, if it is started next, the address that it had.
-    pub(super) async fn make_way(
+    pub(in crate::checkpoint) async fn make_way(
         &mut self,
         container: &ContainerId,
         address: Ipv4Addr,
@@ -151,7 +151,7 @@ async fn remove_all(engine: &Engine, placeholders: Vec<ContainerId>) {
 
 impl Checkpoints {
     /// Removes the placeholders that an action has left.
-    pub(super) async fn remove_placeholders(&self, action: &Action) -> Result<(), CheckpointError> {
+    pub(in crate::checkpoint) async fn remove_placeholders(&self, action: &Action) -> Result<(), CheckpointError> {
         let engine = &self.0.engine;
         for number in 0..action.journal.placeholders {
             let found = engine.look_for(&name(action.id, number)).await?;
@@ -164,7 +164,7 @@ impl Checkpoints {
 
     /// Those that others are connected with by their addresses of then, lowest first, and all others. The engine gives the lowest
     /// that is free: so each of them finds its own, and those that do not care take none of them.
-    pub(super) async fn by_address(&self, rows: Vec<DrainedPod>) -> (Vec<DrainedPod>, Vec<DrainedPod>) {
+    pub(in crate::checkpoint) async fn by_address(&self, rows: Vec<DrainedPod>) -> (Vec<DrainedPod>, Vec<DrainedPod>) {
         let store = self.0.store.clone();
         off_thread(move || {
             let address = |row: &DrainedPod| {

@@ -1,14 +1,14 @@
-//! The work of a drain and of its undoing, see [`super::drain`].
+//! The work of a drain and of its undoing, see [`crate::checkpoint::upkeep::drain`].
 //!
 //! Every step is written into the pod's row before it is done. The id of a checkpoint or restore is written with the action
-//! itself, so that after a kill the row and [`super::recover`] agree on what became of it.
+//! itself, so that after a kill the row and [`crate::checkpoint::recover`] agree on what became of it.
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use fail::fail_point;
 use futures_util::{StreamExt, stream};
 
-use super::{
+use crate::checkpoint::{
     Action, ActionStatus, CheckpointError, Checkpoints, Compression, Drain, DrainState, DrainedPod, DrainedState, Kind,
     LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host,
 };
@@ -369,7 +369,7 @@ impl Checkpoints {
     }
 
     /// The action once it has ended; `None` if it is not known any more.
-    pub(super) async fn wait_end(&self, id: ActionId) -> Result<Option<Action>, CheckpointError> {
+    pub(in crate::checkpoint) async fn wait_end(&self, id: ActionId) -> Result<Option<Action>, CheckpointError> {
         loop {
             let action: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
             if action.as_ref().is_none_or(|action| action.status != ActionStatus::Running) {
@@ -407,7 +407,7 @@ fn reference(pod: &Pod) -> PodRef {
     PodRef { prefix: None, user: Some(pod.user.clone()), instance: pod.instance.clone() }
 }
 
-pub(super) fn new_row(pod: &Pod, state: DrainedState) -> DrainedPod {
+pub(in crate::checkpoint) fn new_row(pod: &Pod, state: DrainedState) -> DrainedPod {
     DrainedPod {
         pod: pod.id,
         user: pod.user.clone(),

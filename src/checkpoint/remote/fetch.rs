@@ -11,11 +11,10 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{
+use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, CopyView, Kind, Live, Manifest,
-    Origin, admission,
-    copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
-    manifest, may_see, note, off_thread,
+    Origin, admission, manifest, may_see, note, off_thread,
+    remote::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
     save::KEPT_IMAGES,
     store::{self, MANIFEST},
     types::as_time,
@@ -127,7 +126,7 @@ impl Checkpoints {
             instance: manifest.instance.clone(),
             container_name: container_name(prefix.as_ref(), &user, &manifest.instance),
             kind: manifest.kind,
-            compression: compression.unwrap_or(super::Compression::None),
+            compression: compression.unwrap_or(crate::checkpoint::Compression::None),
             name: None,
             reason: None,
             status: CheckpointStatus::Ready,
@@ -166,7 +165,7 @@ impl Checkpoints {
     }
 
     /// The manifest, from the remote store where the folder here has none that is good.
-    pub(super) async fn manifest_of(&self, row: &Checkpoint) -> Result<Manifest, CheckpointError> {
+    pub(in crate::checkpoint) async fn manifest_of(&self, row: &Checkpoint) -> Result<Manifest, CheckpointError> {
         let (folder, id) = (self.0.store.folder(row.id), row.id);
         match off_thread(move || Manifest::read(&folder, id)).await {
             Err(CheckpointError::Damaged { file, why, .. }) if self.copied(id).await? => {
@@ -183,7 +182,7 @@ impl Checkpoints {
     }
 
     /// Fetches what is missing or damaged here, and the manifest last.
-    pub(super) async fn fetch(&self, manifest: &Manifest, live: &Live) -> Result<(), CheckpointError> {
+    pub(in crate::checkpoint) async fn fetch(&self, manifest: &Manifest, live: &Live) -> Result<(), CheckpointError> {
         // One at a time: two restores of one checkpoint need its files once.
         let _turn = self.0.fetches.lock().await;
         let storage = self.storage()?;

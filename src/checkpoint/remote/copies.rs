@@ -26,10 +26,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest,
-    copying::{Begun, UnderWay},
-    off_thread,
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest, off_thread,
+    remote::copying::{Begun, UnderWay},
     store::{self, MANIFEST},
     types::CopyStatus,
 };
@@ -50,7 +49,7 @@ const LONGEST_PAUSE: i64 = 600_000;
 /// Below everything that is ours in the store.
 const FOLDER: &str = "checkpoints";
 const FILES: &str = "files";
-pub(super) const MANIFEST_HASH: &str = "manifest.b3";
+pub(in crate::checkpoint) const MANIFEST_HASH: &str = "manifest.b3";
 
 /// A row of the table `copies`.
 #[derive(Clone, Debug)]
@@ -92,7 +91,7 @@ impl Copy {
 }
 
 /// Where a checkpoint lies in the store.
-pub(super) fn key_of<'a>(
+pub(in crate::checkpoint) fn key_of<'a>(
     storage: &Storage,
     user: &'a UserName,
     id: &'a str,
@@ -101,23 +100,23 @@ pub(super) fn key_of<'a>(
     storage.key([FOLDER, user.as_str(), id].into_iter().chain(rest))
 }
 
-pub(super) fn key_of_user(storage: &Storage, user: &UserName) -> Key {
+pub(in crate::checkpoint) fn key_of_user(storage: &Storage, user: &UserName) -> Key {
     storage.key([FOLDER, user.as_str()])
 }
 
 /// Where a file of a checkpoint lies in the store.
-pub(super) fn key_of_file(storage: &Storage, user: &UserName, id: &str, path: &std::path::Path) -> Key {
+pub(in crate::checkpoint) fn key_of_file(storage: &Storage, user: &UserName, id: &str, path: &std::path::Path) -> Key {
     let parts: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     key_of(storage, user, id, [FILES].into_iter().chain(parts.iter().map(String::as_str)))
 }
 
 impl Checkpoints {
-    pub(super) fn storage(&self) -> Result<Storage, CheckpointError> {
+    pub(in crate::checkpoint) fn storage(&self) -> Result<Storage, CheckpointError> {
         Ok(self.0.copies.storage()?)
     }
 
     /// The row that a checkpoint's copy is to have, `None` where it gets no copy.
-    pub(super) fn copy_for(
+    pub(in crate::checkpoint) fn copy_for(
         &self,
         asked: bool,
         id: CheckpointId,
@@ -132,7 +131,7 @@ impl Checkpoints {
     }
 
     /// A complete copy that can be fetched from.
-    pub(super) async fn copied(&self, id: CheckpointId) -> Result<bool, CheckpointError> {
+    pub(in crate::checkpoint) async fn copied(&self, id: CheckpointId) -> Result<bool, CheckpointError> {
         let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(id)).await?;
         Ok(copy.is_some_and(|copy| copy.status == CopyStatus::Copied))
     }
@@ -280,7 +279,7 @@ impl Checkpoints {
     }
 
     /// The same for one, unless it is in use. A restore that begins meanwhile fetches what it misses.
-    pub(super) async fn drop_local_folder(&self, id: CheckpointId) -> Result<(), CheckpointError> {
+    pub(in crate::checkpoint) async fn drop_local_folder(&self, id: CheckpointId) -> Result<(), CheckpointError> {
         let folder = self.0.store.folder(id);
         if self.0.config.get().checkpoint.remote.keep_local || !folder.exists() {
             return Ok(());

@@ -1,5 +1,9 @@
 //! What can be said before a pod is touched: what cannot be saved and the way to mend it, what would be lost, how much
-//! there is and how long the pod would stand still.
+//! there is and how long the pod would stand still. [`held`] and [`watches`] are parts of it: what processes hold, and what they
+//! watch.
+
+mod held;
+mod watches;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,15 +14,14 @@ use std::{
 
 use serde::Serialize;
 
+use self::{held::Holdings, watches::Watched};
 use super::{
     Kind,
-    held::{self, Holdings},
     manifest::Sockets,
+    network::sockets::{self, Held, Outside},
     runtime,
-    sockets::{self, Held, Outside},
     source::Load,
     store,
-    watches::{self, Watched},
 };
 use crate::{
     config::{CheckpointConfig, GpuCheckpoints},

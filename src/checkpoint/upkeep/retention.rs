@@ -8,7 +8,7 @@ use std::{
     fmt,
 };
 
-use super::Origin;
+use crate::checkpoint::Origin;
 use crate::ids::{CheckpointId, PodId};
 
 const DAY: i64 = 86_400_000;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Action, ActionKind, Checkpoint, CheckpointError, Checkpoints, Copy, CopyStatus};
+use crate::checkpoint::{Action, ActionKind, Checkpoint, CheckpointError, Checkpoints, Copy, CopyStatus};
 use crate::{
     ids::CheckpointId,
     objects::{LiveStorage, ObjectError, Storage},
@@ -38,7 +38,7 @@ impl From<&Copy> for CopyView {
 }
 
 /// How far one is.
-pub(super) struct UnderWay {
+pub(in crate::checkpoint) struct UnderWay {
     pub cancel: CancellationToken,
     bytes: AtomicU64,
     /// 0 = not known yet.
@@ -57,7 +57,7 @@ impl UnderWay {
 
 /// All that are under way.
 #[derive(Clone)]
-pub(super) struct Copies {
+pub(in crate::checkpoint) struct Copies {
     storage: LiveStorage,
     live: Arc<Mutex<HashMap<CheckpointId, Arc<UnderWay>>>>,
     /// Something is due.
@@ -65,7 +65,7 @@ pub(super) struct Copies {
 }
 
 /// What became of a wish to begin one.
-pub(super) enum Begun {
+pub(in crate::checkpoint) enum Begun {
     Now(AtWork),
     /// It is under way already.
     Before,
@@ -73,7 +73,7 @@ pub(super) enum Begun {
 }
 
 /// A copy under way; it ends when dropped.
-pub(super) struct AtWork {
+pub(in crate::checkpoint) struct AtWork {
     copies: Copies,
     id: CheckpointId,
     pub under_way: Arc<UnderWay>,
@@ -145,7 +145,10 @@ impl Copies {
 
 impl Checkpoints {
     /// Tells of each checkpoint where its copy is.
-    pub(super) async fn with_copies(&self, mut rows: Vec<Checkpoint>) -> Result<Vec<Checkpoint>, CheckpointError> {
+    pub(in crate::checkpoint) async fn with_copies(
+        &self,
+        mut rows: Vec<Checkpoint>,
+    ) -> Result<Vec<Checkpoint>, CheckpointError> {
         if rows.is_empty() {
             return Ok(rows);
         }
@@ -157,7 +160,10 @@ impl Checkpoints {
     }
 
     /// Tells of each checkpoint that was made where its copy is. A restore makes none.
-    pub(super) async fn with_copies_of_actions(&self, mut rows: Vec<Action>) -> Result<Vec<Action>, CheckpointError> {
+    pub(in crate::checkpoint) async fn with_copies_of_actions(
+        &self,
+        mut rows: Vec<Action>,
+    ) -> Result<Vec<Action>, CheckpointError> {
         if rows.iter().all(|row| row.kind != ActionKind::Checkpoint) {
             return Ok(rows);
         }

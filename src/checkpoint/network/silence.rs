@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Action, CheckpointError, restore::Restoring};
+use crate::checkpoint::{Action, CheckpointError, restore::Restoring};
 use crate::host::bridge;
 
 /// What is claimed, for a later start of the daemon, too.
@@ -37,7 +37,7 @@ impl Silenced {
 }
 
 /// The silence; it ends when dropped.
-pub(super) struct Silence(Silenced);
+pub(in crate::checkpoint) struct Silence(Silenced);
 
 impl Drop for Silence {
     fn drop(&mut self) {
@@ -47,7 +47,7 @@ impl Drop for Silence {
 
 impl Restoring {
     /// Begins the silence, written down before.
-    pub(super) async fn silence(&mut self, silenced: Silenced) -> Result<Silence, CheckpointError> {
+    pub(in crate::checkpoint) async fn silence(&mut self, silenced: Silenced) -> Result<Silence, CheckpointError> {
         self.action.journal.silenced = Some(silenced.clone());
         self.me.write_action(&self.action).await?;
         silenced.begin();
@@ -56,7 +56,7 @@ impl Restoring {
 }
 
 /// Ends what a killed daemon has left.
-pub(super) fn end(action: &Action) {
+pub(in crate::checkpoint) fn end(action: &Action) {
     if let Some(silenced) = &action.journal.silenced {
         silenced.end();
     }

@@ -10,11 +10,10 @@ use std::{
 
 use fail::fail_point;
 
-use super::{
+use crate::checkpoint::{
     Action, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Kind, LeaveRunning,
-    NewCheckpoint, Origin, Schedule, caller_for,
-    retention::{self, Held, Reason, Rules},
-    tell,
+    NewCheckpoint, Origin, Schedule, caller_for, tell,
+    upkeep::retention::{self, Held, Reason, Rules},
 };
 use crate::{
     account::Actor,
@@ -176,7 +175,7 @@ impl Checkpoints {
         changed.await.map_err(|error: DbError| error.into())
     }
 
-    /// Has those deleted that the rules of [`super::retention`] name.
+    /// Has those deleted that the rules of [`crate::checkpoint::upkeep::retention`] name.
     async fn expire(&self) -> Result<(), CheckpointError> {
         let rows = self.0.db.snapshot();
         let config = self.0.config.get();
@@ -236,7 +235,7 @@ fn due(tx: &Tx, rules: &Rules, stopped: &HashSet<PodId>) -> Result<Vec<(Checkpoi
 }
 
 /// Whether something reads it, or a drained pod is to come back from it.
-pub(super) fn is_needed(tx: &Tx, id: CheckpointId) -> Result<bool, DbError> {
+pub(in crate::checkpoint) fn is_needed(tx: &Tx, id: CheckpointId) -> Result<bool, DbError> {
     Ok(tx.is_checkpoint_in_use(id)? || tx.is_held_by_drain(id)?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Connections, manifest::Sockets};
+use crate::checkpoint::{Connections, manifest::Sockets};
 
 /// What becomes of TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

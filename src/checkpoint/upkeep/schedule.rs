@@ -1,10 +1,10 @@
-//! Schedules: `every 6h keep 4`, one per pod, set by its owner. The words and rows; [`super::scheduler`] acts on them.
+//! Schedules: `every 6h keep 4`, one per pod, set by its owner. The words and rows; [`crate::checkpoint::upkeep::scheduler`] acts on them.
 
 use std::{fmt, str::FromStr};
 
 use serde::Serialize;
 
-use super::{
+use crate::checkpoint::{
     CheckpointError, Checkpoints, note, tell,
     types::{as_time, as_time_if_any},
 };
@@ -160,7 +160,7 @@ impl Schedule {
     }
 
     /// The time after this one, which passes now. Whatever was missed until now is not made up for.
-    pub(super) fn advance(&mut self, now: i64) {
+    pub(in crate::checkpoint) fn advance(&mut self, now: i64) {
         let interval = self.every.saturating_mul(1000);
         self.next_at = now + interval - rand::random_range(0..=interval / JITTER);
     }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::sockets;
+use crate::checkpoint::network::sockets;
 use crate::host::netlink;
 
 /// Kinds of descriptors without a file that CRIU can save (criu/files.c), as they are linked to.

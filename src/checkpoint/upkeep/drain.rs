@@ -1,6 +1,6 @@
 //! Maintenance of the host: every pod that runs is saved and stopped, and brought back afterwards.
 //!
-//! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and so does
+//! A request only writes a row; [`crate::checkpoint::upkeep::drainer`] does the work, so a daemon that is killed goes on where it was, and so does
 //! one after a reboot.
 //!
 //! ```text
@@ -17,7 +17,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{
+use crate::checkpoint::{
     ActionStatus, CheckpointError, Checkpoints, Phase, note_of_host,
     types::{UnknownWord, words},
 };
@@ -117,7 +117,7 @@ pub struct DrainedPod {
 
 impl DrainedPod {
     /// What it is while it is stopped.
-    pub(super) fn stopped_state(&self) -> DrainedState {
+    pub(in crate::checkpoint) fn stopped_state(&self) -> DrainedState {
         if self.checkpoint.is_some() { DrainedState::Saved } else { DrainedState::Stopped }
     }
 }
