@@ -5,8 +5,8 @@
 //! that do nothing. The engine then gives it the address by itself, knows that it has it, and gives it to nobody else; ports
 //! that are published lead there, and neighbours find the hardware address of then.
 //!
-//! Placeholders are removed as soon as the pod has its network. They are written down before they are made ([`crate::checkpoint::Journal`]),
-//! and end by themselves, so a kill leaves none.
+//! Placeholders are removed as soon as the pod has its network. They are written down before they are made
+//! ([`crate::checkpoint::Journal`]), and end by themselves, so a kill leaves none.
 
 use std::{
     net::Ipv4Addr,
@@ -16,8 +16,8 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::checkpoint::{Action, CheckpointError, Checkpoints, DrainedPod, Manifest, off_thread, restore::Restoring};
 use crate::{
+    checkpoint::{Action, CheckpointError, Checkpoints, DrainedPod, Manifest, off_thread, restore::Restoring},
     engine::{Engine, Placeholder},
     ids::{ActionId, ContainerId},
 };

@@ -26,13 +26,13 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{
-    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest, off_thread,
-    remote::copying::{Begun, UnderWay},
-    store::{self, MANIFEST},
-    types::CopyStatus,
-};
 use crate::{
+    checkpoint::{
+        Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest, off_thread,
+        remote::copying::{Begun, UnderWay},
+        store::{self, MANIFEST},
+        types::CopyStatus,
+    },
     config::{CopyWhich, RemoteConfig},
     db::{now, rfc3339},
     ids::CheckpointId,

@@ -12,8 +12,8 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{Action, ActionKind, Checkpoint, CheckpointError, Checkpoints, Copy, CopyStatus};
 use crate::{
+    checkpoint::{Action, ActionKind, Checkpoint, CheckpointError, Checkpoints, Copy, CopyStatus},
     ids::CheckpointId,
     objects::{LiveStorage, ObjectError, Storage},
 };

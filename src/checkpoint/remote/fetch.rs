@@ -11,16 +11,16 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{
-    Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, CopyView, Kind, Live, Manifest,
-    Origin, admission, manifest, may_see, note, off_thread,
-    remote::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
-    save::KEPT_IMAGES,
-    store::{self, MANIFEST},
-    types::as_time,
-};
 use crate::{
     account::{Actor, Caller},
+    checkpoint::{
+        Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, CopyView, Kind, Live, Manifest,
+        Origin, admission, manifest, may_see, note, off_thread,
+        remote::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
+        save::KEPT_IMAGES,
+        store::{self, MANIFEST},
+        types::as_time,
+    },
     db::Outcome,
     ids::CheckpointId,
     names::{InstanceName, UserName, container_name},

@@ -1,6 +1,6 @@
 //! Maintenance of the host: every pod that runs is saved and stopped, and brought back afterwards.
 //!
-//! A request only writes a row; [`crate::checkpoint::upkeep::drainer`] does the work, so a daemon that is killed goes on where it was, and so does
+//! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and so does
 //! one after a reboot.
 //!
 //! ```text
@@ -17,12 +17,12 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::checkpoint::{
-    ActionStatus, CheckpointError, Checkpoints, Phase, note_of_host,
-    types::{UnknownWord, words},
-};
 use crate::{
     account::Actor,
+    checkpoint::{
+        ActionStatus, CheckpointError, Checkpoints, Phase, note_of_host,
+        types::{UnknownWord, words},
+    },
     db::{Outcome, now, rfc3339},
     host::process,
     ids::{ActionId, CheckpointId, PodId},

@@ -1,4 +1,4 @@
-//! The work of a drain and of its undoing, see [`crate::checkpoint::upkeep::drain`].
+//! The work of a drain and of its undoing, see [`super::drain`].
 //!
 //! Every step is written into the pod's row before it is done. The id of a checkpoint or restore is written with the action
 //! itself, so that after a kill the row and [`crate::checkpoint::recover`] agree on what became of it.
@@ -8,12 +8,12 @@ use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 use fail::fail_point;
 use futures_util::{StreamExt, stream};
 
-use crate::checkpoint::{
-    Action, ActionStatus, CheckpointError, Checkpoints, Compression, Drain, DrainState, DrainedPod, DrainedState, Kind,
-    LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host,
-};
 use crate::{
     account::Actor,
+    checkpoint::{
+        Action, ActionStatus, CheckpointError, Checkpoints, Compression, Drain, DrainState, DrainedPod, DrainedState,
+        Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host,
+    },
     db::Outcome,
     engine::{EngineError, Health, RestartRule},
     host::process,

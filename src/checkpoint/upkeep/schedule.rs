@@ -1,15 +1,15 @@
-//! Schedules: `every 6h keep 4`, one per pod, set by its owner. The words and rows; [`crate::checkpoint::upkeep::scheduler`] acts on them.
+//! Schedules: `every 6h keep 4`, one per pod, set by its owner. The words and rows; [`super::scheduler`] acts on them.
 
 use std::{fmt, str::FromStr};
 
 use serde::Serialize;
 
-use crate::checkpoint::{
-    CheckpointError, Checkpoints, note, tell,
-    types::{as_time, as_time_if_any},
-};
 use crate::{
     account::{Actor, Caller},
+    checkpoint::{
+        CheckpointError, Checkpoints, note, tell,
+        types::{as_time, as_time_if_any},
+    },
     db::{Outcome, now},
     ids::{ActionId, CheckpointId, PodId},
     names::{InstanceName, PodRef, UserName},

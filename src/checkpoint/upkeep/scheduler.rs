@@ -10,13 +10,13 @@ use std::{
 
 use fail::fail_point;
 
-use crate::checkpoint::{
-    Action, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Kind, LeaveRunning,
-    NewCheckpoint, Origin, Schedule, caller_for, tell,
-    upkeep::retention::{self, Held, Reason, Rules},
-};
 use crate::{
     account::Actor,
+    checkpoint::{
+        Action, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Kind, LeaveRunning,
+        NewCheckpoint, Origin, Schedule, caller_for, tell,
+        upkeep::retention::{self, Held, Reason, Rules},
+    },
     db::{DbError, Outcome, Tx, now},
     engine::{EngineError, Health},
     ids::{CheckpointId, PodId},
@@ -175,7 +175,7 @@ impl Checkpoints {
         changed.await.map_err(|error: DbError| error.into())
     }
 
-    /// Has those deleted that the rules of [`crate::checkpoint::upkeep::retention`] name.
+    /// Has those deleted that the rules of [`super::retention`] name.
     async fn expire(&self) -> Result<(), CheckpointError> {
         let rows = self.0.db.snapshot();
         let config = self.0.config.get();
