@@ -28,7 +28,7 @@ use nix::{
 use tokio::process::Command;
 
 use super::{
-    CheckpointError, causes,
+    CheckpointError, archive, causes,
     host_options::HostOptions,
     network::{
         lock::{self, NetworkLock},
@@ -97,6 +97,8 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
     runc.env("CRIU_CONFIG_FILE", &conf)
         .env("PATH", format!("{}:{path}", dump.bin.display()))
         .env(MARK, dump.action.to_string())
+        // For CRIU's own calls of tar.
+        .env("TAR_OPTIONS", archive::RECORDS)
         .current_dir(dump.folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -354,7 +354,7 @@ impl Saving {
     async fn hash(&mut self) -> Result<(), CheckpointError> {
         if let Some(room) = self.room.take() {
             let written = off_thread(move || room.write_out()).await;
-            written.map_err(CheckpointError::io("writing images to", &self.folder))?;
+            written.map_err(CheckpointError::io("writing images to", self.me.0.store.path()))?;
         }
         let (folder, streams) = (self.folder.clone(), self.streams);
         self.manifest.files = off_thread(move || hashing::hash_and_sync(&folder, streams, &|_| {})).await?;

@@ -27,7 +27,7 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use super::{gzip, hollow::NONCE, manifest::MemoryFiles, network::sockets, store};
+use super::{archive, gzip, hollow::NONCE, manifest::MemoryFiles, network::sockets, store};
 use crate::host::{cgroup, netlink};
 
 /// The hidden command under which this program does it.
@@ -306,17 +306,18 @@ impl Filling {
         let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(text)?;
         let made = made_for(self.mount, &mounts).ok_or("CRIU's mount of it is not found")?;
         let target = File::open(format!("/proc/{pid}/root{made}")).map_err(text)?;
-        let mut archive = File::open(&self.archive).map_err(text)?;
+        let mut packed = File::open(&self.archive).map_err(text)?;
         // As CRIU does, but for gzip. The folder stays open for it.
         fcntl(&target, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| text(error.into()))?;
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--no-unquote", "--no-wildcards", "--directory"]);
         tar.arg(format!("/proc/self/fd/{}", target.as_raw_fd()));
+        tar.args([archive::RECORDS, "--read-full-records"]);
         tar.args(["--file", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tar = tar.spawn().map_err(|error| format!("tar: {error}"))?;
         let mut input = tar.stdin.take().ok_or("tar has no input")?;
         let _ = fcntl(&input, FcntlArg::F_SETPIPE_SZ(PIPE));
-        let unpacked = gzip::unpack(&mut archive, &mut input);
+        let unpacked = gzip::unpack(&mut packed, &mut input);
         drop(input);
         let output = tar.wait_with_output().map_err(text)?;
         if !output.status.success() {
