@@ -4,7 +4,7 @@
 //! - [`phase`]: what is done, in which order, and how it is undone
 //! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
 //!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
-//! - [`preflight`]: what can be told before a pod is touched; [`held`], [`sockets`], [`watches`], [`sentences`]: parts of it; [`admission`]: quota
+//! - [`preflight`]: what can be told before a pod is touched; [`held`], [`sockets`], [`watches`], [`socket_names`], [`sentences`]: parts of it; [`admission`]: quota
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
@@ -53,6 +53,7 @@ mod scheduler;
 mod sentences;
 pub mod settle_in;
 mod silence;
+mod socket_names;
 mod sockets;
 mod source;
 mod stopped;

@@ -16,6 +16,7 @@ use super::{
     manifest::Sockets,
     runtime,
     sentences::{condensed, name_of, plain},
+    socket_names,
     sockets::{self, Held, Outside},
     source::Load,
     store,
@@ -177,6 +178,9 @@ fn look_closely(
         found.losses.push(format!(
             "a program has joined the multicast group {group}; after a restore it must join again to receive from it"
         ));
+    }
+    if let Some(upper) = &anatomy.upper {
+        found.losses.extend(socket_names::losses(anatomy.pid, upper));
     }
     found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();

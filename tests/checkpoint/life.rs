@@ -283,3 +283,40 @@ time.sleep(10000)
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+/// A socket that got its name after it was bound cannot be reached afterwards: that is told before. One that kept its name can.
+#[test]
+fn sockets_under_another_name_are_told_of() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = r#"
+import os, socket, threading
+kept = []
+def listen(path):
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    kept.append(server)
+listen('/root/first.tmp'); os.link('/root/first.tmp', '/root/linked'); os.unlink('/root/first.tmp')
+listen('/root/second.tmp'); os.rename('/root/second.tmp', '/root/renamed')
+listen('/root/plain')
+listen('/root/gone'); os.unlink('/root/gone')
+print('ready')
+threading.Event().wait()
+"#;
+    run_python(&alice, "main", "names", program);
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    let losses: Vec<&str> = verdict["losses"].as_array().unwrap().iter().map(|loss| loss.as_str().unwrap()).collect();
+    assert_eq!(losses.len(), 2, "{losses:?}");
+    for name in ["/root/linked", "/root/renamed"] {
+        let told = format!("the socket {name} was given its name after it was bound");
+        assert!(losses.iter().any(|loss| loss.starts_with(&told)), "{losses:?}");
+    }
+    save(&alice, "ins=main&leave_running=false");
+    done(&alice, "/pod/restore?ins=main");
+    let connect = "python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('/root/plain')\"";
+    exec(&alice, "main", connect);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
