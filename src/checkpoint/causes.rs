@@ -111,6 +111,10 @@ const KNOWN: &[(&[&str], &str)] = &[
         &["killed by signal 9"],
         "a program was killed while it was made anew; is the pod's memory limit smaller than it was?",
     ),
+    (
+        &["task interruption"],
+        "a program was interrupted by a signal of its own in the moment in which it was saved; try again",
+    ),
     (&["Preadv", "returned 0"], "an image file is cut"),
     (&["Unexpected EOF on"], "an image file is cut or missing"),
     (&["cpuinfo"], "this host's processor lacks what the checkpoint was made with"),
@@ -121,7 +125,7 @@ const KNOWN: &[(&[&str], &str)] = &[
 ];
 
 /// Parts of errors that another try may not meet.
-const PASSING: [&str; 3] = ["In-flight connection", "in-flight socket", "has data to read"];
+const PASSING: [&str; 4] = ["In-flight connection", "in-flight socket", "has data to read", "task interruption"];
 
 /// Whether what stood against a dump may be over in a moment.
 pub fn may_pass(cause: &str) -> bool {

@@ -64,6 +64,11 @@ pub enum CheckpointError {
     DiskFull { path: PathBuf, free: u64 },
     #[error("checkpoint {id} is damaged ({file}: {why}); it was not started")]
     Damaged { id: CheckpointId, file: String, why: String },
+    /// What a manifest would say.
+    #[error(
+        "the checkpoint could not be read again: {0}; nothing was stopped for it. This is a fault of pody's: tell an admin"
+    )]
+    Unreadable(String),
     #[error("checkpoint_count is {limit} and you have {held}; delete one with `pody checkpoint rm ID`")]
     Count { limit: u64, held: u64 },
     #[error("checkpoint_size is {} and your checkpoints take {}; this one would take about {}; delete one with `pody checkpoint rm ID`",
@@ -97,6 +102,12 @@ pub enum CheckpointError {
     AddressGone { address: Ipv4Addr, why: String },
     #[error("{what} did not end within {} s and was ended", .limit.as_secs())]
     TimedOut { what: &'static str, limit: Duration },
+    #[error(
+        "{0} ended while it was saved: something other than pody stopped or removed it, or it ran out of memory; see `pody logs` and `pody inspect`"
+    )]
+    EndedMeanwhile(String),
+    #[error("{0} was let go while it was saved, by something other than pody (docker unpause); try again")]
+    LetGo(String),
     #[error("the pod ended at once with exit code {0}")]
     EndedAtOnce(i64),
     #[error("{what} {path} failed: {source}")]
@@ -123,6 +134,10 @@ impl CheckpointError {
         let path = path.into();
         move |source| match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { free: store::left(&path), path },
+            Some(libc::EROFS) => Self::Unavailable(format!(
+                "{} is on a disk that is mounted read-only; an admin has to look at that disk and mount it writable",
+                path.display()
+            )),
             _ => Self::Io { what, path, source },
         }
     }

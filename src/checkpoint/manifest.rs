@@ -30,10 +30,10 @@ use crate::{
 
 /// The form of the manifest; one of another form is not read.
 const FORMAT: u32 = 1;
-/// A manifest holds hundreds of files at most.
-pub const MAX_SIZE: u64 = 16 << 20;
+/// A manifest holds hundreds of files in most cases, and seven for each process.
+pub const MAX_SIZE: u64 = 64 << 20;
 /// Of one whose content a stranger may have chosen.
-const MAX_FILES: usize = 50_000;
+const MAX_FILES: usize = 200_000;
 const MAX_LOSSES: usize = 1_000;
 const MAX_TEXT: usize = 4_096;
 /// A petabyte: sums of sizes stay far from the end of their type.
@@ -234,11 +234,17 @@ impl Manifest {
         serde_json::to_vec_pretty(self)
     }
 
-    /// Writes it so that it is there whole or not at all, also after a power cut.
+    /// Writes it so that it is there whole or not at all, also after a power cut. One that would not be read again is not
+    /// written: the pod may be stopped for it.
     pub fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
         let path = folder.join(MANIFEST);
+        let text = self.text().map_err(io::Error::from).map_err(CheckpointError::io("writing", &path))?;
+        if text.len() as u64 > MAX_SIZE {
+            let why = format!("it has {} bytes, {MAX_SIZE} at most are read", text.len());
+            return Err(CheckpointError::Unreadable(why));
+        }
+        Self::parse(&text, self.id).map_err(CheckpointError::Unreadable)?;
         let written = || {
-            let text = self.text().map_err(io::Error::from)?;
             let new = folder.join(format!("{MANIFEST}.new"));
             let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             file.write_all(&text)?;

@@ -415,8 +415,7 @@ async fn end_all(find: impl Fn() -> Vec<i32>) {
 }
 
 pub fn is_zombie(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rfind(')').is_none_or(|at| stat[at + 1..].trim_start().starts_with(['Z', 'X']))
+    process::state(pid).is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
 /// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then Docker

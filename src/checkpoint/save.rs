@@ -43,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const SHARED: usize = 16;
 /// Each is a file descriptor.
 const MOST_PIPES: usize = 256;
+/// What runc says of programs that do not stand still; it lets them all go on again then.
+const NOT_FROZEN: &str = "unable to freeze";
 /// How long a pod goes on before it is tried to save it again, milliseconds.
 const BREATHS: [u64; 4] = [20, 70, 150, 400];
 
@@ -152,7 +154,7 @@ impl Saving {
             self.options = Some(HostOptions::keep_free().await?);
         }
         self.live.frozen_since().get_or_insert_with(Instant::now);
-        self.me.0.engine.pause(&self.seen.container).await?;
+        self.stand_still().await?;
         // A network that it shares stays when it is stopped.
         let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         if !network.starts_with("container:") {
@@ -166,6 +168,25 @@ impl Saving {
             stopped::let_go(&self.action.journal.stopped);
         }
         Ok(())
+    }
+
+    /// Programs that start others all the time are met at a better moment, as far as there is one.
+    async fn stand_still(&self) -> Result<(), CheckpointError> {
+        for pause in BREATHS {
+            match self.me.0.engine.pause(&self.seen.container).await {
+                Err(EngineError::Failed { message, .. }) if message.contains(NOT_FROZEN) => {
+                    tracing::info!(pod = self.pod.container_name, message, "tried again in a moment");
+                }
+                other => return Ok(other?),
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        self.me.0.engine.pause(&self.seen.container).await.map_err(|error| match error {
+            EngineError::Failed { message, .. } if message.contains(NOT_FROZEN) => CheckpointError::Criu(
+                "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less".to_owned(),
+            ),
+            error => error.into(),
+        })
     }
 
     /// What stands against it for a moment only is waited for: a busy server always has a connection on its way.
@@ -322,7 +343,7 @@ impl Saving {
         runtime::drop_links(&self.folder);
         packed?;
         self.live.bytes.store(store::size_of(&self.folder), Ordering::Relaxed);
-        Ok(())
+        self.ensure_still().await
     }
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
@@ -333,6 +354,20 @@ impl Saving {
             None => self.thawed().await,
         }
         Ok(())
+    }
+
+    /// A pod that somebody let go behind our back is not as its images are.
+    async fn ensure_still(&self) -> Result<(), CheckpointError> {
+        if self.live.frozen_since().is_none() {
+            return Ok(());
+        }
+        match self.me.0.engine.anatomy(&self.seen.container).await? {
+            Some(now) if now.pid == self.seen.anatomy.pid && now.status == "paused" => Ok(()),
+            Some(now) if now.pid == self.seen.anatomy.pid => {
+                Err(CheckpointError::LetGo(self.pod.container_name.clone()))
+            }
+            _ => Err(CheckpointError::EndedMeanwhile(self.pod.container_name.clone())),
+        }
     }
 
     async fn thaw(&self) -> Result<(), CheckpointError> {
@@ -358,7 +393,7 @@ impl Saving {
         }
         let (folder, streams) = (self.folder.clone(), self.streams);
         self.manifest.files = off_thread(move || hashing::hash_and_sync(&folder, streams, &|_| {})).await?;
-        Ok(())
+        self.ensure_still().await
     }
 
     async fn commit(&mut self) -> Result<(), CheckpointError> {
@@ -427,6 +462,10 @@ impl Saving {
     /// Puts everything as it was before, but for a checkpoint that is complete: that is kept.
     async fn fail(mut self, phase: Phase, error: CheckpointError) {
         tracing::warn!(pod = self.pod.container_name, %phase, %error, "not saved");
+        let error = match self.has_ended().await {
+            true => CheckpointError::EndedMeanwhile(self.pod.container_name.clone()),
+            false => error,
+        };
         self.action.error = Some(error.to_string());
         let since = *self.live.frozen_since();
         self.action.frozen_ms = since.map(millis_since).or(self.action.frozen_ms);
@@ -439,6 +478,14 @@ impl Saving {
             self.me.settle_later();
         }
         self.live.frozen_since().take();
+    }
+
+    /// Whether the pod is no more that was to stand still: what CRIU says then is about files that were taken from under it.
+    async fn has_ended(&self) -> bool {
+        let pid = self.seen.anatomy.pid;
+        let stands_still = pid != 0 && self.live.frozen_since().is_some();
+        let now = self.me.0.engine.anatomy(&self.seen.container).await;
+        stands_still && now.is_ok_and(|now| now.is_none_or(|now| now.pid != pid))
     }
 }
 

@@ -39,6 +39,9 @@ impl Checkpoints {
     pub async fn check(&self, caller: &Caller, wanted: &PodRef, kind: Kind) -> Result<Verdict, CheckpointError> {
         self.0.pods.wait_ready().await;
         let pod = self.0.pods.find(caller, wanted)?;
+        if let Some(action) = self.at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
+        }
         Ok(self.examine(&pod, kind).await?.verdict)
     }
 

@@ -113,13 +113,13 @@ impl Store {
     }
 }
 
-/// Bytes free on the disk of a path, or of the nearest folder above it that is there.
 /// Bytes that root may still write there: what is kept for it as well.
 pub fn left(path: &Path) -> u64 {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
 }
 
+/// Bytes free on the disk of a path, or of the nearest folder above it that is there.
 pub fn free(path: &Path) -> u64 {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(there).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
@@ -128,9 +128,7 @@ pub fn free(path: &Path) -> u64 {
 /// Removes a folder with all in it. One that is not there is removed.
 pub fn remove(folder: &Path) -> Result<(), CheckpointError> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(CheckpointError::Io { what: "removing", path: folder.to_owned(), source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CheckpointError::io("removing", folder)(error)),
         _ => Ok(()),
     }
 }

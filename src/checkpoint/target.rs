@@ -43,7 +43,11 @@ impl Checkpoints {
             runtime::criu_version().await?;
         }
         let folder = self.0.store.folder(row.id);
-        let manifest = self.manifest_of(&row).await?;
+        let manifest = match self.manifest_of(&row).await {
+            Ok(manifest) => manifest,
+            // It may have been deleted while we looked: then it is not damaged but gone.
+            Err(error) => return Err(self.find(caller, row.id).await.err().unwrap_or(error)),
+        };
         check_belongs(&manifest, &row)?;
         self.check_space(&manifest)?;
         let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());

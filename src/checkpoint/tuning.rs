@@ -11,7 +11,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::runtime;
-use crate::ids::ContainerId;
+use crate::{host::process, ids::ContainerId};
 
 /// linux/ioprio.h: the number that follows is one of a thread.
 const OF_THREAD: i32 = 1;
@@ -70,7 +70,7 @@ fn threads(container: &ContainerId) -> Vec<(i32, i32)> {
 
 /// Its number in the pod, and what is set for it.
 fn of_thread(pid: i32, thread: i32) -> Option<(i32, (String, i32))> {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).ok()?;
+    let status = process::read(format!("/proc/{pid}/task/{thread}/status"))?;
     let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let inside = value("NSpid:")?.split_whitespace().last()?.parse().ok()?;
     let processors = value("Cpus_allowed_list:")?.to_owned();

@@ -31,6 +31,8 @@ impl ServeArgs {
     pub async fn run(self) -> Result<u8, CliError> {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // A log that cannot be written, for its disk is full, is no reason to end: to complain of it there would panic.
+        let log = log.log_internal_errors(false);
         log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
         app::serve(ServeOptions { host: self.host, port: self.port, config: self.config }).await?;
         Ok(exit::OK)

@@ -76,10 +76,10 @@ impl Tx<'_> {
         collect(&self.0, &format!("SELECT {COLUMNS} FROM checkpoints WHERE status = ?1"), [status.as_str()], read)
     }
 
-    /// What may change: the status and the size.
+    /// What may change: the status and the size. What is to be deleted stays so, whoever was still at work on it.
     pub fn update_checkpoint(&self, id: CheckpointId, status: CheckpointStatus, size: u64) -> Result<(), DbError> {
         self.0.execute(
-            "UPDATE checkpoints SET status = ?2, size = ?3 WHERE id = ?1",
+            "UPDATE checkpoints SET status = ?2, size = ?3 WHERE id = ?1 AND status != 'deleting'",
             params![id.to_string(), status.as_str(), i64::try_from(size).unwrap_or(i64::MAX)],
         )?;
         Ok(())

@@ -91,6 +91,7 @@ impl Tx<'_> {
         }
         // What was saved of their pods' memory must not be another's who comes to have the name.
         self.0.execute("UPDATE checkpoints SET status = 'deleting' WHERE user = ?1", [name.as_str()])?;
+        self.0.execute("DELETE FROM actions WHERE user = ?1 AND status != 'running'", [name.as_str()])?;
         self.0.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])?;
         Ok(())
     }

@@ -26,6 +26,7 @@ const LONG_COMMAND: Duration = Duration::from_millis(200);
 const CANNOT_RUN: i64 = 126;
 
 /// A command to run to its end.
+#[derive(Clone)]
 pub struct ExecRequest {
     pub command: Vec<String>,
     pub timeout: Duration,

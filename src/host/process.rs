@@ -1,6 +1,6 @@
 //! Processes. A PID alone is no name: it is reused. A PID with its start time is one, and that is [`ProcessId`].
 
-use std::{fs, io::Read, sync::OnceLock};
+use std::{fs, io::Read, path::Path, sync::OnceLock};
 
 use nix::{
     sys::time::TimeSpec,
@@ -35,7 +35,7 @@ pub struct Stat {
 impl Stat {
     /// `None` when there is no such process.
     pub fn read(pid: i32) -> Option<Self> {
-        Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(pid, &read(format!("/proc/{pid}/stat"))?)
     }
 
     /// Reads the file's one line.
@@ -52,9 +52,14 @@ impl Stat {
     }
 }
 
+/// A file of /proc. A program chooses its name and those of its sockets, of any bytes: they hide no process.
+pub fn read(path: impl AsRef<Path>) -> Option<String> {
+    Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
+}
+
 /// The letter of its state, as `ps` shows it.
 pub fn state(pid: i32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read(format!("/proc/{pid}/stat"))?;
     stat[stat.rfind(')')? + 1..].trim_start().chars().next()
 }
 
@@ -80,7 +85,7 @@ fn find_container(cgroup: &str) -> Option<ContainerId> {
 
 /// The PID that the process has inside its container: the innermost of its PID namespaces.
 pub fn pid_inside(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = read(format!("/proc/{pid}/status"))?;
     status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
 }
 
@@ -157,6 +162,22 @@ mod tests {
         assert!(stat.id.started <= ticks_now());
         assert!(parse_statm(&fs::read(format!("/proc/{pid}/statm")).unwrap()).unwrap() > 0);
         assert_eq!(Stat::read(-1), None);
+    }
+
+    /// prctl(2): a name is any 15 bytes.
+    #[test]
+    fn a_name_of_odd_bytes_hides_no_process() {
+        let own = || {
+            // SAFETY: the name ends with a NUL; the number of the calling thread.
+            let thread = unsafe {
+                libc::prctl(libc::PR_SET_NAME, c"\xff) Z\n\x1b[2J".as_ptr());
+                libc::gettid()
+            };
+            (thread, Stat::read(thread), state(thread), pid_inside(thread))
+        };
+        let (thread, stat, state, inside) = std::thread::spawn(own).join().unwrap();
+        assert_eq!(stat.map(|stat| stat.id.pid), Some(thread));
+        assert_eq!((state, inside), (Some('R'), Some(thread)));
     }
 
     #[test]

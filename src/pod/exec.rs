@@ -62,7 +62,17 @@ impl Pods {
         };
         let inside = container.clone();
         let kill = |pid| async move { processes::end_session(pid, &inside) };
-        let ran = self.engine.exec(&container, request, kill).await.map_err(|error| self.exec_error(&pod, error))?;
+        let mut ran = self.engine.exec(&container, request.clone(), kill.clone()).await;
+        while let Err(EngineError::Conflict(message)) = &ran
+            && message.contains("paused")
+            && self.locks.is_held(pod.id)
+        {
+            // A checkpoint came between our look and the engine's: nothing was begun.
+            let _ = self.engine.look(&container).await;
+            self.running(&pod).await?;
+            ran = self.engine.exec(&container, request.clone(), kill.clone()).await;
+        }
+        let ran = ran.map_err(|error| self.exec_error(&pod, error))?;
         let output = String::from_utf8_lossy(&ran.output).into_owned();
         if matches!(ran.exit_code, Some(126 | 127)) && output.starts_with(NO_SHELL) {
             return Err(PodError::NoShell { pod: pod.container_name.clone() });

@@ -39,7 +39,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
@@ -68,6 +68,8 @@ use crate::{
 
 /// How long something waits for what is being done with the same pod.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Time between two looks whether it is over.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// How long a read waits for the first list of the engine after a start.
 const FIRST_LIST: Duration = Duration::from_secs(2);
 
@@ -236,6 +238,11 @@ impl Locks {
         self.of(id).lock_owned().await
     }
 
+    /// Whether something is being done with the pod.
+    fn is_held(&self, id: PodId) -> bool {
+        self.of(id).try_lock().is_err()
+    }
+
     fn try_lock(&self, id: PodId) -> Option<OwnedMutexGuard<()>> {
         self.of(id).try_lock_owned().ok()
     }
@@ -343,17 +350,30 @@ impl Pods {
         self.engine.inventory().get(pod.container.as_ref()?)
     }
 
-    /// The running container of a pod.
+    /// The running container of a pod. While something is done with the pod, a checkpoint above all, it may stand still for
+    /// a moment and go on by itself: that is waited for.
     async fn running(&self, pod: &Pod) -> Result<ContainerId, PodError> {
         self.engine.wait_ready(FIRST_LIST).await;
-        let Some(container) = self.container(pod) else {
-            return Err(match &self.engine.health() {
-                crate::engine::Health::Down(why) => EngineError::Unavailable(why.clone()).into(),
-                _ => PodError::NotFound(pod.container_name.clone()),
-            });
+        let begun = Instant::now();
+        let container = loop {
+            let Some(container) = self.container(pod) else {
+                return Err(match &self.engine.health() {
+                    crate::engine::Health::Down(why) => EngineError::Unavailable(why.clone()).into(),
+                    _ => PodError::NotFound(pod.container_name.clone()),
+                });
+            };
+            if container.status == "running" {
+                return Ok(container.id.clone());
+            }
+            if !self.locks.is_held(pod.id) || begun.elapsed() > LOCK_WAIT {
+                break container;
+            }
+            tokio::time::sleep(LOCK_LOOK).await;
         };
         let next = match container.status.as_str() {
-            "running" => return Ok(container.id.clone()),
+            _ if self.locks.is_held(pod.id) => {
+                "something is being done with it: see `pody actions`, and try again then"
+            }
             "paused" => "it goes on when whoever paused it unpauses it",
             "restarting" => "its first process ends again and again: see `pody logs`",
             _ => "start it with `pody start`",

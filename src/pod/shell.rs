@@ -10,7 +10,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::{Pod, PodError, Pods, exec::check_command, processes};
+use super::{LOCK_LOOK, LOCK_WAIT, Pod, PodError, Pods, exec::check_command, processes};
 use crate::{
     account::Caller,
     engine::{EngineError, ExecRequest, Init, Piece, Pipes, Terminal},
@@ -128,6 +128,12 @@ pub struct SessionView {
 #[derive(Clone, Default)]
 pub(super) struct Held(Arc<Mutex<HashSet<PodId>>>);
 
+impl Held {
+    fn contains(&self, pod: PodId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pod)
+    }
+}
+
 /// Nobody attaches to a terminal of the pod as long as this lives.
 #[must_use]
 pub struct ShellsHeld {
@@ -146,8 +152,15 @@ impl Pods {
     pub async fn open_shell(&self, caller: &Caller, wanted: &PodRef, new: NewShell) -> Result<Shell, PodError> {
         let pod = self.find(caller, wanted)?;
         new.command.as_deref().map_or(Ok(()), check_command)?;
-        if self.shells_held.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pod.id) {
-            return Err(PodError::Busy { pod: pod.container_name.clone(), what: "a checkpoint of it is being made" });
+        let begun = Instant::now();
+        while self.shells_held.contains(pod.id) {
+            if begun.elapsed() > LOCK_WAIT {
+                return Err(PodError::Busy {
+                    pod: pod.container_name.clone(),
+                    what: "a checkpoint of it is being made; see `pody actions`",
+                });
+            }
+            tokio::time::sleep(LOCK_LOOK).await;
         }
         let container = self.running(&pod).await?;
         self.note(caller, "pod.shell", &pod).await?;

@@ -242,3 +242,81 @@ while True:
     delete(&alice, "clone");
     delete_checkpoints(&alice);
 }
+
+/// A program chooses its name, and how many of a thing it has: the pod is not stopped for a checkpoint that cannot be read.
+#[test]
+fn odd_names_and_long_lists_come_back() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = r#"
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None)
+def tick():
+    timer = libc.timerfd_create(1, 0)
+    assert libc.timerfd_settime(timer, 0, struct.pack('4q', 3600, 0, 3600, 0), None) == 0
+for n in range(3):
+    if os.fork() == 0:
+        for m in range(700): tick()
+        time.sleep(10000)
+for n in range(120):
+    if os.fork() == 0:
+        tick()
+        libc.prctl(15, b'\x1b[31m\n\xff%d' % n, 0, 0, 0)
+        time.sleep(10000)
+time.sleep(2)
+print('ready')
+time.sleep(10000)
+"#;
+    run_python(&alice, "main", "ticks", program);
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    let losses: Vec<&str> = verdict["losses"].as_array().unwrap().iter().map(|loss| loss.as_str().unwrap()).collect();
+    assert!(losses.iter().filter(|loss| loss.contains("python3[") && loss.ends_with("(700 times)")).count() == 3);
+    assert!(losses.iter().any(|loss| loss.starts_with("\\u{1b}[31m\\n\u{fffd}")), "{losses:?}");
+    assert_eq!((losses.len(), *losses.last().unwrap()), (101, "and 23 more like these"));
+
+    let saved = done(&alice, "/pod/checkpoint?ins=main&leave_running=false");
+    assert_eq!(saved["losses"], verdict["losses"]);
+    done(&alice, "/pod/restore?ins=main");
+    assert_eq!(exec(&alice, "main", "pgrep -cf '^python3 -u /root/ticks'"), "124");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A socket that got its name after it was bound cannot be reached afterwards: that is told before. One that kept its name can.
+#[test]
+fn sockets_under_another_name_are_told_of() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = r#"
+import os, socket, threading
+kept = []
+def listen(path):
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    kept.append(server)
+listen('/root/first.tmp'); os.link('/root/first.tmp', '/root/linked'); os.unlink('/root/first.tmp')
+listen('/root/second.tmp'); os.rename('/root/second.tmp', '/root/renamed')
+listen('/root/plain')
+listen('/root/gone'); os.unlink('/root/gone')
+print('ready')
+threading.Event().wait()
+"#;
+    run_python(&alice, "main", "names", program);
+    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
+    let losses: Vec<&str> = verdict["losses"].as_array().unwrap().iter().map(|loss| loss.as_str().unwrap()).collect();
+    assert_eq!(losses.len(), 2, "{losses:?}");
+    for name in ["/root/linked", "/root/renamed"] {
+        let told = format!("the socket {name} was given its name after it was bound");
+        assert!(losses.iter().any(|loss| loss.starts_with(&told)), "{losses:?}");
+    }
+    save(&alice, "ins=main&leave_running=false");
+    done(&alice, "/pod/restore?ins=main");
+    let connect = "python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('/root/plain')\"";
+    exec(&alice, "main", connect);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}

@@ -17,6 +17,7 @@ mod kills;
 mod life;
 mod limits;
 mod matrix;
+mod meanwhile;
 mod refusals;
 mod remote;
 mod restores;

@@ -194,7 +194,33 @@ fn checkpoints_go_with_their_user() {
     eventually(Duration::from_secs(10), "the folder is removed", || !folder.exists());
     server.add_user("alice", &[]);
     assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
+    assert_eq!(alice.get("/action/list").ok().json().as_array().unwrap().len(), 0);
     assert_eq!(alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).status, 404);
+}
+
+/// The same where it is complete only after the account is gone.
+#[test]
+fn a_checkpoint_under_way_goes_with_its_user() {
+    if !crate::common::Need::Failpoints.is_there() {
+        return;
+    }
+    let slow = |builder: crate::common::Builder| builder.env("FAILPOINTS", "checkpoint-hash=sleep(6000)");
+    let Some(server) = start_with(slow) else { return };
+    let (alice, admin) = (server.member("alice"), server.admin());
+    create(&alice, "main");
+    let begun = alice.post("/pod/checkpoint?ins=main").ok().json();
+    let (action, checkpoint) = (begun["id"].as_str().unwrap(), begun["checkpoint"].as_str().unwrap());
+    let asked = || admin.get(&format!("/action/status?id={action}")).ok().json();
+    eventually(Duration::from_secs(30), "the pod goes on", || asked()["phase"] == "hash");
+    admin.post("/admin/user/purge?username=alice").ok();
+    assert_eq!(asked()["status"], "running", "it was complete before the account went");
+    server.add_user("alice", &[]);
+    eventually(Duration::from_secs(30), "it ends", || asked()["status"] != "running");
+    assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
+    let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={checkpoint}"));
+    assert_eq!(refused.status, 404, "{refused}");
+    let folder = crate::help::folder(&server, checkpoint);
+    eventually(Duration::from_secs(10), "the folder is removed", || !folder.exists());
 }
 
 /// Other programs' options for CRIU are as before, after every restore.

@@ -5,12 +5,13 @@ use std::{
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
-    common::{Server, eventually, run},
+    common::{Client, Server, client::Redactions, eventually, run},
     help::{
         DEADLINE, Proxied, SETTLE, assert_reads_fast, assert_settled, assert_unavailable, begin, create, create_path,
         delete, exec, state,
@@ -186,6 +187,33 @@ fn a_full_tmpfs() {
 #[test]
 fn a_full_ext4() {
     full_disk("ext4");
+}
+
+/// The log may lie on the very disk that is full.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let Some(mut server) = Server::start() else { return };
+    server.terminate();
+    let port = server.spare_port();
+    let full = || fs::File::options().write(true).open("/dev/full").expect("a device");
+    let mut child = server
+        .command(&["serve", "--host", "127.0.0.1", "--port", &port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(full())
+        .stderr(full())
+        .spawn()
+        .expect("the binary runs");
+    let anon = Client::new(&format!("http://127.0.0.1:{port}"), None, Redactions(Arc::default()));
+    // Each request is a line of the log.
+    for path in ["/version", "/user/info", "/version"] {
+        eventually(SETTLE, "it answers", || {
+            assert!(child.try_wait().expect("our own child").is_none(), "it ended");
+            anon.try_send("GET", path, &[], b"").is_ok_and(|answer| matches!(answer.status, 200 | 401))
+        });
+    }
+    child.kill().expect("our own child");
+    child.wait().expect("our own child");
+    server.start_again();
 }
 
 /// Starts the daemon on the server's folder and waits for its end.

@@ -12,8 +12,11 @@ use std::{
     time::Duration,
 };
 
-use crate::checkpoint::network::sockets;
-use crate::host::netlink;
+use super::sentences::name_of;
+use crate::{
+    checkpoint::network::sockets,
+    host::{netlink, process},
+};
 
 /// Kinds of descriptors without a file that CRIU can save (criu/files.c), as they are linked to.
 const KNOWN: [&str; 8] =
@@ -104,10 +107,9 @@ impl Holdings {
 /// What stands against saving a process as such.
 pub fn problem_of_process(pid: i32, who: &str) -> Option<String> {
     if let Some(tracer) = tracer(pid) {
-        let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
         return Some(format!(
             "{who} is traced by {} (a debugger, or strace), and cannot be saved; end that first",
-            name.trim()
+            name_of(tracer)
         ));
     }
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
@@ -142,7 +144,7 @@ pub fn multicast(igmp: &str) -> Vec<String> {
 }
 
 fn tracer(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = process::read(format!("/proc/{pid}/status"))?;
     let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()?;
     (tracer != 0).then_some(tracer)
 }

@@ -1,8 +1,10 @@
 //! What can be said before a pod is touched: what cannot be saved and the way to mend it, what would be lost, how much
-//! there is and how long the pod would stand still. [`held`] and [`watches`] are parts of it: what processes hold, and what they
-//! watch.
+//! there is and how long the pod would stand still. [`held`], [`watches`] and [`socket_names`] look at what processes hold,
+//! watch and are reached by; [`sentences`] tells of it.
 
 mod held;
+mod sentences;
+mod socket_names;
 mod watches;
 
 use std::{
@@ -14,7 +16,11 @@ use std::{
 
 use serde::Serialize;
 
-use self::{held::Holdings, watches::Watched};
+use self::{
+    held::Holdings,
+    sentences::{condensed, name_of, plain},
+    watches::Watched,
+};
 use super::{
     Kind,
     manifest::Sockets,
@@ -100,6 +106,17 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// As it is told: short, and without what a program may have put into its name for a terminal.
+    fn told(mut self) -> Self {
+        for process in &mut self.processes {
+            process.name = plain(&process.name);
+            process.notes = condensed(std::mem::take(&mut process.notes));
+        }
+        self.problems = condensed(self.problems);
+        self.losses = condensed(self.losses);
+        self
+    }
+
     pub fn load(&self) -> Load {
         Load { bytes: self.memory + self.gpu_memory, processes: self.processes.len() as u64, threads: self.threads }
     }
@@ -119,6 +136,16 @@ pub struct Holder {
 /// Looks at the container and its processes. Reads /proc only; may take as long as its files are many. `on_gpus` are
 /// processes that the driver tells of.
 pub fn look(
+    container: &ContainerId,
+    anatomy: &Anatomy,
+    kind: Kind,
+    config: &CheckpointConfig,
+    on_gpus: &[i32],
+) -> Findings {
+    look_closely(container, anatomy, kind, config, on_gpus).told()
+}
+
+fn look_closely(
     container: &ContainerId,
     anatomy: &Anatomy,
     kind: Kind,
@@ -159,6 +186,9 @@ pub fn look(
             "a program has joined the multicast group {group}; after a restore it must join again to receive from it"
         ));
     }
+    if let Some(upper) = &anatomy.upper {
+        found.losses.extend(socket_names::losses(anatomy.pid, upper));
+    }
     found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();
     found
@@ -176,7 +206,7 @@ fn look_at_processes(
     let may_exceed = has_sys_resource();
     let around = Surroundings::look(&pids, &parents, init, config);
     for pid in pids {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+        let name = name_of(pid);
         let Some(inside) = process::pid_inside(pid) else { continue };
         let who = format!("{name}[{inside}]");
         found.threads += fs::read_dir(format!("/proc/{pid}/task")).map_or(1, |tasks| tasks.count() as u64);
@@ -209,7 +239,7 @@ fn look_at_processes(
         if device.is_some() || on_gpus.contains(&pid) {
             match config.gpu {
                 GpuCheckpoints::Experimental => {
-                    let name = process.name.clone();
+                    let name = plain(&process.name);
                     found.gpu_holders.push(Holder { pid, inside, name, device });
                 }
                 GpuCheckpoints::Off => {
@@ -307,7 +337,7 @@ pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
     let parents = runtime::parents(&pids);
     let holder = |pid: i32| {
         let device = descriptors(pid).map(|(_, target)| target).find(|target| target.starts_with(GPU_DEVICES))?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+        let name = plain(&name_of(pid));
         Some(Holder { pid, inside: process::pid_inside(pid)?, name, device: Some(device) })
     };
     pids.iter().filter(|&&pid| descends(pid, init, &parents)).filter_map(|&pid| holder(pid)).collect()
@@ -402,7 +432,7 @@ fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
 
 /// In what a process differs from root, as the kernel compares them (kernel/sys.c, check_prlimit_permission).
 fn not_root(pid: i32) -> Option<&'static str> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = process::read(format!("/proc/{pid}/status"))?;
     // Real, effective, saved; the fourth is of no account there.
     let is_root = |name: &str| {
         let ids = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();

@@ -225,6 +225,9 @@ fn checkpoint_status(error: &CheckpointError) -> StatusCode {
         | CheckpointError::Cuda(_)
         | CheckpointError::TimedOut { .. }
         | CheckpointError::EndedAtOnce(_)
+        | CheckpointError::EndedMeanwhile(_)
+        | CheckpointError::LetGo(_)
+        | CheckpointError::Unreadable(_)
         | CheckpointError::Io { .. }
         | CheckpointError::Program { .. }
         | CheckpointError::Interrupted(_) => StatusCode::INTERNAL_SERVER_ERROR,

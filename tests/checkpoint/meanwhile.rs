@@ -1,0 +1,122 @@
+//! What is asked of a pod, and done to it, while it is saved or brought back.
+
+use std::time::Duration;
+
+use crate::{
+    common::{Need, Server, docker, eventually},
+    help::{
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, run_python, start_with,
+        status, wait,
+    },
+};
+
+fn start_slowly(points: &str) -> Option<Server> {
+    if !Need::Failpoints.is_there() {
+        return None;
+    }
+    start_with(|builder| builder.env("FAILPOINTS", points).env("TOKIO_WORKER_THREADS", "8"))
+}
+
+/// A pod that stands still for a moment goes on by itself: who wants something of it waits and is told nothing odd.
+#[test]
+fn a_command_waits_for_a_pod_that_is_saved_or_brought_back() {
+    let Some(server) = start_slowly("checkpoint-rootfs=sleep(2500);restore-start=sleep(2500)") else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let paused = || docker(&["inspect", "-f", "{{.State.Paused}}", &server.container("alice", "main")]) == "true";
+    // On a busy host it takes longer than anybody waits: they are told so, and not to start the pod.
+    let ask = |path: &str| loop {
+        let answer = if path.starts_with("/pod/exec") { alice.post(path) } else { alice.get(path) };
+        if answer.status != 409 {
+            break answer.ok();
+        }
+        assert!(answer.detail().contains("something is being done with it: see `pody actions`"), "{path}: {answer}");
+    };
+    let ask_everything = || {
+        let command = ask("/pod/exec?ins=main&cmd=echo%20here").json();
+        assert_eq!((command["exit_code"].as_i64(), command["log"].as_str()), (Some(0), Some("here\r\n")));
+        for path in ["/pod/exec?ins=main&detach=true&cmd=true", "/pod/stats?ins=main", "/pod/sessions?ins=main"] {
+            ask(path);
+        }
+    };
+    let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    eventually(Duration::from_secs(30), "it stands still", paused);
+    let asked = alice.get("/checkpoint/check?ins=main");
+    assert!(asked.status == 409 && asked.detail().contains("is already in progress"), "{asked}");
+    ask_everything();
+    assert_eq!(wait(&alice, &begun)["status"], "done");
+
+    // Stopped by its checkpoint: nothing is waited for then.
+    let begun = alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
+    assert_eq!(wait(&alice, &begun)["status"], "done");
+    let refused = alice.post("/pod/exec?ins=main&cmd=true");
+    assert!(refused.status == 409 && refused.detail().contains("pody start"), "{refused}");
+
+    let begun = alice.post("/pod/restore?ins=main").ok();
+    ask_everything();
+    assert_eq!(wait(&alice, &begun)["status"], "done");
+    let (from, _) = count(&alice, "main");
+    counts_on(&alice, "main", from);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// What was saved of it is not one moment, and files would not fit the processes.
+#[test]
+fn a_pod_that_is_let_go_while_it_is_saved_is_not_saved() {
+    for rest in ["", "&leave_running=false"] {
+        let Some(server) = start_slowly("checkpoint-rootfs=sleep(2500)") else { return };
+        let alice = server.member("alice");
+        create(&alice, "main");
+        run_python(&alice, "main", "counter", COUNTER);
+        let container = server.container("alice", "main");
+        let begun = alice.post(&format!("/pod/checkpoint?ins=main{rest}")).ok();
+        let paused = || docker(&["inspect", "-f", "{{.State.Paused}}", &container]) == "true";
+        eventually(Duration::from_secs(30), "it stands still", paused);
+        let in_rootfs = || {
+            let action = alice.get(&format!("/action/status?id={}", begun.json()["id"].as_str().unwrap())).ok().json();
+            action["phase"] == "rootfs"
+        };
+        eventually(Duration::from_secs(30), "its processes are saved", in_rootfs);
+        docker(&["unpause", &container]);
+        let action = wait(&alice, &begun);
+        let why = action["error"].as_str().unwrap_or_default();
+        assert!(why.starts_with("rootfs: ") && why.contains("was let go while it was saved"), "{action}");
+        let (from, _) = count(&alice, "main");
+        counts_on(&alice, "main", from);
+        assert_eq!(docker(&["inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", &container]), "always");
+        assert_clean(&server);
+        done(&alice, "/pod/checkpoint?ins=main&kind=simple");
+        delete(&alice, "main");
+        delete_checkpoints(&alice);
+    }
+}
+
+/// What CRIU says of it then is about files that were taken from under it.
+#[test]
+fn a_pod_that_is_ended_while_it_is_saved_is_said_to_have_ended() {
+    for end in [&["kill"][..], &["rm", "-f"], &["restart", "-t", "0"]] {
+        let Some(server) = start_slowly("checkpoint-dump=sleep(2500)") else { return };
+        let alice = server.member("alice");
+        create(&alice, "main");
+        let container = server.container("alice", "main");
+        let begun = alice.post("/pod/checkpoint?ins=main").ok();
+        let paused = || docker(&["inspect", "-f", "{{.State.Paused}}", &container]) == "true";
+        eventually(Duration::from_secs(30), "it stands still", paused);
+        docker(&[end, &[container.as_str()]].concat());
+        let action = wait(&alice, &begun);
+        let why = action["error"].as_str().unwrap_or_default();
+        assert!(why.contains("ended while it was saved"), "{end:?}: {action}");
+        assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
+        assert_clean(&server);
+        if end == ["restart", "-t", "0"] {
+            eventually(Duration::from_secs(30), "it runs", || status(&alice, "main") == "running");
+            done(&alice, "/pod/checkpoint?ins=main");
+            delete_checkpoints(&alice);
+        }
+        // One that was removed is forgotten in a moment by itself.
+        let gone = alice.post("/pod/delete?ins=main");
+        assert!(gone.status == 200 || gone.status == 404, "{gone}");
+    }
+}
