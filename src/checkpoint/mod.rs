@@ -7,7 +7,7 @@
 //! - [`preflight`]: what can be told before a pod is touched; [`held`], [`sockets`], [`watches`]: parts of it; [`admission`]: quota
 //! - [`schedule`], [`scheduler`]: pods saved again and again; [`retention`]: which checkpoints have had their time
 //! - [`drain`], [`drainer`]: maintenance of the host: all pods saved and stopped, and brought back
-//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a fast stand-in for CRIU's tar
+//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`freezer`], [`yards`]: what a CRIU leaves that is killed; [`gzip`]: a fast stand-in for CRIU's tar
 //! - [`stopped`]: programs under Ctrl-Z, which CRIU cannot attach to by itself; [`tuning`]: what it does not save of threads
 //! - [`connections`]: what becomes of TCP connections in a restore; [`address`]: the pod's address of then, from the engine again
 //! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
@@ -33,6 +33,7 @@ mod drain;
 mod drainer;
 mod error;
 mod fetch;
+mod freezer;
 mod gpu;
 pub mod gzip;
 mod hashing;
@@ -61,6 +62,7 @@ mod target;
 mod tuning;
 mod types;
 mod watches;
+mod yards;
 
 use std::{
     collections::HashMap,

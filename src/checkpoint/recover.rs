@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, gpu, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES, settle_in,
-    silence, stopped, store,
+    compress, freezer, gpu, hollow, host_options::HostOptions, network_lock, off_thread, runtime, save::KEPT_IMAGES,
+    settle_in, silence, stopped, store, yards,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -174,9 +174,13 @@ impl Checkpoints {
                 // Also of one that somebody has let go meanwhile.
                 network_lock::unlock(anatomy.pid).await;
                 if is_paused {
-                    runtime::refreeze(anatomy.pid);
-                    stopped::stop_again(&action.journal.stopped);
+                    freezer::freeze(anatomy.pid);
+                    let (inside, outside) = stopped::by_place(&action.journal.stopped, &under_way);
+                    stopped::stop_again(&outside);
                     self.0.engine.unpause(container).await?;
+                    stopped::stop_when_out(inside, &under_way).await;
+                } else {
+                    freezer::thaw(anatomy.pid);
                 }
             }
             let _ = self.0.engine.look(container).await;
@@ -368,7 +372,11 @@ impl Checkpoints {
         let known: HashSet<String> =
             actions.iter().flat_map(|action| [action.id.to_string(), action.checkpoint.to_string()]).collect();
         let store = self.0.store.clone();
-        off_thread(move || store.sweep(|id| known.contains(id))).await
+        off_thread(move || {
+            yards::sweep();
+            store.sweep(|id| known.contains(id))
+        })
+        .await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Processes. A PID alone is no name: it is reused. A PID with its start time is one, and that is [`ProcessId`].
 
-use std::{fs, io::Read, sync::OnceLock};
+use std::{fs, io::Read, path::Path, sync::OnceLock};
 
 use nix::{
     sys::time::TimeSpec,
@@ -62,6 +62,12 @@ pub fn state(pid: i32) -> Option<char> {
 pub fn list() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether it has a file below this folder open, or had it open when it was removed.
+pub fn has_open_below(pid: i32, folder: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(folder)))
 }
 
 /// The container that a process lives in: the outermost, where one runs in another.
