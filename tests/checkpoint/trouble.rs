@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    common::{Server, eventually},
+    common::{Answer, Server, eventually},
     help::{
         COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec, fails,
         run_python, save, start_with, status, wait,
@@ -101,6 +101,21 @@ fn a_criu_that_is_killed_at_its_work() {
     let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
     run_python(&alice, "main", "counter", &program);
     let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    kill_criu_at_its_work(&server, &begun);
+    let action = crate::help::wait(&alice, &begun);
+    assert_eq!(action["status"], "error", "{action}");
+    goes_on(&server);
+    // The kernel lets them run for the moment that it takes us to notice.
+    let broken: u32 = exec(&alice, "main", "cat /root/broken").parse().unwrap();
+    assert!(broken <= 12, "{broken} of 300 connections are broken");
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// Kills the CRIU of this action while it writes pages.
+#[track_caller]
+fn kill_criu_at_its_work(server: &Server, begun: &Answer) {
     let folder = server.home.join("checkpoints");
     let mine = folder.join(format!(".tmp-{}", begun.json()["checkpoint"].as_str().unwrap()));
     eventually(Duration::from_secs(20), "pages are written", || written(&folder) > 20 << 20);
@@ -122,16 +137,49 @@ fn a_criu_that_is_killed_at_its_work() {
         }
     }
     assert!(killed >= 1);
-    let action = crate::help::wait(&alice, &begun);
+}
+
+/// The program that CRIU writes when it is killed is under Ctrl-Z: it is so again, and nothing of CRIU's stays in it, so it can be
+/// saved.
+#[test]
+fn a_criu_that_is_killed_at_its_work_on_a_stopped_program() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "stopped", STOPPED);
+    run_python(&alice, "main", "counter", COUNTER);
+    let state = || exec(&alice, "main", "cut -d' ' -f3 /proc/$(cat /root/pid)/stat");
+    eventually(Duration::from_secs(20), "it is stopped", || state() == "T");
+    let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    kill_criu_at_its_work(&server, &begun);
+    let action = wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
     goes_on(&server);
-    // The kernel lets them run for the moment that it takes us to notice.
-    let broken: u32 = exec(&alice, "main", "cat /root/broken").parse().unwrap();
-    assert!(broken <= 12, "{broken} of 300 connections are broken");
+    eventually(Duration::from_secs(20), "it is stopped again", || state() == "T");
+    let on = || exec(&alice, "main", "cat /root/on; true");
+    let before = on();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(on(), before, "it stays so");
     save(&alice, "ins=main");
+    exec(&alice, "main", "kill -CONT $(cat /root/pid)");
+    eventually(Duration::from_secs(20), "it goes on", || on() != before);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+const STOPPED: &str = r#"
+import os, signal, time
+open('/root/pid', 'w').write(str(os.getpid()))
+blob = os.urandom(1 << 20) * 700
+print('ready')
+os.kill(os.getpid(), signal.SIGSTOP)
+n = 0
+while True:
+    n += 1
+    with open('/root/on.new', 'w') as f: f.write('%d' % n)
+    os.rename('/root/on.new', '/root/on')
+    time.sleep(0.02)
+"#;
 
 fn written(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
