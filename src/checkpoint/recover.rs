@@ -144,6 +144,8 @@ impl Checkpoints {
         let under_way = self.0.store.folder_under_way(action.checkpoint);
         // As the kernel names it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
+        // CRIU leaves programs whole when it comes to its own end, and not when it is ended.
+        runtime::wait_ended(action.id, &under_way).await;
         // Where the engine does not say, it is tried again: CRIU must not be ended in a pod that then runs.
         match self.paused(action.journal.container.as_ref()).await? {
             Some(container) => runtime::end_dump(action.id, &under_way, &container).await,
@@ -181,6 +183,7 @@ impl Checkpoints {
                     stopped::stop_when_out(inside, &under_way).await;
                 } else {
                     freezer::thaw(anatomy.pid);
+                    stopped::stop_again(&action.journal.stopped);
                 }
             }
             let _ = self.0.engine.look(container).await;

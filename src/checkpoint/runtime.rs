@@ -53,6 +53,8 @@ const OLDEST: (u32, u32) = (3, 16);
 const SKIPS_LOCK: (u32, u32) = (4, 0);
 /// A CRIU that was found good is not asked again for so long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
+/// A CRIU that has written nothing for so long, not even into its log, hangs.
+const STALLED: Duration = Duration::from_secs(5);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -309,6 +311,18 @@ pub async fn wait_runaway(log: &Path) {
 pub async fn wait_begun(log: &Path) {
     while fs::metadata(log).map_or(0, |file| file.len()) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Returns when what a daemon that was killed has started for a dump has ended by itself, or writes nothing any more.
+pub async fn wait_ended(action: ActionId, folder: &Path) {
+    let (mut size, mut since) = (0, Instant::now());
+    while since.elapsed() < STALLED && of_action(action, folder).into_iter().any(|pid| !is_zombie(pid)) {
+        let now = store::size_of(folder);
+        if now != size {
+            (size, since) = (now, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

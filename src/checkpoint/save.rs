@@ -278,6 +278,8 @@ impl Saving {
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
         self.thaw().await?;
+        // From now on somebody may have them go on.
+        self.action.journal.stopped.clear();
         match self.action.journal.gpu {
             // Its programs wait for their GPUs.
             Some(_) => self.shells = None,
