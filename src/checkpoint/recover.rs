@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, gpu, hollow,
+    compress, freezer, gpu, hollow,
     host_options::HostOptions,
     network::{lock, silence},
     off_thread, runtime,
     save::KEPT_IMAGES,
-    settle_in, stopped, store,
+    settle_in, stopped, store, yards,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -148,6 +148,8 @@ impl Checkpoints {
         let under_way = self.0.store.folder_under_way(action.checkpoint);
         // As the kernel names it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
+        // CRIU leaves programs whole when it comes to its own end, and not when it is ended.
+        runtime::wait_ended(action.id, &under_way).await;
         // Where the engine does not say, it is tried again: CRIU must not be ended in a pod that then runs.
         match self.paused(action.journal.container.as_ref()).await? {
             Some(container) => runtime::end_dump(action.id, &under_way, &container).await,
@@ -178,9 +180,14 @@ impl Checkpoints {
                 // Also of one that somebody has let go meanwhile.
                 lock::unlock(anatomy.pid).await;
                 if is_paused {
-                    runtime::refreeze(anatomy.pid);
-                    stopped::stop_again(&action.journal.stopped);
+                    freezer::freeze(anatomy.pid);
+                    let (inside, outside) = stopped::by_place(&action.journal.stopped, &under_way);
+                    stopped::stop_again(&outside);
                     self.0.engine.unpause(container).await?;
+                    stopped::stop_when_out(inside, &under_way).await;
+                } else {
+                    freezer::thaw(anatomy.pid);
+                    stopped::stop_again(&action.journal.stopped);
                 }
             }
             let _ = self.0.engine.look(container).await;
@@ -372,7 +379,11 @@ impl Checkpoints {
         let known: HashSet<String> =
             actions.iter().flat_map(|action| [action.id.to_string(), action.checkpoint.to_string()]).collect();
         let store = self.0.store.clone();
-        off_thread(move || store.sweep(|id| known.contains(id))).await
+        off_thread(move || {
+            yards::sweep();
+            store.sweep(|id| known.contains(id))
+        })
+        .await
     }
 }
 

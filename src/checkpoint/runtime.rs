@@ -28,13 +28,13 @@ use nix::{
 use tokio::process::Command;
 
 use super::{
-    CheckpointError, archive, causes,
+    CheckpointError, archive, causes, freezer,
     host_options::HostOptions,
     network::{
         lock::{self, NetworkLock},
         sockets,
     },
-    store,
+    store, yards,
 };
 use crate::{
     config::CheckpointConfig,
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Tells the processes of an action from all others, also after the daemon was killed. CRIU wipes its environment out: it is
-/// known by its working folder, which is the checkpoint's.
+/// known by its working folder, which is the checkpoint's, and by its log there.
 const MARK: &str = "PODY_ACTION";
 /// Links of files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
@@ -56,6 +56,8 @@ const OLDEST: (u32, u32) = (3, 16);
 const SKIPS_LOCK: (u32, u32) = (4, 0);
 /// A CRIU that was found good is not asked again for so long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
+/// A CRIU that has written nothing for so long, not even into its log, hangs.
+const STALLED: Duration = Duration::from_secs(5);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -107,6 +109,9 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
     let log = work.join("dump.log");
     let run = async {
         let child = runc.spawn().map_err(|error| unavailable(format!("runc: {error}")))?;
+        let runc = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        // Programs suffer when CRIU ends early: a kernel that is out of memory is to take somebody else.
+        let _ = fs::write(format!("/proc/{runc}/oom_score_adj"), "-1000");
         let output = child.wait_with_output();
         tokio::pin!(output);
         let early = tokio::select! {
@@ -116,7 +121,10 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CheckpointError> {
         drop(dump.options);
         let output = match early {
             Some(output) => output,
-            None => output.await,
+            None => tokio::select! {
+                output = &mut output => output,
+                never = freezer::freeze_after_criu(runc, dump.pid) => match never {},
+            },
         };
         output.map_err(|error| unavailable(format!("runc: {error}")))
     };
@@ -311,6 +319,18 @@ pub async fn wait_begun(log: &Path) {
     }
 }
 
+/// Returns when what a daemon that was killed has started for a dump has ended by itself, or writes nothing any more.
+pub async fn wait_ended(action: ActionId, folder: &Path) {
+    let (mut size, mut since) = (0, Instant::now());
+    while since.elapsed() < STALLED && of_action(action, folder).into_iter().any(|pid| !is_zombie(pid)) {
+        let now = store::size_of(folder);
+        if now != size {
+            (size, since) = (now, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Ends all that an action of ours, or of a daemon that was killed, has started.
 pub async fn end_action(action: ActionId, folder: &Path) {
     end_all(|| of_action(action, folder)).await;
@@ -323,9 +343,19 @@ fn of_action(action: ActionId, folder: &Path) -> Vec<i32> {
             return true;
         }
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) || is_criu_of(pid, folder)
     };
     process::list().into_iter().filter(|&pid| is_its(pid)).collect()
+}
+
+/// A CRIU that looks into the pod has its working folder there for the moment, but its log stays open. So does the one of a
+/// program of the pod that CRIU is at work in.
+fn is_criu_of(pid: i32, folder: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.windows(4).any(|part| part == b"criu")
+        && u32::try_from(pid) != Ok(std::process::id())
+        && process::has_open_below(pid, folder)
+        && process::container_of(pid).is_none()
 }
 
 /// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a CRIU that
@@ -333,10 +363,11 @@ fn of_action(action: ActionId, folder: &Path) -> Vec<i32> {
 /// on when the network was put right.
 pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) {
     let Some(&any) = members(container).first() else { return end_action(action, folder).await };
-    for pid in of_action(action, folder) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
-    }
-    refreeze(any);
+    let stopped = of_action(action, folder);
+    signal(&stopped, Signal::SIGSTOP);
+    freezer::freeze(any);
+    // Whatever it looks like by now: programs that it holds would stand still for ever.
+    signal(&stopped, Signal::SIGKILL);
     end_action(action, folder).await;
     sockets::end_repair(&members(container));
     lock::unlock(any).await;
@@ -344,7 +375,10 @@ pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) 
 
 /// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.
 pub async fn end_restore(container: &ContainerId) {
+    // The engine clears its folder away as soon as they end.
+    yards::unmount(container);
     end_all(|| at_work("restore", container).into_iter().chain(members(container)).collect()).await;
+    yards::unmount(container);
     // A runc that was killed leaves its record of the container, and the next start says that it exists already.
     let exec_roots = fs::read_dir("/run/docker").into_iter().flatten().filter_map(Result::ok);
     let runtimes = exec_roots.filter(|entry| entry.file_name().to_string_lossy().starts_with("runtime-"));
@@ -407,36 +441,19 @@ async fn end_all(find: impl Fn() -> Vec<i32>) {
         if alive.is_empty() || begun.elapsed() > GONE {
             return;
         }
-        for pid in alive {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        signal(&alive, Signal::SIGKILL);
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn signal(pids: &[i32], signal: Signal) {
+    for &pid in pids {
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 
 pub fn is_zombie(pid: i32) -> bool {
     process::state(pid).is_none_or(|state| matches!(state, 'Z' | 'X'))
-}
-
-/// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then Docker
-/// cannot unpause it.
-pub fn refreeze(pid: i32) {
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    for line in cgroup.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let path = path.trim_start_matches('/');
-        let (file, frozen) = match controllers {
-            "freezer" => (Path::new("/sys/fs/cgroup/freezer").join(path).join("freezer.state"), "FROZEN"),
-            "" => (Path::new("/sys/fs/cgroup").join(path).join("cgroup.freeze"), "1"),
-            _ => continue,
-        };
-        if file.exists()
-            && let Err(error) = fs::write(&file, frozen)
-        {
-            tracing::warn!(%error, file = %file.display(), "not frozen");
-        }
-    }
 }
 
 /// Parents of processes, by PID.

@@ -5,9 +5,16 @@
 //! to go on while it is frozen can be attached to, and does not run: it is told to stop again before it is thawed. In CRIU's
 //! images it is noted as stopped, as CRIU itself would have done, so it comes back as it was.
 //!
+//! A CRIU that is killed leaves each program in code of its own, from which the program finds back by itself as soon as it runs.
+//! One that was stopped there would stay there, with CRIU's log open, and could not be saved any more.
+//!
 //! Version 2 does not need this, and then nothing is found here: frozen processes keep the state that is looked at.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -22,6 +29,9 @@ use crate::{
 
 /// What the kernel names as the place where a stopped process waits (kernel/signal.c).
 const STOP: &str = "do_signal_stop";
+/// How long a program may take to find out of CRIU's code, on a busy host.
+const WAY_OUT: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(1);
 /// An image begins with two magic numbers and the length of its entry.
 const HEADER: usize = 12;
 /// images/core.proto: the part of an entry that is of the process and not of a thread, and in it the state.
@@ -49,6 +59,23 @@ pub fn let_go(processes: &[ProcessId]) {
 /// Has them stopped again, as soon as they are thawed.
 pub fn stop_again(processes: &[ProcessId]) {
     signal(processes, Signal::SIGSTOP);
+}
+
+/// Of these, those that are in code of CRIU's, and those that are not: CRIU's log is in this folder.
+pub fn by_place(processes: &[ProcessId], folder: &Path) -> (Vec<ProcessId>, Vec<ProcessId>) {
+    processes.iter().partition(|process| process::has_open_below(process.pid, folder))
+}
+
+/// Has those that are thawed stopped as soon as they are out of CRIU's code.
+pub async fn stop_when_out(mut inside: Vec<ProcessId>, folder: &Path) {
+    let begun = Instant::now();
+    while !inside.is_empty() && begun.elapsed() < WAY_OUT {
+        tokio::time::sleep(LOOK).await;
+        let (still_inside, out) = by_place(&inside, folder);
+        stop_again(&out);
+        inside = still_inside;
+    }
+    stop_again(&inside);
 }
 
 fn signal(processes: &[ProcessId], signal: Signal) {

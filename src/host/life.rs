@@ -4,7 +4,10 @@
 //! one poll(2) asks them all, for less than a file of `/proc` costs for each. Where there is no descriptor to be had, on older
 //! kernels or when there are too many open files, the start time behind the PID is read.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::{
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -12,7 +15,12 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
+
 use super::process::{ProcessId, Stat};
+
+/// Time between two looks at a process without a descriptor.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A process that is held on to.
 pub struct Life {
@@ -31,6 +39,22 @@ impl Life {
         let life = Self { id: Stat::read(pid)?.id, descriptor };
         // The start time is that of the descriptor's process, unless it ended in between.
         (!ended([&life])[0]).then_some(life)
+    }
+
+    /// Returns as soon as it has ended.
+    pub async fn wait(&self) {
+        let descriptor = self.descriptor.as_ref().map(AsFd::as_fd);
+        // SAFETY: the descriptor stays open as long as it is borrowed, which is longer than it is watched.
+        let watch = |descriptor| unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+        let watched = descriptor.and_then(|descriptor| watch(descriptor).ok());
+        match watched {
+            Some(watched) => drop(watched.readable().await),
+            None => {
+                while !ended([self])[0] {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        }
     }
 }
 

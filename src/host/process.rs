@@ -69,6 +69,12 @@ pub fn list() -> Vec<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// Whether it has a file below this folder open, or had it open when it was removed.
+pub fn has_open_below(pid: i32, folder: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(folder)))
+}
+
 /// The container that a process lives in: the outermost, where one runs in another.
 pub fn container_of(pid: i32) -> Option<ContainerId> {
     find_container(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)

@@ -9,10 +9,10 @@ use std::{
 };
 
 use crate::{
-    common::{Server, eventually},
+    common::{Answer, Server, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, fails, run_python,
-        save, start_with, status, wait,
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec, fails,
+        run_python, save, start_with, status, wait,
     },
 };
 
@@ -66,36 +66,120 @@ fn a_criu_that_fails_hangs_or_is_killed() {
     }
 }
 
-/// CRIU is killed while it writes pages: its lock on the pod's network is removed.
+/// Sends on one connection of many after the other, within the pod, all the time. What breaks is told.
+const CONNECTED: &str = r#"
+import socket, time
+server = socket.create_server(('127.0.0.1', 7300))
+pairs = [(socket.create_connection(('127.0.0.1', 7300)), server.accept()[0]) for _ in range(300)]
+def tell(broken):
+    with open('/root/broken', 'w') as f: f.write(str(broken))
+tell(0)
+print('ready')
+broken = 0
+while True:
+    for pair in list(pairs):
+        try:
+            pair[0].sendall(b'x')
+            pair[1].recv(1)
+        except OSError as error:
+            print(error)
+            pairs.remove(pair)
+            broken += 1
+            tell(broken)
+        time.sleep(0.0005)
+"#;
+
+/// CRIU is killed while it writes pages: its lock on the pod's network is removed, and no program runs before its connections
+/// are as they were.
 #[test]
 fn a_criu_that_is_killed_at_its_work() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
+    // Before the other: CRIU takes one process after the other.
+    run_python(&alice, "main", "connected", CONNECTED);
     let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
     run_python(&alice, "main", "counter", &program);
     let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    kill_criu_at_its_work(&server, &begun);
+    let action = crate::help::wait(&alice, &begun);
+    assert_eq!(action["status"], "error", "{action}");
+    goes_on(&server);
+    // The kernel lets them run for the moment that it takes us to notice.
+    let broken: u32 = exec(&alice, "main", "cat /root/broken").parse().unwrap();
+    assert!(broken <= 12, "{broken} of 300 connections are broken");
+    save(&alice, "ins=main");
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// Kills the CRIU of this action while it writes pages.
+#[track_caller]
+fn kill_criu_at_its_work(server: &Server, begun: &Answer) {
     let folder = server.home.join("checkpoints");
     let mine = folder.join(format!(".tmp-{}", begun.json()["checkpoint"].as_str().unwrap()));
     eventually(Duration::from_secs(20), "pages are written", || written(&folder) > 20 << 20);
     let mut killed = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let is_mine = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&mine));
+        // Its working folder is another while it looks into the pod.
+        let is_mine = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&mine))
+            || (!fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default().contains("docker/")
+                && fs::read_dir(entry.path().join("fd"))
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .any(|file| fs::read_link(file.path()).is_ok_and(|file| file.starts_with(&mine))));
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if is_mine && !command.starts_with(b"runc") {
+        if is_mine && command.windows(4).any(|part| part == b"criu") && !command.starts_with(b"runc") {
             killed += 1;
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
         }
     }
     assert!(killed >= 1);
-    let action = crate::help::wait(&alice, &begun);
+}
+
+/// The program that CRIU writes when it is killed is under Ctrl-Z: it is so again, and nothing of CRIU's stays in it, so it can be
+/// saved.
+#[test]
+fn a_criu_that_is_killed_at_its_work_on_a_stopped_program() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "stopped", STOPPED);
+    run_python(&alice, "main", "counter", COUNTER);
+    let state = || exec(&alice, "main", "cut -d' ' -f3 /proc/$(cat /root/pid)/stat");
+    eventually(Duration::from_secs(20), "it is stopped", || state() == "T");
+    let begun = alice.post("/pod/checkpoint?ins=main").ok();
+    kill_criu_at_its_work(&server, &begun);
+    let action = wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
     goes_on(&server);
+    eventually(Duration::from_secs(20), "it is stopped again", || state() == "T");
+    let on = || exec(&alice, "main", "cat /root/on; true");
+    let before = on();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(on(), before, "it stays so");
     save(&alice, "ins=main");
+    exec(&alice, "main", "kill -CONT $(cat /root/pid)");
+    eventually(Duration::from_secs(20), "it goes on", || on() != before);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
+
+const STOPPED: &str = r#"
+import os, signal, time
+open('/root/pid', 'w').write(str(os.getpid()))
+blob = os.urandom(1 << 20) * 700
+print('ready')
+os.kill(os.getpid(), signal.SIGSTOP)
+n = 0
+while True:
+    n += 1
+    with open('/root/on.new', 'w') as f: f.write('%d' % n)
+    os.rename('/root/on.new', '/root/on')
+    time.sleep(0.02)
+"#;
 
 fn written(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();

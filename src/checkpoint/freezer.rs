@@ -1,0 +1,82 @@
+//! The freezer of a container's cgroup, beside Docker, for what CRIU leaves of it.
+//!
+//! CRIU holds all programs of a paused pod by ptrace, thaws their cgroup, and freezes it again before it lets go of them. A CRIU
+//! that is killed does not, and the kernel lets its programs run at once: with TCP sockets that CRIU has put into repair, on which
+//! each send is an error, and of which programs think that they are broken. So CRIU is watched while it works, and what it let go
+//! of is frozen before its end is told to anybody else.
+
+use std::{
+    convert::Infallible,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use futures_util::future;
+
+use crate::host::{
+    life::Life,
+    process::{self, Stat},
+};
+
+/// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then Docker
+/// cannot unpause it.
+pub fn freeze(pid: i32) {
+    write(pid, "FROZEN", "1");
+}
+
+/// Thaws the cgroup of a container that Docker takes for running: somebody else has had it go on meanwhile.
+pub fn thaw(pid: i32) {
+    write(pid, "THAWED", "0");
+}
+
+/// Freezes the container of this process as soon as CRIU has ended, whose parent is this runc. For ever: somebody else waits for
+/// runc's end.
+pub async fn freeze_after_criu(runc: i32, pid: i32) -> Infallible {
+    // Its own children are helpers, which come and go.
+    let is_its = |child: &i32| Stat::read(*child).is_some_and(|stat| stat.parent == runc);
+    let lives: Vec<Life> = process::list().into_iter().filter(is_its).filter_map(Life::of).collect();
+    let file = files(pid);
+    let ends = lives.iter().map(|life| Box::pin(life.wait()));
+    if !lives.is_empty() {
+        future::select_all(ends).await;
+        write_into(file, "FROZEN", "1");
+    }
+    future::pending().await
+}
+
+fn write(pid: i32, version_1: &str, version_2: &str) {
+    write_into(files(pid), version_1, version_2);
+}
+
+fn write_into(files: Vec<(PathBuf, Version)>, version_1: &str, version_2: &str) {
+    for (file, version) in files {
+        let value = match version {
+            Version::One => version_1,
+            Version::Two => version_2,
+        };
+        if let Err(error) = fs::write(&file, value) {
+            tracing::warn!(%error, file = %file.display(), value, "the freezer of a pod does not obey");
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Version {
+    One,
+    Two,
+}
+
+/// The files that freeze the processes beside this one.
+fn files(pid: i32) -> Vec<(PathBuf, Version)> {
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let file = |line: &str| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let path = path.trim_start_matches('/');
+        match controllers {
+            "freezer" => Some((Path::new("/sys/fs/cgroup/freezer").join(path).join("freezer.state"), Version::One)),
+            "" => Some((Path::new("/sys/fs/cgroup").join(path).join("cgroup.freeze"), Version::Two)),
+            _ => None,
+        }
+    };
+    cgroup.lines().filter_map(file).filter(|(file, _)| file.exists()).collect()
+}

@@ -1,0 +1,100 @@
+//! CRIU's yards: what it mounts and makes on the host for a restore, and leaves there when it is killed.
+//!
+//! In one of them, in the engine's folder for the container, all the host's cgroups are mounted. The engine, which clears its folder
+//! away, would go through them.
+
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
+
+use nix::mount::{MntFlags, umount2};
+
+use crate::{host::process, ids::ContainerId};
+
+/// criu/cgroup.c
+const CGROUPS: &str = ".criu.cgyard.";
+/// criu/mount.c, below /tmp.
+const MOUNTS: &str = ".criu.mntns.";
+/// A yard of mounts that is so old and nowhere mounted is nobody's.
+const OLD: Duration = Duration::from_secs(600);
+
+/// Takes the cgroups out of the engine's folder for this container.
+pub fn unmount(container: &ContainerId) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for yard in of_container(&mounts, container) {
+        // With all that is mounted in it.
+        if let Err(error) = umount2(&yard, MntFlags::MNT_DETACH) {
+            tracing::warn!(%error, yard = %yard.display(), "cgroups that CRIU mounted stay mounted");
+            continue;
+        }
+        // Only what is empty. The engine gives a folder that it clears away a name with a dot, and comes no second time.
+        let _ = fs::remove_dir(&yard);
+        if let Some(folder) = yard.parent()
+            && folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+fn of_container(mounts: &str, container: &ContainerId) -> Vec<PathBuf> {
+    let discarded = format!(".{}", container.as_str());
+    let is_its = |path: &Path| {
+        let is_yard = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(CGROUPS));
+        let mut parts = path.components();
+        is_yard
+            && parts.any(|part| {
+                matches!(part, Component::Normal(name) if name == container.as_str() || name == discarded.as_str())
+            })
+    };
+    let targets = mounts.lines().filter_map(|line| line.split_whitespace().nth(4)).map(PathBuf::from);
+    targets.filter(|path| is_its(path)).collect()
+}
+
+/// Removes folders that are empty, old, and of no restore that is under way, whosever it is.
+pub fn sweep() {
+    let is_old = |entry: &fs::DirEntry| {
+        let changed = entry.metadata().and_then(|data| data.modified()).ok();
+        changed.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > OLD)
+    };
+    let is_one = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(MOUNTS) && is_old(entry);
+    let found: Vec<PathBuf> = fs::read_dir("/tmp")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(is_one)
+        .map(|entry| entry.path())
+        .collect();
+    if found.is_empty() {
+        return;
+    }
+    // Where it is mounted in a pod, the folder is in use though the host sees it empty.
+    let mounts = |pid: i32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let is_used = process::list().into_iter().any(|pid| mounts(pid).contains(MOUNTS));
+    for folder in found.iter().filter(|_| !is_used) {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_yard_of_a_container_is_known_before_and_after_the_engine_discards_it() {
+        let (ours, other) = ("a".repeat(64), "b".repeat(64));
+        let line = |path: &str| format!("169 42 0:109 / /var/lib/docker/moby/{path} rw,relatime - tmpfs none rw\n");
+        let mounts = [
+            line(&format!("{ours}/.criu.cgyard.c8CHLl")),
+            line(&format!(".{ours}/.criu.cgyard.R3b0xT")),
+            line(&format!(".{ours}/.criu.cgyard.R3b0xT/memory")),
+            line(&format!("{ours}/rootfs")),
+            line(&format!(".{other}/.criu.cgyard.KU3gC0")),
+        ];
+        let found = of_container(&mounts.concat(), &ours.parse().unwrap());
+        let path = |path: String| Path::new("/var/lib/docker/moby").join(path);
+        assert_eq!(found, [path(format!("{ours}/.criu.cgyard.c8CHLl")), path(format!(".{ours}/.criu.cgyard.R3b0xT"))]);
+    }
+}
