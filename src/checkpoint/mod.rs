@@ -5,8 +5,7 @@
 //! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
 //!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
 //! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
-//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`freezer`],
-//!   [`yards`]: what a CRIU leaves that is killed; [`gzip`]: a
+//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a
 //!   fast stand-in for CRIU's tar; [`room`]: memory that images are caught in while a pod stands still
 //! - [`stopped`]: programs under Ctrl-Z, which CRIU cannot attach to by itself; [`tuning`]: what it does not save of threads
 //! - [`network`]: addresses, sockets and packets of a pod that is saved, and of one that is brought back
@@ -26,7 +25,6 @@ mod archive;
 mod causes;
 mod compress;
 mod error;
-mod freezer;
 mod gpu;
 pub mod gzip;
 mod hashing;
@@ -51,7 +49,6 @@ mod target;
 mod tuning;
 mod types;
 mod upkeep;
-mod yards;
 
 use std::{
     collections::HashMap,

@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, freezer, gpu, hollow,
+    compress, gpu, hollow,
     host_options::HostOptions,
     network::{lock, silence},
     off_thread, runtime,
     save::KEPT_IMAGES,
-    settle_in, stopped, store, yards,
+    settle_in, stopped, store,
 };
 use crate::{
     engine::{Anatomy, Health},
@@ -180,13 +180,13 @@ impl Checkpoints {
                 // Also of one that somebody has let go meanwhile.
                 lock::unlock(anatomy.pid).await;
                 if is_paused {
-                    freezer::freeze(anatomy.pid);
+                    runtime::freezer::freeze(anatomy.pid);
                     let (inside, outside) = stopped::by_place(&action.journal.stopped, &under_way);
                     stopped::stop_again(&outside);
                     self.0.engine.unpause(container).await?;
                     stopped::stop_when_out(inside, &under_way).await;
                 } else {
-                    freezer::thaw(anatomy.pid);
+                    runtime::freezer::thaw(anatomy.pid);
                     stopped::stop_again(&action.journal.stopped);
                 }
             }
@@ -380,7 +380,7 @@ impl Checkpoints {
             actions.iter().flat_map(|action| [action.id.to_string(), action.checkpoint.to_string()]).collect();
         let store = self.0.store.clone();
         off_thread(move || {
-            yards::sweep();
+            runtime::yards::sweep();
             store.sweep(|id| known.contains(id))
         })
         .await

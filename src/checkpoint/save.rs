@@ -15,7 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
-    Live, Manifest, Phase, archive, causes, compress, freezer, hashing,
+    Live, Manifest, Phase, archive, causes, compress, hashing,
     host_options::HostOptions,
     millis_since,
     network::{
@@ -323,7 +323,7 @@ impl Saving {
             (None, error) => error.into(),
         })?;
         // It may have thawed what it was to write.
-        freezer::freeze(self.seen.anatomy.pid);
+        runtime::freezer::freeze(self.seen.anatomy.pid);
         let images = self.folder.join(store::IMAGES);
         for file in store::files_below(&made).map_err(CheckpointError::io("reading", &made))? {
             let to = images.join(&file);
