@@ -2,7 +2,7 @@
 //! name, or after it was deleted.
 //!
 //! - [`phase`]: what is done, in which order, and how it is undone
-//! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work;
+//! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work; [`dump`]: one of them;
 //!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
 //! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
 //! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a
@@ -24,6 +24,7 @@ mod admission;
 mod archive;
 mod causes;
 mod compress;
+mod dump;
 mod error;
 mod gpu;
 pub mod gzip;

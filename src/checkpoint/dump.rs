@@ -1,0 +1,183 @@
+//! The phase in which CRIU writes the processes of a pod that stands still.
+
+use std::{
+    convert::Infallible,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    CheckpointError, LeaveRunning, causes,
+    host_options::HostOptions,
+    network::{lock::NetworkLock, sockets},
+    off_thread,
+    room::Room,
+    runtime,
+    save::{BREATHS, Saving},
+    settle_in, stopped, store, tuning,
+};
+use crate::engine::EngineError;
+
+/// Time between two looks at how much was written.
+const LOOK: Duration = Duration::from_millis(100);
+/// Pieces of memory that processes share, which nobody counts beforehand: the images of more are written as files.
+const SHARED: usize = 16;
+/// Each is a file descriptor.
+const MOST_PIPES: usize = 256;
+
+impl Saving {
+    /// What stands against it for a moment only is waited for: a busy server always has a connection on its way.
+    pub(super) async fn dump(&mut self) -> Result<(), CheckpointError> {
+        for pause in BREATHS {
+            match self.dump_once().await {
+                Err(CheckpointError::Criu(cause)) if causes::may_pass(&cause) => {
+                    tracing::info!(pod = self.pod.container_name, cause, "tried again in a moment");
+                }
+                other => return other,
+            }
+            self.thaw().await?;
+            *self.live.frozen_since() = None;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let images = self.folder.join(store::IMAGES);
+            store::remove(&images)?;
+            std::fs::create_dir(&images).map_err(CheckpointError::io("making", &images))?;
+            self.freeze().await?;
+        }
+        self.dump_once().await
+    }
+
+    async fn dump_once(&mut self) -> Result<(), CheckpointError> {
+        // Of now, when nothing changes any more.
+        let address = self.manifest.sockets.address.take();
+        self.manifest.sockets = sockets::of(self.seen.anatomy.pid);
+        self.manifest.sockets.address = address;
+        let images = self.folder.join(store::IMAGES);
+        let begun = Instant::now();
+        let (options, room) = (self.options.take(), self.room.take());
+        let caught = room.as_ref().map(Room::caught).unwrap_or_default();
+        let anatomy = &self.seen.anatomy;
+        let (room, dumped) = tokio::select! {
+            ended = self.dump_processes(&images, options, room) => ended,
+            never = self.watch(&images, &caught) => match never {},
+        };
+        // Also for another try.
+        self.room = room;
+        dumped?;
+        self.manifest.tuning = tuning::look(&self.seen.container, anatomy.pid);
+        self.manifest.hosts = settle_in::hosts(anatomy.pid);
+        self.manifest.network = settle_in::network_settings(anatomy.pid);
+        stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
+        self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
+        let size = store::size_of(&images) + caught.load(Ordering::Relaxed);
+        self.live.bytes.store(size, Ordering::Relaxed);
+        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        // A small one tells of CRIU's start and not of its speed, and one of a pod that is stopped of the disk's.
+        if size > 64 << 20 && self.action.journal.leave_running == LeaveRunning::Yes {
+            self.me.0.rate.store(size.saturating_mul(1000) / millis, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn dump_processes(
+        &self,
+        images: &Path,
+        options: Option<HostOptions>,
+        room: Option<Room>,
+    ) -> (Option<Room>, Result<(), CheckpointError>) {
+        let config = self.me.0.config.get();
+        let anatomy = &self.seen.anatomy;
+        let Some(root) = runtime::root_of(&config.checkpoint, &self.seen.container, anatomy.pid, &anatomy.runtime)
+        else {
+            drop(options);
+            return (None, self.dump_by_engine().await);
+        };
+        let dumping = async {
+            let bin = runtime::ensure_bin(self.me.0.store.path())?;
+            runtime::dump(runtime::Dump {
+                action: self.action.id,
+                container: &self.seen.container,
+                pid: anatomy.pid,
+                root: &root,
+                folder: &self.folder,
+                bin: &bin,
+                upper: anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
+                network: self.lock_of_dump(),
+                options,
+                config: &config.checkpoint,
+                deadline: self.deadline,
+            })
+            .await
+        };
+        let Some(room) = room else { return (None, dumping.await) };
+        let catching = match room.catch(images, self.large_images()) {
+            Ok(catching) => catching,
+            Err(error) => return (None, Err(CheckpointError::io("making pipes in", images)(error))),
+        };
+        let dumped = dumping.await;
+        match off_thread(|| catching.end()).await {
+            Ok(room) => (Some(room), dumped),
+            Err(error) => (None, dumped.and(Err(CheckpointError::io("writing to", images)(error)))),
+        }
+    }
+
+    /// CRIU's names for what may be large: it counts the images of memory. There is one for each process, and for each piece of
+    /// memory that several share.
+    fn large_images(&self) -> Vec<String> {
+        let most = (self.seen.findings.processes.len() + SHARED).min(MOST_PIPES);
+        let pages = (1..=most).map(|number| format!("pages-{number}.img"));
+        pages.chain(settle_in::memory_images(self.seen.anatomy.pid)).collect()
+    }
+
+    /// CRIU's own lock costs a tenth of a second of standing still. It is wanted where a connection with others may go on: a
+    /// restore locks the way that the dump did, and packets must not come before the socket is there.
+    fn lock_of_dump(&self) -> NetworkLock {
+        let is_old = !runtime::knows_to_skip_lock(&self.manifest.host.criu);
+        if is_old || self.manifest.sockets.outside > 0 { NetworkLock::Criu } else { self.network }
+    }
+
+    /// Where runc's own folder is not found: the engine does it, never with a stop, and its images are taken over.
+    async fn dump_by_engine(&self) -> Result<(), CheckpointError> {
+        let config = self.me.0.config.get();
+        let engine = &self.me.0.engine;
+        let name = format!("pody-{}", self.action.id);
+        let container = &self.seen.container;
+        tracing::info!(pod = self.pod.container_name, "runc's folder is not found: the engine writes the processes");
+        let made = engine.container_folder(container).await?.join("checkpoints").join(&name);
+        let upper = self.seen.anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
+        let log = self.folder.join(store::DUMP_LOG);
+        let options =
+            runtime::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper, self.lock_of_dump())
+                .map_err(CheckpointError::io("writing", &self.folder))?;
+        let options = format!("tcp-established\nfile-locks\n{options}log-file {}\n", log.display());
+        let _options = HostOptions::place(&options).await?;
+        let dumped = engine.dump(container, &name, self.deadline).await;
+        if dumped.is_err() {
+            runtime::end_engine_dump(container).await;
+        }
+        dumped.map_err(|error| match (causes::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
+            (Some(cause), _) => CheckpointError::Criu(cause),
+            (None, EngineError::TimedOut(limit)) => causes::timed_out(&log, limit),
+            (None, error) => error.into(),
+        })?;
+        // It may have thawed what it was to write.
+        runtime::freezer::freeze(self.seen.anatomy.pid);
+        let images = self.folder.join(store::IMAGES);
+        for file in store::files_below(&made).map_err(CheckpointError::io("reading", &made))? {
+            let to = images.join(&file);
+            std::fs::rename(made.join(&file), &to)
+                .or_else(|_| std::fs::copy(made.join(&file), &to).map(drop))
+                .map_err(CheckpointError::io("taking over", &to))?;
+        }
+        store::remove(&made)
+    }
+
+    /// Tells how much was written, for ever.
+    async fn watch(&self, folder: &Path, caught: &AtomicU64) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let written = store::size_of(folder) + caught.load(Ordering::Relaxed);
+            self.live.bytes.store(written, Ordering::Relaxed);
+        }
+    }
+}
