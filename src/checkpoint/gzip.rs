@@ -4,6 +4,8 @@
 
 use std::io::{self, BufReader, Read, Seek, Write};
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 /// Bytes of one stored block at most: its length has 16 bits.
 const BLOCK: usize = 65_535;
 /// Magic, deflate, no flags, no time, no extra flags, Unix.
@@ -92,6 +94,8 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> bool {
         eprintln!("gzip of pody: only packs the standard input");
         return false;
     }
+    // A pipe as large as what is read at a time spares turns between the programs.
+    let _ = fcntl(io::stdin(), FcntlArg::F_SETPIPE_SZ(CHUNK as i32));
     match store(&mut io::stdin().lock(), &mut io::stdout().lock()) {
         Ok(()) => true,
         Err(error) => {

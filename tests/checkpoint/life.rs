@@ -103,6 +103,60 @@ fn a_pod_that_goes_on_is_rolled_back() {
     delete_checkpoints(&alice);
 }
 
+/// Processes that hold, share and map memory, and change it all the time: each round the same number is written over all pages,
+/// so memory of two moments is seen.
+const MUCH: &str = r#"
+import mmap, os, time
+SIZE = 48 << 20
+shared = mmap.mmap(-1, SIZE)
+with open('/dev/shm/mapped', 'wb') as f: f.truncate(SIZE)
+mapped = mmap.mmap(os.open('/dev/shm/mapped', os.O_RDWR), SIZE)
+secret = os.urandom(8).hex()
+fixed = os.urandom(1 << 20)
+for at in range(0, SIZE, 1 << 20): shared[at:at + (1 << 20)] = mapped[at:at + (1 << 20)] = fixed
+who = sum(1 for child in range(2) if os.fork() == 0)
+own = bytearray(fixed * (SIZE >> 20))
+if who == 0: print('ready')
+n = 0
+while True:
+    n += 1
+    for at in range(0, SIZE, 4096): own[at:at + 8] = n.to_bytes(8, 'little')
+    assert all(own[at:at + 8] == own[:8] for at in range(0, SIZE, 4096)), 'pages of two moments'
+    for memory in shared, mapped:
+        assert all(memory[at:at + (1 << 20)] == fixed for at in range(0, SIZE, 1 << 20)), 'shared memory'
+    assert own[4096 * 7 + 8:4096 * 8] == fixed[4096 * 7 + 8:4096 * 8], 'what does not change'
+    if who == 0:
+        with open('/root/count.new', 'w') as f: f.write('%d %s %d' % (n, secret, os.getpid()))
+        os.rename('/root/count.new', '/root/count')
+    time.sleep(0.01)
+"#;
+
+/// Images of a pod that goes on are caught in memory, more than one piece of it, and written when it runs again.
+#[test]
+fn much_memory_of_a_pod_that_goes_on_is_of_one_moment() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "much", MUCH);
+    eventually(Duration::from_secs(30), "it counts", || exec(&alice, "main", "cat /root/count; true").contains(' '));
+    let id = save(&alice, "ins=main");
+    let (at, identity) = count(&alice, "main");
+    counts_on(&alice, "main", at);
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
+    for name in ["main", "twin"] {
+        let (at, same) = count(&alice, name);
+        assert_eq!(same, identity, "{name}");
+        counts_on(&alice, name, at + 2);
+        assert_eq!(exec(&alice, name, "pgrep -fc root/much.p[y]"), "3", "{name}");
+        let log = exec(&alice, name, "cat /root/much.log");
+        assert!(!log.contains("Error"), "{name}: {log}");
+    }
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "twin");
+    delete_checkpoints(&alice);
+}
+
 #[test]
 fn clones_live_side_by_side_and_after_the_pod_is_gone() {
     let Some(server) = start() else { return };
