@@ -2,6 +2,9 @@
 
 use std::{
     convert::Infallible,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -10,14 +13,15 @@ use std::{
 use super::{
     CheckpointError, LeaveRunning, causes,
     host_options::HostOptions,
+    images::Pagemap,
     network::{lock::NetworkLock, sockets},
     off_thread,
-    room::Room,
+    room::{PIPE, Room},
     runtime,
     save::{BREATHS, Saving},
     settle_in, stopped, store, tuning,
 };
-use crate::engine::EngineError;
+use crate::{engine::EngineError, host::process, ids::ContainerId};
 
 /// Time between two looks at how much was written.
 const LOOK: Duration = Duration::from_millis(100);
@@ -109,13 +113,23 @@ impl Saving {
             })
             .await
         };
-        let Some(room) = room else { return (None, dumping.await) };
-        let catching = match room.catch(images, self.large_images()) {
-            Ok(catching) => catching,
-            Err(error) => return (None, Err(CheckpointError::io("making pipes in", images)(error))),
-        };
+        let catching = room.and_then(|room| {
+            let catching = room.catch(images, self.large_images());
+            // Not every file system has pipes; the pod only stands still for longer.
+            catching.inspect_err(|error| tracing::info!(%error, "images are written to files at once")).ok()
+        });
+        let Some(catching) = catching else { return (None, dumping.await) };
         let dumped = dumping.await;
-        match off_thread(|| catching.end()).await {
+        let (folder, container) = (images.to_owned(), self.seen.container.clone());
+        let is_complete = dumped.is_ok();
+        let ended = off_thread(move || {
+            let mut room = catching.end()?;
+            if is_complete {
+                read_again(&mut room, &folder, &container);
+            }
+            Ok::<_, io::Error>(room)
+        });
+        match ended.await {
             Ok(room) => (Some(room), dumped),
             Err(error) => (None, dumped.and(Err(CheckpointError::io("writing to", images)(error)))),
         }
@@ -180,4 +194,33 @@ impl Saving {
             self.live.bytes.store(written, Ordering::Relaxed);
         }
     }
+}
+
+/// CRIU moves pages into a pipe as they are, without a copy. After the last of a process it has the process do a few things for
+/// it, for which it puts instructions over its own for a moment: pages that are still in the pipe would show that. By now each
+/// process is as it was, so what the pipe may have held at that time is read again.
+fn read_again(room: &mut Room, images: &Path, container: &ContainerId) {
+    for pid in runtime::members(container) {
+        let Some(inside) = process::pid_inside(pid) else { continue };
+        // One that has ended, or shares all its memory with another, has none.
+        let Ok(image) = fs::read(images.join(format!("pagemap-{inside}.img"))) else { continue };
+        if let Err(error) = read_again_of(pid, &image, room, images) {
+            tracing::warn!(%error, pid, "the last pages of a process were not read again");
+        }
+    }
+}
+
+fn read_again_of(pid: i32, image: &[u8], room: &mut Room, images: &Path) -> io::Result<()> {
+    let map = Pagemap::parse(image).ok_or_else(|| io::Error::other("CRIU's pagemap is not as it is known"))?;
+    let pages = images.join(format!("pages-{}.img", map.pages));
+    if room.length_of(&pages).is_some_and(|length| length != map.length()) {
+        return Err(io::Error::other("CRIU's pagemap tells of another length of its pages"));
+    }
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    for (offset, range) in map.tail(PIPE as u64) {
+        let mut content = vec![0; (range.end - range.start) as usize];
+        memory.read_exact_at(&mut content, range.start)?;
+        room.replace(&pages, offset, &content)?;
+    }
+    Ok(())
 }

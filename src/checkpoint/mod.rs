@@ -11,6 +11,7 @@
 //! - [`network`]: addresses, sockets and packets of a pod that is saved, and of one that is brought back
 //! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
 //! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
+//! - [`images`]: what CRIU writes, as far as it is read here
 //! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
 //! - [`hashing`], [`streams`]: files read and written several at a time
 //! - [`remote`]: copies in the remote store
@@ -31,6 +32,7 @@ pub mod gzip;
 mod hashing;
 mod hollow;
 mod host_options;
+mod images;
 mod manifest;
 mod network;
 mod phase;

@@ -38,7 +38,7 @@ use crate::host::memory;
 /// Given back to the kernel one by one as their content is written.
 const CHUNK: usize = 32 << 20;
 /// A pipe's size, and what is read at a time: the most that anybody may ask for (pipe(7)).
-const PIPE: usize = 1 << 20;
+pub const PIPE: usize = 1 << 20;
 const PAGE: usize = 4 << 10;
 /// Of the memory that is available, one part of so many may be taken.
 const PART: u64 = 2;
@@ -69,6 +69,7 @@ struct Piece {
 }
 
 struct Image {
+    path: PathBuf,
     file: File,
     length: u64,
 }
@@ -110,7 +111,7 @@ impl Room {
     }
 
     /// Puts pipes in the place of images with these names, and catches what is written to them. What was caught before is
-    /// forgotten.
+    /// forgotten. After an error no pipe is left.
     pub fn catch(mut self, folder: &Path, names: Vec<String>) -> io::Result<Catching> {
         for chunk in &mut self.chunks {
             chunk.used = 0;
@@ -119,7 +120,8 @@ impl Room {
         self.at = 0;
         self.images.clear();
         self.caught.store(0, Ordering::Relaxed);
-        let pipes = names.into_iter().map(|name| Pipe::make(folder.join(name))).collect::<io::Result<Vec<_>>>()?;
+        let pipes: io::Result<Vec<Pipe>> = names.iter().map(|name| Pipe::make(folder.join(name))).collect();
+        let pipes = pipes.inspect_err(|_| names.iter().for_each(|name| drop(fs::remove_file(folder.join(name)))))?;
         let (ended, end) = io::pipe()?;
         let thread = thread::Builder::new().name("catch".to_owned()).spawn(move || self.empty(pipes, &ended))?;
         Ok(Catching { thread, end })
@@ -194,6 +196,34 @@ impl Room {
         Ok(length > 0)
     }
 
+    /// How long an image is that was caught.
+    pub fn length_of(&self, image: &Path) -> Option<u64> {
+        self.images.iter().find(|caught| caught.path == image).map(|caught| caught.length)
+    }
+
+    /// Puts other content into an image that was caught.
+    pub fn replace(&mut self, image: &Path, offset: u64, content: &[u8]) -> io::Result<()> {
+        let Some(at) = self.images.iter().position(|caught| caught.path == image) else { return Ok(()) };
+        if self.at >= self.chunks.len() {
+            // A part of it may be in its file; what is in the room comes over that once more.
+            self.images[at].file.write_all_at(content, offset)?;
+        }
+        let end = offset + content.len() as u64;
+        for chunk in &mut self.chunks {
+            let mut from = 0;
+            for piece in &chunk.pieces {
+                let common = piece.offset.max(offset)..end.min(piece.offset + piece.length as u64);
+                if piece.image == at && !common.is_empty() {
+                    let new = &content[(common.start - offset) as usize..(common.end - offset) as usize];
+                    let into = from + (common.start - piece.offset) as usize;
+                    chunk.memory[into..into + new.len()].copy_from_slice(new);
+                }
+                from += piece.length;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes what was caught to its files, and gives the memory back.
     pub fn write_out(self) -> io::Result<()> {
         for chunk in self.chunks {
@@ -251,7 +281,7 @@ impl Pipe {
     fn become_file(&self) -> io::Result<Image> {
         fs::remove_file(&self.path)?;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
-        Ok(Image { file, length: 0 })
+        Ok(Image { path: self.path.clone(), file, length: 0 })
     }
 }
 
@@ -294,7 +324,7 @@ mod tests {
     fn what_is_written_to_pipes_is_in_files_afterwards() {
         let content = |seed: usize, length: usize| (0..length / 8).flat_map(|n| (n * 7 + seed).to_le_bytes()).collect();
         let images: Images = [
-            ("pages-1.img", content(1, CHUNK + 12_344)),
+            ("pages-1.img", content(1, CHUNK + 123_456)),
             ("pages-2.img", content(2, 3 * PIPE)),
             ("pages-3.img", vec![]),
         ];
@@ -304,15 +334,31 @@ mod tests {
             // Of a try that failed nothing is left.
             let room = write_and_catch(room, tempfile::tempdir().unwrap().path(), &images);
             let folder = tempfile::tempdir().unwrap();
-            let room = write_and_catch(room, folder.path(), &images);
+            let mut room = write_and_catch(room, folder.path(), &images);
             let written: u64 = images.iter().map(|(_, content)| content.len() as u64).sum();
             assert_eq!(room.caught().load(Ordering::Relaxed), written);
+            // Over the end of a chunk, and a name that was not caught.
+            let new = vec![9; 20_000];
+            room.replace(&folder.path().join("pages-1.img"), CHUNK as u64 - 10_000, &new).unwrap();
+            room.replace(&folder.path().join("pages-5.img"), 0, &new).unwrap();
             room.write_out().unwrap();
             for (name, content) in &images {
-                assert!(fs::read(folder.path().join(name)).unwrap() == *content, "{name}");
+                let mut content = content.clone();
+                if *name == "pages-1.img" {
+                    content[CHUNK - 10_000..][..20_000].copy_from_slice(&new);
+                }
+                assert!(fs::read(folder.path().join(name)).unwrap() == content, "{name}");
             }
             assert!(!folder.path().join("pages-4.img").exists(), "nobody wrote it");
         }
+    }
+
+    #[test]
+    fn where_not_all_pipes_can_be_made_there_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["pages-1.img", "nowhere/pages-2.img"];
+        assert!(Room::take(0, 1).catch(folder.path(), names.map(str::to_owned).into()).is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

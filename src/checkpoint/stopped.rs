@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::runtime;
+use super::{images::field, runtime};
 use crate::{
     host::process::{self, ProcessId, Stat},
     ids::ContainerId,
@@ -114,46 +114,6 @@ fn state_in(image: &[u8]) -> Option<usize> {
     (state.1 - state.0 == 1).then_some(state.0)
 }
 
-/// Where the value of a field begins and ends, in a message of protocol buffers that lies between two places.
-fn field(bytes: &[u8], begin: usize, end: usize, wanted: u64) -> Option<(usize, usize)> {
-    let mut at = begin;
-    while at < end {
-        let (key, after) = number(bytes, at)?;
-        let (value, next) = match key & 7 {
-            0 => (after, number(bytes, after)?.1),
-            1 => (after, after.checked_add(8)?),
-            2 => {
-                let (length, value) = number(bytes, after)?;
-                (value, value.checked_add(usize::try_from(length).ok()?)?)
-            }
-            5 => (after, after.checked_add(4)?),
-            _ => return None,
-        };
-        if next > end {
-            return None;
-        }
-        if key >> 3 == wanted {
-            return Some((value, next));
-        }
-        at = next;
-    }
-    None
-}
-
-/// A number in groups of seven bits, the lowest first, and where it ends.
-fn number(bytes: &[u8], mut at: usize) -> Option<(u64, usize)> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let byte = *bytes.get(at)?;
-        at += 1;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some((value, at));
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,12 +135,5 @@ mod tests {
         for length in 0..IMAGE.len() {
             assert_eq!(state_in(&IMAGE[..length]), None, "{length}");
         }
-    }
-
-    #[test]
-    fn numbers_are_read_to_their_end() {
-        assert_eq!(number(&[0x96, 0x01, 0xff], 0), Some((150, 2)));
-        assert_eq!(number(&[0x96], 0), None);
-        assert_eq!(number(&[0xff; 12], 0), None);
     }
 }
