@@ -18,7 +18,10 @@ use std::{
     fs::{self, File},
     io,
     net::Ipv4Addr,
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -166,7 +169,7 @@ pub fn hosts(pid: i32) -> Option<String> {
     (content.len() as u64 <= MOST_HOSTS).then_some(content)
 }
 
-/// Gives the engine's line of the pod itself its address of now. The programs have the file open by then.
+/// Gives the engine's line of the pod itself its address of now. The programs run by then, and never see the file empty.
 pub fn renew_hosts(file: &Path, then: &str, now: &str) -> io::Result<()> {
     let text = fs::read_to_string(file)?;
     let renewed: String = text
@@ -176,7 +179,12 @@ pub fn renew_hosts(file: &Path, then: &str, now: &str) -> io::Result<()> {
             _ => line.to_owned(),
         })
         .collect();
-    if renewed == text { Ok(()) } else { fs::write(file, renewed) }
+    if renewed == text {
+        return Ok(());
+    }
+    let file = File::options().write(true).open(file)?;
+    file.write_all_at(renewed.as_bytes(), 0)?;
+    file.set_len(renewed.len() as u64)
 }
 
 /// What the kernel has for the network of a process. One that does not know a value has none of it.

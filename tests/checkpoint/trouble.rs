@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    common::{Answer, Server, eventually},
+    common::{Answer, Client, Server, eventually},
     help::{
         COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec, fails,
         run_python, save, start_with, status, wait,
@@ -101,7 +101,7 @@ fn a_criu_that_is_killed_at_its_work() {
     let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
     run_python(&alice, "main", "counter", &program);
     let begun = alice.post("/pod/checkpoint?ins=main").ok();
-    kill_criu_at_its_work(&server, &begun);
+    kill_criu_at_its_work(&server, &alice, &begun);
     let action = crate::help::wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
     goes_on(&server);
@@ -115,10 +115,12 @@ fn a_criu_that_is_killed_at_its_work() {
 
 /// Kills the CRIU of this action while it writes pages.
 #[track_caller]
-fn kill_criu_at_its_work(server: &Server, begun: &Answer) {
+fn kill_criu_at_its_work(server: &Server, client: &Client, begun: &Answer) {
     let folder = server.home.join("checkpoints");
     let mine = folder.join(format!(".tmp-{}", begun.json()["checkpoint"].as_str().unwrap()));
-    eventually(Duration::from_secs(20), "pages are written", || written(&folder) > 20 << 20);
+    let id = begun.json()["id"].as_str().unwrap().to_owned();
+    let bytes = || client.get(&format!("/action/status?id={id}")).ok().json()["bytes"].as_u64().unwrap();
+    eventually(Duration::from_secs(20), "pages are written", || bytes() > 20 << 20);
     let mut killed = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -151,7 +153,7 @@ fn a_criu_that_is_killed_at_its_work_on_a_stopped_program() {
     let state = || exec(&alice, "main", "cut -d' ' -f3 /proc/$(cat /root/pid)/stat");
     eventually(Duration::from_secs(20), "it is stopped", || state() == "T");
     let begun = alice.post("/pod/checkpoint?ins=main").ok();
-    kill_criu_at_its_work(&server, &begun);
+    kill_criu_at_its_work(&server, &alice, &begun);
     let action = wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
     goes_on(&server);
@@ -180,17 +182,6 @@ while True:
     os.rename('/root/on.new', '/root/on')
     time.sleep(0.02)
 "#;
-
-fn written(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(data) if data.is_dir() => written(&entry.path()),
-            Ok(data) if data.is_file() => data.len(),
-            _ => 0,
-        })
-        .sum()
-}
 
 /// A small disk for the store; unmounted when dropped.
 pub struct Disk(tempfile::TempDir);
