@@ -149,11 +149,14 @@ fn a_hundred_megabytes_of_output() {
     for path in ["/pod/logs?ins=main", "/pod/logs?ins=main&tail=100000000", "/pod/logs?ins=main&since=1h"] {
         let begun = Instant::now();
         let answer = alice.get(path).ok();
-        assert!(begun.elapsed() < Duration::from_secs(10), "{path} took {:?}", begun.elapsed());
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(10), "{path} took {took:?}");
         assert!(answer.body.len() < 6 << 20, "{path}: {} bytes", answer.body.len());
         let log = answer.json()["log"].as_str().expect("a log").to_owned();
+        // After five seconds the answer is what was read by then.
+        let is_cut = path.contains("since") || took > Duration::from_secs(5);
         assert!(
-            path.contains("since") || log.trim_end().ends_with("the-last-line"),
+            is_cut || log.trim_end().ends_with("the-last-line"),
             "{path} ends with {:?}",
             &log[log.len().saturating_sub(80)..]
         );
