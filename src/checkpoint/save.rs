@@ -30,8 +30,6 @@ use crate::{
 
 /// The images kept from being pruned have names of this repository.
 pub const KEPT_IMAGES: &str = "pody-keep";
-/// What runc says of programs that do not stand still; it lets them all go on again then.
-const NOT_FROZEN: &str = "unable to freeze";
 /// How long a pod goes on before it is tried to save it again, milliseconds.
 pub(super) const BREATHS: [u64; 4] = [20, 70, 150, 400];
 
@@ -157,22 +155,12 @@ impl Saving {
         Ok(())
     }
 
-    /// Programs that start others all the time are met at a better moment, as far as there is one.
     async fn stand_still(&self) -> Result<(), CheckpointError> {
-        for pause in BREATHS {
-            match self.me.0.engine.pause(&self.seen.container).await {
-                Err(EngineError::Failed { message, .. }) if message.contains(NOT_FROZEN) => {
-                    tracing::info!(pod = self.pod.container_name, message, "tried again in a moment");
-                }
-                other => return Ok(other?),
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        self.me.0.engine.pause(&self.seen.container).await.map_err(|error| match error {
-            EngineError::Failed { message, .. } if message.contains(NOT_FROZEN) => CheckpointError::Criu(
+        self.me.0.engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
+            true => CheckpointError::Criu(
                 "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less".to_owned(),
             ),
-            error => error.into(),
+            false => error.into(),
         })
     }
 

@@ -40,9 +40,9 @@ const CAPABILITIES: [&str; 10] = [
     "AUDIT_WRITE",
 ];
 
-/// How often the engine is asked to let a container stand still: on a busy machine with cgroup version 1 the runtime gives up
-/// at times.
-const FREEZES: usize = 4;
+/// Milliseconds after which the engine is asked again to let a container stand still: on a busy machine with cgroup version 1 the
+/// runtime gives up at times, and programs that start others all the time are met at a better moment, as far as there is one.
+const FREEZES: [u64; 4] = [20, 70, 150, 400];
 
 /// A port of the host that leads into a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -405,21 +405,18 @@ impl Engine {
         Ok(inspect.size_rw.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
     }
 
-    /// Asks again, [`FREEZES`] times in all, where the runtime gave up on freezing.
+    /// Asks again after each of [`FREEZES`], where the runtime gave up on freezing.
     pub(super) async fn until_frozen<T, F>(freeze: impl Fn() -> F) -> Result<T, EngineError>
     where
         F: Future<Output = Result<T, EngineError>>,
     {
-        let mut done = freeze().await;
-        for _ in 1..FREEZES {
-            match &done {
-                Err(EngineError::Failed { message, .. }) if message.contains("unable to freeze") => {
-                    done = freeze().await
-                }
-                _ => break,
+        for pause in FREEZES {
+            match freeze().await {
+                Err(error) if error.is_not_frozen() => tokio::time::sleep(Duration::from_millis(pause)).await,
+                other => return other,
             }
         }
-        done
+        freeze().await
     }
 
     /// Makes an image of the container's files, with `labels` set in it, that runs what the container's own image does. The

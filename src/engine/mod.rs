@@ -70,6 +70,11 @@ impl EngineError {
     pub fn is_ambiguous(&self) -> bool {
         matches!(self, Self::TimedOut(_) | Self::AnswerLost(_) | Self::Unavailable(_))
     }
+
+    /// Whether programs did not stand still in time. The runtime has let all of them go on again then.
+    pub fn is_not_frozen(&self) -> bool {
+        matches!(self, Self::Failed { message, .. } if message.contains("unable to freeze"))
+    }
 }
 
 impl From<bollard::errors::Error> for EngineError {
