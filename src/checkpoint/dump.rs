@@ -11,10 +11,10 @@ use std::{
 };
 
 use super::{
-    CheckpointError, LeaveRunning, causes,
+    CheckpointError, LeaveRunning, causes, corrections,
     host_options::HostOptions,
     images::Pagemap,
-    network::{lock::NetworkLock, sockets},
+    network::{lock::NetworkLock, socket_names, sockets},
     off_thread,
     room::{PIPE, Room},
     runtime,
@@ -72,6 +72,9 @@ impl Saving {
         self.manifest.hosts = settle_in::hosts(anatomy.pid);
         self.manifest.network = settle_in::network_settings(anatomy.pid);
         stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
+        let names =
+            socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &runtime::members(&self.seen.container));
+        corrections::correct(&images, &names).map_err(CheckpointError::io("correcting", &images))?;
         self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
         let size = store::size_of(&images) + caught.load(Ordering::Relaxed);
         self.live.bytes.store(size, Ordering::Relaxed);

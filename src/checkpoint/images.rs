@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 /// The two magic numbers.
-const HEADER: usize = 8;
+pub const HEADER: usize = 8;
 const LENGTH: usize = 4;
+/// How a field begins whose value is bytes, with their length before them.
+const BYTES: u64 = 2;
 pub const PAGE: u64 = 4 << 10;
 /// images/pagemap.proto: of the head the number of the image of pages; of an entry the address, the count of pages, whether a
 /// checkpoint before this one has them, flags, and the count again in newer ones, which has more bits.
@@ -26,13 +28,10 @@ pub struct Pagemap {
 impl Pagemap {
     /// Reads an image `pagemap-PID.img`.
     pub fn parse(image: &[u8]) -> Option<Self> {
-        let mut at = HEADER;
         let mut map: Option<Self> = None;
-        while at < image.len() {
-            let length = image.get(at..at + LENGTH)?.try_into().ok()?;
-            let (begin, end) = (at + LENGTH, (at + LENGTH).checked_add(u32::from_le_bytes(length) as usize)?);
-            image.get(begin..end)?;
-            let value = |wanted| number(image, field(image, begin, end, wanted)?.0).map(|(value, _)| value);
+        for entry in entries(image) {
+            let Range { start, end } = entry?;
+            let value = |wanted| number(image, field(image, start, end, wanted)?.0).map(|(value, _)| value);
             match &mut map {
                 None => map = Some(Self { pages: value(PAGES)?, ranges: Vec::new() }),
                 Some(map) if value(FLAGS).is_none_or(|flags| flags & PRESENT != 0) => {
@@ -42,7 +41,6 @@ impl Pagemap {
                 }
                 Some(_) => {}
             }
-            at = end;
         }
         map
     }
@@ -69,30 +67,79 @@ impl Pagemap {
     }
 }
 
+/// Where each entry of an image lies; `None` for one that is cut, which is the last.
+pub fn entries(image: &[u8]) -> impl Iterator<Item = Option<Range<usize>>> {
+    let entry = |at: usize| {
+        let length = image.get(at..at.checked_add(LENGTH)?)?.try_into().ok()?;
+        let begin = at + LENGTH;
+        let end = begin.checked_add(u32::from_le_bytes(length) as usize)?;
+        image.get(begin..end)?;
+        Some(begin..end)
+    };
+    let mut at = HEADER;
+    std::iter::from_fn(move || {
+        (at < image.len()).then(|| {
+            let found = entry(at);
+            at = found.as_ref().map_or(image.len(), |found| found.end);
+            found
+        })
+    })
+}
+
+/// Adds an entry to an image.
+pub fn push_entry(image: &mut Vec<u8>, entry: &[u8]) {
+    let length = u32::try_from(entry.len()).unwrap_or(u32::MAX);
+    image.extend_from_slice(&length.to_le_bytes());
+    image.extend_from_slice(entry);
+}
+
 /// Where the value of a field begins and ends, in a message of protocol buffers that lies between two places.
 pub fn field(bytes: &[u8], begin: usize, end: usize, wanted: u64) -> Option<(usize, usize)> {
     let mut at = begin;
     while at < end {
-        let (key, after) = number(bytes, at)?;
-        let (value, next) = match key & 7 {
-            0 => (after, number(bytes, after)?.1),
-            1 => (after, after.checked_add(8)?),
-            2 => {
-                let (length, value) = number(bytes, after)?;
-                (value, value.checked_add(usize::try_from(length).ok()?)?)
-            }
-            5 => (after, after.checked_add(4)?),
-            _ => return None,
-        };
-        if next > end {
-            return None;
+        let (found, value) = next_field(bytes, at, end)?;
+        if found == wanted {
+            return Some((value.start, value.end));
         }
-        if key >> 3 == wanted {
-            return Some((value, next));
-        }
-        at = next;
+        at = value.end;
     }
     None
+}
+
+/// A message with other values of some fields, which hold bytes, or without them.
+pub fn with(message: &[u8], changes: &[(u64, Option<&[u8]>)]) -> Option<Vec<u8>> {
+    let mut changed = Vec::with_capacity(message.len());
+    let mut at = 0;
+    while at < message.len() {
+        let (found, Range { end, .. }) = next_field(message, at, message.len())?;
+        match changes.iter().find(|(field, _)| *field == found) {
+            None => changed.extend_from_slice(&message[at..end]),
+            Some((_, None)) => {}
+            Some((_, Some(value))) => {
+                push_number(&mut changed, found << 3 | BYTES);
+                push_number(&mut changed, value.len() as u64);
+                changed.extend_from_slice(value);
+            }
+        }
+        at = end;
+    }
+    Some(changed)
+}
+
+/// The number of the field that begins here, and where its value lies.
+fn next_field(bytes: &[u8], at: usize, end: usize) -> Option<(u64, Range<usize>)> {
+    let (key, after) = number(bytes, at)?;
+    let value = match key & 7 {
+        0 => after..number(bytes, after)?.1,
+        1 => after..after.checked_add(8)?,
+        BYTES => {
+            let (length, begin) = number(bytes, after)?;
+            begin..begin.checked_add(usize::try_from(length).ok()?)?
+        }
+        5 => after..after.checked_add(4)?,
+        _ => return None,
+    };
+    (value.end <= end).then_some((key >> 3, value))
 }
 
 /// A number in groups of seven bits, the lowest first, and where it ends.
@@ -107,6 +154,14 @@ pub fn number(bytes: &[u8], mut at: usize) -> Option<(u64, usize)> {
         }
     }
     None
+}
+
+fn push_number(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
 }
 
 #[cfg(test)]
@@ -143,6 +198,18 @@ mod tests {
             let cut = Pagemap::parse(&image()[..length]);
             assert!(cut.is_none_or(|cut| cut.ranges.len() < whole.ranges.len()), "{length}");
         }
+    }
+
+    #[test]
+    fn fields_are_changed_and_all_others_stay() {
+        // 1: 150; 2: "ab"; 15: true; 3: four bytes.
+        let message = [0x08, 0x96, 0x01, 0x12, 2, b'a', b'b', 0x78, 1, 0x1d, 1, 2, 3, 4];
+        let long = [b'x'; 200];
+        let changed = with(&message, &[(2, Some(&long)), (15, None), (9, Some(b"is not there"))]).unwrap();
+        let expected = [&[0x08, 0x96, 0x01, 0x12, 200, 1][..], &long, &[0x1d, 1, 2, 3, 4]].concat();
+        assert_eq!(changed, expected);
+        assert_eq!(with(&message, &[]).unwrap(), message);
+        assert_eq!(with(&message[..message.len() - 1], &[]), None);
     }
 
     #[test]

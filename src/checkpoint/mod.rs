@@ -25,6 +25,7 @@ mod admission;
 mod archive;
 mod causes;
 mod compress;
+mod corrections;
 mod dump;
 mod error;
 mod gpu;

@@ -69,6 +69,15 @@ pub fn list() -> Vec<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// What a process has open: number, and what it links to.
+pub fn descriptors(pid: i32) -> impl Iterator<Item = (String, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((entry.file_name().to_string_lossy().into_owned(), target.to_string_lossy().into_owned()))
+    })
+}
+
 /// Whether it has a file below this folder open, or had it open when it was removed.
 pub fn has_open_below(pid: i32, folder: &Path) -> bool {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

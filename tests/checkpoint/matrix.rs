@@ -243,6 +243,31 @@ assert ticks > before
 ",
     },
     Row {
+        name: "timers_by_descriptor",
+        setup: "
+import ctypes, struct
+libc = ctypes.CDLL(None)
+def timer(clock, flags, first, between):
+    fd = libc.timerfd_create(clock, 0o4000)
+    split = lambda t: (int(t), int(t % 1 * 1e9))
+    assert libc.timerfd_settime(fd, flags, struct.pack('4q', *split(between), *split(first)), None) == 0
+    return fd
+periodic = [timer(1, 0, 0.02, 0.02), timer(0, 1, time.time() + 0.02, 0.03), timer(1, 0, 0.01, 1.5)]
+idle = [timer(1, 0, 0, 0.02), timer(1, 0, 3600, 3600)]
+def read(fd):
+    try: return struct.unpack('Q', os.read(fd, 8))[0]
+    except BlockingIOError: return 0
+",
+        step: "
+end = time.monotonic() + 20
+for fd in periodic:
+    while not read(fd):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+assert [read(fd) for fd in idle] == [0, 0]
+",
+    },
+    Row {
         name: "inotify_below_root",
         setup: "
 import ctypes
@@ -471,21 +496,6 @@ fn connections_with_others_are_closed_where_they_cannot_go_on() {
     delete(&alice, "main");
     delete(&alice, "clone");
     delete_checkpoints(&alice);
-}
-
-/// A periodic timerfd is named as what may not go on.
-#[test]
-fn a_periodic_timerfd_is_named() {
-    let Some(server) = start_with(|builder| builder) else { return };
-    let alice = server.member("alice");
-    create(&alice, "main");
-    let program = "import ctypes, struct, time\nlibc = ctypes.CDLL(None)\nfd = libc.timerfd_create(1, 0)\n\
-                   spec = struct.pack('qqqq', 0, 100000000, 0, 100000000)\nassert libc.timerfd_settime(fd, 0, spec, None) == 0\n\
-                   print('ready')\ntime.sleep(100000)";
-    run_python(&alice, "main", "timer", program);
-    let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
-    assert!(verdict["losses"].to_string().contains("periodic timerfd") && verdict["can_be_saved"] == true, "{verdict}");
-    delete(&alice, "main");
 }
 
 /// A terminal multiplexer with what runs in it: one can type on after the restore.

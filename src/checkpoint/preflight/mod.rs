@@ -1,10 +1,9 @@
 //! What can be said before a pod is touched: what cannot be saved and the way to mend it, what would be lost, how much
-//! there is and how long the pod would stand still. [`held`], [`watches`] and [`socket_names`] look at what processes hold,
-//! watch and are reached by; [`sentences`] tells of it.
+//! there is and how long the pod would stand still. [`held`] and [`watches`] look at what processes hold and watch;
+//! [`sentences`] tells of it.
 
 mod held;
 mod sentences;
-mod socket_names;
 mod watches;
 
 use std::{
@@ -24,7 +23,10 @@ use self::{
 use super::{
     Kind,
     manifest::Sockets,
-    network::sockets::{self, Held, Outside},
+    network::{
+        socket_names,
+        sockets::{self, Held, Outside},
+    },
     runtime,
     source::Load,
     store,
@@ -186,9 +188,8 @@ fn look_closely(
             "a program has joined the multicast group {group}; after a restore it must join again to receive from it"
         ));
     }
-    if let Some(upper) = &anatomy.upper {
-        found.losses.extend(socket_names::losses(anatomy.pid, upper));
-    }
+    let members = runtime::members(container);
+    found.losses.extend(socket_names::losses(&socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &members)));
     found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();
     found
@@ -302,12 +303,6 @@ fn look_at_files(
         } else if let Some(problem) = around.holdings.problem(pid, who, &entry.file_name().to_string_lossy(), &target) {
             problem
         } else {
-            if target == "anon_inode:[timerfd]" && ticks(pid, &entry.file_name().to_string_lossy()) {
-                process.notes.push(format!("{who} uses a periodic timerfd, which may stop ticking after a restore"));
-                if process.saved == Saved::Yes {
-                    process.saved = Saved::Losses;
-                }
-            }
             if target == "anon_inode:[eventfd]" && counts_down(pid, &entry.file_name().to_string_lossy()) {
                 process.notes.push(format!(
                     "{who} has an eventfd that counts down (EFD_SEMAPHORE); after a restore a read takes all of it at once"
@@ -328,7 +323,7 @@ fn look_at_files(
 
 /// Whether it has a GPU open now.
 pub fn holds_gpu(pid: i32) -> bool {
-    descriptors(pid).any(|(_, target)| target.starts_with(GPU_DEVICES))
+    process::descriptors(pid).any(|(_, target)| target.starts_with(GPU_DEVICES))
 }
 
 /// The processes that would be saved and have a GPU open now.
@@ -336,7 +331,8 @@ pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
     let pids = runtime::members(container);
     let parents = runtime::parents(&pids);
     let holder = |pid: i32| {
-        let device = descriptors(pid).map(|(_, target)| target).find(|target| target.starts_with(GPU_DEVICES))?;
+        let device =
+            process::descriptors(pid).map(|(_, target)| target).find(|target| target.starts_with(GPU_DEVICES))?;
         let name = plain(&name_of(pid));
         Some(Holder { pid, inside: process::pid_inside(pid)?, name, device: Some(device) })
     };
@@ -357,7 +353,7 @@ impl Surroundings {
             let mut held = Held::default();
             for &pid in pids {
                 let path = |descriptor: &str| PathBuf::from(format!("/proc/{pid}/fd/{descriptor}"));
-                let sockets = descriptors(pid)
+                let sockets = process::descriptors(pid)
                     .filter_map(|(descriptor, target)| Some((sockets::inode(&target)?, path(&descriptor))));
                 if is_saved(pid) {
                     held.saved.extend(sockets);
@@ -367,7 +363,7 @@ impl Surroundings {
             }
             held
         };
-        let watches = |pid: i32| descriptors(pid).filter(|(_, target)| target == INOTIFY);
+        let watches = |pid: i32| process::descriptors(pid).filter(|(_, target)| target == INOTIFY);
         let saved = pids.iter().copied().filter(|&pid| is_saved(pid));
         let watched = saved.flat_map(|pid| watches(pid).flat_map(move |(descriptor, _)| watches_of(pid, &descriptor)));
         Self {
@@ -383,15 +379,6 @@ impl Surroundings {
     }
 }
 
-/// What a process has open: number, and what it links to.
-fn descriptors(pid: i32) -> impl Iterator<Item = (String, String)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().filter_map(Result::ok);
-    entries.filter_map(|entry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        Some((entry.file_name().to_string_lossy().into_owned(), target.to_string_lossy().into_owned()))
-    })
-}
-
 fn watches_of(pid: i32, descriptor: &str) -> Vec<Watched> {
     watches::watched(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default())
 }
@@ -400,12 +387,6 @@ fn is_carrier(pid: i32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut words = words.split(|&byte| byte == 0);
     words.next() == Some(Init::INSIDE.as_bytes()) && words.next() == Some(b"attach")
-}
-
-/// Whether a timerfd has an interval.
-fn ticks(pid: i32, descriptor: &str) -> bool {
-    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
-    info.lines().find_map(|line| line.strip_prefix("it_interval:")).is_some_and(|interval| interval.trim() != "(0, 0)")
 }
 
 /// Whether an eventfd is a semaphore; newer kernels tell.

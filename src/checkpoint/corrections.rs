@@ -1,0 +1,154 @@
+//! What CRIU does not note of a pod is put into the images of its dump, before they are hashed.
+//!
+//! *Timers.* The kernel winds a periodic timerfd up again when its program reads that it has expired. One that was not read yet
+//! has no time left, and CRIU brings it back as one that does not run (fs/timerfd.c and CRIU's timerfd.c). With a nanosecond left
+//! it expires at once and goes on.
+//!
+//! *Names of sockets.* CRIU notes the name that a unix socket was bound under; where it has another by now, that is the one
+//! that it must come back with: see [`super::network::socket_names`].
+
+use std::{collections::BTreeMap, fs, io, ops::Range, path::Path};
+
+use super::{
+    images::{self, field, number},
+    network::socket_names::LONGEST,
+};
+
+/// The image of all that is open in a pod.
+const FILES: &str = "files.img";
+/// images/fdinfo.proto: the parts of an entry that are of timers and of unix sockets.
+const TIMER: u64 = 12;
+const UNIX_SOCKET: u64 = 16;
+/// images/timerfd.proto: how often it has expired since it was read, and seconds and nanoseconds that are left and between.
+const TICKS: u64 = 5;
+const LEFT: [u64; 2] = [7, 8];
+const INTERVAL: [u64; 2] = [9, 10];
+/// images/sk-unix.proto: inode and name; the folder that a name begins in, and whether there is no such file.
+const INODE: u64 = 2;
+const NAME: u64 = 11;
+const FOLDER: u64 = 14;
+const DELETED: u64 = 15;
+
+/// Corrects the images in this folder. `names` are those of now, by the inode of the socket.
+pub fn correct(folder: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
+    let path = folder.join(FILES);
+    let image = fs::read(&path)?;
+    let corrected = corrected(&image, names)
+        .ok_or_else(|| io::Error::other(format!("{} is not as CRIU writes it", path.display())))?;
+    if corrected == image { Ok(()) } else { fs::write(&path, corrected) }
+}
+
+fn corrected(image: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
+    let mut corrected = image.get(..images::HEADER)?.to_vec();
+    for entry in images::entries(image) {
+        let mut entry = image[entry?].to_vec();
+        if let Some(timer) = part(&entry, TIMER) {
+            wind_up(&mut entry, timer);
+        } else if let Some(socket) = part(&entry, UNIX_SOCKET)
+            && let Some(renamed) = renamed(&entry[socket], names)
+        {
+            entry = images::with(&entry, &[(UNIX_SOCKET, Some(&renamed))])?;
+        }
+        images::push_entry(&mut corrected, &entry);
+    }
+    Some(corrected)
+}
+
+fn part(entry: &[u8], wanted: u64) -> Option<Range<usize>> {
+    field(entry, 0, entry.len(), wanted).map(|(begin, end)| begin..end)
+}
+
+/// Gives a timer a nanosecond if it has expired, is periodic and was not read. One that does not run has not expired.
+fn wind_up(entry: &mut [u8], timer: Range<usize>) {
+    let value = |wanted| {
+        let (begin, end) = field(entry, timer.start, timer.end, wanted)?;
+        Some((number(entry, begin)?.0, begin..end))
+    };
+    let is_zero = |fields: [u64; 2]| fields.into_iter().all(|field| value(field).is_none_or(|(value, _)| value == 0));
+    let has_expired = value(TICKS).is_some_and(|(ticks, _)| ticks > 0);
+    let [_, nanoseconds] = LEFT;
+    if has_expired
+        && is_zero(LEFT)
+        && !is_zero(INTERVAL)
+        && let Some((_, place)) = value(nanoseconds)
+    {
+        entry[place.start] = 1;
+    }
+}
+
+/// A unix socket under its name of now, if that is another.
+fn renamed(socket: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
+    let (begin, _) = field(socket, 0, socket.len(), INODE)?;
+    let name = names.get(&number(socket, begin)?.0).filter(|name| name.len() <= LONGEST)?;
+    images::with(socket, &[(NAME, Some(name.as_bytes())), (FOLDER, None), (DELETED, None)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(entries: &[Vec<u8>]) -> Vec<u8> {
+        let mut image = vec![7; images::HEADER];
+        entries.iter().for_each(|entry| images::push_entry(&mut image, entry));
+        image
+    }
+
+    /// A file of this type with this part.
+    fn entry(kind: u8, field: u64, part: &[u8]) -> Vec<u8> {
+        let begin = [0x08, kind, 0x10, 3];
+        let key = field << 3 | 2;
+        let key = if key < 0x80 { vec![key as u8] } else { vec![key as u8 | 0x80, (key >> 7) as u8] };
+        [&begin[..], &key, &[part.len() as u8], part].concat()
+    }
+
+    /// Ticks, seconds and nanoseconds left, and in between.
+    fn timer([ticks, seconds, nanoseconds, between_seconds, between_nanoseconds]: [u8; 5]) -> Vec<u8> {
+        let part = [
+            0x08,
+            3,
+            0x10,
+            0,
+            0x20,
+            1,
+            0x28,
+            ticks,
+            0x30,
+            0,
+            0x38,
+            seconds,
+            0x40,
+            nanoseconds,
+            0x48,
+            between_seconds,
+            0x50,
+            between_nanoseconds,
+        ];
+        entry(17, TIMER, &part)
+    }
+
+    #[test]
+    fn only_a_periodic_timer_that_has_expired_is_wound_up() {
+        let timers = [[1, 0, 0, 0, 9], [1, 0, 0, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
+        let expected = [[1, 0, 1, 0, 9], [1, 0, 1, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
+        assert_eq!(corrected(&image(&timers.map(timer)), &BTreeMap::new()).unwrap(), image(&expected.map(timer)));
+    }
+
+    #[test]
+    fn a_socket_gets_its_name_of_now() {
+        let socket = |inode: u8, name: &str, rest: &[u8]| {
+            let part = [&[0x08, 3, 0x10, inode, 0x5a, name.len() as u8], name.as_bytes(), rest].concat();
+            entry(5, UNIX_SOCKET, &part)
+        };
+        // A folder "d", and that there is no such file.
+        let gone = [0x72, 1, b'd', 0x78, 1];
+        let before = image(&[socket(1, "/a.1", &gone), socket(2, "/b.1", &gone), socket(3, "/c.1", &gone)]);
+        let long = "x".repeat(LONGEST + 1);
+        let names = BTreeMap::from([(1, "/run/longer".to_owned()), (3, long)]);
+        let after = image(&[socket(1, "/run/longer", &[]), socket(2, "/b.1", &gone), socket(3, "/c.1", &gone)]);
+        assert_eq!(corrected(&before, &names).unwrap(), after);
+        for length in 0..before.len() {
+            let cut = corrected(&before[..length], &names);
+            assert!(cut.is_none_or(|cut| after.starts_with(&cut)), "{length}");
+        }
+    }
+}

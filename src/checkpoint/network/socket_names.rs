@@ -1,0 +1,158 @@
+//! Unix sockets with another name in the file system than they were bound under: bound under a name for the moment, then linked
+//! or renamed to the one that is known, as supervisord does. CRIU binds the first name again and takes it away, so the dump's
+//! images get the name of now ([`crate::checkpoint::corrections`]).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::{self, File},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{errno::Errno, libc};
+
+use super::sockets;
+use crate::host::{life, process};
+
+/// The longest name that a socket can be bound under, bytes: `sun_path` (unix(7)) less the zero behind it.
+pub const LONGEST: usize = 107;
+/// linux/un.h: a descriptor of the file that a socket is bound to.
+const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
+
+/// A file, wherever its name is: device and inode.
+type FileId = (u64, u64);
+
+/// The names of now, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod, `upper` is its
+/// writable layer, where names may lie anywhere; elsewhere they are looked for in the folder of the first name.
+pub fn of_now(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, String> {
+    let table = process::read(format!("/proc/{init}/net/unix")).unwrap_or_default();
+    let root = PathBuf::from(format!("/proc/{init}/root"));
+    let inside = |path: &str| root.join(path.trim_start_matches('/'));
+    let is_gone = |path: &str| fs::symlink_metadata(inside(path)).is_err();
+    // Most have the name that they were bound under: then no file need be looked at.
+    let gone: HashMap<u64, &str> = bound(&table).filter(|(_, path)| is_gone(path)).collect();
+    if gone.is_empty() {
+        return BTreeMap::new();
+    }
+    let mut names = Vec::new();
+    if let Some(upper) = upper {
+        sockets_below(upper, upper, &mut names);
+    }
+    let folders: HashSet<&Path> = gone.values().filter_map(|path| Path::new(path).parent()).collect();
+    for folder in folders {
+        names.extend(sockets_in(&inside(&folder.to_string_lossy())).map(|name| folder.join(name)));
+    }
+    let named: HashMap<FileId, String> = names
+        .into_iter()
+        .filter_map(|name| {
+            let name = name.to_str()?.to_owned();
+            Some((id_of(&fs::symlink_metadata(inside(&name)).ok()?), name))
+        })
+        .collect();
+    let held = pids.iter().flat_map(|&pid| process::descriptors(pid).map(move |held| (pid, held)));
+    let of_now = held.filter_map(|(pid, (number, target))| {
+        let inode = sockets::inode(&target).filter(|inode| gone.contains_key(inode))?;
+        let socket = life::descriptor(pid, number.parse().ok()?).ok()?;
+        let file = file_of(&socket).ok()?.metadata().ok()?;
+        Some((inode, named.get(&id_of(&file))?.clone()))
+    });
+    of_now.collect()
+}
+
+/// What is told of those that cannot get their name again.
+pub fn losses(of_now: &BTreeMap<u64, String>) -> Vec<String> {
+    let told = |name: &String| {
+        format!(
+            "the socket {name} was given its name after it was bound, and {LONGEST} bytes are the longest that one can be bound under; after a restore its program is not reached there: restart that program then"
+        )
+    };
+    of_now.values().filter(|name| name.len() > LONGEST).map(told).collect()
+}
+
+/// Inodes of sockets, and the absolute paths that they were bound under: the last two columns, where there are so many.
+fn bound(table: &str) -> impl Iterator<Item = (u64, &str)> {
+    table.lines().skip(1).filter_map(|line| {
+        let at = line.find(" /")?;
+        Some((line[..at].rsplit(' ').next()?.parse().ok()?, &line[at + 1..]))
+    })
+}
+
+/// The file that a socket is bound to, which may have no name any more.
+fn file_of(socket: &OwnedFd) -> Result<File, Errno> {
+    // SAFETY: the call takes two numbers and touches no memory.
+    let file = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCUNIXFILE) })?;
+    // SAFETY: the kernel has just made it for this caller, and nobody else has it.
+    Ok(unsafe { File::from_raw_fd(file) })
+}
+
+fn id_of(file: &fs::Metadata) -> FileId {
+    (file.dev(), file.ino())
+}
+
+/// Sockets in a writable layer, as the pod names them.
+fn sockets_below(folder: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => sockets_below(&entry.path(), upper, found),
+            Ok(kind) if kind.is_socket() => {
+                let path = entry.path();
+                found.push(Path::new("/").join(path.strip_prefix(upper).unwrap_or(&path)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The names of sockets in a folder.
+fn sockets_in(folder: &Path) -> impl Iterator<Item = std::ffi::OsString> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket())).map(|entry| entry.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_the_kernel_names_what_was_bound() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                     0000000000000000: 00000002 00000000 00010000 0001 01 101 /root/a b.sock\n\
+                     0000000000000000: 00000003 00000000 00000000 0001 03 102\n\
+                     0000000000000000: 00000002 00000000 00010000 0001 01 103 @/abstract\n";
+        assert_eq!(bound(table).collect::<Vec<_>>(), [(101, "/root/a b.sock")]);
+    }
+
+    #[test]
+    fn the_name_of_now_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str| folder.path().join(name);
+        let bind = |name: &str| UnixListener::bind(of(name)).unwrap();
+        let (linked, renamed, plain, gone) = (bind("first"), bind("second"), bind("plain"), bind("gone"));
+        fs::hard_link(of("first"), of("linked")).unwrap();
+        fs::remove_file(of("first")).unwrap();
+        fs::rename(of("second"), of("renamed")).unwrap();
+        fs::remove_file(of("gone")).unwrap();
+        let me = i32::try_from(std::process::id()).unwrap();
+        let found = of_now(me, None, &[me]);
+        let name = |socket: &UnixListener| {
+            let target = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+            found.get(&sockets::inode(target.to_str().unwrap()).unwrap()).cloned()
+        };
+        let expected = |what: &str| Some(of(what).to_str().unwrap().to_owned());
+        assert_eq!((name(&linked), name(&renamed)), (expected("linked"), expected("renamed")));
+        assert_eq!((name(&plain), name(&gone)), (None, None));
+    }
+
+    #[test]
+    fn only_names_that_are_too_long_are_told_of() {
+        let long = format!("/{}", "x".repeat(LONGEST));
+        let of_now = BTreeMap::from([(1, long.clone()), (2, long[..LONGEST].to_owned())]);
+        let told = losses(&of_now);
+        assert!(told.len() == 1 && told[0].contains(&long) && told[0].contains("107 bytes"), "{told:?}");
+    }
+}
