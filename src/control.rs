@@ -92,3 +92,8 @@ pub fn tell_daemon(home: &Path) -> Told {
         _ => Told::Silent,
     }
 }
+
+/// Which process the running daemon is; `None` where none runs.
+pub async fn daemon_pid(home: &Path) -> Option<i32> {
+    tokio::net::UnixStream::connect(path(home)).await.ok()?.peer_cred().ok()?.pid()
+}

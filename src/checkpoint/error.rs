@@ -85,7 +85,9 @@ pub enum CheckpointError {
         ByteSize(*.needed), ByteSize(*.limit)
     )]
     Memory { needed: u64, limit: u64 },
-    #[error("the checkpoint was made on {then}, this host is {now}; it can only be restored where it was made")]
+    #[error(
+        "the checkpoint was made on a host with {then}, this one has {now}; it can only be restored on one like that"
+    )]
     OtherHost { then: String, now: String },
     /// Those that the checkpoint's programs were on, and those of now.
     #[error("{0}")]

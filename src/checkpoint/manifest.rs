@@ -87,7 +87,11 @@ pub struct Host {
     pub machine: String,
     pub criu: String,
     pub runtime: String,
+    /// The version of cgroups.
     pub cgroup: u8,
+    /// The path of the pod's own, on version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 /// TCP connections that were open.
@@ -224,6 +228,7 @@ impl Manifest {
         let host = &self.host;
         let texts = [&self.container_name, &host.kernel, &host.machine, &host.criu, &host.runtime, &self.shape.image];
         let texts = texts.into_iter().chain([&self.shape.hostname]).chain(&self.losses).chain(&self.sockets.address);
+        let texts = texts.chain(&host.group);
         match texts.into_iter().find(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control)) {
             Some(text) => Err(format!("it says {}", shown(text))),
             None => Ok(()),

@@ -73,7 +73,7 @@ pub use self::{
     phase::Phase,
     preflight::{ProcessVerdict, Saved, Verdict},
     remote::{copies::Copy, copying::CopyView, fetch::RemoteCheckpoint},
-    runtime::too_old as criu_too_old,
+    runtime::{FILTERED, is_filtered, too_old as criu_too_old},
     types::{
         Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,
         Compression, Connections, CopyStatus, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin,

@@ -296,9 +296,10 @@ impl Restoring {
         let log = scratch.join(format!("restore-{}.log", self.attempts));
         let limit = config.checkpoint.deleted_file_limit.0;
         let options = format!(
-            "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{script}",
+            "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{}{script}",
             way.tcp.as_str(),
-            log.display()
+            log.display(),
+            self.cgroup_root(container).await?,
         );
         let options = HostOptions::place(&options).await?;
         let limit = deadline(&config.checkpoint, self.load());
@@ -354,6 +355,20 @@ impl Restoring {
             (None, EngineError::TimedOut(limit)) => causes::timed_out(&log, limit),
             (None, error) => error.into(),
         })
+    }
+
+    /// The option that has the pod's programs in its own cgroup; none where runc has them there.
+    async fn cgroup_root(&self, container: &ContainerId) -> Result<String, CheckpointError> {
+        if self.manifest.host.cgroup != 2 {
+            return Ok(String::new());
+        }
+        let engine = &self.me.0.engine;
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        let anatomy = engine.anatomy(container).await?.ok_or_else(gone)?;
+        let parent = anatomy.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
+        let old = self.manifest.container["Id"].as_str().unwrap_or_default();
+        let driver = engine.facts().await?.cgroup_driver;
+        Ok(runtime::group::root_option(self.manifest.host.group.as_deref(), old, container, &driver, parent))
     }
 
     /// What CRIU has to do: it wrote a file `mm-N.img` for each process, and `core-N.img` for each thread.

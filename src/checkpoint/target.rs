@@ -245,13 +245,17 @@ fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), Checkpoint
     if manifest.pod != row.pod || manifest.kind != row.kind {
         return Err(damaged("it is that of another checkpoint".to_owned()));
     }
-    match manifest.host.machine == std::env::consts::ARCH {
-        true => Ok(()),
-        false => Err(CheckpointError::OtherHost {
-            then: manifest.host.machine.clone(),
-            now: std::env::consts::ARCH.to_owned(),
-        }),
+    let (then, now) = (manifest.host.machine.clone(), std::env::consts::ARCH.to_owned());
+    if then != now {
+        return Err(CheckpointError::OtherHost { then, now });
     }
+    let (then, now) = (manifest.host.cgroup, runtime::group::version());
+    if manifest.kind.has_processes() && then != now {
+        // A pod has as many mounts as the host has hierarchies.
+        let told = |version: u8| format!("cgroups of version {version}");
+        return Err(CheckpointError::OtherHost { then: told(then), now: told(now) });
+    }
+    Ok(())
 }
 
 /// A limit that is too small for certain. Processes may share memory that the images hold once for each, so only the largest

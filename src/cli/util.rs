@@ -100,10 +100,9 @@ RestartSec=2
 KillMode=process
 LimitNOFILE=65536
 # No file system or device restrictions: the daemon makes members' folders where
-# the configuration says, and NVIDIA's library opens devices.
+# the configuration says, and NVIDIA's library opens devices. And nothing that
+# implies a filter of system calls: CRIU cannot save programs under one.
 NoNewPrivileges=yes
-LockPersonality=yes
-RestrictRealtime=yes
 
 [Install]
 WantedBy=multi-user.target",

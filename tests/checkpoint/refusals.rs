@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    common::{Client, eventually},
+    common::{Builder, Client, eventually},
     help::{
         COUNTER, STUBBORN, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
         run_python, save, start, start_with, status,
@@ -43,6 +43,25 @@ fn pods_that_are_not_there_not_yours_or_not_running() {
     assert!(refused.detail().contains("is exited; only running pods can be saved"), "{refused}");
     delete(&alice, "main");
     delete_checkpoints(&alice);
+}
+
+/// As a systemd unit with `LockPersonality=` or the like starts it: the kernel then lets CRIU save nothing.
+#[test]
+fn a_daemon_under_a_filter_of_system_calls_says_so_first() {
+    let Some(server) = start_with(Builder::filtered) else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    for answer in [alice.post("/pod/checkpoint?ins=main"), alice.get("/checkpoint/check?ins=main")] {
+        assert_eq!(answer.status, 501, "{answer}");
+        assert!(answer.detail().starts_with("the daemon runs under a seccomp filter"), "{answer}");
+        assert!(answer.detail().contains("LockPersonality="), "{answer}");
+    }
+    let doctor = server.command(&["doctor", "--json"]).output().expect("the binary runs");
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let told = findings.iter().find(|finding| finding["check"] == "seccomp").expect("it looks at that");
+    assert_eq!(told["level"], "fail");
+    assert!(told["mend"].as_str().unwrap().contains("systemd.exec(5)"), "{told}");
+    delete(&alice, "main");
 }
 
 #[test]

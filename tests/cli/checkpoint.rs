@@ -172,6 +172,21 @@ fn a_drain_wants_the_daemon_of_this_host() {
     assert_eq!(run(&["drain", "--status"]).ok(), "nothing is drained\n");
     assert_eq!(run(&["drain", "--shutdown"]).ok(), "before_shutdown is off: pods are not saved\n");
     assert_eq!(run(&["drain", "--status", "--force"]).code, 2);
+    let unit = run(&["util", "systemd-unit"]).ok();
+    // Settings that imply a filter of system calls (systemd.exec(5)), under which CRIU cannot save programs.
+    for setting in [
+        "SystemCall",
+        "Restrict",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+        "ProtectKernel",
+        "ProtectClock",
+        "ProtectHostname",
+        "PrivateDevices",
+        "DynamicUser",
+    ] {
+        assert!(!unit.lines().any(|line| line.starts_with(setting)), "{unit}");
+    }
     let unit = run(&["util", "systemd-unit", "--drain"]).ok();
     assert!(unit.contains("After=network-online.target docker.service pody.service"), "{unit}");
     assert!(

@@ -5,11 +5,14 @@
 //!
 //! A restore goes through Docker, whose child the pod must be; CRIU's options come from [`super::host_options`] there.
 //!
+//! A restored pod's cgroup is the one of now ([`group`]).
+//!
 //! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup, and is
 //! ended by [`ending`]; [`freezer`] and [`yards`] put right what a CRIU leaves that is killed.
 
 mod ending;
 pub mod freezer;
+pub mod group;
 pub mod yards;
 
 use std::{
@@ -49,6 +52,8 @@ const NEEDED_THERE: (u32, u32) = (4, 2);
 const OLDEST: (u32, u32) = (3, 16);
 /// From here on CRIU surely takes `network-lock skip`; an option that it does not know ends a dump.
 const SKIPS_LOCK: (u32, u32) = (4, 0);
+/// The kernel has only those without a filter suspend the filters of others, which all pods have (kernel/ptrace.c).
+pub const FILTERED: &str = "the daemon runs under a seccomp filter, and the kernel lets nobody save programs from there; start it without: in a systemd unit take out SystemCallFilter=, LockPersonality=, RestrictRealtime= and the other settings that systemd.exec(5) says imply one, or run install.sh again";
 /// A CRIU that was found good is not asked again for so long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
 
@@ -248,7 +253,11 @@ pub async fn criu_version() -> Result<String, CheckpointError> {
     })?;
     let version = text.lines().next().unwrap_or_default().trim_start_matches("Version:").trim().to_owned();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    if let Some(why) = too_old(&version, kernel.trim()) {
+    let why_not = too_old(&version, kernel.trim()).or_else(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        is_filtered(&status).then(|| FILTERED.to_owned())
+    });
+    if let Some(why) = why_not {
         return Err(unavailable(why));
     }
     ask("criu", &["check"])
@@ -266,6 +275,11 @@ pub fn too_old(version: &str, kernel: &str) -> Option<String> {
     }
     (numbers(kernel)? >= NEW_KERNEL && found < NEEDED_THERE)
         .then(|| format!("CRIU {version} cannot save network sockets on kernel {kernel}; install CRIU 4.2 or newer"))
+}
+
+/// Whether a process, of which this is the status, is under seccomp (proc_pid_status(5)).
+pub fn is_filtered(status: &str) -> bool {
+    status.lines().find_map(|line| line.strip_prefix("Seccomp:")).is_some_and(|mode| mode.trim() != "0")
 }
 
 /// Whether this CRIU can be told to leave the network alone.

@@ -1,11 +1,16 @@
 //! CRIU, which freezes and thaws pods. Without it everything but checkpoints works.
 
+use std::path::Path;
+
 use super::{Finding, ask_program, read_line, version_in};
-use crate::checkpoint::criu_too_old;
+use crate::{
+    checkpoint::{FILTERED, criu_too_old, is_filtered},
+    control,
+};
 
 const INSTALL: &str = "install CRIU 4.2 or newer; install.sh does, Ubuntu has ppa:criu/ppa";
 
-pub async fn examine() -> Vec<Finding> {
+pub async fn examine(home: &Path) -> Vec<Finding> {
     let version = match ask_program("criu", &["--version"]).await {
         Ok(text) => text,
         Err(why) => return vec![Finding::warn("criu", format!("no checkpoints: {why}"), INSTALL)],
@@ -19,7 +24,19 @@ pub async fn examine() -> Vec<Finding> {
         }
         Err(why) => Finding::fail("criu check", why, INSTALL),
     });
+    findings.extend(filter(home).await);
     findings
+}
+
+/// Whether the running daemon may suspend the filters of programs.
+async fn filter(home: &Path) -> Option<Finding> {
+    let daemon = control::daemon_pid(home).await?;
+    let status = std::fs::read_to_string(format!("/proc/{daemon}/status")).ok()?;
+    let (found, mend) = FILTERED.split_once("; ").unwrap_or((FILTERED, ""));
+    Some(match is_filtered(&status) {
+        true => Finding::fail("seccomp", found, mend),
+        false => Finding::ok("seccomp", "the daemon runs without a filter"),
+    })
 }
 
 /// Whether this CRIU can dump on this kernel.

@@ -57,7 +57,7 @@ impl Finding {
 /// Looks at everything; ends with 1 if something fails. What is wrong comes first, and of that, what stands against checkpoints.
 pub async fn run(out: &Output) -> Result<u8, CliError> {
     let home = crate::config::home();
-    let mut findings = criu::examine().await;
+    let mut findings = criu::examine(&home).await;
     let (of_docker, docker_root) = docker::examine().await;
     findings.extend(of_docker);
     findings.extend(gpu::examine().await);
