@@ -53,7 +53,7 @@ pub enum CheckpointError {
     #[error("a reason has 1 to {longest} characters and no line breaks; for example \"driver upgrade\"")]
     Reason { longest: usize },
     #[error(
-        "this needs about {} in {path}, and {} of it may be used; delete old checkpoints, or choose another directory",
+        "this needs about {} in {path}, and {} of it may be used; delete old checkpoints, or make room there",
         ByteSize(*.needed), ByteSize(*.free)
     )]
     Space { path: PathBuf, needed: u64, free: u64 },

@@ -1,6 +1,6 @@
 //! The request side of a restore: which checkpoint, as which pod, and all that can be checked before anything is touched.
 
-use std::path::Path;
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use tokio::sync::OwnedMutexGuard;
 
@@ -49,7 +49,7 @@ impl Checkpoints {
             Err(error) => return Err(self.find(caller, row.id).await.err().unwrap_or(error)),
         };
         check_belongs(&manifest, &row)?;
-        self.check_space(&manifest)?;
+        self.check_space(&manifest).await?;
         let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());
         let wanted = PodRef { prefix: None, user: Some(row.user.clone()), instance: instance.clone() };
         let (guard, pod, journal) = match self.0.pods.find(caller, &wanted) {
@@ -155,16 +155,24 @@ impl Checkpoints {
         Ok((guard, Pod::clone(&pod), journal))
     }
 
-    fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+    /// What is packed is unpacked into the store, and the pod's files into the engine's folder.
+    async fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let keep = self.0.config.get().checkpoint.keep_free.0;
-        let packed: u64 = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
+        let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
         let files = manifest.files.get(Path::new(store::ROOTFS)).map_or(0, |file| file.size);
-        let folder = self.0.store.path().to_owned();
-        let free = store::free(&folder).saturating_sub(keep);
-        match packed + files > free {
-            true => Err(CheckpointError::Space { path: folder, needed: packed + files, free }),
-            false => Ok(()),
+        let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.root_dir);
+        let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
+        let needs = match device(&store) == device(&engine) {
+            true => vec![(store, packed + files)],
+            false => vec![(store, packed), (engine, files)],
+        };
+        for (path, needed) in needs {
+            let free = store::free(&path).saturating_sub(keep);
+            if needed > free {
+                return Err(CheckpointError::Space { path, needed, free });
+            }
         }
+        Ok(())
     }
 
     /// The very image, by its name of then where that still means it.

@@ -16,6 +16,11 @@ fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
     create(&alice, "main").ok();
     let containers = || String::from_utf8_lossy(&docker.docker(&["ps", "-aq"]).stdout).lines().count();
 
+    exec(&alice, "main", "head -c 40000000 /dev/urandom > /root/large", 60).ok();
+    let action = alice.post("/pod/checkpoint?ins=main&kind=rootfsonly").ok().json();
+    let path = format!("/action/status?id={}", action["id"].as_str().unwrap());
+    eventually(SETTLE, "it is saved", || alice.get(&path).ok().json()["status"] == "done");
+
     let filler = docker.data().join("filler");
     let mut file = fs::File::create(&filler).expect("a file");
     for size in [1 << 20, 4096, 512, 1] {
@@ -31,6 +36,10 @@ fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
     assert_eq!(server.count("SELECT count(*) FROM pods WHERE state NOT IN ('running', 'failed')"), 0);
     let answer = alice.post("/pod/commit?ins=main&tag=v1");
     assert!(answer.status == 503 && answer.text().contains("is full"), "{answer}");
+    // The checkpoint lies on another disk, which has room.
+    let answer = alice.post("/pod/restore?ins=main&as=second");
+    assert_eq!(answer.status, 507, "{answer}");
+    assert!(answer.text().contains(&format!("in {}, and 0b of it may be used", docker.data().display())), "{answer}");
     assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main"]);
     // The pod that is there is as it was, and can be deleted.
     exec(&alice, "main", "true", 10).ok();
