@@ -202,16 +202,28 @@ impl Engine {
     where
         F: Future<Output = Result<T, bollard::errors::Error>>,
     {
-        let docker = self.docker()?;
         let mut health = self.health.subscribe();
         tokio::select! {
-            answer = call(docker) => answer.map_err(EngineError::from),
-            () = tokio::time::sleep(deadline) => Err(EngineError::TimedOut(deadline)),
+            answer = self.call_patiently(deadline, call) => answer,
             down = health.wait_for(|health| matches!(health, Health::Down(_))) => match down.as_deref() {
                 Ok(Health::Down(why)) => Err(EngineError::Unavailable(why.clone())),
                 _ => Err(EngineError::Unavailable(String::new())),
             },
         }
+    }
+
+    /// The same for work that takes long: an engine that has so much to do that it does not answer others for a while, as right
+    /// after a reboot, does it all the same; and one that ends breaks the call off by itself.
+    async fn call_patiently<T, F>(
+        &self,
+        deadline: Duration,
+        call: impl FnOnce(Arc<Docker>) -> F,
+    ) -> Result<T, EngineError>
+    where
+        F: Future<Output = Result<T, bollard::errors::Error>>,
+    {
+        let answer = tokio::time::timeout(deadline, call(self.docker()?)).await;
+        answer.map_err(|_| EngineError::TimedOut(deadline))?.map_err(EngineError::from)
     }
 }
 

@@ -152,7 +152,7 @@ impl Engine {
     /// looks what came of it.
     pub async fn start_from(&self, id: &ContainerId, checkpoint: &str, deadline: Duration) -> Result<(), EngineError> {
         let (id, checkpoint) = (id.to_string(), checkpoint.to_owned());
-        self.call(deadline, |docker| async move {
+        self.call_patiently(deadline, |docker| async move {
             // bollard has no such parameter.
             let docker =
                 bollard::Docker::clone(&docker).with_timeout(deadline).with_request_modifier(move |mut request| {
@@ -175,7 +175,7 @@ impl Engine {
     pub async fn dump(&self, id: &ContainerId, name: &str, deadline: Duration) -> Result<(), EngineError> {
         let options = CreateCheckpointOptions { checkpoint_id: name.to_owned(), checkpoint_dir: None, exit: false };
         let id = id.to_string();
-        self.call(deadline, |docker| async move {
+        self.call_patiently(deadline, |docker| async move {
             let docker = bollard::Docker::clone(&docker).with_timeout(deadline);
             docker.create_checkpoint(&id, options).await
         })

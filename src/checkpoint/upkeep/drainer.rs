@@ -17,15 +17,17 @@ use crate::{
     db::Outcome,
     engine::{EngineError, Health, RestartRule},
     host::process,
-    ids::{ActionId, PodId},
+    ids::{ActionId, CheckpointId, PodId},
     names::PodRef,
     pod::{self, AskedBy, Pod, PodError, State},
 };
 
 /// Time between two looks at what is to be done.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Times that a pod is saved before it counts as one that cannot be.
+/// Times that a pod is saved or restored before it counts as one that cannot be.
 const TRIES: u32 = 2;
+/// Time before the engine is asked to restore a pod once more.
+const BREATH: Duration = Duration::from_secs(3);
 /// Time between two looks whether an action has ended.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a pod is waited for that something else is done with.
@@ -279,26 +281,7 @@ impl Checkpoints {
             return self.put_drained(back).await;
         }
         let done = match row.checkpoint {
-            Some(checkpoint) => {
-                let new =
-                    || NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as: None, connections: None };
-                let caller = caller_for(&pod.user);
-                let by = || AskedBy::Drain(actor_of(drain));
-                match self.when_free(|| self.begin_restore_by(by(), &caller, new())).await {
-                    Ok(action) => {
-                        let ended = self.wait_end(action.id).await?;
-                        let lost = || "nothing is known of its restore".to_owned();
-                        match is_done(ended.as_ref()) {
-                            true => Ok(()),
-                            false => Err(ended.and_then(|ended| ended.error).unwrap_or_else(lost)),
-                        }
-                    }
-                    Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => {
-                        return Err(error);
-                    }
-                    Err(error) => Err(error.to_string()),
-                }
-            }
+            Some(checkpoint) => self.restore_for_undrain(drain, &pod, checkpoint).await?,
             None => self.start_plainly(drain, &pod, &row).await.map_err(|error| error.to_string()),
         };
         fail_point!("undrain-back", |_| Ok(()));
@@ -310,6 +293,41 @@ impl Checkpoints {
                 self.put_drained(failed).await
             }
         }
+    }
+
+    /// Restores a pod in place; `Err` with the reason why it could not be. Right after a reboot the engine has much to do, and what
+    /// fails then may succeed the next time.
+    async fn restore_for_undrain(
+        &self,
+        drain: &Drain,
+        pod: &Pod,
+        checkpoint: CheckpointId,
+    ) -> Result<Result<(), String>, CheckpointError> {
+        let new = || NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as: None, connections: None };
+        let caller = caller_for(&pod.user);
+        let by = || AskedBy::Drain(actor_of(drain));
+        let mut reason = String::new();
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tracing::warn!(pod = pod.container_name, reason, "brought back once more");
+                tokio::time::sleep(BREATH).await;
+            }
+            reason = match self.when_free(|| self.begin_restore_by(by(), &caller, new())).await {
+                Ok(action) => {
+                    let ended = self.wait_end(action.id).await?;
+                    if is_done(ended.as_ref()) {
+                        return Ok(Ok(()));
+                    }
+                    let why = ended.and_then(|ended| ended.error);
+                    why.unwrap_or_else(|| "nothing is known of its restore".to_owned())
+                }
+                Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => {
+                    return Err(error);
+                }
+                Err(error) => error.to_string(),
+            };
+        }
+        Ok(Err(reason))
     }
 
     async fn start_plainly(&self, drain: &Drain, pod: &Arc<Pod>, row: &DrainedPod) -> Result<(), CheckpointError> {
