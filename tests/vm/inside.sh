@@ -1,0 +1,109 @@
+# Runs in the virtual machine of run.sh, as root: what a member would see there.
+# `before` a reboot that pods are saved for, and `after` it.
+set -euo pipefail
+
+export PODY_API_BASE=http://127.0.0.1:8799 PODY_USERNAME=alice PODY_PASSWORD=not-a-secret-here
+readonly patience=300
+
+say() { printf '    %s\n' "$*"; }
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    pody actions >&2 || true
+    journalctl -u pody --no-pager -o cat -n 30 >&2
+    exit 1
+}
+
+# eventually WHAT COMMAND...
+eventually() {
+    local what=$1 begun=$SECONDS
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ $((SECONDS - begun)) -lt $patience ] || fail "not within $patience s: $what"
+        sleep 1
+    done
+}
+
+# The program's name, which it chose once, and how far it has counted.
+name_of() { pody exec "$1" -- cut -d' ' -f1 /root/count; }
+count_of() { pody exec "$1" -- cut -d' ' -f2 /root/count; }
+counts() {
+    local from
+    from=$(count_of "$1") && sleep 1 && [ "$(count_of "$1")" -gt "$from" ]
+}
+
+# goes_on POD NAME FROM: it is the same program, and it has not begun anew.
+goes_on() {
+    eventually "$1 counts" counts "$1"
+    [ "$(name_of "$1")" = "$2" ] || fail "$1 is another program than before"
+    [ "$(count_of "$1")" -ge "$3" ] || fail "$1 has begun anew"
+}
+
+# All programs of a pod are in its own cgroup, and that has the limits.
+is_at_home() {
+    local id pid
+    id=$(docker inspect -f '{{.Id}}' "alice-$1")
+    for pid in $(docker top "alice-$1" -eo pid | tail -n +2); do
+        grep -q "$id" "/proc/$pid/cgroup" || fail "a program of $1 is in $(cat "/proc/$pid/cgroup")"
+    done
+    [ "$(docker exec "alice-$1" cat /sys/fs/cgroup/memory.max)" = 536870912 ] || fail "$1 has no memory limit"
+}
+
+# Writes a name that it chooses once, and counts.
+readonly program='
+import os, time
+name, n = os.urandom(8).hex(), 0
+while True:
+    n += 1
+    with open("/root/new", "w") as file:
+        file.write(f"{name} {n}\n")
+    os.replace("/root/new", "/root/count")
+    time.sleep(0.05)
+'
+
+before() {
+    local name from findings
+    findings=$(pody doctor) || fail "doctor: $findings"
+    pody user add alice --password-stdin <<<"$PODY_PASSWORD"
+    pody quota update alice --max-pods 3 --memory-limit 512m
+    pody create main --image pody-base
+    pody exec main -- "echo $(base64 -w0 <<<"$program") | base64 -d >/root/counter.py"
+    pody exec -d main -- python3 /root/counter.py
+    eventually "main counts" counts main
+    name=$(name_of main) from=$(count_of main)
+
+    say "saved while it runs"
+    pody checkpoint main
+    goes_on main "$name" "$from"
+    from=$(count_of main)
+    say "saved and stopped, brought back, and a twin"
+    pody checkpoint main --stop
+    pody restore main
+    goes_on main "$name" "$from"
+    pody restore main --as twin
+    goes_on twin "$name" "$from"
+    is_at_home main
+    is_at_home twin
+    say "deleted and brought back"
+    pody checkpoint twin --compression zstd
+    pody rm -y twin
+    pody restore twin
+    goes_on twin "$name" "$from"
+    is_at_home twin
+
+    sed -i 's/^before_shutdown = false/before_shutdown = true/' /var/lib/pody/config.toml
+    grep -q '^before_shutdown = true' /var/lib/pody/config.toml || fail "config.toml has no before_shutdown"
+    printf '%s %s\n' "$(name_of main)" "$(count_of main)" >/root/before
+}
+
+after() {
+    local name from
+    read -r name from </root/before
+    for pod in main twin; do
+        say "$pod after the reboot"
+        goes_on "$pod" "$name" "$from"
+        is_at_home "$pod"
+    done
+    [ "$(pody drain --status)" = "nothing is drained" ] || fail "$(pody drain --status)"
+}
+
+"$1"
