@@ -149,6 +149,11 @@ ensure_docker() {
     fi
     # From Debian 13 on the client is a package of its own.
     has docker || install_packages docker-cli
+    # Docker only recommends it, and starts no container without where the kernel has
+    # AppArmor on.
+    if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && ! has apparmor_parser; then
+        install_packages apparmor
+    fi
     if docker_answers; then
         adapt_running_dockerd
     elif has_systemd; then
