@@ -496,7 +496,7 @@ prove() {
     fi
     note "pod hello: $("$binary" exec hello -- uname -a)"
     if [ -n "$made" ] && [ -z "$admin_password" ]; then
-        quiet "$binary" rm hello
+        quiet "$binary" rm -y hello
     else
         hello_stays=yes
     fi
