@@ -96,6 +96,11 @@ pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ClusterErro
     Ok(Some(Told { kind, namespace, name, uid, body }))
 }
 
+/// A count, as far as Kubernetes' own type of it goes: an agent may send any number.
+fn count(value: &Value) -> Option<i32> {
+    value.as_f64().map(|count| (count as i32).max(0))
+}
+
 impl Resource {
     /// The state in the resource's own words.
     pub fn status(&self) -> String {
@@ -135,8 +140,14 @@ impl Resource {
         (all.iter().filter(|container| container["ready"] == true).count(), all.len())
     }
 
-    pub fn restarts(&self) -> i64 {
-        self.containers().iter().filter_map(|container| container["restartCount"].as_i64()).sum()
+    pub fn restarts(&self) -> i32 {
+        let counts = self.containers().iter().filter_map(|container| count(&container["restartCount"]));
+        counts.fold(0, i32::saturating_add)
+    }
+
+    /// Pods that have to end well for a job to be complete.
+    pub fn completions(&self) -> Option<i32> {
+        count(&self.body["spec"]["completions"])
     }
 
     fn containers(&self) -> &[Value] {

@@ -118,6 +118,37 @@ fn the_older_editions_sync_answers_with_text() {
     assert!(alice.get(&format!("/v2/pods?id={}", super::uuid(&alice.get("/v2/user")))).ok().json() == json!([]));
 }
 
+/// Clients read 32 bits.
+#[test]
+fn numbers_of_agents_are_bounded() {
+    let server = server();
+    let alice = server.member("alice");
+    let sync = |resource: Value| send_json(&alice, "POST", "/v2/cluster/sync", &json!({"resource": resource})).ok();
+    let most = i32::MAX;
+    for (counts, restarts) in [
+        (json!([2, 1]), 3),
+        (json!([most, 1]), most),
+        (json!([u64::MAX, i64::MAX]), most),
+        (json!([i64::MIN, -7]), 0),
+        (json!([1e300, "5", null]), most),
+    ] {
+        let statuses = counts.as_array().unwrap().iter().map(|count| json!({"ready": true, "restartCount": count}));
+        sync(json!({"type": "Pod", "metadata": {"name": "p"},
+                    "status": {"containerStatuses": statuses.collect::<Vec<_>>()}}));
+        assert_eq!(alice.get("/v2/pods").ok().json()[0]["restarts"], restarts, "{counts}");
+    }
+    for (told, completions) in [
+        (json!(3), json!(3)),
+        (json!(u64::MAX), json!(most)),
+        (json!(-1), json!(0)),
+        (json!("3"), json!(null)),
+        (json!(null), json!(null)),
+    ] {
+        sync(json!({"type": "Job", "metadata": {"name": "j"}, "spec": {"completions": told}}));
+        assert_eq!(alice.get("/v2/jobs").ok().json()[0]["completions"], completions, "{told}");
+    }
+}
+
 #[test]
 fn anothers_cluster_is_not_there() {
     let server = server();
