@@ -242,7 +242,6 @@ pub fn routes() -> Vec<Route> {
         GET    Member "/pod/schedule"        schedule::find,         "the schedule of a pod";
         GET    Admin  "/admin/drain"         drain::status,          "how far a drain or its undoing is, pod by pod";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
-        GET    Member "/v2/files/dir/"       v2::file::list_all,     "names in your folder of files (as a folder's name)";
         POST   Member "/v2/checkpoints"      v2::checkpoint::create, "write down an empty checkpoint of an agent's";
         PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";
         DELETE Member "/v2/files/{path}"     v2::file::delete,       "delete one of your files, or an empty folder";
@@ -272,6 +271,10 @@ pub fn router(app: App) -> Router {
     }
     let mut router = Router::new();
     for (path, methods) in paths {
+        // Clients of this dialect end a path with a slash or not. One that takes all the rest has its own meaning of it.
+        if path.starts_with("/v2/") && !path.ends_with("{*path}") {
+            router = router.route(&format!("{path}/"), methods.clone());
+        }
         router = router.route(&path, methods);
     }
     router

@@ -164,7 +164,6 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("PUT", "/v2/files/{path}", FILES),
     ("DELETE", "/v2/files/{path}", FILES),
     ("GET", "/v2/files/dir", FILES),
-    ("GET", "/v2/files/dir/", FILES),
     ("GET", "/v2/files/dir/{path}", FILES),
     // `v2::file` tries URLs that are nearly right.
     ("GET", "/v2/transfer/{user}/{path}", LINK),

@@ -7,6 +7,7 @@ mod file;
 mod resource;
 
 use insta::assert_snapshot;
+use pody::http::router::routes;
 use serde_json::Value;
 
 use crate::common::{Answer, Client, Server, password};
@@ -166,6 +167,28 @@ fn bodies_are_json_of_the_right_types_and_bounded() {
     let good = br#"{"cluster_name": "good", "more": [1]}"#;
     for kind in ["application/json; charset=utf-8", "application/merge-patch+json", ""] {
         uuid(&post(kind, good));
+    }
+}
+
+/// Clients end a path with a slash or not.
+#[test]
+fn a_slash_at_the_end_of_a_path_is_nothing() {
+    let server = server();
+    let alice = server.member("alice");
+    let nothing = "11111111-1111-4111-8111-111111111111";
+    let ours = routes().into_iter().filter(|route| route.path.starts_with("/v2/") && !route.path.ends_with("{path}"));
+    for route in ours {
+        let path = route.path.replace("{id}", nothing).replace("{action_id}", nothing);
+        let ask = |path: &str| alice.send(route.method.as_str(), path, &[]);
+        let (plain, slashed) = (ask(&path), ask(&format!("{path}/")));
+        assert_eq!(plain.status, slashed.status, "{} {path}: {slashed}", route.method);
+        if plain.status != 200 {
+            assert_eq!(plain.text(), slashed.text(), "{} {path}", route.method);
+        }
+    }
+    assert_eq!(alice.get("/v2/pods/?id=x").status, 400);
+    for none in ["/v2/", "/v2/nothing/", "/v2/pods//", "/v2//pods"] {
+        assert_eq!(alice.get(none).status, 404, "{none}");
     }
 }
 
