@@ -7,6 +7,16 @@ use serde::{Deserialize, Serialize};
 
 /// Longest part of a container name, in characters. From pody 0.4.1.
 const MAX_PART: usize = 20;
+/// Characters of a text from outside that a message shows.
+const SHOWN: usize = 100;
+
+/// What a message shows of a text from outside: all of it, or how it begins. Nobody reads the rest of a long one.
+pub fn clipped(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
 
 /// Why a name was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -459,6 +469,13 @@ mod tests {
             assert!(good.parse::<InstanceName>().is_ok(), "{good:?}");
         }
         assert_eq!("share".parse::<UserName>(), Err(NameError::Reserved("share".into())));
+    }
+
+    #[test]
+    fn a_long_text_is_shown_by_its_begin() {
+        assert_eq!(clipped("ünï"), "ünï");
+        assert_eq!(clipped(&"ü".repeat(SHOWN)), "ü".repeat(SHOWN));
+        assert_eq!(clipped(&"ü".repeat(5000)), "ü".repeat(SHOWN) + "…");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     checkpoint::{ActionKind, CheckpointName, Compression, Interval, Keep, Kind},
     files::FilePath,
     ids::{ActionId, CheckpointId, SessionId},
-    names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName},
+    names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName, clipped},
 };
 
 /// One parameter, as the documentation shows it.
@@ -56,10 +56,14 @@ impl<'a> Input<'a> {
         self.json = body;
     }
 
-    /// A name may be written with `-` for `_`, as one edition of pody's documents does.
     pub fn get(&self, name: &str) -> Option<&str> {
-        let is_meant = |key: &str| key == name || key.contains('-') && key.replace('-', "_") == name;
-        self.pairs.iter().rev().find(|(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
+        self.get_all(name).next_back()
+    }
+
+    /// For what may come several times. A name may be written with `-` for `_`, as one edition of pody's documents does.
+    pub fn get_all(&self, name: &str) -> impl DoubleEndedIterator<Item = &str> {
+        let is_meant = move |key: &str| key == name || key.contains('-') && key.replace('-', "_") == name;
+        self.pairs.iter().filter(move |(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
     }
 }
 
@@ -78,7 +82,7 @@ pub enum BadParam {
     },
     /// Of the type, but against a rule.
     Rule {
-        name: &'static str,
+        name: Cow<'static, str>,
         rule: String,
     },
 }
@@ -127,7 +131,10 @@ macro_rules! parsed_parameters {
             const KIND: &'static str = "string";
 
             fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
-                text.parse().map_err(|error: <$type as std::str::FromStr>::Err| BadParam::Rule { name, rule: error.to_string() })
+                text.parse().map_err(|error: <$type as std::str::FromStr>::Err| BadParam::Rule {
+                    name: name.into(),
+                    rule: error.to_string(),
+                })
             }
         })*
     };
@@ -239,7 +246,7 @@ where
     const BODY: BodyUse = BodyUse::Json(T::schema);
 
     fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
-        let bad = |rule: String| vec![BadParam::Rule { name: "body", rule }];
+        let bad = |rule: String| vec![BadParam::Rule { name: "body".into(), rule }];
         // A struct would be read from an array, too, by the order of its fields, which nobody is told.
         match input.json.trim_ascii().first() {
             None => return Err(bad(format!("it is empty; send a JSON object{}", with_fields(T::schema)))),
@@ -249,9 +256,39 @@ where
             }
             Some(_) => {}
         }
-        let body = serde_json::from_slice(input.json).map_err(|error| bad(error.to_string()))?;
+        let mut json = serde_json::Deserializer::from_slice(input.json);
+        let body = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let rule = sentence(error.inner());
+            match error.path().iter().next() {
+                // Of what is no JSON, the field that was being read tells nothing.
+                Some(_) if error.inner().is_data() => {
+                    vec![BadParam::Rule { name: error.path().to_string().into(), rule }]
+                }
+                _ => bad(rule),
+            }
+        })?;
+        json.end().map_err(|error| bad(sentence(&error)))?;
         Ok((P::read(input)?, Body(body)))
     }
+}
+
+/// Why JSON was not taken, without the words that only who writes Rust knows.
+pub fn sentence(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if !error.is_data() {
+        return text;
+    }
+    // The field is named; where it stands in the text is of no use then.
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let text = text.strip_suffix(&place).unwrap_or(&text);
+    let Some((found, wanted)) = text.rsplit_once(", expected ") else { return text.to_owned() };
+    let wanted = match wanted {
+        "i32" => "a whole number of 32 bits",
+        "i64" => "a whole number of 64 bits",
+        "a map" => "an object",
+        other => other,
+    };
+    format!("{}, expected {wanted}", clipped(found))
 }
 
 /// What the fields of a body are called, for people.
@@ -390,6 +427,7 @@ mod tests {
         assert_eq!(input.get("ins"), Some("b"));
         input.extend(b"ins=c+d");
         assert_eq!(input.get("ins"), Some("c d"));
+        assert_eq!(input.get_all("ins").collect::<Vec<_>>(), ["a", "b", "c d"]);
         assert_eq!(Input::new("gpu-id=0").get("gpu_id"), Some("0"));
         assert_eq!((plain("r#as"), plain("ins"), plain("r")), ("as", "ins", "r"));
     }

@@ -109,6 +109,21 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     let path = alice.get(&format!("/v2/checkpoint/path?action_id={first}")).ok().text();
     assert!(Path::new(&path).join("manifest.json").exists() && path.ends_with(&checkpoint), "{path}");
     assert_eq!(found["path"], *path);
+    // The pod is named as for a checkpoint, also where its container's name begins with a prefix.
+    let container = server.container("alice", "main");
+    let newest = alice.get(&format!("/v2/checkpoint/path?action_id={second}")).ok().text();
+    for name in ["main", "alice-main", &container] {
+        for by in ["pod_name", "pod_id"] {
+            let asked = format!("/v2/checkpoint/path?{by}={name}");
+            assert_eq!(alice.get(&asked).ok().text(), newest, "{asked}");
+            assert_eq!(alice.get(&format!("{asked}&namespace=alice")).ok().text(), newest, "{asked}");
+            assert_eq!(bob.get(&asked).status, 404, "{asked}");
+        }
+    }
+    for none in ["other-alice-main", "alice-other", "bob-main", "a b"] {
+        let asked = format!("/v2/checkpoint/path?pod_name={}", none.replace(' ', "%20"));
+        assert_eq!(alice.get(&asked).status, 404, "{none}");
+    }
 
     // More is told of it, which changes nothing of it.
     let more = json!({"gpu": "A100", "platform": "x", "info": [1]});

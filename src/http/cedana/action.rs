@@ -1,12 +1,12 @@
 //! `/v2/actions…`, `/v2/checkpoint/pod`, `/v2/checkpoint/status`: checkpoints and restores under way, and past ones.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{Loose, V2Error};
+use super::{Filled, Loose, V2Error};
 use crate::{
     account::Caller,
     app::App,
@@ -16,11 +16,11 @@ use crate::{
     },
     db::rfc3339,
     http::{
-        params::{Body, NoParams},
+        params::{Body, NoParams, sentence},
         router::{Cx, Json},
     },
-    ids::{ActionId, CheckpointId, PodId},
-    names::{PodRef, UserName},
+    ids::{ActionId, CheckpointId, ClusterId, PodId},
+    names::{PodRef, UserName, clipped},
     params,
     pod::{Pod, PodError},
     registry::ToldAction,
@@ -220,12 +220,7 @@ pub async fn status(cx: Cx, params: One) -> Result<Json<impl Serialize>, V2Error
     Ok(Json(Status { status: step(&action).as_str(), details }))
 }
 
-#[derive(Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum Reason {
-    Heartbeat,
-    Manual,
-}
+super::reasons! { Heartbeat = "heartbeat", Manual = "manual" }
 
 /// All fields of all editions.
 #[derive(Deserialize, ToSchema)]
@@ -236,10 +231,13 @@ pub struct Save {
     namespace: Option<String>,
     runc_root: Option<String>,
     #[schema(value_type = Option<String>)]
-    kind: Option<Kind>,
+    #[serde(default)]
+    kind: Filled<Kind>,
+    #[schema(inline, value_type = Option<Reason>)]
+    #[serde(default)]
+    reason: Filled<Reason>,
     #[schema(inline)]
-    reason: Option<Reason>,
-    #[schema(inline)]
+    #[serde(default, deserialize_with = "super::object")]
     overrides: Option<Overrides>,
 }
 
@@ -259,9 +257,9 @@ pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<Str
     let pod = match (named(&body.pod_id), named(&body.pod_name)) {
         (Some(id), _) => match id.parse::<Loose<PodId>>() {
             Ok(Loose(id)) => app.pods.find_by_id(caller, id)?,
-            Err(_) => find_named(app, caller, &id, None)?,
+            Err(_) => app.pods.find(caller, &pod_ref(&id, None)?)?,
         },
-        (None, Some(name)) => find_named(app, caller, &name, named(&body.namespace))?,
+        (None, Some(name)) => app.pods.find(caller, &pod_ref(&name, named(&body.namespace).as_deref())?)?,
         (None, None) => {
             return Err(V2Error::BadRequest("name the pod: pod_id, or pod_name and its owner as namespace".to_owned()));
         }
@@ -276,7 +274,7 @@ pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<Str
     }
     let options = CriuOptions::parse(overrides.criu_opts.as_deref(), For::Checkpoint)?;
     let new = NewCheckpoint {
-        kind: body.kind.unwrap_or(Kind::Rootfs),
+        kind: body.kind.0.unwrap_or(Kind::Rootfs),
         leave_running: if options.leave_running { LeaveRunning::Yes } else { LeaveRunning::No },
         compression: match overrides.compression.as_deref().unwrap_or_default() {
             "" => app.config.get().checkpoint.compression,
@@ -285,10 +283,7 @@ pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<Str
             word => word.parse().map_err(|error| V2Error::BadRequest(format!("overrides.compression: {error}")))?,
         },
         name: None,
-        reason: body.reason.map(|reason| match reason {
-            Reason::Heartbeat => "heartbeat".to_owned(),
-            Reason::Manual => "manual".to_owned(),
-        }),
+        reason: body.reason.0.map(|reason| reason.as_str().to_owned()),
         origin: Origin::Hand,
         remote: false,
         // 0 leaves it to the host.
@@ -314,8 +309,8 @@ async fn wait_for_end(app: &App, caller: &Caller, id: ActionId) -> Result<(), V2
 }
 
 /// A pod by its container's name, or by its own with the owner as namespace.
-fn find_named(app: &App, caller: &Caller, name: &str, namespace: Option<String>) -> Result<Arc<Pod>, V2Error> {
-    let not_found = || V2Error::from(PodError::NotFound(name.chars().take(200).collect()));
+pub fn pod_ref(name: &str, namespace: Option<&str>) -> Result<PodRef, PodError> {
+    let not_found = || PodError::NotFound(clipped(name));
     // What is no name is no pod's name.
     let mut wanted: PodRef = name.parse().map_err(|_| not_found())?;
     if let Some(namespace) = namespace {
@@ -325,14 +320,18 @@ fn find_named(app: &App, caller: &Caller, name: &str, namespace: Option<String>)
         }
         wanted.user = Some(owner);
     }
-    Ok(app.pods.find(caller, &wanted)?)
+    Ok(wanted)
 }
 
 /// Nothing is done on other clusters: a request for one of them must not be done here either.
 pub fn ensure_this_host(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
     let Some(wanted) = wanted.map(|id| id.trim().trim_matches('"')).filter(|id| !id.is_empty()) else { return Ok(()) };
     let host = app.clusters.host();
-    if wanted.eq_ignore_ascii_case(&host.to_string()) || wanted == app.clusters.host_name() {
+    let is_host = match wanted.parse::<ClusterId>() {
+        Ok(id) => id == host,
+        Err(_) => wanted == app.clusters.host_name(),
+    };
+    if is_host {
         return Ok(());
     }
     Err(V2Error::BadRequest(format!("cluster_id is not this host, whose id is {host}; leave it out, or send that")))
@@ -386,7 +385,7 @@ impl CriuOptions {
         let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(options) };
         let bad = |why: String| V2Error::BadRequest(format!("criu_opts: {why}"));
         let found: Map<String, Value> =
-            serde_json::from_str(text).map_err(|error| bad(format!("it is no JSON object: {error}")))?;
+            serde_json::from_str(text).map_err(|error| bad(format!("it is no JSON object: {}", sentence(&error))))?;
         for (name, value) in found {
             let plain = name.to_ascii_lowercase().replace(['_', '-'], "");
             let refused = match (plain.as_str(), value.as_bool(), what) {
@@ -427,8 +426,7 @@ impl CriuOptions {
                     "it is decided by this host; leave_running can be chosen, and tcp_close or tcp_established with a restore"
                 }
             };
-            let name: String = name.chars().take(40).collect();
-            return Err(bad(format!("{name:?}: {refused}")));
+            return Err(bad(format!("{:?}: {refused}", clipped(&name))));
         }
         Ok(options)
     }

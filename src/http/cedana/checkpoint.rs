@@ -4,16 +4,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Filled, Loose, V2Error};
+use super::{Filled, Loose, NoUuid, V2Error, action::pod_ref};
 use crate::{
     account::Caller,
     app::App,
     checkpoint::{CheckpointStatus, Manifest},
     http::{
-        params::{Body, NoParams},
+        params::{BadParam, Body, Input, NoParams, Param, Params},
         router::{Cx, Json},
     },
     ids::{ActionId, CheckpointId},
+    names::PodRef,
     params,
     registry::{Entry, Info, ToldStatus},
 };
@@ -86,10 +87,20 @@ fn checksum(manifest: &Manifest) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-params! { List { ; ids: String } }
+/// `ids` of one parameter or of several.
+pub struct List(Vec<String>);
 
-pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
-    let ids = params.ids.as_deref().filter(|ids| !ids.is_empty()).map(parse_ids).transpose()?;
+impl Params for List {
+    const LIST: &'static [Param] = &[Param { name: "ids", optional: true, kind: "string" }];
+
+    fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
+        let ids = input.get_all("ids").flat_map(|list| list.split(',')).filter(|id| !id.trim().is_empty());
+        Ok(Self(ids.map(str::to_owned).collect()))
+    }
+}
+
+pub async fn list(cx: Cx, List(ids): List) -> Result<Json<impl Serialize>, V2Error> {
+    let ids = Some(parse_ids(&ids)?).filter(|ids| !ids.is_empty());
     let entries = cx.app.registry.list(cx.caller(), ids).await?;
     let mut shown = Vec::with_capacity(entries.len());
     for entry in &entries {
@@ -103,12 +114,12 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error>
     Ok(Json(shown))
 }
 
-fn parse_ids(list: &str) -> Result<Vec<CheckpointId>, V2Error> {
-    let bad = |id: &str| V2Error::BadRequest(format!("ids: {id:?} is no UUID; write some with a comma between them"));
-    if list.split(',').count() > MAX_IDS {
+fn parse_ids(ids: &[String]) -> Result<Vec<CheckpointId>, V2Error> {
+    if ids.len() > MAX_IDS {
         return Err(V2Error::BadRequest(format!("ids: at most {MAX_IDS} of them in one question")));
     }
-    list.split(',').map(|id| id.parse().map(|Loose(id)| id).map_err(|_| bad(id))).collect()
+    let bad = |error: NoUuid| V2Error::BadRequest(format!("ids: {error}; write some with a comma between them"));
+    ids.iter().map(|id| id.parse().map(|Loose(id)| id).map_err(bad)).collect()
 }
 
 pub async fn create(cx: Cx, _: NoParams) -> Result<String, V2Error> {
@@ -146,8 +157,8 @@ pub async fn deprecate(cx: Cx, params: One) -> Result<String, V2Error> {
 }
 
 // The editions name none of its parameters: all that a checkpoint can be known by.
-params! { Which { ; name: String, checkpoint_id: Filled<CheckpointId>, action_id: Filled<ActionId>, pod_id: String,
-pod_name: String, namespace: String } }
+params! { Which { ; name: String, checkpoint_id: Filled<Loose<CheckpointId>>, action_id: Filled<Loose<ActionId>>,
+pod_id: String, pod_name: String, namespace: String } }
 
 /// Of the newest that is ready.
 pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
@@ -156,7 +167,8 @@ pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
         // Clients send an empty one for a field that nobody filled in.
         *text = text.take().filter(|text| !text.is_empty());
     }
-    let (checkpoint, action) = (which.checkpoint_id.and_then(|id| id.0), which.action_id.and_then(|id| id.0));
+    let checkpoint = which.checkpoint_id.and_then(|id| id.0).map(|Loose(id)| id);
+    let action = which.action_id.and_then(|id| id.0).map(|Loose(id)| id);
     let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
     if which.name.is_none() && checkpoint.is_none() && action.is_none() && !is_of_pod {
         let say = "name the checkpoint: name, checkpoint_id, action_id, pod_id, or pod_name and its owner as namespace";
@@ -171,21 +183,25 @@ pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
         [one, other] if one != other => Vec::new(),
         _ => cx.app.registry.list(caller, Some(ids).filter(|ids| !ids.is_empty())).await?,
     };
-    let newest = entries.iter().find(|entry| is_meant(entry, &which, caller));
+    let newest = entries.iter().find(|entry| is_meant(&cx.app, entry, &which, caller));
     let newest = newest.ok_or_else(|| V2Error::NotFound("there is no checkpoint like this of yours".to_owned()))?;
     Ok(cx.app.registry.path(newest))
 }
 
-fn is_meant(entry: &Entry, which: &Which, caller: &Caller) -> bool {
+fn is_meant(app: &App, entry: &Entry, which: &Which, caller: &Caller) -> bool {
     let Some(row) = &entry.ours else {
         // An agent's own has no name and no pod here.
         let is_ready = entry.told.as_ref().is_some_and(|told| told.status == ToldStatus::Ready);
         let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
         return is_ready && which.checkpoint_id.is_some_and(|id| id.0.is_some()) && which.name.is_none() && !is_of_pod;
     };
-    let owner = which.namespace.as_deref().unwrap_or(caller.user.as_str());
+    // As a pod is named that is to be saved.
+    let is_pod = |wanted: PodRef| {
+        let is_owner = *wanted.user.as_ref().unwrap_or(&caller.user) == row.user;
+        is_owner && wanted.instance == row.instance && app.pods.name_of(caller, &wanted).is_ok()
+    };
     let is_named =
-        |name: &String| row.container_name == *name || row.instance.as_str() == name && row.user.as_str() == owner;
+        |name: &String| row.container_name == *name || pod_ref(name, which.namespace.as_deref()).is_ok_and(is_pod);
     row.status == CheckpointStatus::Ready
         && which.name.as_ref().is_none_or(|name| row.name.as_ref().is_some_and(|known| known.as_str() == name))
         && which.pod_id.as_ref().is_none_or(|id| id.parse().is_ok_and(|Loose(id)| row.pod == id) || is_named(id))

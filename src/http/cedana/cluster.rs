@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{Loose, V2Error};
+use super::{Filled, Loose, V2Error};
 use crate::{
     cluster::NewSync,
     db::{now, rfc3339},
@@ -58,7 +58,8 @@ pub async fn create(cx: Cx, (_, Body(body)): (NoParams, Body<Create>)) -> Result
 #[derive(Deserialize, ToSchema)]
 pub struct Sync {
     #[schema(value_type = Option<String>, format = "uuid")]
-    cluster_id: Option<Loose<ClusterId>>,
+    #[serde(default)]
+    cluster_id: Filled<Loose<ClusterId>>,
     metadata: Option<Value>,
     #[schema(value_type = Option<Object>)]
     resource: Option<Map<String, Value>>,
@@ -66,7 +67,7 @@ pub struct Sync {
 
 impl From<Sync> for NewSync {
     fn from(body: Sync) -> Self {
-        Self { cluster: body.cluster_id.map(|id| id.0), metadata: body.metadata, resource: body.resource }
+        Self { cluster: body.cluster_id.0.map(|Loose(id)| id), metadata: body.metadata, resource: body.resource }
     }
 }
 

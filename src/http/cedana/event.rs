@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::V2Error;
+use super::{Filled, V2Error};
 use crate::{
     db::{EventSearch, FoundEvent, now},
     http::router::{Cx, Json},
@@ -48,22 +48,20 @@ impl From<FoundEvent> for Event {
     }
 }
 
-params! { List { ; time: u32, operation: String, resource_type: String } }
+params! { List { ; time: Filled<u32>, operation: Filled<String>, resource_type: Filled<String> } }
 
 /// Members see their own, admins everybody's.
 pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
     let caller = cx.caller();
-    let window = params.time.unwrap_or(WINDOW);
+    let window = params.time.and_then(|time| time.0).unwrap_or(WINDOW);
     if window > MAX_WINDOW {
         return Err(V2Error::BadRequest(format!("time: at most {MAX_WINDOW} s are looked back, this is {window}")));
     }
-    // An empty filter is none: clients send one for a field that nobody filled in.
-    let filled = |filter: Option<String>| filter.filter(|text| !text.is_empty());
     let search = EventSearch {
         user: (!caller.is_admin).then(|| caller.user.clone()),
         since: now() - i64::from(window) * 1000,
-        subject: filled(params.resource_type),
-        verb: filled(params.operation),
+        subject: params.resource_type.and_then(|kind| kind.0),
+        verb: params.operation.and_then(|operation| operation.0),
         limit: LIMIT,
     };
     let found = cx.app.db.read::<_, crate::db::DbError>(move |tx| tx.find_events(&search)).await?;

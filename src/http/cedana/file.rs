@@ -17,12 +17,13 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use super::{
-    V2Error,
+    Filled, V2Error,
     conditions::{self, Wanted, wanted},
 };
 use crate::{
-    account::Actor,
-    files::{Begin, FileError, FilePath, Link, Opened, Upload, Verb},
+    account::{Actor, Caller},
+    app::App,
+    files::{Begin, FileError, FilePath, Link, Opened, Owner, Upload, Verb},
     http::{
         params::Streamed,
         router::{Cx, Json},
@@ -40,10 +41,15 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 // Admins may name another user.
-params! { One { path: FilePath; user: UserName } }
+params! { One { path: FilePath; user: Filled<UserName> } }
+
+/// Whose files are meant.
+async fn owner(app: &App, caller: &Caller, user: Option<Filled<UserName>>) -> Result<Owner, FileError> {
+    app.files.owner(caller, user.and_then(|user| user.0)).await
+}
 
 pub async fn sign_read(cx: Cx, params: One) -> Result<String, V2Error> {
-    let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    let owner = owner(&cx.app, cx.caller(), params.user).await?;
     if let Some(remote) = cx.app.files.remote()? {
         return Ok(remote.sign(&owner, Verb::Get, &params.path).await?);
     }
@@ -54,7 +60,7 @@ pub async fn sign_read(cx: Cx, params: One) -> Result<String, V2Error> {
 }
 
 pub async fn sign_write(cx: Cx, params: One) -> Result<String, V2Error> {
-    let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    let owner = owner(&cx.app, cx.caller(), params.user).await?;
     if let Some(remote) = cx.app.files.remote()? {
         return Ok(remote.sign(&owner, Verb::Put, &params.path).await?);
     }
@@ -63,13 +69,13 @@ pub async fn sign_write(cx: Cx, params: One) -> Result<String, V2Error> {
 }
 
 pub async fn delete(cx: Cx, params: One) -> Result<String, V2Error> {
-    let owner = cx.app.files.owner(cx.caller(), params.user).await?;
+    let owner = owner(&cx.app, cx.caller(), params.user).await?;
     let path = params.path.to_string();
     cx.app.files.delete(Actor::from(cx.caller()), owner, params.path).await?;
     Ok(path)
 }
 
-params! { Folder { path: String; user: UserName } }
+params! { Folder { path: String; user: Filled<UserName> } }
 
 /// A folder is named with or without a slash at its end, as lists show it.
 pub async fn list(cx: Cx, params: Folder) -> Result<Json<Vec<String>>, V2Error> {
@@ -82,14 +88,14 @@ pub async fn list(cx: Cx, params: Folder) -> Result<Json<Vec<String>>, V2Error> 
     list_in(cx, Some(path), params.user).await
 }
 
-params! { Root { ; user: UserName } }
+params! { Root { ; user: Filled<UserName> } }
 
 pub async fn list_all(cx: Cx, params: Root) -> Result<Json<Vec<String>>, V2Error> {
     list_in(cx, None, params.user).await
 }
 
-async fn list_in(cx: Cx, path: Option<FilePath>, user: Option<UserName>) -> Result<Json<Vec<String>>, V2Error> {
-    let owner = cx.app.files.owner(cx.caller(), user).await?;
+async fn list_in(cx: Cx, path: Option<FilePath>, user: Option<Filled<UserName>>) -> Result<Json<Vec<String>>, V2Error> {
+    let owner = owner(&cx.app, cx.caller(), user).await?;
     Ok(Json(cx.app.files.list(owner, path).await?))
 }
 

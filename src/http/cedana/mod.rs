@@ -15,23 +15,36 @@ pub mod resource;
 pub mod restore;
 pub mod user;
 
-use std::{borrow::Cow, str::FromStr};
+use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr};
 
 pub use error::V2Error;
-use serde::{Deserialize, Deserializer};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::Value;
 
-use crate::http::params::{BadParam, Parameter};
+use crate::{
+    http::params::{BadParam, Parameter},
+    names::clipped,
+};
 
 /// An id that may have come with quotes around it.
 #[derive(Clone, Copy, Debug)]
 pub struct Loose<T>(pub T);
 
-impl<T: FromStr> FromStr for Loose<T> {
-    type Err = T::Err;
+/// Why a text is no id.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no UUID")]
+pub struct NoUuid(String);
 
-    fn from_str(s: &str) -> Result<Self, T::Err> {
-        let s = s.trim();
-        s.strip_prefix('"').and_then(|s| s.strip_suffix('"')).unwrap_or(s).parse().map(Self)
+impl<T: FromStr> FromStr for Loose<T> {
+    type Err = NoUuid;
+
+    fn from_str(s: &str) -> Result<Self, NoUuid> {
+        let id = s.trim();
+        let id = id.strip_prefix('"').and_then(|id| id.strip_suffix('"')).unwrap_or(id);
+        id.parse().map(Self).map_err(|_| NoUuid(clipped(s)))
     }
 }
 
@@ -39,28 +52,103 @@ impl<T: FromStr> Parameter for Loose<T> {
     const KIND: &'static str = "string";
 
     fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
-        text.parse().map_err(|_| BadParam::Rule { name, rule: format!("{text:?} is no UUID") })
-    }
-}
-
-/// The same in a filter, where clients send an empty text for a field that nobody filled in.
-#[derive(Clone, Copy, Debug)]
-pub struct Filled<T>(pub Option<T>);
-
-impl<T: FromStr> Parameter for Filled<T> {
-    const KIND: &'static str = "string";
-
-    fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
-        match text {
-            "" => Ok(Self(None)),
-            text => <Loose<T> as Parameter>::parse(name, text).map(|Loose(id)| Self(Some(id))),
-        }
+        text.parse().map_err(|error: NoUuid| BadParam::Rule { name: name.into(), rule: error.to_string() })
     }
 }
 
 impl<'de, T: FromStr> Deserialize<'de> for Loose<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is no UUID")))
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(Error::custom)
     }
 }
+
+/// A filter or an optional field: clients send an empty text where nobody filled it in.
+#[derive(Clone, Copy, Debug)]
+pub struct Filled<T>(pub Option<T>);
+
+impl<T> Default for Filled<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Parameter> Parameter for Filled<T> {
+    const KIND: &'static str = T::KIND;
+
+    fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
+        match text {
+            "" => Ok(Self(None)),
+            text => T::parse(name, text).map(|value| Self(Some(value))),
+        }
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Filled<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = match Value::deserialize(deserializer)? {
+            Value::Null => return Ok(Self(None)),
+            Value::String(text) if text.is_empty() => return Ok(Self(None)),
+            Value::String(text) => text,
+            // No text at all: the parser's sentence says what it should be.
+            other => other.to_string(),
+        };
+        text.parse().map(|value| Self(Some(value))).map_err(Error::custom)
+    }
+}
+
+/// An object or null. A struct would be read from an array, too, by the order of its fields, which nobody is told.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object or null")
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+        }
+    }
+
+    deserializer.deserialize_any(Object(PhantomData))
+}
+
+/// The reasons of one route, as an enum `Reason`.
+macro_rules! reasons {
+    ($($variant:ident = $word:literal),* $(,)?) => {
+        #[derive(Clone, Copy, utoipa::ToSchema)]
+        enum Reason {
+            $(#[schema(rename = $word)] $variant),*
+        }
+
+        impl Reason {
+            fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),*
+                }
+            }
+        }
+
+        impl std::str::FromStr for Reason {
+            type Err = $crate::checkpoint::UnknownWord;
+
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
+                match s {
+                    $($word => Ok(Self::$variant),)*
+                    other => Err(Self::Err {
+                        text: $crate::names::clipped(other),
+                        what: "reason",
+                        known: vec![$($word),*],
+                    }),
+                }
+            }
+        }
+    };
+}
+use reasons;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Filled, V2Error};
+use super::{Filled, Loose, V2Error};
 use crate::{
     account::Caller,
     app::App,
@@ -77,11 +77,11 @@ struct Count {
 }
 
 // The editions do not say whose id it is: a cluster's, or the thing's own.
-params! { List { ; id: Filled<Uuid> } }
+params! { List { ; id: Filled<Loose<Uuid>> } }
 
 impl List {
     fn wants(&self, own: &str, cluster: &str) -> bool {
-        self.id.and_then(|id| id.0).is_none_or(|id| [own, cluster].contains(&id.to_string().as_str()))
+        self.id.and_then(|id| id.0).is_none_or(|Loose(id)| [own, cluster].contains(&id.to_string().as_str()))
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Loose, V2Error,
+    Filled, Loose, NoUuid, V2Error,
     action::{CriuOptions, For, ensure_this_host},
 };
 use crate::{
@@ -16,22 +16,10 @@ use crate::{
     params,
 };
 
-#[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-enum Reason {
-    NodeTermination,
-    NodeUnschedulable,
-    Manual,
-}
-
-impl Reason {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::NodeTermination => "nodeTermination",
-            Self::NodeUnschedulable => "nodeUnschedulable",
-            Self::Manual => "manual",
-        }
-    }
+super::reasons! {
+    NodeTermination = "nodeTermination",
+    NodeUnschedulable = "nodeUnschedulable",
+    Manual = "manual",
 }
 
 /// An older edition knows no reason.
@@ -39,9 +27,11 @@ impl Reason {
 pub struct Restore {
     action_id: String,
     cluster_id: Option<String>,
+    #[schema(inline, value_type = Option<Reason>)]
+    #[serde(default)]
+    reason: Filled<Reason>,
     #[schema(inline)]
-    reason: Option<Reason>,
-    #[schema(inline)]
+    #[serde(default, deserialize_with = "super::object")]
     overrides: Option<Overrides>,
 }
 
@@ -55,7 +45,7 @@ struct Overrides {
 pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Result<String, V2Error> {
     let (app, caller) = (&cx.app, cx.caller());
     ensure_this_host(app, body.cluster_id.as_deref())?;
-    let bad = |_| V2Error::BadRequest(format!("action_id: {:?} is no UUID", body.action_id));
+    let bad = |error: NoUuid| V2Error::BadRequest(format!("action_id: {error}"));
     let Loose(id) = body.action_id.parse::<Loose<ActionId>>().map_err(bad)?;
     let overrides = body.overrides.unwrap_or_default();
     let options = CriuOptions::parse(overrides.criu_opts.as_deref(), For::Restore)?;
@@ -74,7 +64,7 @@ pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Resu
     };
     let new = NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as, connections: options.connections };
     let action = app.checkpoints.begin_restore(caller, new).await?;
-    if let Some(reason) = body.reason {
+    if let Some(reason) = body.reason.0 {
         app.registry.tell(caller, action.id, move |told| told.reason = Some(reason.as_str().to_owned())).await?;
     }
     Ok(action.id.to_string())

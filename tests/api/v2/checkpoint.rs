@@ -48,6 +48,10 @@ fn an_agent_writes_its_own_checkpoint_down() {
         |entries: Vec<Value>| -> Vec<String> { entries.iter().map(|e| e["id"].as_str().unwrap().into()).collect() };
     assert_eq!(ids(list(&alice, "")), [second.clone(), id.clone()]);
     assert_eq!(ids(list(&alice, &format!("?ids={id},%22{second}%22,{NOTHING}"))), [second.clone(), id.clone()]);
+    for both in [format!("?ids={id}&ids={second}"), format!("?ids={second},%20{id},"), "?ids=,".to_owned()] {
+        assert_eq!(ids(list(&alice, &both)), [second.clone(), id.clone()], "{both}");
+    }
+    assert_eq!(ids(list(&alice, &format!("?ids={id},&ids="))), [id.as_str()]);
     assert!(list(&alice, &format!("?ids={NOTHING}")).is_empty());
     assert!(list(&bob, "").is_empty() && list(&bob, &format!("?ids={id}")).is_empty());
     assert_eq!(list(&admin, "").len(), 2);
@@ -131,9 +135,9 @@ fn ids_and_bodies_that_are_none() {
     let many = vec![NOTHING; 501].join(",");
     for (method, path) in [
         ("GET", "/v2/checkpoints?ids=x".to_owned()),
-        ("GET", format!("/v2/checkpoints?ids={NOTHING},")),
+        ("GET", format!("/v2/checkpoints?ids={NOTHING}&ids=x")),
         ("GET", format!("/v2/checkpoints?ids={many}")),
-        ("GET", "/v2/checkpoint/status/..%2f..".to_owned()),
+        ("GET", format!("/v2/checkpoints?ids={many}&ids=")),
         ("GET", "/v2/checkpoint/path".to_owned()),
         ("GET", "/v2/checkpoint/path?name=&pod_id=&action_id=&namespace=alice".to_owned()),
         ("GET", "/v2/checkpoint/path?action_id=x".to_owned()),
@@ -177,19 +181,48 @@ fn ids_and_bodies_that_are_none() {
         (json!({"pod_name": "bob-main", "namespace": "alice"}), 404, "there is no pod"),
         (json!({"pod_name": "../main"}), 404, "there is no pod"),
         (json!({"pod_name": "main", "cluster_id": NOTHING}), 400, "not this host"),
-        (json!({"pod_name": "main", "kind": "all"}), 400, "no kind of checkpoint"),
-        (json!({"pod_name": "main", "reason": "mood"}), 400, "unknown variant"),
-        (json!({"pod_name": "main", "overrides": {"streams": "two"}}), 400, "invalid type"),
-        (json!({"pod_name": 5}), 400, "invalid type"),
+        (json!({"pod_name": "main", "kind": "", "reason": "", "cluster_id": ""}), 404, "there is no pod"),
+        (json!({"pod_name": "main", "kind": null, "reason": null, "overrides": null}), 404, "there is no pod"),
+        (json!({"pod_name": "main", "kind": "all"}), 400, "kind: \"all\" is no kind of checkpoint"),
+        (json!({"pod_name": "main", "kind": 5}), 400, "kind: \"5\" is no kind of checkpoint"),
+        (json!({"pod_name": "main", "reason": "mood"}), 400, "\"mood\" is no reason; there are: heartbeat, manual"),
+        (json!({"pod_name": "main", "reason": {"a": 1}}), 400, "is no reason; there are: heartbeat, manual"),
+        (
+            json!({"pod_name": "main", "overrides": {"streams": "two"}}),
+            400,
+            "overrides.streams: invalid type: string \"two\", expected a whole number of 32 bits",
+        ),
+        (
+            json!({"pod_name": "main", "overrides": [true, "none"]}),
+            400,
+            "overrides: invalid type: sequence, expected an object or null",
+        ),
+        (json!({"pod_name": "main", "overrides": ""}), 400, "expected an object or null"),
+        (json!({"pod_name": 5}), 400, "pod_name: invalid type: integer `5`, expected a string"),
     ] {
         let answer = save(body.clone());
         assert_eq!(answer.status, status, "{body}: {answer}");
         assert!(message(&answer).contains(words), "{body}: {answer}");
     }
+    // However this host's id is written.
+    let id = host["id"].as_str().unwrap();
+    let plain = id.replace('-', "");
+    for id in [id.to_uppercase(), plain, format!("\"{id}\""), format!(" {id} "), format!("urn:uuid:{id}")] {
+        let answer = save(json!({"pod_name": "main", "cluster_id": id}));
+        assert_eq!((answer.status, message(&answer).contains("there is no pod")), (404, true), "{id}: {answer}");
+    }
     let restore = |body: Value| send_json(&alice, "POST", "/v2/restore/pod", &body);
     for (body, status, words) in [
         (json!({"action_id": "x", "reason": "manual"}), 400, "no UUID"),
-        (json!({"action_id": NOTHING, "reason": "mood"}), 400, "unknown variant"),
+        (
+            json!({"action_id": NOTHING, "reason": "mood"}),
+            400,
+            "reason: \"mood\" is no reason; there are: nodeTermination, nodeUnschedulable, manual",
+        ),
+        (json!({"action_id": NOTHING, "reason": 5}), 400, "reason: \"5\" is no reason; there are: nodeTermination"),
+        (json!({"action_id": NOTHING, "reason": "", "cluster_id": ""}), 404, "no action"),
+        (json!({"action_id": NOTHING, "overrides": ["", "x"]}), 400, "overrides: invalid type: sequence"),
+        (json!({"action_id": NOTHING, "cluster_id": id.to_uppercase()}), 404, "no action"),
         (json!({"action_id": NOTHING, "cluster_id": NOTHING}), 400, "not this host"),
         (json!({"action_id": NOTHING, "overrides": {"pod_name": "../x"}}), 400, "pod_name"),
         (json!({"action_id": NOTHING, "overrides": {"criu_opts": "--action-script x"}}), 400, "criu_opts"),

@@ -110,6 +110,11 @@ fn the_older_editions_sync_answers_with_text() {
     let id = uuid(&send_json(&alice, "POST", "/v2/k8s/sync", &ping));
     assert_eq!(clusters(&alice)[1]["id"], *id);
     assert_eq!(clusters(&alice)[1]["name"], "default");
+    // An id that nobody filled in.
+    for path in ["/v2/k8s/sync", "/v2/cluster/sync"] {
+        let body = json!({"cluster_id": "", "resource": {"type": "None"}});
+        assert!(send_json(&alice, "POST", path, &body).ok().text().contains(&id), "{path}");
+    }
     // Ids come back as they were shown, quotes or not.
     let quoted = json!({"cluster_id": format!("\"{id}\""), "resource": pod("a")});
     let pod_id = uuid(&send_json(&alice, "POST", "/v2/k8s/sync", &quoted));

@@ -30,6 +30,7 @@ fn events_are_found_by_time_operation_and_type() {
     assert_eq!(list(""), ["cluster.create", "token.revoke", "user.add"]);
     assert_eq!(list("?time=86400"), ["cluster.create", "token.revoke", "token.create", "user.add"]);
     assert!(list("?time=0").is_empty());
+    assert_eq!(list("?time="), list(""));
     for bad in ["-1", "2147483648", "1.5", "99999999999"] {
         assert_eq!(alice.get(&format!("/v2/events?time={bad}")).status, 400, "{bad}");
     }

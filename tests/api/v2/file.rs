@@ -247,6 +247,12 @@ fn members_have_their_own_and_admins_all() {
             "{method} {path}"
         );
     }
+    // An empty name is none.
+    assert_eq!(list(&alice, "?user="), json!(["a"]));
+    assert_eq!(list(&alice, "/?user="), json!(["a"]));
+    assert_eq!(server.anon().get(&link(&server, &alice, "GET", "a?user=")).ok().text(), "alice's");
+    server.anon().send_body("PUT", &link(&server, &alice, "PUT", "b?user="), &[], b"x").ok();
+    alice.send("DELETE", "/v2/files/b?user=", &[]).ok();
     assert_eq!(list(&admin, "?user=alice"), json!(["a"]));
     assert_eq!(server.anon().get(&link(&server, &admin, "GET", "a?user=alice")).ok().text(), "alice's");
     assert_eq!(admin.get("/v2/files/dir?user=nobody").status, 404);

@@ -145,12 +145,14 @@ fn bodies_are_json_of_the_right_types_and_bounded() {
     let alice = server.member("alice");
     let post = |kind: &str, body: &[u8]| alice.send_body("POST", "/v2/cluster", &[("content-type", kind)], body);
     let json = "application/json";
-    let cases: [(&str, &[u8], u16, &str); 8] = [
+    let cases: [(&str, &[u8], u16, &str); 10] = [
         (json, b"", 400, "it is empty; send a JSON object with cluster_name"),
         (json, b"{", 400, "EOF"),
         (json, b" [1]", 400, "it is no JSON object; send one with cluster_name"),
-        (json, br#"{"cluster_name": 3}"#, 400, "invalid type: integer"),
-        (json, br#"{"cluster_name": null}"#, 400, "invalid type: null"),
+        (json, br#"{}"#, 400, "body: missing field `cluster_name`"),
+        (json, br#"{"cluster_name": "a"} x"#, 400, "body: trailing characters at line 1 column 23"),
+        (json, br#"{"cluster_name": 3}"#, 400, "cluster_name: invalid type: integer `3`, expected a string"),
+        (json, br#"{"cluster_name": null}"#, 400, "cluster_name: invalid type: null, expected a string"),
         (json, b"\xff\xfe", 400, "expected value"),
         ("text/plain", br#"{"cluster_name": "a"}"#, 400, "application/json"),
         ("application/x-www-form-urlencoded", b"cluster_name=a", 400, "application/json"),
