@@ -87,6 +87,15 @@ impl Tx<'_> {
         Ok(collect(&self.0, query, [id.to_string()], read_action)?.pop())
     }
 
+    /// The newest of one user's actions, or of everybody's, that this pod was named with.
+    pub fn find_action_of_told_pod(&self, user: Option<&UserName>, pod: &str) -> Result<Option<ActionId>, DbError> {
+        let query = "SELECT told.id FROM told_actions AS told JOIN actions USING (id)
+             WHERE (?1 IS NULL OR told.user = ?1) AND told.upload ->> '$.pod_id' = ?2
+             ORDER BY actions.started_at DESC, told.id DESC LIMIT 1";
+        let read = |row: &Row| parsed(row.get(0)?);
+        Ok(collect(&self.0, query, params![user.map(UserName::as_str), pod], read)?.pop())
+    }
+
     pub fn upsert_told_action(&self, told: &ToldAction) -> Result<(), DbError> {
         self.0.execute(
             "INSERT OR REPLACE INTO told_actions (id, user, reason, upload, info) VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -118,6 +118,8 @@ pub struct Info {
 pub enum RegistryError {
     #[error("what is told of one thing has at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT}, this has more")]
     TooLarge,
+    #[error("{0} has no control characters in it; leave them out")]
+    Control(&'static str),
     #[error(
         "agents of one user may tell of {MAX_CHECKPOINTS} checkpoints in {MAX_BYTES} bytes; yours have told of {checkpoints} in {bytes}; deprecate some"
     )]
@@ -150,9 +152,10 @@ impl Registry {
     }
 
     /// Where a checkpoint is: as an agent told, or in our store.
-    pub fn path(&self, entry: &Entry) -> String {
+    pub fn path(&self, entry: &Entry) -> Option<String> {
         let told = entry.told.as_ref().and_then(|told| told.restore_path.clone());
-        told.unwrap_or_else(|| self.store.join(entry.id.to_string()).display().to_string())
+        let is_here = entry.ours.as_ref().is_some_and(|row| row.status == CheckpointStatus::Ready);
+        told.or_else(|| is_here.then(|| self.store.join(entry.id.to_string()).display().to_string()))
     }
 
     /// An empty checkpoint of an agent.
@@ -194,6 +197,8 @@ impl Registry {
         if info.gpu.len() > MAX_TEXT || info.platform.len() > MAX_TEXT || is_too_large(info.info.as_ref()) {
             return Err(RegistryError::TooLarge);
         }
+        ensure_plain("gpu", &info.gpu)?;
+        ensure_plain("platform", &info.platform)?;
         self.change(caller, id, "checkpoint.info", move |told| {
             if told.status == ToldStatus::Initializing {
                 told.status = ToldStatus::UpdatedInfo;
@@ -205,8 +210,11 @@ impl Registry {
 
     /// An agent has put its checkpoint somewhere.
     pub async fn uploaded(&self, caller: &Caller, id: CheckpointId, path: Option<String>) -> Result<(), RegistryError> {
-        if path.as_ref().is_some_and(|path| path.len() > MAX_TEXT || path.chars().any(char::is_control)) {
-            return Err(RegistryError::TooLarge);
+        if let Some(path) = &path {
+            if path.len() > MAX_TEXT {
+                return Err(RegistryError::TooLarge);
+            }
+            ensure_plain("restore_path", path)?;
         }
         self.change(caller, id, "checkpoint.uploaded", move |told| {
             if told.status != ToldStatus::Deprecated {
@@ -271,6 +279,12 @@ impl Registry {
         let user = (!caller.is_admin).then(|| caller.user.clone());
         let told: Vec<ToldAction> = self.db.read(move |tx| tx.list_told_actions(user.as_ref())).await?;
         Ok(told.into_iter().map(|told| (told.id, told)).collect())
+    }
+
+    /// The newest action of a pod that an agent named with it.
+    pub async fn action_of_told_pod(&self, caller: &Caller, pod: String) -> Result<Option<ActionId>, RegistryError> {
+        let user = (!caller.is_admin).then(|| caller.user.clone());
+        Ok(self.db.read(move |tx| tx.find_action_of_told_pod(user.as_ref(), &pod)).await?)
     }
 
     /// Tells more of an action that the caller may see.
@@ -347,6 +361,11 @@ fn empty(id: CheckpointId, user: UserName, own: bool) -> ToldCheckpoint {
 
 fn is_too_large(value: Option<&Value>) -> bool {
     value.is_some_and(|value| value.to_string().len() > MAX_JSON)
+}
+
+/// What is shown in a line of its own, or is a name.
+pub fn ensure_plain(field: &'static str, text: &str) -> Result<(), RegistryError> {
+    if text.chars().any(char::is_control) { Err(RegistryError::Control(field)) } else { Ok(()) }
 }
 
 /// Looked at after the change, which is rolled back if it was too much.

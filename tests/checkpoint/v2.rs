@@ -135,6 +135,20 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     let actions = alice.get("/v2/actions").ok().json();
     assert_eq!(actions[1]["details"]["told"]["pod_spec"], json!({"a": 1}));
     assert_eq!(send(&alice, "PUT", &format!("/v2/restores/info/{first}"), &json!({})).status, 404);
+    // A pod that only the agent knows is linked with the action; one that is known here has its own.
+    assert_eq!(alice.get(&format!("/v2/actions/from_pod/{pod}")).ok().text(), second);
+    let elsewhere = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+    for told in [elsewhere.to_uppercase(), "ml/train-0".to_owned()] {
+        let upload = json!({"action_id": first, "status": "ready", "pod_id": told, "pod_spec": {"a": 1}});
+        post(&alice, "/v2/actions/upload", &upload).ok();
+        let asked = format!("/v2/actions/from_pod/{}", told.to_lowercase().replace('/', "%2F"));
+        assert_eq!(alice.get(&asked).ok().text(), first, "{asked}");
+        assert_eq!(admin.get(&asked).ok().text(), first, "{asked}");
+        assert_eq!(bob.get(&asked).status, 404, "{asked}");
+    }
+    let upload = json!({"action_id": second, "status": "ready", "pod_id": "ml/train-0"});
+    post(&alice, "/v2/actions/upload", &upload).ok();
+    assert_eq!(alice.get("/v2/actions/from_pod/ml%2Ftrain-0").ok().text(), second);
 
     // Nothing of it is bob's.
     for path in [format!("/v2/checkpoint/status/{first}"), format!("/v2/actions/from_pod/{pod}")] {

@@ -5,14 +5,15 @@ use std::{path::Path, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{Filled, Loose, V2Error};
 use crate::{
     account::Caller,
     app::App,
     checkpoint::{
-        Action, ActionFilter, ActionKind, ActionStatus, Compression, Connections, Kind, LeaveRunning, NewCheckpoint,
-        Origin, Phase,
+        Action, ActionFilter, ActionKind, ActionStatus, CheckpointError, Compression, Connections, Kind, LeaveRunning,
+        NewCheckpoint, Origin, Phase,
     },
     db::rfc3339,
     http::{
@@ -23,7 +24,7 @@ use crate::{
     names::{PodRef, UserName, clipped},
     params,
     pod::{Pod, PodError},
-    registry::ToldAction,
+    registry::{ToldAction, ensure_plain},
 };
 
 /// Actions of one answer, the newest.
@@ -163,46 +164,68 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error>
 
 params! { OfPod { id: String } }
 
-/// Also of a pod that is deleted, by its id or its name.
+/// Also of a pod that is deleted, by its id or its name; and of one that only an agent knows.
 pub async fn of_pod(cx: Cx, params: OfPod) -> Result<String, V2Error> {
     let caller = cx.caller();
-    let not_found = || V2Error::NotFound(format!("there is no action of a pod {} of yours", params.id));
-    let mut filter = ActionFilter { all: caller.is_admin, limit: 1, ..ActionFilter::default() };
-    match params.id.parse::<Loose<PodId>>() {
-        Ok(Loose(id)) => filter.pod = Some(id),
-        Err(_) => {
-            let wanted = params.id.parse().map_err(|_| not_found())?;
-            filter.container_name = Some(cx.app.pods.name_of(caller, &wanted)?);
-        }
+    if let Some(action) = newest_here(&cx.app, caller, &params.id).await? {
+        return Ok(action.id.to_string());
     }
-    let newest = cx.app.checkpoints.list_actions(caller, filter).await?.pop();
-    Ok(newest.ok_or_else(not_found)?.id.to_string())
+    let told = cx.app.registry.action_of_told_pod(caller, plain_id(&params.id)).await?;
+    let not_found = || V2Error::NotFound(format!("there is no action of a pod {} of yours", clipped(&params.id)));
+    Ok(told.ok_or_else(not_found)?.to_string())
 }
 
-/// What an agent tells of an action; the rest of it is kept with these.
-#[derive(Deserialize, Serialize, ToSchema)]
+/// The newest action of a pod of this host.
+async fn newest_here(app: &App, caller: &Caller, pod: &str) -> Result<Option<Action>, V2Error> {
+    let mut filter = ActionFilter { all: caller.is_admin, limit: 1, ..ActionFilter::default() };
+    match (pod.parse::<Loose<PodId>>(), pod.parse::<PodRef>()) {
+        (Ok(Loose(id)), _) => filter.pod = Some(id),
+        (_, Ok(wanted)) => match app.pods.name_of(caller, &wanted) {
+            Ok(name) => filter.container_name = Some(name),
+            Err(_) => return Ok(None),
+        },
+        (Err(_), Err(_)) => return Ok(None),
+    }
+    Ok(app.checkpoints.list_actions(caller, filter).await?.pop())
+}
+
+/// An id in the one spelling that is kept; other names as they are.
+fn plain_id(id: &str) -> String {
+    id.parse::<Loose<Uuid>>().map_or_else(|_| id.to_owned(), |Loose(id)| id.to_string())
+}
+
+/// What an agent tells of an action.
+#[derive(Deserialize, ToSchema)]
 pub struct Upload {
     #[schema(value_type = String)]
-    #[serde(skip_serializing)]
     action_id: Loose<ActionId>,
     status: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pod_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pod_spec: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pod_metadata_spec: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     persistent_volume_claim: Option<Value>,
 }
 
+/// The pod that is named is one of the action's from then on.
 pub async fn upload(cx: Cx, (_, Body(body)): (NoParams, Body<Upload>)) -> Result<String, V2Error> {
-    let upload = serde_json::to_value(&body).unwrap_or_default();
+    let pod = body.pod_id.filter(|id| !id.is_empty()).map(|id| plain_id(&id));
+    ensure_plain("status", &body.status)?;
+    if let Some(pod) = &pod {
+        ensure_plain("pod_id", pod)?;
+    }
+    let fields = [
+        ("status", Some(body.status.into())),
+        ("pod_id", pod.map(Value::from)),
+        ("pod_spec", body.pod_spec),
+        ("pod_metadata_spec", body.pod_metadata_spec),
+        ("persistent_volume_claim", body.persistent_volume_claim),
+    ];
+    let upload = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     cx.app.registry.tell(cx.caller(), body.action_id.0, |told| told.upload = Some(upload)).await?;
     Ok("Success".to_owned())
 }
 
-params! { One { action_id: Loose<ActionId> } }
+params! { One { action_id: String } }
 
 #[derive(Serialize)]
 struct Status {
@@ -210,8 +233,11 @@ struct Status {
     details: Option<String>,
 }
 
+/// What is no id is no action's: the editions know no 400 here.
 pub async fn status(cx: Cx, params: One) -> Result<Json<impl Serialize>, V2Error> {
-    let action = cx.app.checkpoints.action(cx.caller(), params.action_id.0).await?;
+    let id = params.action_id.parse::<Loose<ActionId>>();
+    let Loose(id) = id.map_err(|_| CheckpointError::NoAction(clipped(&params.action_id)))?;
+    let action = cx.app.checkpoints.action(cx.caller(), id).await?;
     let details = match (&action.error, action.status) {
         (Some(error), _) => Some(error.clone()),
         (None, ActionStatus::Running) => Some(action.phase.to_string()),

@@ -60,7 +60,6 @@ fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView
         (None, None) => ToldStatus::Initializing.as_str(),
     };
     let unknown = |is_ours: bool, here: String| if is_ours { here } else { String::new() };
-    let has_place = told.is_some_and(|told| told.restore_path.is_some()) || matches!(status, "ready") && ours.is_some();
     CheckpointView {
         id: entry.id,
         name: ours.and_then(|row| row.name.as_ref()).map(|name| name.as_str().to_owned()),
@@ -72,7 +71,7 @@ fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView
         process_info: manifest
             .map_or(Value::Null, |manifest| json!({"frozen_ms": manifest.frozen_ms, "losses": manifest.losses})),
         info: told.and_then(|told| told.info.clone()).unwrap_or_default(),
-        path: has_place.then(|| app.registry.path(entry)),
+        path: app.registry.path(entry),
         pody: ours.map_or(Value::Null, |row| json!(row)),
         source: if ours.is_some() { "pody" } else { "agent" },
     }
@@ -185,7 +184,10 @@ pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
     };
     let newest = entries.iter().find(|entry| is_meant(&cx.app, entry, &which, caller));
     let newest = newest.ok_or_else(|| V2Error::NotFound("there is no checkpoint like this of yours".to_owned()))?;
-    Ok(cx.app.registry.path(newest))
+    cx.app.registry.path(newest).ok_or_else(|| {
+        let say = "told no restore_path; tell it with POST /v2/checkpoints/uploaded/";
+        V2Error::NotFound(format!("the agent of checkpoint {0} {say}{0}", newest.id))
+    })
 }
 
 fn is_meant(app: &App, entry: &Entry, which: &Which, caller: &Caller) -> bool {

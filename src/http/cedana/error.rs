@@ -62,6 +62,7 @@ impl V2Error {
             },
             Self::Registry(error) => match error {
                 RegistryError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                RegistryError::Control(_) => StatusCode::BAD_REQUEST,
                 RegistryError::TooMany { .. } => StatusCode::FORBIDDEN,
                 RegistryError::Checkpoint(_) | RegistryError::Db(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },

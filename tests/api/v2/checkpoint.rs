@@ -42,6 +42,13 @@ fn an_agent_writes_its_own_checkpoint_down() {
         assert_eq!(path(&alice, &none).status, 404, "{none}");
     }
     assert_eq!(path(&bob, &format!("checkpoint_id={id}")).status, 404);
+    // Its agent may have told no place.
+    for nowhere in [json!({"restore_path": null}), json!({"restore_path": ""})] {
+        uuid(&send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/{id}"), &nowhere));
+        assert_eq!(shown(&["status", "path"]), json!(["ready", null]));
+        let answer = path(&alice, &format!("checkpoint_id={id}"));
+        assert_eq!((answer.status, message(&answer).contains("told no restore_path")), (404, true), "{answer}");
+    }
 
     // By their ids, newest first; those of others are not there.
     let ids =
@@ -75,7 +82,7 @@ fn an_agent_writes_its_own_checkpoint_down() {
     eventually(Duration::from_secs(12), "it is forgotten", || list(&alice, "").len() == 1);
     let events = alice.get("/v2/events?resource_type=checkpoint").ok().json();
     let seen: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["operation"].as_str().unwrap()).collect();
-    assert_eq!(seen, ["deprecate", "uploaded", "info", "tell", "tell"]);
+    assert_eq!(seen, ["deprecate", "uploaded", "uploaded", "uploaded", "info", "tell", "tell"]);
     admin.post("/admin/user/delete?username=alice").ok();
     assert_eq!(server.count("SELECT count(*) FROM told_checkpoints"), 0);
 }
@@ -90,8 +97,26 @@ fn what_agents_tell_is_bounded() {
     assert_eq!(put(json!({"gpu": "x".repeat(5000), "platform": "y"})).status, 413);
     assert_eq!(put(json!({"gpu": 1, "platform": "y"})).status, 400);
     assert_eq!(put(json!({"platform": "y"})).status, 400);
-    let path = json!({"restore_path": "a\u{0}b"});
-    assert_eq!(send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/{id}"), &path).status, 413);
+    let uploaded = |path: String| {
+        send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/{id}"), &json!({"restore_path": path}))
+    };
+    assert_eq!(uploaded("x".repeat(5000)).status, 413);
+    let upload = |field: &str| {
+        let mut body = json!({"action_id": NOTHING, "status": "ready"});
+        body[field] = "a\u{0}b".into();
+        send_json(&alice, "POST", "/v2/actions/upload", &body)
+    };
+    for (answer, field) in [
+        (uploaded("a\u{0}b".to_owned()), "restore_path"),
+        (uploaded("a\nb".to_owned()), "restore_path"),
+        (put(json!({"gpu": "a\u{0}b", "platform": "y"})), "gpu"),
+        (put(json!({"gpu": "x", "platform": "a\u{7f}b"})), "platform"),
+        (upload("status"), "status"),
+        (upload("pod_id"), "pod_id"),
+    ] {
+        let rule = format!("{field} has no control characters in it; leave them out");
+        assert_eq!((answer.status, message(&answer)), (400, rule), "{answer}");
+    }
     super::sql(
         &server,
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999)
@@ -155,6 +180,8 @@ fn ids_and_bodies_that_are_none() {
     }
     for (method, path) in [
         ("GET", format!("/v2/checkpoint/status/{NOTHING}")),
+        ("GET", "/v2/checkpoint/status/nothing".to_owned()),
+        ("GET", "/v2/checkpoint/status/..%2f..".to_owned()),
         ("GET", format!("/v2/actions/from_pod/{NOTHING}")),
         ("GET", "/v2/actions/from_pod/..%2f..%2fetc".to_owned()),
         ("GET", "/v2/actions/from_pod/nothing".to_owned()),
@@ -166,6 +193,19 @@ fn ids_and_bodies_that_are_none() {
         assert_eq!(answer.status, 404, "{method} {path}: {answer}");
         message(&answer);
     }
+    // What must be there is described.
+    for (path, fields) in [
+        ("/v2/actions/upload", "action_id, persistent_volume_claim?, pod_id?, pod_metadata_spec?, pod_spec?, status"),
+        ("/v2/checkpoint/pod", "cluster_id?, kind?, namespace?, overrides?, pod_id?, pod_name?, reason?, runc_root?"),
+        ("/v2/restore/pod", "action_id, cluster_id?, overrides?, reason?"),
+        ("/v2/cluster/sync", "cluster_id?, metadata?, resource?"),
+    ] {
+        let hint = format!("body: it is empty; send a JSON object with {fields}");
+        assert_eq!(message(&alice.post(path)), hint);
+    }
+    let described = alice.get("/openapi.json").ok().json()["paths"]["/v2/actions/upload"]["post"].clone();
+    let schema = &described["requestBody"]["content"]["application/json"]["schema"];
+    assert_eq!(schema["required"], json!(["action_id", "status"]));
     assert_eq!(send_json(&alice, "PUT", &format!("/v2/restores/info/{NOTHING}"), &json!({})).status, 404);
     assert_eq!(alice.get("/v2/actions").ok().json(), json!([]));
     assert_eq!(alice.get("/v2/actions?type=restore").ok().json(), json!([]));
