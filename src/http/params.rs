@@ -176,7 +176,7 @@ macro_rules! number_parameters {
                     name,
                     kind: "int_parsing",
                     message: "Input should be a valid integer, unable to parse string as an integer",
-                    input: text.to_owned(),
+                    input: clipped(text),
                 })
             }
         })*
@@ -204,7 +204,7 @@ impl Parameter for bool {
                 name,
                 kind: "bool_parsing",
                 message: "Input should be a valid boolean, unable to interpret input",
-                input: text.to_owned(),
+                input: clipped(text),
             }),
         }
     }

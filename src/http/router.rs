@@ -20,7 +20,7 @@ use super::{
     params::{BodyUse, Input, Param, Params},
     pody::{self, ApiError},
 };
-use crate::{account::Caller, app::App, engine::Health};
+use crate::{account::Caller, app::App, engine::Health, names::clipped};
 
 /// Largest body that is read as a whole, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -383,6 +383,7 @@ fn refuse_other_bodies(headers: &HeaderMap) -> Result<(), ApiError> {
     if kind.is_empty() || kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json") {
         return Ok(());
     }
+    let kind = clipped(&kind);
     Err(ApiError::BadRequest(format!("this route wants JSON, and the body came as {kind:?}; send application/json")))
 }
 

@@ -28,7 +28,7 @@ use crate::{
         params::Streamed,
         router::{Cx, Json},
     },
-    names::UserName,
+    names::{UserName, clipped},
     params,
 };
 
@@ -221,7 +221,8 @@ fn announced(headers: &HeaderMap) -> Result<Option<Begin>, V2Error> {
     let Some(range) = text(header::CONTENT_RANGE) else {
         return Ok(Some(Begin { offset: None, total: length, length, only_if }));
     };
-    let bad = || V2Error::BadRequest(format!("Content-Range: {range:?} is none; write bytes FIRST-LAST/TOTAL"));
+    let shown = clipped(range);
+    let bad = || V2Error::BadRequest(format!("Content-Range: {shown:?} is none; write bytes FIRST-LAST/TOTAL"));
     let (part, total) = range.strip_prefix("bytes ").and_then(|range| range.split_once('/')).ok_or_else(bad)?;
     let total = if total == "*" { None } else { Some(total.parse::<u64>().map_err(|_| bad())?) };
     if part == "*" {

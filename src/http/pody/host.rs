@@ -15,7 +15,7 @@ use crate::{
         params::NoParams,
         router::{Cx, Json},
     },
-    names::UserName,
+    names::{UserName, clipped},
     params,
 };
 
@@ -87,9 +87,8 @@ pub async fn gpu_processes(cx: Cx, params: Processes) -> Result<Json<impl Serial
         None => None,
         Some(list) => {
             let parse = |id: &str| {
-                id.trim()
-                    .parse::<u32>()
-                    .map_err(|_| ApiError::BadRequest(format!("id: {id:?} is no index of a GPU; write 0 or 0,1")))
+                let bad = || format!("id: {:?} is no index of a GPU; write 0 or 0,1", clipped(id));
+                id.trim().parse::<u32>().map_err(|_| ApiError::BadRequest(bad()))
             };
             Some(list.split(',').map(parse).collect::<Result<Vec<u32>, _>>()?)
         }

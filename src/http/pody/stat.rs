@@ -13,7 +13,7 @@ use crate::{
     db::rfc3339,
     gpu::GpuUuid,
     http::router::{Cx, Json},
-    names::{PodRef, Span, UserName},
+    names::{PodRef, Span, UserName, clipped},
     params,
     usage::{
         Amount, GpuAmount, Subject,
@@ -119,7 +119,8 @@ impl Split {
                 "day" => split.period = Some(86_400),
                 other => {
                     return Err(ApiError::BadRequest(format!(
-                        "by: {other:?} is none of user, pod, gpu, hour, day; several go with commas"
+                        "by: {:?} is none of user, pod, gpu, hour, day; several go with commas",
+                        clipped(other)
                     )));
                 }
             }
@@ -190,7 +191,9 @@ pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
     match params.format.as_deref() {
         None | Some("json") => Ok(Json(rows).into_response()),
         Some("csv") => Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], csv(&rows)).into_response()),
-        Some(other) => Err(ApiError::BadRequest(format!("format: {other:?} is none; there are json and csv"))),
+        Some(other) => {
+            Err(ApiError::BadRequest(format!("format: {:?} is none; there are json and csv", clipped(other))))
+        }
     }
 }
 

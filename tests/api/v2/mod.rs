@@ -7,8 +7,11 @@ mod file;
 mod resource;
 
 use insta::assert_snapshot;
-use pody::http::router::routes;
-use serde_json::Value;
+use pody::http::{
+    params::Param,
+    router::{Access, routes},
+};
+use serde_json::{Value, json};
 
 use crate::common::{Answer, Client, Server, password};
 
@@ -192,6 +195,53 @@ fn a_slash_at_the_end_of_a_path_is_nothing() {
     for none in ["/v2/", "/v2/nothing/", "/v2/pods//", "/v2//pods"] {
         assert_eq!(alice.get(none).status, 404, "{none}");
     }
+}
+
+/// In both dialects: nobody reads an id of many kilobytes.
+#[test]
+fn what_is_long_is_not_told_back() {
+    let server = server();
+    let (alice, admin) = (server.member("alice"), server.admin());
+    // With spaces and quotes, as a long text may have; and as the parsers of numbers and lists see it.
+    let texts = ["x%20%22".repeat(1000), "7".repeat(3000), "a,".repeat(1500)];
+    let (mut refused, mut echoed) = (0, Vec::new());
+    let mut look = |answer: Answer, what: &str| {
+        refused += usize::from(answer.status == 404);
+        if answer.status != 200 && answer.body.len() > 2000 {
+            echoed.push(format!("{what}: {}", answer.text().chars().take(200).collect::<String>()));
+        }
+    };
+    for route in routes().iter().filter(|route| route.path != "/user/ch-passwd") {
+        let client = if route.access == Access::Admin { &admin } else { &alice };
+        for text in &texts {
+            let path = route
+                .params
+                .iter()
+                .fold(route.path.to_owned(), |path, param| path.replace(&format!("{{{}}}", param.name), text));
+            let pair = |param: &Param| format!("{}={text}", param.name);
+            let queried = || route.params.iter().filter(|param| !route.is_in_path(param.name));
+            let required: Vec<String> = queried().filter(|param| !param.optional).map(pair).collect();
+            for query in queried().map(pair).chain([required.join("&")]) {
+                let what = format!("{} {} {}", route.method, route.path, &query[..query.len().min(20)]);
+                look(client.send(route.method.as_str(), &format!("{path}?{query}"), &[]), &what);
+            }
+        }
+        let long = "x \"".repeat(30_000);
+        for (field, _) in route.body.fields() {
+            let fields = route.body.fields();
+            let required = fields.iter().filter(|(_, optional)| !optional).map(|(name, _)| (name.clone(), json!(long)));
+            for value in [json!(long), json!([long]), json!({"criu_opts": long, "compression": long, "pod_name": long})]
+            {
+                let mut body: Value = required.clone().collect();
+                body[&field] = value;
+                let path = route.path.replace("{id}", "11111111-1111-4111-8111-111111111111");
+                let what = format!("{} {} {field}", route.method, route.path);
+                look(send_json(&alice, route.method.as_str(), &path, &body), &what);
+            }
+        }
+    }
+    assert!(echoed.is_empty(), "{echoed:#?}");
+    assert!(refused > 10, "{refused}");
 }
 
 #[test]
