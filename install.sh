@@ -205,10 +205,13 @@ start_dockerd() {
 
 # Kernels from 6.16 on refuse a socket option that CRIU before 4.2 reads of every
 # socket, so nothing with a network connection could be saved; `criu check` does
-# not notice.
+# not notice. Those before 3.19 end when they are given scripts and called by runc.
 criu_usable() {
+    local version needed=3.19
     has criu && criu check >/dev/null 2>&1 || return 1
-    ! version_at_least "$(uname -r)" 6.16 || version_at_least "$(criu --version | sed -n 's/^Version: //p')" 4.2
+    version=$(criu --version | sed -n 's/^Version: //p')
+    ! version_at_least "$(uname -r)" 6.16 || needed=4.2
+    version_at_least "$version" "$needed"
 }
 
 # The distribution's CRIU, else a newer one. Fails when neither is usable.
@@ -232,7 +235,7 @@ ensure_criu() {
 # are. A package database of its own, empty, makes apt resolve the whole closure.
 install_criu_from_sid() {
     local mirror work package new=$criu_prefix.new
-    note "the distribution's CRIU does not work on kernel $(uname -r): fetching a newer one"
+    note "the distribution's CRIU cannot save pods on kernel $(uname -r): fetching a newer one"
     # shellcheck disable=SC2016  # $(…) is apt's format language
     mirror=$(apt-get indextargets --format '$(CREATED_BY) $(ORIGIN) $(CODENAME) $(REPO_URI)' |
         awk -v codename="$VERSION_CODENAME" '$1 == "Packages" && $2 == "Debian" && $3 == codename { print $4; exit }')
@@ -272,7 +275,7 @@ WRAPPER
 }
 
 install_criu_from_ppa() {
-    note "the distribution's CRIU does not work on kernel $(uname -r): adding ppa:criu/ppa"
+    note "the distribution's CRIU cannot save pods on kernel $(uname -r): adding ppa:criu/ppa"
     install_packages software-properties-common || return 1
     quiet add-apt-repository -y ppa:criu/ppa || return 1
     quiet env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends criu

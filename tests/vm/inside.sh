@@ -24,8 +24,10 @@ eventually() {
 }
 
 # The program's name, which it chose once, and how far it has counted.
-name_of() { pody exec "$1" -- cut -d' ' -f1 /root/count; }
-count_of() { pody exec "$1" -- cut -d' ' -f2 /root/count; }
+# A command has a terminal, which ends lines its own way.
+count_file() { pody exec "$1" -- cat /root/count | tr -d '\r'; }
+name_of() { count_file "$1" | cut -d' ' -f1; }
+count_of() { count_file "$1" | cut -d' ' -f2; }
 counts() {
     local from
     from=$(count_of "$1") && sleep 1 && [ "$(count_of "$1")" -gt "$from" ]

@@ -62,7 +62,8 @@ mod tests {
             ("Version: 3.10", "5.10.0", Level::Fail),
             ("Version: 4.2", "6.18.44", Level::Ok),
             ("Version: 4.2.1\nGitID: v4.2.1", "6.18.44", Level::Ok),
-            ("Version: 3.17.1", "6.1.0-18-amd64", Level::Ok),
+            ("Version: 3.17.1", "6.1.0-18-amd64", Level::Fail),
+            ("Version: 3.19", "6.1.0-18-amd64", Level::Ok),
             ("who knows", "6.1.0", Level::Warn),
         ] {
             assert_eq!(judge(criu, kernel).level, level, "{criu} on {kernel}");
