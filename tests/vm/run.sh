@@ -39,6 +39,8 @@ ensure_disk() {
         echo "/dev/vda / ext4 defaults 0 1" >"$root/etc/fstab"
         echo "pody-$suite" >"$root/etc/hostname"
         printf '[Match]\nName=en*\n\n[Network]\nDHCP=yes\n' >"$root/etc/systemd/network/10-all.network"
+        # A mirror that stands still for the host does so for the machine.
+        apt-config dump Acquire::Check-Valid-Until >"$root/etc/apt/apt.conf.d/90valid-until"
         quiet chroot "$root" systemctl enable systemd-networkd systemd-resolved ssh
         install -d -m 0700 "$root/root/.ssh"
         install -m 0600 "$home/key.pub" "$root/root/.ssh/authorized_keys"
