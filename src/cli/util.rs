@@ -98,6 +98,9 @@ Restart=on-failure
 RestartSec=2
 # Pods belong to Docker, and whatever else the daemon started outlives it too.
 KillMode=process
+# When the kernel takes a helper (CRIU, tar) for memory, the daemon tells of it and
+# puts the pod right; it need not end.
+OOMPolicy=continue
 LimitNOFILE=65536
 # No file system or device restrictions: the daemon makes members' folders where
 # the configuration says, and NVIDIA's library opens devices. And nothing that
