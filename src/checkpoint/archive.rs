@@ -6,6 +6,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 use tokio::process::Command;
 
 use super::{CheckpointError, store};
+use crate::names::clipped;
 
 /// What is kept of files besides their content.
 const KEPT: [&str; 4] = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"];
@@ -46,7 +47,8 @@ async fn run(mut tar: Command, to: &Path) -> Result<(), CheckpointError> {
         ["No space left on device", "Disk quota exceeded", "Wrote only"].iter().any(|words| said.contains(words));
     match is_full {
         true => Err(CheckpointError::DiskFull { path: to.to_owned(), free: store::left(to) }),
-        false => Err(failed(said.lines().take(3).collect::<Vec<_>>().join("; "))),
+        // A line may have a whole path in it.
+        false => Err(failed(said.lines().take(3).map(clipped).collect::<Vec<_>>().join("; "))),
     }
 }
 

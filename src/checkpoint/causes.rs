@@ -109,7 +109,23 @@ const KNOWN: &[(&[&str], &str)] = &[
     ),
     (
         &["killed by signal 9"],
-        "a program was killed while it was made anew; is the pod's memory limit smaller than it was?",
+        "a program was killed in the middle of it, by somebody or for lack of memory; is the pod's memory limit smaller than it was?",
+    ),
+    (
+        &["si_code=", "si_status=9"],
+        "a program of the pod was killed in the moment in which it was saved, by somebody or for lack of memory",
+    ),
+    (
+        &["Zombies with threads"],
+        "the first thread of a program has ended and others go on, which cannot be saved; end that program",
+    ),
+    (
+        &["Can't make VM id"],
+        "two programs share their memory without being threads (clone with CLONE_VM), which cannot be saved; end them",
+    ),
+    (
+        &["Can't make FS id"],
+        "two programs share their working folder (clone with CLONE_FS), which cannot be saved; end them",
     ),
     (
         &["task interruption"],

@@ -6,11 +6,14 @@
 //!
 //! *Names of sockets.* CRIU notes the name that a unix socket was bound under; where it has another by now, that is the one
 //! that it must come back with: see [`super::network::socket_names`].
+//!
+//! *Time.* A pod that was brought back has a clock of its own (time_namespaces(7)), and what the engine execs in it has the host's.
+//! CRIU brings back one time for all programs or none: what such a command left behind gets the pod's.
 
 use std::{collections::BTreeMap, fs, io, ops::Range, path::Path};
 
 use super::{
-    images::{self, field, number},
+    images::{self, New, field, number},
     network::socket_names::LONGEST,
 };
 
@@ -28,14 +31,45 @@ const INODE: u64 = 2;
 const NAME: u64 = 11;
 const FOLDER: u64 = 14;
 const DELETED: u64 = 15;
+/// Images of what a process shares with others have names that begin so; this one is of the pod's first process.
+const SHARED: &str = "ids-";
+const FIRST: &str = "ids-1.img";
+/// images/core.proto: the time.
+const TIME: u64 = 12;
 
 /// Corrects the images in this folder. `names` are those of now, by the inode of the socket.
 pub fn correct(folder: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
-    let path = folder.join(FILES);
-    let image = fs::read(&path)?;
-    let corrected = corrected(&image, names)
-        .ok_or_else(|| io::Error::other(format!("{} is not as CRIU writes it", path.display())))?;
-    if corrected == image { Ok(()) } else { fs::write(&path, corrected) }
+    change(&folder.join(FILES), |image| corrected(image, names))?;
+    let first = fs::read(folder.join(FIRST))?;
+    let Some(time) = time_of(&first) else { return Ok(()) };
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(SHARED) {
+            change(&entry.path(), |image| in_time(image, time))?;
+        }
+    }
+    Ok(())
+}
+
+fn change(path: &Path, correct: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::Result<()> {
+    let image = fs::read(path)?;
+    let corrected =
+        correct(&image).ok_or_else(|| io::Error::other(format!("{} is not as CRIU writes it", path.display())))?;
+    if corrected == image { Ok(()) } else { fs::write(path, corrected) }
+}
+
+/// Which time a process has; `None` where the kernel knows but one.
+fn time_of(image: &[u8]) -> Option<u64> {
+    let entry = &image[images::entries(image).next()??];
+    Some(number(entry, field(entry, 0, entry.len(), TIME)?.0)?.0)
+}
+
+fn in_time(image: &[u8], time: u64) -> Option<Vec<u8>> {
+    let mut corrected = image.get(..images::HEADER)?.to_vec();
+    for entry in images::entries(image) {
+        images::push_entry(&mut corrected, &images::with(&image[entry?], &[(TIME, New::Number(time))])?);
+    }
+    Some(corrected)
 }
 
 fn corrected(image: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
@@ -47,7 +81,7 @@ fn corrected(image: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
         } else if let Some(socket) = part(&entry, UNIX_SOCKET)
             && let Some(renamed) = renamed(&entry[socket], names)
         {
-            entry = images::with(&entry, &[(UNIX_SOCKET, Some(&renamed))])?;
+            entry = images::with(&entry, &[(UNIX_SOCKET, New::Bytes(&renamed))])?;
         }
         images::push_entry(&mut corrected, &entry);
     }
@@ -80,7 +114,7 @@ fn wind_up(entry: &mut [u8], timer: Range<usize>) {
 fn renamed(socket: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
     let (begin, _) = field(socket, 0, socket.len(), INODE)?;
     let name = names.get(&number(socket, begin)?.0).filter(|name| name.len() <= LONGEST)?;
-    images::with(socket, &[(NAME, Some(name.as_bytes())), (FOLDER, None), (DELETED, None)])
+    images::with(socket, &[(NAME, New::Bytes(name.as_bytes())), (FOLDER, New::Nothing), (DELETED, New::Nothing)])
 }
 
 #[cfg(test)]
@@ -131,6 +165,15 @@ mod tests {
         let timers = [[1, 0, 0, 0, 9], [1, 0, 0, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
         let expected = [[1, 0, 1, 0, 9], [1, 0, 1, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
         assert_eq!(corrected(&image(&timers.map(timer)), &BTreeMap::new()).unwrap(), image(&expected.map(timer)));
+    }
+
+    #[test]
+    fn all_programs_get_the_time_of_the_first() {
+        let shared = |time: &[u8]| image(&[[&[0x08, 1, 0x10, 2][..], time, &[0x58, 7]].concat()]);
+        let (first, other) = (shared(&[0x60, 0x90, 0x01]), shared(&[0x60, 9]));
+        assert_eq!((time_of(&first), time_of(&other), time_of(&shared(&[]))), (Some(144), Some(9), None));
+        assert_eq!(in_time(&other, 144).unwrap(), first);
+        assert_eq!(in_time(&other[..other.len() - 1], 144), None);
     }
 
     #[test]

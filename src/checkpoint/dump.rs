@@ -72,8 +72,9 @@ impl Saving {
         self.manifest.hosts = settle_in::hosts(anatomy.pid);
         self.manifest.network = settle_in::network_settings(anatomy.pid);
         stopped::note(&self.action.journal.stopped, &images).map_err(CheckpointError::io("writing", &images))?;
-        let names =
-            socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &runtime::members(&self.seen.container));
+        let mut names = self.seen.findings.socket_names.clone();
+        // Everywhere it was looked before the pod stood still.
+        names.extend(socket_names::of_now(anatomy.pid, None, &runtime::members(&self.seen.container)));
         corrections::correct(&images, &names).map_err(CheckpointError::io("correcting", &images))?;
         self.manifest.memory_files = settle_in::memory_files(&images, anatomy.pid);
         let size = store::size_of(&images) + caught.load(Ordering::Relaxed);
@@ -146,11 +147,15 @@ impl Saving {
         pages.chain(settle_in::memory_images(self.seen.anatomy.pid)).collect()
     }
 
-    /// CRIU's own lock costs a tenth of a second of standing still. It is wanted where a connection with others may go on: a
-    /// restore locks the way that the dump did, and packets must not come before the socket is there.
+    /// CRIU's own lock costs a tenth of a second of standing still. A restore locks the way that the dump did, and it is wanted
+    /// where packets must not come before the socket is there: where a connection with others may go on, and where CRIU will
+    /// send what a program of the pod had for another and could not send yet.
     fn lock_of_dump(&self) -> NetworkLock {
         let is_old = !runtime::knows_to_skip_lock(&self.manifest.host.criu);
-        if is_old || self.manifest.sockets.outside > 0 { NetworkLock::Criu } else { self.network }
+        match is_old || self.manifest.sockets.outside > 0 || sockets::have_unsent(self.seen.anatomy.pid) {
+            true => NetworkLock::Criu,
+            false => self.network,
+        }
     }
 
     /// Where runc's own folder is not found: the engine does it, never with a stop, and its images are taken over.

@@ -106,16 +106,27 @@ pub fn field(bytes: &[u8], begin: usize, end: usize, wanted: u64) -> Option<(usi
     None
 }
 
-/// A message with other values of some fields, which hold bytes, or without them.
-pub fn with(message: &[u8], changes: &[(u64, Option<&[u8]>)]) -> Option<Vec<u8>> {
+/// What a field of a message gets.
+pub enum New<'a> {
+    Bytes(&'a [u8]),
+    Number(u64),
+    Nothing,
+}
+
+/// A message with other values of some fields. What it does not have it does not get.
+pub fn with(message: &[u8], changes: &[(u64, New)]) -> Option<Vec<u8>> {
     let mut changed = Vec::with_capacity(message.len());
     let mut at = 0;
     while at < message.len() {
         let (found, Range { end, .. }) = next_field(message, at, message.len())?;
         match changes.iter().find(|(field, _)| *field == found) {
             None => changed.extend_from_slice(&message[at..end]),
-            Some((_, None)) => {}
-            Some((_, Some(value))) => {
+            Some((_, New::Nothing)) => {}
+            Some((_, New::Number(value))) => {
+                push_number(&mut changed, found << 3);
+                push_number(&mut changed, *value);
+            }
+            Some((_, New::Bytes(value))) => {
                 push_number(&mut changed, found << 3 | BYTES);
                 push_number(&mut changed, value.len() as u64);
                 changed.extend_from_slice(value);
@@ -205,8 +216,9 @@ mod tests {
         // 1: 150; 2: "ab"; 15: true; 3: four bytes.
         let message = [0x08, 0x96, 0x01, 0x12, 2, b'a', b'b', 0x78, 1, 0x1d, 1, 2, 3, 4];
         let long = [b'x'; 200];
-        let changed = with(&message, &[(2, Some(&long)), (15, None), (9, Some(b"is not there"))]).unwrap();
-        let expected = [&[0x08, 0x96, 0x01, 0x12, 200, 1][..], &long, &[0x1d, 1, 2, 3, 4]].concat();
+        let changes = [(1, New::Number(300)), (2, New::Bytes(&long)), (15, New::Nothing), (9, New::Number(1))];
+        let changed = with(&message, &changes).unwrap();
+        let expected = [&[0x08, 0xac, 0x02, 0x12, 200, 1][..], &long, &[0x1d, 1, 2, 3, 4]].concat();
         assert_eq!(changed, expected);
         assert_eq!(with(&message, &[]).unwrap(), message);
         assert_eq!(with(&message[..message.len() - 1], &[]), None);

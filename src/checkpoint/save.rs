@@ -32,6 +32,9 @@ use crate::{
 pub const KEPT_IMAGES: &str = "pody-keep";
 /// How long a pod goes on before it is tried to save it again, milliseconds.
 pub(super) const BREATHS: [u64; 4] = [20, 70, 150, 400];
+/// How often a program is let go on that is met in vfork(2), which lasts a millisecond or so, and for how long.
+const VFORKS: u32 = 40;
+const VFORK_BREATH: Duration = Duration::from_millis(7);
 
 /// One checkpoint under way.
 pub struct Saving {
@@ -138,7 +141,6 @@ impl Saving {
             // Before the pod stands still: a restore may hold it for a moment.
             self.options = Some(HostOptions::keep_free().await?);
         }
-        self.live.frozen_since().get_or_insert_with(Instant::now);
         self.stand_still().await?;
         // A network that it shares stays when it is stopped.
         let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
@@ -155,13 +157,30 @@ impl Saving {
         Ok(())
     }
 
+    /// Where a program is just in vfork(2), CRIU could wait for it for ever: it is let go on for a moment.
     async fn stand_still(&self) -> Result<(), CheckpointError> {
-        self.me.0.engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
-            true => CheckpointError::Criu(
-                "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less".to_owned(),
-            ),
-            false => error.into(),
-        })
+        let engine = &self.me.0.engine;
+        for _ in 0..VFORKS {
+            self.live.frozen_since().get_or_insert_with(Instant::now);
+            engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
+                true => CheckpointError::Criu(
+                    "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less".to_owned(),
+                ),
+                false => error.into(),
+            })?;
+            if stopped::in_vfork(&self.seen.container).is_none() {
+                return Ok(());
+            }
+            engine.unpause(&self.seen.container).await?;
+            if self.action.journal.gpu.is_none() {
+                *self.live.frozen_since() = None;
+            }
+            tokio::time::sleep(VFORK_BREATH).await;
+        }
+        let name = stopped::in_vfork(&self.seen.container).unwrap_or_else(|| "a program".to_owned());
+        Err(CheckpointError::Criu(format!(
+            "{name} starts other programs all the time (vfork) and was never met outside of it; try again when it does less"
+        )))
     }
 
     async fn save_files(&mut self) -> Result<(), CheckpointError> {

@@ -1,4 +1,4 @@
-//! Programs that were stopped by a signal: a job under Ctrl-Z, a debugger's victim, `kill -STOP`.
+//! Programs that wait where CRIU cannot attach to them. First those that were stopped by a signal: a job under Ctrl-Z, a debugger's victim, `kill -STOP`.
 //!
 //! Cgroups of version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits for it
 //! to leave its stop, and it cannot before it is thawed), so CRIU would hang until its deadline. But a process that was told
@@ -29,6 +29,7 @@ use crate::{
 
 /// What the kernel names as the place where a stopped process waits (kernel/signal.c).
 const STOP: &str = "do_signal_stop";
+const VFORK: &str = "kernel_clone";
 /// How long a program may take to find out of CRIU's code, on a busy host.
 const WAY_OUT: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(1);
@@ -49,6 +50,19 @@ pub fn find(container: &ContainerId) -> Vec<ProcessId> {
     };
     let stuck = runtime::members(container).into_iter().filter(is_stuck);
     stuck.filter_map(|pid| Stat::read(pid).map(|stat| stat.id)).collect()
+}
+
+/// A program of a container that stands still in vfork(2): it waits for its child to begin another program, and cannot be
+/// attached to before. The kernel names the place kernel_clone (kernel/fork.c).
+pub fn in_vfork(container: &ContainerId) -> Option<String> {
+    let waits = |thread: &Path| fs::read_to_string(thread.join("wchan")).is_ok_and(|place| place.trim() == VFORK);
+    let is_in_it = |&pid: &i32| {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        threads.into_iter().any(|thread| waits(&thread.path()))
+    };
+    let pid = runtime::members(container).into_iter().find(is_in_it)?;
+    let name = process::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("{}[{}]", name.trim().escape_debug(), process::pid_inside(pid).unwrap_or(pid)))
 }
 
 /// Has them ready to be saved. They do not run: they are frozen.

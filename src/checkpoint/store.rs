@@ -159,14 +159,50 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Bytes in files below a folder, as far as it can be read: it may change meanwhile.
 pub fn size_of(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    let sizes = entries.filter_map(Result::ok).map(|entry| match entry.metadata() {
-        Ok(data) if data.is_dir() => size_of(&entry.path()),
-        // A sparse file takes less than its length.
-        Ok(data) if data.is_file() => data.len().min(std::os::unix::fs::MetadataExt::blocks(&data) * 512),
-        _ => 0,
-    });
-    sizes.sum()
+    measure(folder).bytes
+}
+
+/// What lies below a folder.
+#[derive(Debug, Default, PartialEq)]
+pub struct Measure {
+    /// In files, as far as they can be read: they may change meanwhile.
+    pub bytes: u64,
+    /// A path, from the folder, that is too long for the kernel to take at once: programs make those folder by folder.
+    pub too_long: Option<PathBuf>,
+}
+
+/// Looks at all that lies below a folder.
+pub fn measure(folder: &Path) -> Measure {
+    /// The longest that the kernel takes (limits.h, PATH_MAX), less the zero behind it and the `./` that tar puts before.
+    const LONGEST: usize = 4096 - 3;
+    fn walk(folder: &Path, from: &Path, found: &mut Measure) {
+        let below = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
+                found.too_long.get_or_insert_with(|| below(folder));
+                return;
+            }
+            Err(_) => return,
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let path = entry.path();
+            if path.as_os_str().len() > LONGEST && below(&path).as_os_str().len() > LONGEST {
+                found.too_long.get_or_insert_with(|| below(&path));
+            }
+            match entry.metadata() {
+                Ok(data) if data.is_dir() => walk(&path, from, found),
+                // A sparse file takes less than its length.
+                Ok(data) if data.is_file() => {
+                    found.bytes += data.len().min(std::os::unix::fs::MetadataExt::blocks(&data) * 512);
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut found = Measure::default();
+    walk(folder, folder, &mut found);
+    found
 }
 
 #[cfg(test)]

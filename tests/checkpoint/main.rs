@@ -18,6 +18,7 @@ mod life;
 mod limits;
 mod matrix;
 mod meanwhile;
+mod odd;
 mod refusals;
 mod remote;
 mod restores;

@@ -25,41 +25,48 @@ const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
 /// A file, wherever its name is: device and inode.
 type FileId = (u64, u64);
 
-/// The names of now, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod, `upper` is its
-/// writable layer, where names may lie anywhere; elsewhere they are looked for in the folder of the first name.
+/// The names of now, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod. A name is looked for
+/// in the folder of the first one; what is not there, in the writable layer where that is given, which takes as long as it has
+/// files.
 pub fn of_now(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, String> {
     let table = process::read(format!("/proc/{init}/net/unix")).unwrap_or_default();
     let root = PathBuf::from(format!("/proc/{init}/root"));
-    let inside = |path: &str| root.join(path.trim_start_matches('/'));
-    let is_gone = |path: &str| fs::symlink_metadata(inside(path)).is_err();
+    let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    let is_gone = |path: &str| fs::symlink_metadata(inside(Path::new(path))).is_err();
     // Most have the name that they were bound under: then no file need be looked at.
     let gone: HashMap<u64, &str> = bound(&table).filter(|(_, path)| is_gone(path)).collect();
     if gone.is_empty() {
         return BTreeMap::new();
     }
-    let mut names = Vec::new();
-    if let Some(upper) = upper {
-        sockets_below(upper, upper, &mut names);
-    }
-    let folders: HashSet<&Path> = gone.values().filter_map(|path| Path::new(path).parent()).collect();
-    for folder in folders {
-        names.extend(sockets_in(&inside(&folder.to_string_lossy())).map(|name| folder.join(name)));
-    }
-    let named: HashMap<FileId, String> = names
-        .into_iter()
-        .filter_map(|name| {
-            let name = name.to_str()?.to_owned();
-            Some((id_of(&fs::symlink_metadata(inside(&name)).ok()?), name))
-        })
-        .collect();
     let held = pids.iter().flat_map(|&pid| process::descriptors(pid).map(move |held| (pid, held)));
-    let of_now = held.filter_map(|(pid, (number, target))| {
+    let files = held.filter_map(|(pid, (number, target))| {
         let inode = sockets::inode(&target).filter(|inode| gone.contains_key(inode))?;
         let socket = life::descriptor(pid, number.parse().ok()?).ok()?;
-        let file = file_of(&socket).ok()?.metadata().ok()?;
-        Some((inode, named.get(&id_of(&file))?.clone()))
+        Some((inode, id_of(&file_of(&socket).ok()?.metadata().ok()?)))
     });
-    of_now.collect()
+    let mut files: HashMap<u64, FileId> = files.collect();
+    let mut found = BTreeMap::new();
+    let mut look_among = |names: Vec<PathBuf>| {
+        let named =
+            names.into_iter().filter_map(|name| Some((id_of(&fs::symlink_metadata(inside(&name)).ok()?), name)));
+        let named: HashMap<FileId, PathBuf> = named.collect();
+        files.retain(|&inode, file| {
+            let name = named.get(file).and_then(|name| name.to_str());
+            found.extend(name.map(|name| (inode, name.to_owned())));
+            name.is_none()
+        });
+        files.is_empty()
+    };
+    let folders: HashSet<&Path> = gone.values().filter_map(|path| Path::new(path).parent()).collect();
+    let beside = folders.into_iter().flat_map(|folder| sockets_in(folder, &inside(folder)));
+    if !look_among(beside.collect())
+        && let Some(upper) = upper
+    {
+        let mut names = Vec::new();
+        sockets_below(upper, upper, &mut names);
+        look_among(names);
+    }
+    found
 }
 
 /// What is told of those that cannot get their name again.
@@ -106,10 +113,11 @@ fn sockets_below(folder: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of sockets in a folder.
-fn sockets_in(folder: &Path) -> impl Iterator<Item = std::ffi::OsString> {
-    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket())).map(|entry| entry.file_name())
+/// Sockets in a folder of the pod, which the host has under another name.
+fn sockets_in(folder: &Path, there: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(there).into_iter().flatten().filter_map(Result::ok);
+    let sockets = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()));
+    sockets.map(|entry| folder.join(entry.file_name())).collect()
 }
 
 #[cfg(test)]

@@ -49,6 +49,14 @@ pub fn of(pid: i32) -> Sockets {
     sockets
 }
 
+/// Whether a TCP connection of a pod has something that its other end has not taken yet.
+pub fn have_unsent(pid: i32) -> bool {
+    ["tcp", "tcp6"].iter().any(|file| {
+        let table = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
+        table.lines().skip(1).filter_map(Socket::parse).any(|socket| socket.is_connection() && socket.unsent > 0)
+    })
+}
+
 /// The addresses of a network, but for those of the loopback: entries `/32 host LOCAL` of /proc/net/fib_trie.
 pub fn own_addresses(trie: &str) -> HashSet<Ipv4Addr> {
     let mut last = None;
@@ -68,6 +76,8 @@ struct Socket<'a> {
     local: Address,
     remote: Address,
     state: &'a str,
+    /// Bytes.
+    unsent: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +92,9 @@ impl<'a> Socket<'a> {
         let mut fields = line.split_whitespace().skip(1);
         let mut address = || Some(Address::parse(fields.next()?.split(':').next()?));
         let (local, remote) = (address()?, address()?);
-        Some(Self { local, remote, state: fields.next()? })
+        let state = fields.next()?;
+        let (unsent, _) = fields.next()?.split_once(':')?;
+        Some(Self { local, remote, state, unsent: u32::from_str_radix(unsent, 16).ok()? })
     }
 
     fn is_connection(&self) -> bool {

@@ -7,7 +7,7 @@ mod sentences;
 mod watches;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -36,6 +36,7 @@ use crate::{
     engine::{Anatomy, Init},
     host::process,
     ids::ContainerId,
+    names::clipped,
 };
 
 /// Bytes a second that a dump is expected to write before one was measured on this host.
@@ -99,6 +100,8 @@ pub struct Findings {
     pub memory: u64,
     pub files: u64,
     pub sockets: Sockets,
+    /// Unix sockets with another name than they were bound under, by inode.
+    pub socket_names: BTreeMap<u64, String>,
     /// Processes on GPUs, where these may be saved.
     pub gpu_holders: Vec<Holder>,
     /// Bytes that they have there.
@@ -157,7 +160,16 @@ fn look_closely(
     let mut found = Findings::default();
     if kind.has_files() {
         match &anatomy.upper {
-            Some(upper) => found.files = store::size_of(upper),
+            Some(upper) => {
+                let store::Measure { bytes, too_long } = store::measure(upper);
+                found.files = bytes;
+                found.problems.extend(too_long.map(|path| {
+                    format!(
+                        "it has a path of more than 4096 bytes, which cannot be unpacked again: /{}; remove or shorten it, or use --kind simple",
+                        clipped(&path.to_string_lossy())
+                    )
+                }));
+            }
             None => found.problems.push(
                 "its files cannot be saved: Docker's storage driver here is not overlay2; use --kind simple".to_owned(),
             ),
@@ -189,7 +201,8 @@ fn look_closely(
         ));
     }
     let members = runtime::members(container);
-    found.losses.extend(socket_names::losses(&socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &members)));
+    found.socket_names = socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &members);
+    found.losses.extend(socket_names::losses(&found.socket_names));
     found.sockets = sockets::of(anatomy.pid);
     found.sockets.address = anatomy.address.clone();
     found

@@ -1,0 +1,129 @@
+//! States of a pod that CRIU by itself saves wrongly, or saves and cannot bring back.
+
+use crate::help::{
+    COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, exec, run_python, save, start,
+};
+
+/// What a command leaves in the background of a pod that was brought back has the host's clock, and the pod its own.
+#[test]
+fn what_a_command_left_after_a_restore_is_saved_and_comes_back() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    run_python(&alice, "main", "counter", COUNTER);
+    let (_, identity) = count(&alice, "main");
+    for round in 1..=2 {
+        save(&alice, "ins=main&leave_running=false");
+        done(&alice, "/pod/restore?ins=main");
+        exec(&alice, "main", "(setsid sleep 100000 > /dev/null 2>&1 < /dev/null &); sleep 0.5");
+        assert_eq!(exec(&alice, "main", "pgrep -cx sleep"), round.to_string());
+    }
+    let id = save(&alice, "ins=main&leave_running=false");
+    for (to, name) in [("", "main"), ("&as=twin", "twin")] {
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
+        assert_eq!(exec(&alice, name, "pgrep -cx sleep"), "2", "{name}");
+        let (from, same) = count(&alice, name);
+        assert_eq!(same, identity, "{name}");
+        counts_on(&alice, name, from);
+    }
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "twin");
+    delete_checkpoints(&alice);
+}
+
+/// A program of the pod writes faster than another reads: CRIU sends what is left in a restore, before the other end is there.
+#[test]
+fn connections_inside_the_pod_keep_what_could_not_be_sent_yet() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = r#"
+import socket, threading, time
+listener = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(listener.getsockname())
+other, _ = listener.accept()
+listener.close()
+client.setblocking(False)
+sent = 0
+try:
+    while True: sent += client.send(sent.to_bytes(8, 'big') * 8192)
+except BlockingIOError: pass
+open('/root/sent', 'w').write(str(sent))
+print('ready')
+import os
+while not os.path.exists('/root/go'): time.sleep(0.05)
+data = b''
+other.settimeout(60)
+while len(data) < sent: data += other.recv(1 << 20)
+at = 0
+good = len(data) == sent
+client.setblocking(True)
+client.sendall(b'end'); good = good and other.recv(3) == b'end'
+open('/root/result', 'w').write('good' if good else 'bad')
+time.sleep(100000)
+"#;
+    run_python(&alice, "main", "full", program);
+    let sent: u64 = exec(&alice, "main", "cat /root/sent").parse().expect("a number");
+    assert!(sent > 1 << 20, "{sent}");
+    let id = save(&alice, "ins=main&leave_running=false");
+    for (to, name) in [("", "main"), ("&as=twin", "twin")] {
+        done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
+        let wait =
+            "touch /root/go; for n in $(seq 600); do [ -e /root/result ] && break; sleep 0.1; done; cat /root/result";
+        assert_eq!(exec(&alice, name, wait), "good", "{name}");
+    }
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete(&alice, "twin");
+    delete_checkpoints(&alice);
+}
+
+/// Python, make and shells begin programs with vfork(2), and CRIU waits in vain for who is in it.
+#[test]
+fn programs_that_start_others_all_the_time_are_saved() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = "import subprocess\nprint('ready')\nn = 0\nwhile True:\n    subprocess.run(['true']); n += 1\n    \
+                   open('/root/begun', 'w').write(str(n))";
+    run_python(&alice, "main", "starter", program);
+    run_python(&alice, "main", "counter", COUNTER);
+    for _ in 0..6 {
+        done(&alice, "/pod/checkpoint?ins=main");
+    }
+    let action = done(&alice, "/pod/checkpoint?ins=main&leave_running=false");
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={}", action["checkpoint"].as_str().expect("an id")));
+    let begun = "cat /root/begun; echo; sleep 1; cat /root/begun";
+    let counts = exec(&alice, "main", begun);
+    let (before, after) = counts.split_once('\n').expect("two lines");
+    assert_ne!(before.trim(), after.trim(), "it goes on");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// Folders in folders, made one by one: no path leads there, and tar could not make them again.
+#[test]
+fn a_path_that_is_too_long_is_refused_beforehand() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let dig =
+        "python3 -c \"\nimport os\nos.chdir('/root')\nfor n in range(25): os.mkdir('d' * 200); os.chdir('d' * 200)\n\"";
+    exec(&alice, "main", dig);
+    let refused = alice.post("/pod/checkpoint?ins=main");
+    assert_eq!(refused.status, 409, "{refused}");
+    assert!(
+        refused.detail().contains("it has a path of more than 4096 bytes") && refused.text().len() < 1000,
+        "{refused}"
+    );
+    // Memory alone has no paths.
+    done(&alice, "/pod/checkpoint?ins=main&kind=simple");
+    let undo = "python3 -c \"\nimport os\nos.chdir('/root')\nfor n in range(25): os.chdir('d' * 200)\nfor n in range(25): os.chdir('..'); os.rmdir('d' * 200)\n\"";
+    exec(&alice, "main", undo);
+    done(&alice, "/pod/checkpoint?ins=main");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
