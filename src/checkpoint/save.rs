@@ -168,7 +168,7 @@ impl Saving {
                 ),
                 false => error.into(),
             })?;
-            if stopped::in_vfork(&self.seen.container).is_none() {
+            if !self.checkpoint.kind.has_processes() || stopped::in_vfork(&self.seen.container).is_none() {
                 return Ok(());
             }
             engine.unpause(&self.seen.container).await?;
