@@ -90,7 +90,7 @@ fn a_dump_by_the_engine_that_fails_leaves_the_pod_running() {
     };
     let alice = server.member("alice");
     create(&alice, "main");
-    run_python(&alice, "main", "counter", &COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 100"));
+    run_python(&alice, "main", "counter", &COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 600"));
     let (from, identity) = count(&alice, "main");
     let error = fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
     was_the_engine(&server, 1);

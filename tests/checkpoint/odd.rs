@@ -120,10 +120,33 @@ fn a_path_that_is_too_long_is_refused_beforehand() {
     );
     // Memory alone has no paths.
     done(&alice, "/pod/checkpoint?ins=main&kind=simple");
-    let undo = "python3 -c \"\nimport os\nos.chdir('/root')\nfor n in range(25): os.chdir('d' * 200)\nfor n in range(25): os.chdir('..'); os.rmdir('d' * 200)\n\"";
+    let hold = "import os, time\nos.chdir('/root')\nfor n in range(25): os.chdir('d' * 200)\nf = open('far', 'w')\n\
+                print('ready')\ntime.sleep(100000)";
+    run_python(&alice, "main", "holder", hold);
+    let verdict = alice.get("/checkpoint/check?ins=main&kind=simple").ok().json();
+    let problems = verdict["problems"].to_string();
+    assert!(problems.contains("python3[") && problems.contains("a file open whose path is longer"), "{verdict}");
+    exec(&alice, "main", "pkill -f [h]older.py");
+    let undo = "python3 -c \"\nimport os\nos.chdir('/root')\nfor n in range(25): os.chdir('d' * 200)\nos.unlink('far')\nfor n in range(25): os.chdir('..'); os.rmdir('d' * 200)\n\"";
     exec(&alice, "main", undo);
     done(&alice, "/pod/checkpoint?ins=main");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
+}
+
+/// CRIU would say so only after the pause, and not of which program.
+#[test]
+fn a_program_without_its_first_thread_is_named() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let program = "import ctypes, threading, time\nthreading.Thread(target=time.sleep, args=[100000]).start()\n\
+                   print('ready', flush=True)\nctypes.CDLL(None).pthread_exit(None)";
+    run_python(&alice, "main", "headless", program);
+    let refused = alice.post("/pod/checkpoint?ins=main");
+    assert_eq!(refused.status, 409, "{refused}");
+    let told = refused.detail();
+    assert!(told.contains("python3[") && told.contains("goes on without its first thread"), "{refused}");
+    delete(&alice, "main");
 }

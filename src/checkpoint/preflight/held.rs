@@ -112,6 +112,14 @@ pub fn problem_of_process(pid: i32, who: &str) -> Option<String> {
             name_of(tracer)
         ));
     }
+    // Its first thread is no more, and others are.
+    if process::state(pid) == Some('Z')
+        && fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+    {
+        return Some(format!(
+            "{who} goes on without its first thread, which has ended (pthread_exit), and cannot be saved; end it first"
+        ));
+    }
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let program = program.to_string_lossy();
     program

@@ -285,8 +285,17 @@ fn look_at_files(
     let mut device = None;
     let folder = format!("/proc/{pid}/fd");
     for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let target = target.to_string_lossy().into_owned();
+        let target = match fs::read_link(entry.path()) {
+            Ok(target) => target.to_string_lossy().into_owned(),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
+                process.notes.push(format!(
+                    "{who} has a file open whose path is longer than 4096 bytes, which cannot be saved; close it, or end it"
+                ));
+                process.saved = Saved::No;
+                continue;
+            }
+            Err(_) => continue,
+        };
         let limit = config.deleted_file_limit;
         let problem = if target == "anon_inode:[io_uring]" {
             format!("{who} uses io_uring, which cannot be saved; restart it with UV_USE_IO_URING=0")
