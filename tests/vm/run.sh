@@ -33,7 +33,7 @@ ensure_disk() {
     local base=$home/$suite.base root
     [ -e "$home/key" ] || ssh-keygen -q -t ed25519 -N '' -f "$home/key"
     if [ ! -e "$base" ]; then
-        root=$(mktemp -d "$home/root.XXXXXX")
+        root=$(mktemp -d -p "$home")
         quiet mmdebstrap --variant=minbase --include=systemd-sysv,systemd-resolved,linux-image-cloud-amd64,initramfs-tools,openssh-server,udev,dbus,iproute2,ca-certificates,sudo \
             "$suite" "$root" "deb http://deb.debian.org/debian $suite main"
         echo "/dev/vda / ext4 defaults 0 1" >"$root/etc/fstab"
