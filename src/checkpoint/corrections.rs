@@ -10,7 +10,13 @@
 //! *Time.* A pod that was brought back has a clock of its own (time_namespaces(7)), and what the engine execs in it has the host's.
 //! CRIU brings back one time for all programs or none: what such a command left behind gets the pod's.
 
-use std::{collections::BTreeMap, fs, io, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
+    path::Path,
+};
 
 use super::{
     images::{self, New, field, number},
@@ -31,6 +37,17 @@ const INODE: u64 = 2;
 const NAME: u64 = 11;
 const FOLDER: u64 = 14;
 const DELETED: u64 = 15;
+/// The part of an internet socket; of it (images/sk-inet.proto) protocol, state, ports, addresses, and which ways are shut.
+const INTERNET_SOCKET: u64 = 4;
+const PROTOCOL: u64 = 5;
+const STATE: u64 = 6;
+const PORTS: [u64; 2] = [7, 8];
+const ADDRESSES: [u64; 2] = [11, 12];
+const SHUT: u64 = 19;
+/// Of these, TCP, a socket that is closed, and both ways (images/sk-opts.proto).
+const TCP: u64 = 6;
+const CLOSED: u64 = 7;
+const BOTH: u64 = 3;
 /// Images of what a process shares with others have names that begin so; this one is of the pod's first process.
 const SHARED: &str = "ids-";
 const FIRST: &str = "ids-1.img";
@@ -49,6 +66,49 @@ pub fn correct(folder: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// In a copy of images: TCP connections with others are closed, as their programs find them that CRIU closes, and those between
+/// programs of the pod, which has these addresses, stay. CRIU alone closes all or none.
+pub fn close_outside(folder: &Path, own: &[Ipv4Addr]) -> io::Result<()> {
+    change(&folder.join(FILES), |image| {
+        let mut closed = image.get(..images::HEADER)?.to_vec();
+        for entry in images::entries(image) {
+            let mut entry = image[entry?].to_vec();
+            if let Some(socket) = part(&entry, INTERNET_SOCKET)
+                && leads_outside(&entry[socket.clone()], own)?
+            {
+                let none = [(STATE, New::Number(CLOSED)), (PORTS[0], New::Number(0)), (PORTS[1], New::Number(0))];
+                let mut socket = images::with(&images::with(&entry[socket], &none)?, &[(SHUT, New::Nothing)])?;
+                images::push_field(&mut socket, SHUT, BOTH);
+                entry = images::with(&entry, &[(INTERNET_SOCKET, New::Bytes(&socket))])?;
+            }
+            images::push_entry(&mut closed, &entry);
+        }
+        Some(closed)
+    })
+}
+
+/// Whether a socket is a TCP connection with somebody who is no program of the pod.
+fn leads_outside(socket: &[u8], own: &[Ipv4Addr]) -> Option<bool> {
+    let first = |field| images::numbers(socket, field).map(|values| values.first().copied().unwrap_or(0));
+    // Only a connection has another end.
+    if first(PROTOCOL)? != TCP || first(PORTS[1])? == 0 {
+        return Some(false);
+    }
+    let is_own = |field| {
+        let words: Vec<u8> =
+            images::numbers(socket, field)?.iter().flat_map(|&word| (word as u32).to_ne_bytes()).collect();
+        let address = match words.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(words).ok()?),
+            _ => IpAddr::from(<[u8; 16]>::try_from(words).ok()?).to_canonical(),
+        };
+        Some(match address {
+            IpAddr::V4(address) => address.is_loopback() || own.contains(&address),
+            IpAddr::V6(address) => address == Ipv6Addr::LOCALHOST,
+        })
+    };
+    Some(!(is_own(ADDRESSES[0])? && is_own(ADDRESSES[1])?))
 }
 
 fn change(path: &Path, correct: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::Result<()> {
@@ -165,6 +225,33 @@ mod tests {
         let timers = [[1, 0, 0, 0, 9], [1, 0, 0, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
         let expected = [[1, 0, 1, 0, 9], [1, 0, 1, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
         assert_eq!(corrected(&image(&timers.map(timer)), &BTreeMap::new()).unwrap(), image(&expected.map(timer)));
+    }
+
+    #[test]
+    fn connections_with_others_are_closed_and_nothing_else() {
+        let words = |field: u8, address: [u8; 4]| {
+            let mut message = Vec::new();
+            images::push_field(&mut message, field.into(), u32::from_ne_bytes(address).into());
+            message
+        };
+        let socket = |[state, from, to]: [u8; 3], source, destination, rest: &[u8]| {
+            let begin = [0x08, 3, 0x28, 6, 0x30, state, 0x38, from, 0x40, to];
+            entry(4, INTERNET_SOCKET, &[&begin[..], &words(11, source), &words(12, destination), rest].concat())
+        };
+        let (own, other, loopback, any) = ([172, 17, 0, 2], [172, 17, 0, 1], [127, 0, 0, 1], [0; 4]);
+        let same = [
+            socket([1, 9, 8], loopback, loopback, &[]),
+            socket([1, 9, 8], own, own, &[]),
+            socket([10, 9, 0], any, any, &[]),
+        ];
+        let shut = [0x98, 0x01, 3];
+        let before = [socket([1, 9, 8], own, other, &[]), socket([8, 9, 8], own, other, &[0x98, 0x01, 1])];
+        let after = [socket([7, 0, 0], own, other, &shut), socket([7, 0, 0], own, other, &shut)];
+        let folder = tempfile::tempdir().unwrap();
+        let all = |changed: [Vec<u8>; 2]| image(&[&same[..], &changed].concat());
+        fs::write(folder.path().join(FILES), all(before)).unwrap();
+        close_outside(folder.path(), &[own.into()]).unwrap();
+        assert_eq!(fs::read(folder.path().join(FILES)).unwrap(), all(after));
     }
 
     #[test]

@@ -137,6 +137,26 @@ pub fn with(message: &[u8], changes: &[(u64, New)]) -> Option<Vec<u8>> {
     Some(changed)
 }
 
+/// Adds a field to a message.
+pub fn push_field(message: &mut Vec<u8>, field: u64, value: u64) {
+    push_number(message, field << 3);
+    push_number(message, value);
+}
+
+/// All values of a field of numbers that may come several times.
+pub fn numbers(message: &[u8], wanted: u64) -> Option<Vec<u64>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < message.len() {
+        let (field, value) = next_field(message, at, message.len())?;
+        if field == wanted {
+            found.push(number(message, value.start)?.0);
+        }
+        at = value.end;
+    }
+    Some(found)
+}
+
 /// The number of the field that begins here, and where its value lies.
 fn next_field(bytes: &[u8], at: usize, end: usize) -> Option<(u64, Range<usize>)> {
     let (key, after) = number(bytes, at)?;
@@ -216,6 +236,7 @@ mod tests {
         // 1: 150; 2: "ab"; 15: true; 3: four bytes.
         let message = [0x08, 0x96, 0x01, 0x12, 2, b'a', b'b', 0x78, 1, 0x1d, 1, 2, 3, 4];
         let long = [b'x'; 200];
+        assert_eq!((numbers(&message, 1), numbers(&message, 9)), (Some(vec![150]), Some(vec![])));
         let changes = [(1, New::Number(300)), (2, New::Bytes(&long)), (15, New::Nothing), (9, New::Number(1))];
         let changed = with(&message, &changes).unwrap();
         let expected = [&[0x08, 0xac, 0x02, 0x12, 200, 1][..], &long, &[0x1d, 1, 2, 3, 4]].concat();

@@ -14,7 +14,8 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, causes, compress, hollow,
+    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, causes, compress, corrections,
+    hollow,
     host_options::HostOptions,
     manifest::{Manifest, MemoryFiles},
     network::{
@@ -206,8 +207,13 @@ impl Restoring {
             let is_last = at + 1 == choices.len();
             match self.start_by(&container, *way).await {
                 Ok(()) => {
-                    let count = self.manifest.sockets.outside + self.manifest.sockets.local;
-                    if way.tcp == Tcp::Close && count > 0 {
+                    let sockets = &self.manifest.sockets;
+                    let count = match way.tcp {
+                        Tcp::Established => 0,
+                        Tcp::CloseOutside => sockets.outside,
+                        Tcp::Close => sockets.outside + sockets.local,
+                    };
+                    if count > 0 {
                         self.action.losses.push(format!("{count} open TCP connections were closed: {why}"));
                     }
                     return Ok(());
@@ -288,6 +294,10 @@ impl Restoring {
         let folder = container_folder.join("checkpoints").join(&name);
         let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
         hollow::make(&folder, &self.images, &emptied, self.action.id)?;
+        if way.tcp == Tcp::CloseOutside {
+            corrections::close_outside(&folder, &self.manifest.sockets.own_addresses())
+                .map_err(CheckpointError::io("correcting", &folder))?;
+        }
         let scratch = self.me.0.store.scratch(self.action.id);
         let script = self
             .plan(way.addresses, &container_folder)?

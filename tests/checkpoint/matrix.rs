@@ -479,18 +479,42 @@ fn connections_with_others_are_closed_where_they_cannot_go_on() {
     let listener = std::net::TcpListener::bind((gateway.as_str(), 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let program = format!(
-        "import socket, time\ns = socket.create_connection(('{gateway}', {port}))\nprint('ready')\nwhile True:\n    \
-         try:\n        s.sendall(b'x'); state = 'open'\n    except OSError: state = 'closed'\n    \
-         open('/root/state', 'w').write(state)\n    time.sleep(0.05)\n"
+        r#"
+import socket, threading, time
+def pair(address):
+    listener = socket.create_server((address, 0))
+    client = socket.create_connection(listener.getsockname())
+    return client, listener.accept()[0]
+pairs = [pair('127.0.0.1'), pair(socket.gethostbyname(socket.gethostname()))]
+sender, reader = [socket.create_connection(('{gateway}', {port})) for _ in range(2)]
+def read(): open('/root/end', 'w').write(repr(reader.recv(1)))
+threading.Thread(target=read).start()
+print('ready')
+n = 0
+while True:
+    n += 1
+    for client, server in pairs:
+        client.sendall(n.to_bytes(4, 'big'))
+        assert server.recv(4) == n.to_bytes(4, 'big')
+    try: sender.sendall(b'x'); state = 'open'
+    except OSError: state = 'closed'
+    open('/root/state', 'w').write(state)
+    open('/root/inside', 'w').write(str(n))
+    time.sleep(0.05)
+"#
     );
     run_python(&alice, "main", "outside", &program);
-    let (_connection, _) = listener.accept().unwrap();
+    let _connections = [listener.accept().unwrap(), listener.accept().unwrap()];
     let id = save(&alice, "ins=main");
     assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "the one that goes on keeps it");
     let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=clone")).ok());
     assert_eq!(action["status"], "done", "{action}");
-    assert!(action["losses"].to_string().contains("TCP connections were closed"), "{action}");
+    assert!(action["losses"].to_string().contains("\"2 open TCP connections were closed"), "{action}");
     eventually(Duration::from_secs(5), "the program is told", || exec(&alice, "clone", "cat /root/state") == "closed");
+    eventually(Duration::from_secs(5), "an end is read", || exec(&alice, "clone", "cat /root/end; true") == "b''");
+    let inside = || exec(&alice, "clone", "cat /root/inside").parse::<u64>().unwrap_or(0);
+    let from = inside();
+    eventually(Duration::from_secs(5), "those inside go on", || inside() > from);
     assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "a clone takes nobody's connection");
     assert_clean(&server);
     delete(&alice, "main");

@@ -150,3 +150,35 @@ fn a_program_without_its_first_thread_is_named() {
     assert!(told.contains("python3[") && told.contains("goes on without its first thread"), "{refused}");
     delete(&alice, "main");
 }
+
+/// CRIU makes a deleted folder again where it was, and takes away what it finds there.
+#[test]
+fn a_deleted_folder_with_a_successor_is_refused_and_one_without_comes_back() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let stand = |folder: &str| {
+        let job = format!("mkdir {folder}; cd {folder}; setsid sleep 100000 > /dev/null 2>&1 < /dev/null & sleep 0.3");
+        exec(&alice, "main", &job);
+    };
+    stand("/root/build");
+    exec(&alice, "main", "rm -r /root/build");
+    let id = save(&alice, "ins=main&leave_running=false");
+    done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
+    assert_eq!(exec(&alice, "main", "readlink /proc/$(pgrep -x sleep)/cwd"), "/root/build (deleted)");
+    for successor in ["mkdir /root/build", "rmdir /root/build; touch /root/build"] {
+        exec(&alice, "main", successor);
+        let refused = alice.post("/pod/checkpoint?ins=main&leave_running=false");
+        assert_eq!(refused.status, 409, "{refused}");
+        assert!(refused.detail().contains("is in a folder that was deleted (/root/build)"), "{refused}");
+    }
+    exec(&alice, "main", "rm /root/build");
+    // Two generations of it.
+    stand("/root/build");
+    exec(&alice, "main", "rm -r /root/build");
+    let refused = alice.post("/pod/checkpoint?ins=main");
+    assert!(refused.status == 409 && refused.detail().contains("there is another of that name"), "{refused}");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}

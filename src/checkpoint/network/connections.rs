@@ -9,14 +9,16 @@ use crate::checkpoint::{Connections, manifest::Sockets};
 pub enum Tcp {
     /// They go on: the pod has its address of then, or they do not leave it.
     Established,
-    /// Their programs find them closed.
+    /// Those between programs of the pod go on, the others are found closed.
+    CloseOutside,
+    /// Their programs find all of them closed.
     Close,
 }
 
 impl Tcp {
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Established => "tcp-established",
+            Self::Established | Self::CloseOutside => "tcp-established",
             Self::Close => "tcp-close",
         }
     }
@@ -48,6 +50,7 @@ impl Way {
         const INSIDE: Way = way(Tcp::Established, Addresses::Another);
         const CLOSED_AGAIN: Way = way(Tcp::Close, Addresses::Again);
         const CLOSED: Way = way(Tcp::Close, Addresses::Another);
+        const CUT_OFF: Way = way(Tcp::CloseOutside, Addresses::Another);
         // Only one pod can have the address, and others may know it.
         let again = in_place && sockets.need_their_address();
         match (wanted, sockets.outside, in_place) {
@@ -59,9 +62,9 @@ impl Way {
             (None, 0, _) if again => &[AGAIN, INSIDE, CLOSED],
             (None, 0, _) => &[INSIDE, CLOSED],
             // Where the pod has not its address of then, a connection with others must not look as if it went on.
-            (None, _, true) => &[AGAIN, CLOSED],
+            (None, _, true) => &[AGAIN, CUT_OFF, CLOSED],
             // Two with one connection would fight over it.
-            (None, _, false) => &[CLOSED],
+            (None, _, false) => &[CUT_OFF, CLOSED],
         }
     }
 }
@@ -75,6 +78,11 @@ impl Sockets {
     /// Whether others are connected with the pod, or reach a program of it, by its address of then.
     pub fn need_their_address(&self) -> bool {
         self.address_of_then().is_some_and(|address| self.bound.contains(&address))
+    }
+
+    /// All that its programs may know the pod by, but for the loopback's.
+    pub fn own_addresses(&self) -> Vec<Ipv4Addr> {
+        self.bound.iter().copied().chain(self.address_of_then()).collect()
     }
 
     /// Those that no engine gives the pod: of earlier lives, or all.
@@ -98,12 +106,10 @@ mod tests {
 
     #[test]
     fn a_clone_does_not_take_the_connections_of_another() {
-        let (inside, closed) = (
-            Way { tcp: Tcp::Established, addresses: Addresses::Another },
-            Way { tcp: Tcp::Close, addresses: Addresses::Another },
-        );
+        let [inside, cut_off, closed] =
+            [Tcp::Established, Tcp::CloseOutside, Tcp::Close].map(|tcp| Way { tcp, addresses: Addresses::Another });
         assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, None), [inside, closed]);
-        assert_eq!(Way::choices(&sockets(3, 1, &[2]), false, None), [closed]);
+        assert_eq!(Way::choices(&sockets(3, 1, &[2]), false, None), [cut_off, closed]);
         assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, Some(Connections::Close)), [closed]);
     }
 
@@ -111,7 +117,7 @@ mod tests {
     fn a_connection_with_others_goes_on_with_the_address_of_then_alone() {
         for (outside, wanted) in [(1, None), (2, Some(Connections::Keep))] {
             for way in Way::choices(&sockets(3, outside, &[2]), true, wanted) {
-                assert!(way.tcp == Tcp::Close || way.addresses == Addresses::Again, "{way:?}");
+                assert!(way.tcp != Tcp::Established || way.addresses == Addresses::Again, "{way:?}");
             }
         }
         // What is bound to it is reached by others again.

@@ -127,6 +127,27 @@ pub fn problem_of_process(pid: i32, who: &str) -> Option<String> {
         .then(|| format!("{who} runs a program that is no file ({program}), which cannot be saved; end it first"))
 }
 
+/// Folders that processes have open or stand in and that were deleted, by their path of then: of one path there is one alone.
+#[derive(Default)]
+pub struct DeletedFolders(HashMap<String, u64>);
+
+impl DeletedFolders {
+    /// Why what a process has there cannot be brought back, if it cannot: CRIU makes the folder again under its path, and takes
+    /// it away. `entry` is what links to it, below /proc.
+    pub fn problem(&mut self, init: i32, who: &str, entry: &Path, target: &str) -> Option<String> {
+        let path = target.strip_suffix(" (deleted)")?;
+        let folder = fs::metadata(entry).ok().filter(fs::Metadata::is_dir)?;
+        let now = Path::new(&format!("/proc/{init}/root")).join(path.trim_start_matches('/'));
+        let is_another =
+            fs::symlink_metadata(now).is_ok() || *self.0.entry(path.to_owned()).or_insert(folder.ino()) != folder.ino();
+        is_another.then(|| {
+            format!(
+                "{who} is in a folder that was deleted ({path}), or has it open, and there is another of that name, which cannot be brought back; have it leave the folder (cd), or end it"
+            )
+        })
+    }
+}
+
 /// The pod's message queues, whether a program has them open or not. CRIU saves a pod without any.
 pub fn queues(init: i32) -> Vec<String> {
     let mut queues = Vec::new();

@@ -16,7 +16,7 @@ use std::{
 use serde::Serialize;
 
 use self::{
-    held::Holdings,
+    held::{DeletedFolders, Holdings},
     sentences::{condensed, name_of, plain},
     watches::Watched,
 };
@@ -219,6 +219,7 @@ fn look_at_processes(
     let parents = runtime::parents(&pids);
     let may_exceed = has_sys_resource();
     let around = Surroundings::look(&pids, &parents, init, config);
+    let mut folders = DeletedFolders::default();
     for pid in pids {
         let name = name_of(pid);
         let Some(inside) = process::pid_inside(pid) else { continue };
@@ -250,6 +251,15 @@ fn look_at_processes(
             process.notes.push(problem);
         }
         let device = look_at_files(pid, &who, config, &around, &mut process);
+        for entry in links_of(pid) {
+            let Ok(target) = fs::read_link(&entry) else { continue };
+            if let Some(problem) = folders.problem(init, &who, &entry, &target.to_string_lossy())
+                && !process.notes.contains(&problem)
+            {
+                process.saved = Saved::No;
+                process.notes.push(problem);
+            }
+        }
         if device.is_some() || on_gpus.contains(&pid) {
             match config.gpu {
                 GpuCheckpoints::Experimental => {
@@ -341,6 +351,13 @@ fn look_at_files(
         process.saved = Saved::No;
     }
     device
+}
+
+/// All that links to what a process has open, where it stands and what it takes for the root.
+fn links_of(pid: i32) -> Vec<PathBuf> {
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    open.chain(["cwd", "root"].map(|name| folder.join(name))).collect()
 }
 
 /// Whether it has a GPU open now.
