@@ -1,7 +1,13 @@
 //! States of a pod that CRIU by itself saves wrongly, or saves and cannot bring back.
 
-use crate::help::{
-    COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, exec, run_python, save, start,
+use std::time::Duration;
+
+use crate::{
+    common::eventually,
+    help::{
+        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        run_python, save, start,
+    },
 };
 
 /// What a command leaves in the background of a pod that was brought back has the host's clock, and the pod its own.
@@ -178,6 +184,33 @@ fn a_deleted_folder_with_a_successor_is_refused_and_one_without_comes_back() {
     exec(&alice, "main", "rm -r /root/build");
     let refused = alice.post("/pod/checkpoint?ins=main");
     assert!(refused.status == 409 && refused.detail().contains("there is another of that name"), "{refused}");
+    assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// A job that an exec left behind and that writes to its terminal: the other end of that is the engine's.
+#[test]
+fn the_terminal_of_an_exec_is_named_and_the_pods_own_are_not() {
+    let Some(server) = start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    exec(&alice, "main", "tmux new-session -d -s work; sleep 0.5");
+    assert_eq!(alice.get("/checkpoint/check?ins=main").ok().json()["problems"], serde_json::json!([]));
+    let container = engine_says(&server, "alice", "main", "{{.Id}}");
+    let mut left = std::process::Command::new("docker")
+        .args(["exec", "-t", &container, "sh", "-c", "(setsid sleep 2001 &); sleep 1000"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("docker runs");
+    eventually(Duration::from_secs(20), "the job runs", || exec(&alice, "main", "pgrep -xc sleep; true") == "2");
+    let refused = alice.post("/pod/checkpoint?ins=main");
+    assert_eq!(refused.status, 409, "{refused}");
+    assert!(refused.detail().contains("has the terminal of an exec from outside open (/dev/pts/"), "{refused}");
+    exec(&alice, "main", "pkill -x sleep");
+    left.wait().expect("our own child");
+    done(&alice, "/pod/checkpoint?ins=main");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

@@ -38,6 +38,8 @@ const SOCKETS: [&str; 14] = [
     "NETLINK",
     "PACKET",
 ];
+/// The lower sides of terminals.
+const TERMINAL: &str = "/dev/pts/";
 /// open(2): messages of a pipe that stay apart.
 const PACKETS: u32 = 0o40000;
 /// CRIU opens terminals until it has the number that it looks for, but so many at most (criu/tty.c).
@@ -51,15 +53,25 @@ pub struct Holdings {
     /// The file system of the pod's message queues.
     queues: Option<u64>,
     waiting: HashMap<u64, &'static str>,
+    /// Terminals whose other end is saved too, and the pod's own, whose is not.
+    terminals: HashSet<u32>,
+    console: Option<String>,
 }
 
 impl Holdings {
-    /// `init` is the pod's first process.
-    pub fn look(init: i32) -> Self {
+    /// `init` is the pod's first process, `saved` are all that are to be saved.
+    pub fn look(init: i32, saved: &[i32]) -> Self {
         let queues = fs::metadata(format!("/proc/{init}/root/dev/mqueue")).ok().map(|folder| folder.dev());
         let root = fs::metadata(format!("/proc/{init}/root")).ok().map(|root| root.dev());
         let device = fs::metadata(format!("/proc/{init}/root/dev")).ok().map(|folder| folder.dev());
-        Self { queues: queues.filter(|queues| ![root, device].contains(&Some(*queues))), waiting: lasting(init) }
+        let upper = saved.iter().flat_map(|&pid| process::descriptors(pid).map(move |held| (pid, held)));
+        let upper = upper.filter(|(_, (_, target))| target.ends_with("/ptmx"));
+        Self {
+            queues: queues.filter(|queues| ![root, device].contains(&Some(*queues))),
+            waiting: lasting(init),
+            terminals: upper.filter_map(|(pid, (descriptor, _))| terminal(pid, &descriptor)).collect(),
+            console: fs::read_link(format!("/proc/{init}/fd/0")).ok().map(|path| path.to_string_lossy().into_owned()),
+        }
     }
 
     /// Why a descriptor of the process `who` cannot be saved, if it cannot: `target` is what it links to.
@@ -96,6 +108,14 @@ impl Holdings {
             return Some(format!(
                 "{who} has terminal {number} of the pod, and those above {} cannot be brought back; end it, or close others and open it anew",
                 TERMINALS - 1
+            ));
+        }
+        if let Some(number) = target.strip_prefix(TERMINAL).and_then(|number| number.parse().ok())
+            && !self.terminals.contains(&number)
+            && self.console.as_deref() != Some(target)
+        {
+            return Some(format!(
+                "{who} has the terminal of an exec from outside open ({target}), which cannot be saved; begin it with `> file 2>&1 < /dev/null` or with `pody exec -d`, or end it"
             ));
         }
         let is_queue = self.queues.is_some() && fs::metadata(&path).ok().map(|file| file.dev()) == self.queues;

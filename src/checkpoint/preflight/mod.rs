@@ -403,12 +403,13 @@ impl Surroundings {
             held
         };
         let watches = |pid: i32| process::descriptors(pid).filter(|(_, target)| target == INOTIFY);
-        let saved = pids.iter().copied().filter(|&pid| is_saved(pid));
-        let watched = saved.flat_map(|pid| watches(pid).flat_map(move |(descriptor, _)| watches_of(pid, &descriptor)));
+        let saved: Vec<i32> = pids.iter().copied().filter(|&pid| is_saved(pid)).collect();
+        let watched =
+            saved.iter().flat_map(|&pid| watches(pid).flat_map(move |(descriptor, _)| watches_of(pid, &descriptor)));
         Self {
             outside: Outside::find(init, held),
             unfound: watches::not_found(init, watched.collect(), &config.watch_paths),
-            holdings: Holdings::look(init),
+            holdings: Holdings::look(init, &saved),
         }
     }
 
