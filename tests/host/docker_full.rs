@@ -42,7 +42,7 @@ fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
     assert!(answer.text().contains(&format!("in {}, and 0b of it may be used", docker.data().display())), "{answer}");
     assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main"]);
     // The pod that is there is as it was, and can be deleted.
-    exec(&alice, "main", "true", 10).ok();
+    eventually(SETTLE, "it goes on", || exec(&alice, "main", "true", 10).status == 200);
     delete(&alice, "main").ok();
 
     fs::remove_file(filler).expect("our own file");
