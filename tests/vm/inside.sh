@@ -63,7 +63,7 @@ while True:
 '
 
 before() {
-    local name from findings
+    local name from findings pod
     findings=$(pody doctor) || fail "doctor: $findings"
     pody user add alice --password-stdin <<<"$PODY_PASSWORD"
     pody quota update alice --max-pods 3 --memory-limit 512m
@@ -94,14 +94,17 @@ before() {
 
     sed -i 's/^before_shutdown = false/before_shutdown = true/' /var/lib/pody/config.toml
     grep -q '^before_shutdown = true' /var/lib/pody/config.toml || fail "config.toml has no before_shutdown"
-    printf '%s %s\n' "$(name_of main)" "$(count_of main)" >/root/before
+    # Each has a count of its own: the twin stood still while it was deleted.
+    for pod in main twin; do
+        count_file "$pod" >"/root/before.$pod"
+    done
 }
 
 after() {
-    local name from
-    read -r name from </root/before
+    local name from pod
     for pod in main twin; do
         say "$pod after the reboot"
+        read -r name from <"/root/before.$pod"
         goes_on "$pod" "$name" "$from"
         is_at_home "$pod"
     done
