@@ -30,7 +30,7 @@ if os.fork() == 0:
         c.sendall(n)
 s, peer = l.accept()
 assert peer[0] == own
-open('/root/own', 'w').write(own)
+tell('/root/own', own)
 print('ready')
 n = 0
 while True:
@@ -38,8 +38,7 @@ while True:
     s.sendall(b'%d' % n); assert s.recv(64) == b'%d' % n
     c = socket.create_connection((own, 7301)); t, _ = l.accept(); c.sendall(b'new'); assert t.recv(3) == b'new'; c.close(); t.close()
     v = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); v.sendto(b'u', (own, 7302)); assert u.recv(10) == b'u'; v.close()
-    with open('/root/talk.new', 'w') as f: f.write('%d' % n)
-    os.rename('/root/talk.new', '/root/talk')
+    tell('/root/talk', '%d' % n)
     time.sleep(0.05)
 "#;
 
@@ -129,7 +128,7 @@ fn a_listener_on_the_own_address_comes_back_beside_connections_that_do_not() {
          s = socket.create_connection(('{gateway}', {port}))\nprint('ready')\nwhile True:\n    \
          try:\n        s.sendall(b'x'); state = 'open'\n    except OSError: state = 'closed'\n    \
          c = socket.create_connection((own, 7310)); t, _ = l.accept(); c.close(); t.close()\n    \
-         open('/root/state', 'w').write(state)\n    time.sleep(0.05)\n"
+         tell('/root/state', state)\n    time.sleep(0.05)\n"
     );
     run_python(&alice, "main", "outside", &program);
     let (_connection, _) = listener.accept().unwrap();

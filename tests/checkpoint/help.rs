@@ -40,10 +40,19 @@ pub fn exec(client: &Client, instance: &str, command: &str) -> String {
     answer["log"].as_str().expect("a log").replace("\r\n", "\n").trim_end().to_owned()
 }
 
+/// Each program's way to say something: whoever reads it meets it whole.
+const TELL: &str = "
+import os
+def tell(path, text):
+    with open(path + '.new', 'w') as f: f.write(text)
+    os.rename(path + '.new', path)
+";
+
 /// Starts a python program in the background of the pod, as a child of its first process, and waits for `ready` in /root.
+/// It has `tell(path, text)` beside its own.
 #[track_caller]
 pub fn run_python(client: &Client, instance: &str, name: &str, program: &str) {
-    let write = format!("cat > /root/{name}.py <<'END'\n{program}\nEND\n");
+    let write = format!("cat > /root/{name}.py <<'END'\n{TELL}{program}\nEND\n");
     exec(client, instance, &write);
     // The terminal of the command must not go before the program has a session of its own.
     let start = format!("nohup setsid python3 -u /root/{name}.py >/root/{name}.log 2>&1 </dev/null & sleep 0.3");
@@ -74,13 +83,12 @@ pub const COUNTER: &str = r#"
 import os, time
 secret = os.urandom(8).hex()
 blob = os.urandom(4 << 20)
-open('/root/secret', 'w').write(secret)
+tell('/root/secret', secret)
 print('ready')
 n = 0
 while True:
     n += 1
-    with open('/root/count.new', 'w') as f: f.write('%d %s %d' % (n, secret, os.getpid()))
-    os.rename('/root/count.new', '/root/count')
+    tell('/root/count', '%d %s %d' % (n, secret, os.getpid()))
     time.sleep(0.02)
 "#;
 

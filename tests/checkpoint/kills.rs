@@ -200,8 +200,7 @@ n = 0
 while True:
     n += 1
     c.sendall(b'x'); assert s.recv(1) == b'x'
-    with open('/root/said.new', 'w') as f: f.write(str(n))
-    os.rename('/root/said.new', '/root/said')
+    tell('/root/said', str(n))
 ";
 
 /// Daemon and CRIU are killed while pages are written: the pod goes on, with its memory and its network.

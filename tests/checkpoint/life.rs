@@ -126,8 +126,7 @@ while True:
         assert all(memory[at:at + (1 << 20)] == fixed for at in range(0, SIZE, 1 << 20)), 'shared memory'
     assert own[4096 * 7 + 8:4096 * 8] == fixed[4096 * 7 + 8:4096 * 8], 'what does not change'
     if who == 0:
-        with open('/root/count.new', 'w') as f: f.write('%d %s %d' % (n, secret, os.getpid()))
-        os.rename('/root/count.new', '/root/count')
+        tell('/root/count', '%d %s %d' % (n, secret, os.getpid()))
     time.sleep(0.01)
 "#;
 
@@ -279,7 +278,7 @@ while True:
     n += 1
     client.sendall(b'%d' % n)
     assert client.recv(64) == b'%d' % n
-    open('/root/echo', 'w').write('%d' % n)
+    tell('/root/echo', '%d' % n)
     time.sleep(0.02)
 "#;
     run_python(&alice, "main", "echo", program);

@@ -21,8 +21,7 @@ n = 0
 while True:
     n += 1
     if n % 20 == 0: assert hashlib.sha256(content).hexdigest() == sum
-    with open('/root/count.new', 'w') as f: f.write('%d %s %d' % (n, secret, os.getpid()))
-    os.rename('/root/count.new', '/root/count')
+    tell('/root/count', '%d %s %d' % (n, secret, os.getpid()))
     time.sleep(0.02)
 "#;
 

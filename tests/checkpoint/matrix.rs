@@ -377,8 +377,7 @@ fn program(row: &Row) -> String {
     let step: String = row.step.trim_matches('\n').lines().map(|line| format!("    {line}\n")).collect();
     format!(
         "import os, time\n{}\nprint('ready')\nn = 0\nwhile True:\n    n += 1\n{step}    \
-         with open('/root/{name}.tmp', 'w') as beat: beat.write(str(n))\n    \
-         os.rename('/root/{name}.tmp', '/root/{name}.beat')\n    time.sleep(0.05)\n",
+         tell('/root/{name}.beat', str(n))\n    time.sleep(0.05)\n",
         row.setup,
         name = row.name
     )
@@ -487,7 +486,7 @@ def pair(address):
     return client, listener.accept()[0]
 pairs = [pair('127.0.0.1'), pair(socket.gethostbyname(socket.gethostname()))]
 sender, reader = [socket.create_connection(('{gateway}', {port})) for _ in range(2)]
-def read(): open('/root/end', 'w').write(repr(reader.recv(1)))
+def read(): tell('/root/end', repr(reader.recv(1)))
 threading.Thread(target=read).start()
 print('ready')
 n = 0
@@ -498,8 +497,8 @@ while True:
         assert server.recv(4) == n.to_bytes(4, 'big')
     try: sender.sendall(b'x'); state = 'open'
     except OSError: state = 'closed'
-    open('/root/state', 'w').write(state)
-    open('/root/inside', 'w').write(str(n))
+    tell('/root/state', state)
+    tell('/root/inside', str(n))
     time.sleep(0.05)
 "#
     );

@@ -55,9 +55,8 @@ sent = 0
 try:
     while True: sent += client.send(sent.to_bytes(8, 'big') * 8192)
 except BlockingIOError: pass
-open('/root/sent', 'w').write(str(sent))
+tell('/root/sent', str(sent))
 print('ready')
-import os
 while not os.path.exists('/root/go'): time.sleep(0.05)
 data = b''
 other.settimeout(60)
@@ -66,7 +65,7 @@ at = 0
 good = len(data) == sent
 client.setblocking(True)
 client.sendall(b'end'); good = good and other.recv(3) == b'end'
-open('/root/result', 'w').write('good' if good else 'bad')
+tell('/root/result', 'good' if good else 'bad')
 time.sleep(100000)
 "#;
     run_python(&alice, "main", "full", program);
@@ -92,7 +91,7 @@ fn programs_that_start_others_all_the_time_are_saved() {
     let alice = server.member("alice");
     create(&alice, "main");
     let program = "import subprocess\nprint('ready')\nn = 0\nwhile True:\n    subprocess.run(['true']); n += 1\n    \
-                   open('/root/begun', 'w').write(str(n))";
+                   tell('/root/begun', str(n))";
     run_python(&alice, "main", "starter", program);
     run_python(&alice, "main", "counter", COUNTER);
     for _ in 0..6 {

@@ -71,9 +71,7 @@ const CONNECTED: &str = r#"
 import socket, time
 server = socket.create_server(('127.0.0.1', 7300))
 pairs = [(socket.create_connection(('127.0.0.1', 7300)), server.accept()[0]) for _ in range(300)]
-def tell(broken):
-    with open('/root/broken', 'w') as f: f.write(str(broken))
-tell(0)
+tell('/root/broken', '0')
 print('ready')
 broken = 0
 while True:
@@ -85,7 +83,7 @@ while True:
             print(error)
             pairs.remove(pair)
             broken += 1
-            tell(broken)
+            tell('/root/broken', str(broken))
         time.sleep(0.0005)
 "#;
 
@@ -171,15 +169,14 @@ fn a_criu_that_is_killed_at_its_work_on_a_stopped_program() {
 
 const STOPPED: &str = r#"
 import os, signal, time
-open('/root/pid', 'w').write(str(os.getpid()))
+tell('/root/pid', str(os.getpid()))
 blob = os.urandom(1 << 20) * 700
 print('ready')
 os.kill(os.getpid(), signal.SIGSTOP)
 n = 0
 while True:
     n += 1
-    with open('/root/on.new', 'w') as f: f.write('%d' % n)
-    os.rename('/root/on.new', '/root/on')
+    tell('/root/on', '%d' % n)
     time.sleep(0.02)
 "#;
 

@@ -215,8 +215,7 @@ while True:
         state = 'open' if far.recv(1) else 'closed'
     except OSError:
         state = 'closed'
-    open('/root/state.new', 'w').write('%s %d' % (state, n))
-    import os; os.rename('/root/state.new', '/root/state')
+    tell('/root/state', '%s %d' % (state, n))
     time.sleep(0.05)
 "#;
 

@@ -47,8 +47,7 @@ def serve():
         try:
             with open('%s/%d.ask' % (folder, me)) as f: nonce, word = f.read().split()
             os.unlink('%s/%d.ask' % (folder, me))
-            with open('%s/%d.new' % (folder, me), 'w') as f: f.write(nonce + ' ' + act(word) + '\n')
-            os.rename('%s/%d.new' % (folder, me), '%s/%d.answer' % (folder, me))
+            tell('%s/%d.answer' % (folder, me), nonce + ' ' + act(word) + '\n')
         except FileNotFoundError: time.sleep(0.01)
 
 threading.Thread(target=serve, daemon=True).start()
@@ -58,8 +57,7 @@ n = 0
 while True:
     if state == 'running':
         n += 1
-        with open('/root/NAME.new', 'w') as f: f.write('%d %s %d' % (n, secret, me))
-        os.rename('/root/NAME.new', '/root/NAME.count')
+        tell('/root/NAME.count', '%d %s %d' % (n, secret, me))
     time.sleep(0.02)
 "#;
 
