@@ -9,7 +9,8 @@ const MENDED: u32 = 4;
 
 impl Checkpoints {
     pub(super) async fn ensure_engine_able(&self) -> Result<(), CheckpointError> {
-        match why_not(&self.0.engine.facts().await?) {
+        let facts = self.0.engine.facts().await?;
+        match why_not(&facts) {
             Some(why) => Err(CheckpointError::Unavailable(why)),
             None => Ok(()),
         }

@@ -47,17 +47,18 @@ pub fn store(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
 }
 
 /// Copies what a gzip file holds. The checksum is not looked at: whoever unpacks has looked at the file's own.
-pub fn unpack(input: &mut (impl Read + Seek), output: &mut impl Write) -> io::Result<()> {
-    let mut packed = BufReader::with_capacity(CHUNK, input);
+///
+/// Stored blocks are read without a buffer: from a file into a pipe `io::copy` hands the kernel's pages on (sendfile(2)).
+pub fn unpack(packed: &mut (impl Read + Seek), output: &mut impl Write) -> io::Result<()> {
     let mut header = [0; HEADER.len()];
     packed.read_exact(&mut header)?;
-    let mut first = [0; 5];
-    packed.read_exact(&mut first)?;
-    if header != HEADER || first[0] > 1 || stored_length(first).is_err() {
+    let mut block = [0; 5];
+    packed.read_exact(&mut block)?;
+    if header != HEADER || block[0] > 1 || stored_length(block).is_err() {
         packed.rewind()?;
+        let packed = BufReader::with_capacity(CHUNK, packed);
         return io::copy(&mut flate2::read::MultiGzDecoder::new(packed), output).map(drop);
     }
-    let mut block = first;
     loop {
         let length = stored_length(block)?;
         if io::copy(&mut packed.by_ref().take(length), output)? != length {

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// A pod that is still there so long after its restore lives: one whose memory is damaged ends at once.
-const PROBATION: Duration = Duration::from_millis(100);
+const PROBATION: Duration = Duration::from_millis(50);
 /// How often other ports are tried for a new pod.
 const PORT_TRIES: usize = 5;
 /// How often a pod is begun that gets another address than the one that way was made for.
@@ -377,8 +377,14 @@ impl Restoring {
         let anatomy = engine.anatomy(container).await?.ok_or_else(gone)?;
         let parent = anatomy.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
         let old = self.manifest.container["Id"].as_str().unwrap_or_default();
-        let driver = engine.facts().await?.cgroup_driver;
-        Ok(runtime::group::root_option(self.manifest.host.group.as_deref(), old, container, &driver, parent))
+        let facts = engine.facts().await?;
+        Ok(runtime::group::root_option(
+            self.manifest.host.group.as_deref(),
+            old,
+            container,
+            &facts.cgroup_driver,
+            parent,
+        ))
     }
 
     /// What CRIU has to do: it wrote a file `mm-N.img` for each process, and `core-N.img` for each thread.

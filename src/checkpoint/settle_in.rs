@@ -30,7 +30,7 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use super::{archive, gzip, hollow::NONCE, manifest::MemoryFiles, network::sockets, store};
+use super::{gzip, hollow::NONCE, manifest::MemoryFiles, network::sockets, store};
 use crate::host::{cgroup, netlink};
 
 /// The hidden command under which this program does it.
@@ -52,8 +52,9 @@ const LARGE: u64 = 4 << 20;
 const MOST_HOSTS: u64 = 64 << 10;
 /// The values of a network that Docker and pods' own settings change, below /proc/sys.
 const SETTINGS: [&str; 3] = ["net/ipv4/ping_group_range", "net/ipv4/ip_unprivileged_port_start", "net/mptcp/enabled"];
-/// Bytes of the pipe to tar.
+/// Bytes of the pipe to tar, which takes them all at once.
 const PIPE: i32 = 1 << 20;
+const RECORDS: &str = "--blocking-factor=2048";
 
 /// What is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -320,7 +321,7 @@ impl Filling {
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--no-unquote", "--no-wildcards", "--directory"]);
         tar.arg(format!("/proc/self/fd/{}", target.as_raw_fd()));
-        tar.args([archive::RECORDS, "--read-full-records"]);
+        tar.args([RECORDS, "--read-full-records"]);
         tar.args(["--file", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tar = tar.spawn().map_err(|error| format!("tar: {error}"))?;
         let mut input = tar.stdin.take().ok_or("tar has no input")?;

@@ -160,7 +160,7 @@ impl Checkpoints {
         let keep = self.0.config.get().checkpoint.keep_free.0;
         let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
         let files = manifest.files.get(Path::new(store::ROOTFS)).map_or(0, |file| file.size);
-        let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.root_dir);
+        let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.root_dir.clone());
         let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
         let needs = match device(&store) == device(&engine) {
             true => vec![(store, packed + files)],

@@ -1,6 +1,6 @@
 //! What kind of engine it is, for `pody doctor` and `/host/spec`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
@@ -25,10 +25,16 @@ pub struct EngineFacts {
 }
 
 impl Engine {
-    pub async fn facts(&self) -> Result<EngineFacts, EngineError> {
+    /// Asked once: for each answer the engine runs runc and its init to ask them for theirs. What can be set anew while it
+    /// runs (`live-restore`) is as it was then.
+    pub async fn facts(&self) -> Result<Arc<EngineFacts>, EngineError> {
+        self.ensure_up()?;
+        if let Some(known) = self.facts.load_full() {
+            return Ok(known);
+        }
         let version = self.call(SHORT, |docker| async move { docker.version().await }).await?;
         let info = self.call(SHORT, |docker| async move { docker.info().await }).await?;
-        Ok(EngineFacts {
+        let facts = Arc::new(EngineFacts {
             version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
             live_restore: info.live_restore_enabled.unwrap_or(false),
@@ -38,6 +44,8 @@ impl Engine {
             cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
             cgroup_driver: info.cgroup_driver.map(|v| v.to_string()).unwrap_or_default(),
             runtimes: info.runtimes.unwrap_or_default().into_keys().collect(),
-        })
+        });
+        self.facts.store(Some(facts.clone()));
+        Ok(facts)
     }
 }

@@ -368,6 +368,8 @@ impl Engine {
                 ],
             ),
         ]);
+        // Between two streams the engine may have become another one.
+        self.facts.store(None);
         let mut events = docker.events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
         while let Some(Ok(event)) = events.next().await {
             let is_image = event.typ == Some(bollard::models::EventMessageTypeEnum::IMAGE);
@@ -381,6 +383,7 @@ impl Engine {
                 self.inventory.mark(None);
             }
         }
+        self.facts.store(None);
         tracing::debug!("the engine's event stream ended");
     }
 

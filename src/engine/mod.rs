@@ -147,11 +147,18 @@ pub struct Engine {
     docker: Arc<ArcSwapOption<Docker>>,
     health: watch::Sender<Health>,
     inventory: Inventory,
+    /// Known as long as the engine is the one that said them.
+    facts: Arc<ArcSwapOption<EngineFacts>>,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { docker: Arc::default(), health: watch::Sender::new(Health::Unknown), inventory: Inventory::default() }
+        Self {
+            docker: Arc::default(),
+            health: watch::Sender::new(Health::Unknown),
+            inventory: Inventory::default(),
+            facts: Arc::default(),
+        }
     }
 }
 

@@ -1,15 +1,18 @@
 //! An engine that is not set up for checkpoints: a pod that is saved and stopped would not come back.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::{
+    common::eventually,
     help::{create, delete},
     private::PrivateDocker,
 };
 
 #[test]
 fn checkpoints_are_refused_with_the_way_to_mend_it() {
-    let Some(docker) = PrivateDocker::start() else { return };
+    let Some(mut docker) = PrivateDocker::start() else { return };
     let Some(server) = docker.server().start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -36,5 +39,13 @@ fn checkpoints_are_refused_with_the_way_to_mend_it() {
     assert!(findings[at]["mend"].as_str().expect("a text").contains("daemon.json"));
     let before = findings[..at].iter().filter(|finding| finding["level"] == "warn").count();
     assert!(findings[..at].iter().all(|finding| finding["level"] != "ok") && before == 0, "{findings:?}");
+
+    // Mended as it says, without another start of the daemon.
+    docker.kill();
+    docker.set("{\"experimental\": true}");
+    docker.start_again();
+    eventually(Duration::from_secs(30), "the engine can do it now", || {
+        alice.get("/checkpoint/check?ins=main").status == 200
+    });
     delete(&alice, "main").ok();
 }

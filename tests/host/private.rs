@@ -16,6 +16,9 @@ use nix::{
 
 use crate::common::{Builder, IMAGE, Need, Server, run};
 
+/// The file of its settings.
+const SETTINGS: &str = "daemon.json";
+
 /// It has the image of the host's own engine.
 pub struct PrivateDocker {
     folder: tempfile::TempDir,
@@ -45,6 +48,7 @@ impl PrivateDocker {
         }
         let folder = tempfile::Builder::new().prefix("pody-dockerd-").tempdir().expect("a temporary folder");
         prepare(folder.path());
+        fs::write(folder.path().join(SETTINGS), "{}").expect("our own folder");
         let child = Self::spawn(folder.path());
         let docker = Self { folder, child };
         docker.wait_ready();
@@ -68,13 +72,12 @@ impl PrivateDocker {
     }
 
     fn spawn(folder: &Path) -> Child {
-        fs::write(folder.join("daemon.json"), "{}").expect("our own folder");
         let log = fs::File::options().create(true).append(true).open(folder.join("log")).expect("a file");
         let at = |name: &str| folder.join(name).display().to_string();
         let mut command = Command::new("unshare");
         command.args(["-n", "dockerd", "--bridge=none", "--iptables=false", "--live-restore"]);
         command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
-        command.args(["--host", &format!("unix://{}", at("docker.sock")), "--config-file", &at("daemon.json")]);
+        command.args(["--host", &format!("unix://{}", at("docker.sock")), "--config-file", &at(SETTINGS)]);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         // Its containerd belongs to it.
         command.process_group(0);
@@ -129,6 +132,11 @@ impl PrivateDocker {
                 let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
             }
         }
+    }
+
+    /// Settings for its next start.
+    pub fn set(&self, settings: &str) {
+        fs::write(self.folder.path().join(SETTINGS), settings).expect("our own folder");
     }
 
     pub fn start_again(&mut self) {

@@ -16,7 +16,7 @@ pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
         Err(error) => Err(error),
     };
     match facts {
-        Ok(facts) => (judge(&facts), Some(facts.root_dir)),
+        Ok(facts) => (judge(&facts), Some(facts.root_dir.clone())),
         Err(error) => {
             let mend =
                 "install docker.io (or docker-ce) and `systemctl start docker`; DOCKER_HOST names another socket";

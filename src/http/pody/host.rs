@@ -200,7 +200,7 @@ fn not_available() -> String {
 }
 
 pub async fn spec(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let docker_version = cx.app.engine.facts().await.map_or_else(|_| not_available(), |facts| facts.version);
+    let docker_version = cx.app.engine.facts().await.map_or_else(|_| not_available(), |facts| facts.version.clone());
     let toolkit = tokio::process::Command::new("nvidia-ctk").arg("--version").kill_on_drop(true).output();
     let toolkit = tokio::time::timeout(VERSION_DEADLINE, toolkit).await.ok().and_then(Result::ok);
     Ok(Json(Spec {
