@@ -54,21 +54,26 @@ ensure_disk() {
     cp --sparse=always "$base" "$machine.disk"
 }
 
-# Both ways, on this machine alone.
+# Both ways, on this machine alone. A kernel that patches itself while it begins may end at that where the processor is
+# emulated by several threads: it is begun again.
 start_machine() {
-    local acceleration=tcg,thread=multi processor=max
+    local acceleration=tcg,thread=multi processor=max begun=$SECONDS
     if [ -w /dev/kvm ] && grep -qwE 'svm|vmx' /proc/cpuinfo; then
         acceleration=kvm processor=host
     fi
-    qemu-system-x86_64 -name "pody-$suite" -accel "$acceleration" -cpu "$processor" -smp 2 -m "$memory" -no-reboot \
-        -kernel "$home/$suite.kernel" -initrd "$home/$suite.initrd" -append "root=/dev/vda rw console=ttyS0" \
-        -drive "file=$machine.disk,format=raw,if=virtio,cache=unsafe" \
-        -nic "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:$port_of_machine-:22" \
-        -serial "file:$machine.console" -display none -monitor none </dev/null >>"$machine.log" 2>&1 &
-    qemu=$!
-    local begun=$SECONDS
+    qemu=
     until inside true 2>/dev/null; do
-        kill -0 "$qemu" 2>/dev/null || die "the machine ended" "see $machine.log and $machine.console"
+        if [ -z "$qemu" ] || ! kill -0 "$qemu" 2>/dev/null; then
+            [ -z "$qemu" ] || grep -qs 'Kernel panic' "$machine.console" ||
+                die "the machine ended" "see $machine.log and $machine.console"
+            qemu-system-x86_64 -name "pody-$suite" -accel "$acceleration" -cpu "$processor" -smp 2 -m "$memory" -no-reboot \
+                -kernel "$home/$suite.kernel" -initrd "$home/$suite.initrd" \
+                -append "root=/dev/vda rw console=ttyS0 panic=-1" \
+                -drive "file=$machine.disk,format=raw,if=virtio,cache=unsafe" \
+                -nic "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:$port_of_machine-:22" \
+                -serial "file:$machine.console" -display none -monitor none </dev/null >>"$machine.log" 2>&1 &
+            qemu=$!
+        fi
         [ $((SECONDS - begun)) -lt "$boot" ] || die "the machine does not answer after $boot s" "see $machine.console"
         sleep 2
     done
