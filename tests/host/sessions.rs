@@ -1,6 +1,7 @@
 //! Terminals and background commands live on in a checkpoint: real CRIU, real pods.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr},
     path::Path,
     time::Duration,
@@ -158,6 +159,7 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
     eventually(Duration::from_secs(10), "it has ended", || inspect(&name, "{{.State.Status}}") == "exited");
     let saved = inspect(&name, "{{.State.Pid}}");
     run("docker", &["start", "--checkpoint", "test", &name]);
+    remove_copies(&inspect(&name, "{{.Id}}"));
     eventually(Duration::from_secs(10), "the daemon sees it run", || {
         alice.post("/pod/exec?ins=main&cmd=true").status == 200
     });
@@ -185,6 +187,17 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
         assert_eq!(last, json!({"exit_code": 5}));
     });
     delete(&alice, "main").ok();
+}
+
+/// containerd leaves the copy that it makes of a checkpoint for a start; one of its files names the container.
+fn remove_copies(container: &str) {
+    for entry in fs::read_dir("/tmp").unwrap().filter_map(Result::ok) {
+        let of_whom = fs::read(entry.path().join("cgroup.img")).unwrap_or_default();
+        let is_copy = entry.file_name().to_string_lossy().starts_with("ctrd-checkpoint");
+        if is_copy && String::from_utf8_lossy(&of_whom).contains(container) {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
 }
 
 /// How a session ended that nobody was at is told to who comes back, once.
