@@ -20,7 +20,6 @@ readonly drain_unit=/etc/systemd/system/pody-drain.service
 readonly default_port=8799
 # Used only where there is no systemd.
 readonly daemon_log=/var/log/pody.log
-readonly daemon_pid=/run/pody.pid
 readonly dockerd_log=/var/log/pody-dockerd.log
 # Output of the programs that the steps run.
 readonly install_log=/var/log/pody-install.log
@@ -395,9 +394,11 @@ ensure_admin() {
 
 # The port given, else the one in use, else the default.
 choose_port() {
+    local pid
     [ -n "$port" ] || port=$(sed -n 's/^ExecStart=.* --port \([0-9]*\).*/\1/p' "$unit" 2>/dev/null || true)
-    [ -n "$port" ] || ! daemon_runs ||
-        port=$(tr '\0' '\n' <"/proc/$(cat "$daemon_pid")/cmdline" | grep -x -A1 -e --port | tail -n1 || true)
+    pid=$(daemon)
+    [ -n "$port" ] || [ -z "$pid" ] ||
+        port=$(tr '\0' '\n' <"/proc/$pid/cmdline" | grep -x -A1 -e --port | tail -n1 || true)
     port=${port:-$default_port}
 }
 
@@ -427,32 +428,37 @@ start_service() {
     fi
 }
 
-daemon_runs() {
-    [ -f "$daemon_pid" ] && [[ "$(readlink "/proc/$(cat "$daemon_pid")/exe" 2>/dev/null)" == "$binary"* ]]
+# The process of the daemon that has this folder, whoever began it: it holds a lock
+# (proc_locks(5)). It may run a program that was replaced or removed.
+daemon() {
+    local inode pid
+    inode=$(stat -c %i "$PODY_HOME/pody.lock" 2>/dev/null) || return 0
+    for pid in $(awk -v "inode=:$inode" '$2 == "FLOCK" && index($6 "$", inode "$") { print $5 }' /proc/locks); do
+        [[ "$(readlink "/proc/$pid/exe" 2>/dev/null)" != "$binary"* ]] || echo "$pid"
+    done
 }
 
 # Without systemd: the daemon in the background, in a session of its own.
 start_daemon() {
-    if daemon_runs; then
+    ! has_systemd || ! systemctl is-active -q pody || die "the service pody runs" "stop it first: systemctl stop pody"
+    if [ -n "$(daemon)" ]; then
         [ -n "$binary_changed" ] || ! healthy || return 0
         stop_daemon
     fi
     ! healthy || die "something else answers on port $port" "stop it, or choose another with --port"
     setsid nohup "$binary" serve --port "$port" >>"$daemon_log" 2>&1 </dev/null &
-    echo $! >"$daemon_pid"
 }
 
 stop_daemon() {
     local pid
-    daemon_runs || return 0
-    pid=$(cat "$daemon_pid")
+    pid=$(daemon)
+    [ -n "$pid" ] || return 0
     kill -TERM "$pid"
     for _ in $(seq 100); do
         [ -d "/proc/$pid" ] || break
         sleep 0.1
     done
     [ ! -d "/proc/$pid" ] || kill -KILL "$pid"
-    rm -f "$daemon_pid"
 }
 
 uses_tls() { grep -q '^ *tls_cert *=' "$PODY_HOME/config.toml"; }
@@ -533,7 +539,7 @@ TEXT
     elif [ -z "$foreground" ]; then
         cat <<TEXT
   The daemon runs in the background: log $daemon_log
-    stop it:         kill \$(cat $daemon_pid)
+    stop it:         kill $(daemon)
     at every boot:   PODY_HOME=$PODY_HOME $binary serve --port $port
                      (there is no systemd here: put it where this machine starts things)
 TEXT
