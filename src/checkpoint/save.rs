@@ -190,9 +190,11 @@ impl Saving {
         })?;
         let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS), &runtime::link_suffix(&self.folder)).await;
         runtime::drop_links(&self.folder);
+        // Before what tar says: of a pod that was let go it tells files that changed.
+        self.ensure_still().await?;
         packed?;
         self.live.bytes.store(store::size_of(&self.folder), Ordering::Relaxed);
-        self.ensure_still().await
+        Ok(())
     }
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {

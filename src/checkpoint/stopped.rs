@@ -1,4 +1,5 @@
-//! Programs that wait where CRIU cannot attach to them. First those that were stopped by a signal: a job under Ctrl-Z, a debugger's victim, `kill -STOP`.
+//! Programs that wait where CRIU cannot attach to them: those in vfork(2), and those that were stopped by a signal, a job under
+//! Ctrl-Z, a debugger's victim, `kill -STOP`.
 //!
 //! Cgroups of version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits for it
 //! to leave its stop, and it cannot before it is thawed), so CRIU would hang until its deadline. But a process that was told

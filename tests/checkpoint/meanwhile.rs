@@ -70,6 +70,9 @@ fn a_pod_that_is_let_go_while_it_is_saved_is_not_saved() {
         let alice = server.member("alice");
         create(&alice, "main");
         run_python(&alice, "main", "counter", COUNTER);
+        // tar has a word on it too, where files go while it reads them.
+        let busy = "print('ready')\nwhile True:\n    for n in range(50): tell('/root/%d' % n, '')";
+        run_python(&alice, "main", "busy", busy);
         let container = server.container("alice", "main");
         let begun = alice.post(&format!("/pod/checkpoint?ins=main{rest}")).ok();
         let paused = || docker(&["inspect", "-f", "{{.State.Paused}}", &container]) == "true";

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{Answer, Client, Server, docker, eventually},
-    help::{COUNTER, count, counts_on, create, delete, exec, run_python, start_with},
+    help::{COUNTER, count, counts_on, create, delete, delete_checkpoints, exec, run_python, start_with},
 };
 
 const WORDS: [&str; 5] = ["initialized", "processing", "checkpoint_created", "ready", "error"];
@@ -198,6 +198,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     eventually(Duration::from_secs(20), "its row is too", || server.count("SELECT count(*) FROM checkpoints") == 1);
     delete(&alice, "main");
     delete(&alice, "again");
+    delete_checkpoints(&alice);
 }
 
 /// Two ends of one connection inside the pod; tells when it breaks.
@@ -251,5 +252,5 @@ fn connections_are_kept_or_closed_as_asked() {
         alice.post("/pod/stop?ins=main").ok();
     }
     delete(&alice, "main");
-    crate::help::delete_checkpoints(&alice);
+    delete_checkpoints(&alice);
 }
