@@ -5,8 +5,9 @@ mod common;
 use std::{
     env,
     ffi::{c_uint, c_void},
+    ops::Deref,
     ptr,
-    sync::{LazyLock, Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -25,20 +26,28 @@ const V1: &str = "nvmlDeviceGetComputeRunningProcesses";
 const V2: &str = "nvmlDeviceGetComputeRunningProcesses_v2";
 const V3: &str = "nvmlDeviceGetComputeRunningProcesses_v3";
 
+/// A test's own, while it has its turn.
+struct Turn {
+    gpus: Gpus,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for Turn {
+    type Target = Gpus;
+
+    fn deref(&self) -> &Gpus {
+        &self.gpus
+    }
+}
+
 /// The library is one per process, and so is its state: tests take turns.
-fn with_state(state: State) -> MutexGuard<'static, Gpus> {
-    static GPUS: LazyLock<Mutex<Gpus>> = LazyLock::new(|| {
-        let gpus = Gpus::new(State::default());
-        // SAFETY: once, and all that reads the environment here does so through std, which keeps readers and writers apart.
-        unsafe { env::set_var(STATE_VARIABLE, gpus.state_file()) };
-        Mutex::new(gpus)
-    });
-    let gpus = GPUS.lock().unwrap_or_else(|poisoned| {
-        GPUS.clear_poison();
-        poisoned.into_inner()
-    });
-    gpus.change(|known| *known = state);
-    gpus
+fn with_state(state: State) -> Turn {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpus = Gpus::new(state);
+    // SAFETY: all that reads the environment here does so through std, which keeps readers and writers apart.
+    unsafe { env::set_var(STATE_VARIABLE, gpus.state_file()) };
+    Turn { gpus, _turn: turn }
 }
 
 fn open(gpus: &Gpus) -> Nvml {
