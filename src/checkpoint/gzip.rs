@@ -2,9 +2,16 @@
 //! at 25 to 45 MB/s. Under this name the program writes gzip's format (RFC 1952) with stored blocks (RFC 1951, 3.2.4): as
 //! fast as memory, and readable for any gzip. [`unpack`] is as fast, where gzip reads 200 MB/s.
 
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek, Write},
+    os::fd::AsFd,
+};
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, SpliceFFlags, fcntl, splice},
+};
 
 /// Bytes of one stored block at most: its length has 16 bits.
 const BLOCK: usize = 65_535;
@@ -46,10 +53,8 @@ pub fn store(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     output.flush()
 }
 
-/// Copies what a gzip file holds. The checksum is not looked at: whoever unpacks has looked at the file's own.
-///
-/// Stored blocks are read without a buffer: from a file into a pipe `io::copy` hands the kernel's pages on (sendfile(2)).
-pub fn unpack(packed: &mut (impl Read + Seek), output: &mut impl Write) -> io::Result<()> {
+/// Copies what a gzip file holds into a pipe. The checksum is not looked at: whoever unpacks has looked at the file's own.
+pub fn unpack(packed: &mut File, pipe: &mut (impl Write + AsFd)) -> io::Result<()> {
     let mut header = [0; HEADER.len()];
     packed.read_exact(&mut header)?;
     let mut block = [0; 5];
@@ -57,18 +62,37 @@ pub fn unpack(packed: &mut (impl Read + Seek), output: &mut impl Write) -> io::R
     if header != HEADER || block[0] > 1 || stored_length(block).is_err() {
         packed.rewind()?;
         let packed = BufReader::with_capacity(CHUNK, packed);
-        return io::copy(&mut flate2::read::MultiGzDecoder::new(packed), output).map(drop);
+        return io::copy(&mut flate2::read::MultiGzDecoder::new(packed), pipe).map(drop);
     }
     loop {
-        let length = stored_length(block)?;
-        if io::copy(&mut packed.by_ref().take(length), output)? != length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        hand_on(packed, pipe, stored_length(block)?)?;
         if block[0] == 1 {
-            return output.flush();
+            return pipe.flush();
         }
         packed.read_exact(&mut block)?;
     }
+}
+
+/// So many bytes of a file into a pipe: the kernel's own pages of it, not copies. `io::copy` does not, as somebody might change
+/// the file before the pipe is read; nobody changes this one.
+fn hand_on(file: &mut File, pipe: &mut (impl Write + AsFd), length: u64) -> io::Result<()> {
+    let mut left = length;
+    while left > 0 {
+        match splice(&*file, None, &*pipe, None, left as usize, SpliceFFlags::empty()) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(moved) => left -= moved as u64,
+            Err(Errno::EINTR) => {}
+            // Not every file system can.
+            Err(Errno::EINVAL) => {
+                return match io::copy(&mut file.take(left), pipe)? == left {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::UnexpectedEof.into()),
+                };
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// The length of a stored block, by its head: the last one's mark, the length, and its bits turned over.
@@ -132,7 +156,20 @@ mod tests {
 
     #[test]
     fn what_is_stored_or_packed_by_another_gzip_is_unpacked() {
-        use std::io::Cursor;
+        let unpacked = |packed: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(packed).unwrap();
+            file.rewind().unwrap();
+            let (mut reader, mut writer) = io::pipe().unwrap();
+            let read = std::thread::spawn(move || {
+                let mut found = Vec::new();
+                reader.read_to_end(&mut found).map(|_| found)
+            });
+            let done = unpack(&mut file, &mut writer);
+            drop(writer);
+            let found = read.join().unwrap().unwrap();
+            done.map(|()| found)
+        };
         for size in [0, 1, BLOCK, BLOCK + 1, 3 * CHUNK + 17] {
             let content: Vec<u8> = (0..size).map(|n| (n * 7 + n / 251) as u8).collect();
             let mut stored = Vec::new();
@@ -140,12 +177,10 @@ mod tests {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(&content).unwrap();
             for packed in [stored.clone(), encoder.finish().unwrap()] {
-                let mut found = Vec::new();
-                unpack(&mut Cursor::new(packed), &mut found).unwrap();
-                assert!(found == content, "{size} bytes");
+                assert!(unpacked(&packed).unwrap() == content, "{size} bytes");
             }
             stored.truncate(stored.len() - 20);
-            assert!(unpack(&mut Cursor::new(stored), &mut Vec::new()).is_err(), "{size} bytes, cut");
+            assert!(unpacked(&stored).is_err(), "{size} bytes, cut");
         }
     }
 }
