@@ -21,12 +21,14 @@ use bollard::{
 };
 use bytes::Bytes;
 
-use super::{Engine, EngineError, Init, SHORT};
-use crate::ids::ContainerId;
+use super::{Engine, EngineError, SHORT};
+use crate::model::{ids::ContainerId, pod::Init};
 
 /// The network of containers that name none.
 const DEFAULT: &str = "bridge";
+
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+
 /// What Docker since 28 reads: how often a new address is announced to its neighbours.
 const ANNOUNCEMENTS: &str = "com.docker.network.advertise_addr_nmsgs";
 

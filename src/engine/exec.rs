@@ -15,10 +15,11 @@ use futures_util::{Stream, StreamExt};
 use tokio::io::AsyncWrite;
 
 use super::{Engine, EngineError, SHORT};
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// Bytes read of a command's output at a time.
 const READ_BUFFER: usize = 64 << 10;
+
 /// A command that has not ended by then has its host PID asked for.
 const LONG_COMMAND: Duration = Duration::from_millis(200);
 

@@ -24,16 +24,20 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Container, Engine, EngineError, Health, Image};
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// Time between two relists: what no event told is known within it.
 const RELIST: Duration = Duration::from_secs(1);
+
 /// How long a list or an inspect may take before the engine counts as hung.
 const LIST_DEADLINE: Duration = Duration::from_secs(3);
+
 /// Events are gathered this long before the containers are looked at.
 const GATHER: Duration = Duration::from_millis(10);
+
 /// Looks at containers at a time.
 const LOOKS: usize = 8;
+
 /// Images change seldom and say so in events; relisted this often all the same.
 const IMAGE_RELIST: Duration = Duration::from_secs(30);
 

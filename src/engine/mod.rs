@@ -24,17 +24,18 @@ use tokio::sync::watch;
 
 pub use self::{
     addresses::{AddressPool, Placeholder},
-    containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
+    containers::{ContainerSpec, LogOptions},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::Inventory,
-    saving::{Anatomy, RestartRule},
+    saving::Anatomy,
     shown::{Container, Detail, Image},
 };
 
 /// How long one short call to the engine may take. With the clean-up behind it, it stays below the 10 s in which a write
 /// with a hung engine must have been answered.
 pub const SHORT: Duration = Duration::from_secs(7);
+
 /// How long calls that move data (commit) may take.
 pub const LONG: Duration = Duration::from_secs(600);
 

@@ -9,35 +9,10 @@ use bollard::{
         InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, TagImageOptionsBuilder,
     },
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Engine, EngineError, LONG, SHORT};
-use crate::ids::ContainerId;
-
-/// When the engine starts a container by itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestartRule {
-    /// `no`, `always`, `unless-stopped`, `on-failure`.
-    pub name: String,
-    pub retries: i64,
-}
-
-impl RestartRule {
-    pub fn never() -> Self {
-        Self { name: "no".to_owned(), retries: 0 }
-    }
-
-    /// Pods' rule.
-    pub fn always() -> Self {
-        Self { name: "always".to_owned(), retries: 0 }
-    }
-
-    /// For a pod that was saved and stopped: a reboot must not start it from the beginning.
-    pub fn unless_stopped() -> Self {
-        Self { name: "unless-stopped".to_owned(), retries: 0 }
-    }
-}
+use crate::model::{ids::ContainerId, pod::RestartRule};
 
 /// What has to be known of a container to save it.
 #[derive(Clone, Debug)]

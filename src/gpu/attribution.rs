@@ -26,13 +26,14 @@ use crate::{
     engine::Inventory,
     host::{
         life::{self, Life},
-        process::{self, ProcessId, Stat},
+        process::{self, Stat},
     },
-    ids::ContainerId,
+    model::ids::{ContainerId, ProcessId},
 };
 
 /// A new process's command line is waited for this long in all; one that is slower shows later.
 const COMMAND_WAIT: Duration = Duration::from_millis(50);
+
 /// Command lines being read at a time: a process can make its reader wait for ever.
 const MAX_READERS: usize = 16;
 

@@ -6,13 +6,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{GpuProcess, GpuUuid, Health, Owner, Snapshot};
+use super::{GpuProcess, Health, Owner, Snapshot};
 use crate::{
-    account::quota::Limit,
     config::OnOveruse,
-    host::{clock::Moment, process::ProcessId},
-    ids::{ContainerId, PodId},
-    names::UserName,
+    host::clock::Moment,
+    model::{
+        ids::{ContainerId, PodId, ProcessId},
+        names::UserName,
+        quota::Limit,
+        usage::GpuUuid,
+    },
 };
 
 /// Milliseconds that an ended process gets to be gone, before the next is looked at.

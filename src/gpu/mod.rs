@@ -31,10 +31,15 @@ use crate::{
     config::LiveConfig,
     db::Db,
     engine::Inventory,
-    host::{clock::Moment, process::ProcessId},
-    ids::{ContainerId, PodId},
-    names::{GpuSet, UserName},
-    pod::{Pod, admission::GpuLoad},
+    host::clock::Moment,
+    model::{
+        ids::{ContainerId, PodId, ProcessId},
+        names::UserName,
+        pod::Pod,
+        quantities::GpuSet,
+        usage::GpuUuid,
+    },
+    pod::admission::GpuLoad,
 };
 
 /// Someone is interested as long as the last look was not longer ago.
@@ -42,11 +47,6 @@ const INTEREST: Duration = Duration::from_secs(15);
 
 /// A pod that was given a GPU and is not on it counts as so much of one that is: more than the memory that an idle GPU shows.
 const GIVEN: f64 = 0.5;
-
-/// What one GPU's own identifier says: the index is for display and may change between boots.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
-pub struct GpuUuid(pub String);
 
 /// Whether the driver answers at all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

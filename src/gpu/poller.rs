@@ -9,14 +9,15 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Device, GpuUuid, Gpus, Health, Library, Snapshot,
+    Device, Gpus, Health, Library, Snapshot,
     attribution::{Attribution, Question},
     nvml::{self, Trouble},
 };
-use crate::host::clock::Moment;
+use crate::{host::clock::Moment, model::usage::GpuUuid};
 
 /// A call that takes longer hangs.
 const HANG: Duration = Duration::from_secs(5);
+
 /// Pauses before the library is opened again: each twice the one before, from the first to the last.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 

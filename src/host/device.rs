@@ -23,10 +23,11 @@ use nix::{
 };
 
 use super::{cgroup, process};
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// The hidden command under which this program is the other process.
 pub const COMMAND: &str = "probe-device";
+
 /// How long it may take: a driver that hangs would keep it for ever.
 const DEADLINE: Duration = Duration::from_secs(3);
 

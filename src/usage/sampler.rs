@@ -12,35 +12,41 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Amount, GpuAmount, STEPS, Subject,
-    gpu_time::{GpuClock, Seats},
-};
+use super::gpu_time::{GpuClock, Seats};
 use crate::{
     app::App,
-    db::{CpuCursor, DbError, UsageBatch, now},
-    gpu::{GpuUuid, Snapshot},
+    db::{CpuCursor, DbError, UsageBatch},
+    gpu::Snapshot,
     host::{
         cgroup::Meter,
         clock::{ClockWatch, Moment},
-        process::{self, ProcessId, Stat},
+        process::{self, Stat},
     },
-    ids::ContainerId,
-    pod::State,
+    model::{
+        ids::{ContainerId, ProcessId},
+        pod::State,
+        time::now,
+        usage::{Amount, GpuAmount, GpuUuid, STEPS, Subject},
+    },
 };
 
 /// What was counted is written this often, where nobody asks for it earlier: once for each of the finest buckets. A write with
 /// a hundred pods on GPUs costs more than ten looks.
 const WRITE: Duration = Duration::from_secs(10);
+
 /// So often after a process sat down on a GPU or got up, or a container was started or ended: a kill would take all that is
 /// known of it. Less than the usual `sample_seconds`, so that the next of those looks writes it.
 const WRITE_CHANGE: Duration = Duration::from_secs(4);
+
 /// For who asks, it is not written more often than this.
 const FRESH: Duration = Duration::from_secs(1);
+
 /// A group's memory is read this often, milliseconds: it takes the kernel longer than all the rest.
 const MEMORY: i64 = 5000;
+
 /// Old buckets are cleared this often, and at the start.
 const PRUNE: Duration = Duration::from_secs(600);
+
 /// What a pod that was taken over used before we knew it is not counted; it may have run for months.
 const ADOPTED_GRACE: f64 = 30.0;
 

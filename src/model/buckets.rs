@@ -1,6 +1,6 @@
 //! Spreading what was used between two times over buckets. Pure.
 
-use super::STEPS;
+use super::usage::STEPS;
 
 /// Buckets of one step that a span is spread over at most: a longer gap goes into coarser ones only.
 const MAX_BUCKETS: i64 = 4000;
