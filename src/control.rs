@@ -16,13 +16,22 @@ use std::{
 
 use tokio::{io::AsyncWriteExt, net::UnixListener};
 
-use crate::app::{App, StartError};
+use crate::{config::LiveConfig, db::Db};
 
 /// How long an admin command waits for the daemon to have read.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 fn path(home: &Path) -> PathBuf {
     home.join("pody.sock")
+}
+
+/// Why the daemon does not get its control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("another pody serves {0} already; stop it first, or set PODY_HOME to another directory")]
+    Running(PathBuf),
+    #[error("cannot create the control socket {path}: {source}")]
+    Socket { path: PathBuf, source: std::io::Error },
 }
 
 /// The daemon's end.
@@ -35,13 +44,13 @@ pub struct Listener {
 
 impl Listener {
     /// Takes the folder; fails if another daemon has it.
-    pub fn bind(home: &Path) -> Result<Self, StartError> {
+    pub fn bind(home: &Path) -> Result<Self, ControlError> {
         let path = path(home);
-        let error = |source: std::io::Error| StartError::Control { path: path.clone(), source };
+        let error = |source: std::io::Error| ControlError::Socket { path: path.clone(), source };
         let file =
             fs::OpenOptions::new().create(true).append(true).mode(0o600).open(home.join("pody.lock")).map_err(error)?;
         let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock);
-        let lock = lock.map_err(|_| StartError::Running(home.to_owned()))?;
+        let lock = lock.map_err(|_| ControlError::Running(home.to_owned()))?;
         // What a killed daemon left: nobody else can have it, we hold the lock.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(error)?;
@@ -50,13 +59,13 @@ impl Listener {
     }
 
     /// Answers admin commands for ever.
-    pub async fn run(self, app: App) {
+    pub async fn run(self, config: LiveConfig, db: Db) {
         loop {
             let Ok((mut stream, _)) = self.listener.accept().await else { continue };
-            if let Err(error) = app.config.reload() {
+            if let Err(error) = config.reload() {
                 tracing::error!(%error, "config not reloaded, the old one stays in force");
             }
-            let db = app.db.clone();
+            let db = db.clone();
             let refreshed = tokio::task::spawn_blocking(move || db.refresh()).await;
             let word = if matches!(refreshed, Ok(Ok(()))) { "ok\n" } else { "failed\n" };
             let _ = stream.write_all(word.as_bytes()).await;

@@ -12,9 +12,9 @@ use prometheus_client::{
 };
 
 use crate::{
-    app::App,
-    engine::Health,
-    gpu::{self, Reading},
+    engine::{Engine, Health},
+    gpu::{self, Gpus, Reading},
+    pod::Pods,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -121,9 +121,9 @@ impl Readings {
         self.gpu_pod_utilization.clear();
     }
 
-    fn read_pods(&self, app: &App) {
-        for pod in app.pods.list_all() {
-            let Some(sample) = app.pods.sample(&pod) else { continue };
+    fn read_pods(&self, pods: &Pods) {
+        for pod in pods.list_all() {
+            let Some(sample) = pods.sample(&pod) else { continue };
             let labels = OnePodLabels { user: pod.user.to_string(), pod: pod.container_name.clone() };
             self.pod_cpu_seconds.get_or_create(&labels).set(sample.cpu_seconds);
             self.pod_memory.get_or_create(&labels).set(sample.memory_bytes as f64);
@@ -135,8 +135,8 @@ impl Readings {
         }
     }
 
-    fn read_gpus(&self, app: &App) {
-        for device in &app.gpus.snapshot().devices {
+    fn read_gpus(&self, gpus: &Gpus) {
+        for device in &gpus.snapshot().devices {
             let labels = GpuLabels { gpu: device.uuid.0.clone(), index: device.index };
             let Reading { memory_total, memory_used, utilization, power, temperature, .. } = match &device.health {
                 gpu::Health::Known(reading) => reading.clone(),
@@ -234,19 +234,19 @@ impl Metrics {
     }
 
     /// Everything in the OpenMetrics text format.
-    pub fn render(&self, app: &App) -> String {
+    pub fn render(&self, pods: &Pods, gpus: &Gpus, engine: &Engine) -> String {
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         self.pods.clear();
-        for pod in app.pods.list_all() {
-            let view = app.pods.view(&pod);
+        for pod in pods.list_all() {
+            let view = pods.view(&pod);
             self.pods.get_or_create(&PodLabels { user: view.user.to_string(), status: view.status }).inc();
         }
         self.readings.clear();
-        self.readings.read_pods(app);
-        self.readings.read_gpus(app);
-        self.gpu_polls.set(app.gpus.polls());
-        self.docker_up.set(i64::from(app.engine.health() == Health::Up));
-        self.inventory_age.set(app.engine.inventory().age().map_or(-1.0, |age| age.as_secs_f64()));
+        self.readings.read_pods(pods);
+        self.readings.read_gpus(gpus);
+        self.gpu_polls.set(gpus.polls());
+        self.docker_up.set(i64::from(engine.health() == Health::Up));
+        self.inventory_age.set(engine.inventory().age().map_or(-1.0, |age| age.as_secs_f64()));
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             let _ = writeln!(text, "# not complete");

@@ -39,7 +39,6 @@ use crate::{
         quantities::GpuSet,
         usage::GpuUuid,
     },
-    pod::admission::GpuLoad,
 };
 
 /// Someone is interested as long as the last look was not longer ago.
@@ -292,4 +291,11 @@ impl Gpus {
         let seconds = if self.is_watched() { limits.poll_seconds } else { limits.idle_poll_seconds };
         Duration::from_secs_f64(seconds.max(0.1))
     }
+}
+
+/// A GPU of the host and how much it is used: the smaller the load, the sooner it is given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuLoad {
+    pub index: u32,
+    pub load: f64,
 }

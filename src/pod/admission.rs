@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::{
-    quantities::{ByteSize, GpuRequest, GpuSet},
-    quota::{Limit, Quota},
+use crate::{
+    gpu::GpuLoad,
+    model::{
+        quantities::{ByteSize, GpuRequest, GpuSet},
+        quota::{Limit, Quota},
+    },
 };
 
 /// A pod that counts against its user's quota.
@@ -73,13 +76,6 @@ pub fn admit_pod(quota: &Quota, held: &[Held]) -> Result<Grant, Refusal> {
         return Err(Refusal::TotalMemory { limit: total, held: used, asked });
     }
     Ok(Grant { memory: Some(asked) })
-}
-
-/// A GPU of the host and how much it is used: the smaller the load, the sooner it is given.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GpuLoad {
-    pub index: u32,
-    pub load: f64,
 }
 
 /// The GPUs that a new pod sees: what was asked for, within the quota. Of a count, the least used.

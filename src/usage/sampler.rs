@@ -12,11 +12,15 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gpu_time::{GpuClock, Seats};
+use super::{
+    Usage,
+    gpu_time::{GpuClock, Seats},
+};
 use crate::{
-    app::App,
-    db::{CpuCursor, DbError, UsageBatch},
-    gpu::Snapshot,
+    config::LiveConfig,
+    db::{CpuCursor, Db, DbError, UsageBatch},
+    engine::Engine,
+    gpu::{Gpus, Snapshot},
     host::{
         cgroup::Meter,
         clock::{ClockWatch, Moment},
@@ -50,55 +54,64 @@ const PRUNE: Duration = Duration::from_secs(600);
 /// What a pod that was taken over used before we knew it is not counted; it may have run for months.
 const ADOPTED_GRACE: f64 = 30.0;
 
+/// What is read, and where it is written.
+pub struct Sources {
+    pub config: LiveConfig,
+    pub db: Db,
+    pub engine: Engine,
+    pub gpus: Gpus,
+    pub usage: Usage,
+}
+
 /// Runs for the life of the daemon.
-pub async fn run(app: App, stop: CancellationToken) {
-    let mut sampler = match Sampler::resume(&app).await {
+pub async fn run(from: Sources, stop: CancellationToken) {
+    let mut sampler = match Sampler::resume(&from).await {
         Ok(sampler) => sampler,
         Err(error) => {
             tracing::error!(%error, "usage is counted from now on: the cursors cannot be read");
             Sampler::default()
         }
     };
-    let mut snapshots = app.gpus.changes();
+    let mut snapshots = from.gpus.changes();
     let mut pruned: Option<Instant> = None;
     let mut written = Instant::now();
     let mut next = Instant::now();
     loop {
         let is_asked = tokio::select! {
             () = stop.cancelled() => {
-                sampler.look(&app);
-                let _ = sampler.write(&app).await;
+                sampler.look(&from);
+                let _ = sampler.write(&from).await;
                 return;
             }
             Ok(()) = snapshots.changed() => {
-                sampler.follow(&app.gpus.snapshot());
+                sampler.follow(&from.gpus.snapshot());
                 continue;
             }
-            () = app.usage.asked() => true,
+            () = from.usage.asked() => true,
             () = tokio::time::sleep_until(next) => {
-                let seconds = app.config.get().usage.sample_seconds.max(0.5);
+                let seconds = from.config.get().usage.sample_seconds.max(0.5);
                 next = Instant::now() + Duration::from_secs_f64(seconds);
-                sampler.look(&app);
+                sampler.look(&from);
                 false
             }
         };
         match is_asked {
             true if written.elapsed() < FRESH => {
-                app.usage.tell();
+                from.usage.tell();
                 continue;
             }
-            true => sampler.look(&app),
+            true => sampler.look(&from),
             false if written.elapsed() < sampler.patience() => continue,
             false => {}
         }
-        if let Err(error) = sampler.write(&app).await {
+        if let Err(error) = sampler.write(&from).await {
             tracing::warn!(%error, "usage not written, tried again");
         }
         written = Instant::now();
-        app.usage.tell();
+        from.usage.tell();
         if pruned.is_none_or(|at| at.elapsed() > PRUNE) {
             pruned = Some(Instant::now());
-            if let Err::<_, DbError>(error) = app.db.write(|tx| tx.prune_usage(now() / 1000)).await {
+            if let Err::<_, DbError>(error) = from.db.write(|tx| tx.prune_usage(now() / 1000)).await {
                 tracing::warn!(%error, "old usage not cleared");
             }
         }
@@ -185,8 +198,8 @@ fn parse_seat(key: &str) -> Option<(GpuUuid, ProcessId)> {
 }
 
 impl Sampler {
-    async fn resume(app: &App) -> Result<Self, DbError> {
-        let (cpu, stored, last) = app
+    async fn resume(from: &Sources) -> Result<Self, DbError> {
+        let (cpu, stored, last) = from
             .db
             .read(|tx| Ok::<_, DbError>((tx.list_cpu_cursors()?, tx.list_seats()?, tx.last_gpu_snapshot()?)))
             .await?;
@@ -216,17 +229,17 @@ impl Sampler {
     }
 
     /// Moves the cursor of each running pod to now, and counts what lies between.
-    fn look(&mut self, app: &App) {
+    fn look(&mut self, from: &Sources) {
         let now = Moment::now();
         let set_by = self.watch.set_by(now);
         if set_by != 0 {
             tracing::warn!(seconds = set_by / 1000, "the clock was set; usage goes on from the new time");
             self.cpu.values_mut().for_each(|cursor| cursor.at += set_by);
         }
-        let rows = app.db.snapshot();
+        let rows = from.db.snapshot();
         let mut seen = 0;
         for pod in rows.pods.iter().filter(|pod| pod.state == State::Running) {
-            let Some(container) = pod.container.as_ref().and_then(|id| app.engine.inventory().get(id)) else {
+            let Some(container) = pod.container.as_ref().and_then(|id| from.engine.inventory().get(id)) else {
                 continue;
             };
             let pid = container.detail.as_ref().map_or(0, |detail| detail.pid);
@@ -276,12 +289,12 @@ impl Sampler {
     }
 
     /// Writes down all that was counted, and up to where.
-    async fn write(&mut self, app: &App) -> Result<(), DbError> {
+    async fn write(&mut self, from: &Sources) -> Result<(), DbError> {
         if self.cpu.is_empty() && self.pending.is_empty() {
             return Ok(());
         }
         // The cursor of a pod that was not seen now stays: a container that is not listed yet, or stopped, is not a new one.
-        let rows = app.db.snapshot();
+        let rows = from.db.snapshot();
         let live: HashSet<&str> =
             rows.pods.iter().filter_map(|pod| pod.container.as_ref()).map(ContainerId::as_str).collect();
         self.cpu.retain(|container, _| live.contains(container.as_str()));
@@ -304,7 +317,7 @@ impl Sampler {
             seats: seats.collect(),
             last_gpu_snapshot: self.clock.last(),
         };
-        app.db.write(move |tx| tx.write_usage(&batch)).await?;
+        from.db.write(move |tx| tx.write_usage(&batch)).await?;
         // Only what is written is no longer pending.
         self.pending = Pending::default();
         self.is_changed = false;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use pody::http::{
+    endpoint::{Access, Route},
     params::BodyUse,
-    router::{Access, Route, routes},
+    router::routes,
 };
 use serde_json::Value;
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use insta::assert_snapshot;
-use pody::http::router::{Access, Route, routes};
+use pody::http::{
+    endpoint::{Access, Route},
+    router::routes,
+};
 use serde_json::{Value, json};
 
 use crate::common::Server;

@@ -7,10 +7,7 @@ mod file;
 mod resource;
 
 use insta::assert_snapshot;
-use pody::http::{
-    params::Param,
-    router::{Access, routes},
-};
+use pody::http::{endpoint::Access, params::Param, router::routes};
 use serde_json::{Value, json};
 
 use crate::common::{Answer, Client, Server, password};
