@@ -433,7 +433,7 @@ start_service() {
 daemon() {
     local inode pid
     inode=$(stat -c %i "$PODY_HOME/pody.lock" 2>/dev/null) || return 0
-    for pid in $(awk -v "inode=:$inode" '$2 == "FLOCK" && index($6 "$", inode "$") { print $5 }' /proc/locks); do
+    awk -v "inode=:$inode" '$2 == "FLOCK" && index($6 "$", inode "$") { print $5 }' /proc/locks | while read -r pid; do
         [[ "$(readlink "/proc/$pid/exe" 2>/dev/null)" != "$binary"* ]] || echo "$pid"
     done
 }

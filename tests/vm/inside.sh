@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Runs in the virtual machine of run.sh, as root: what a member would see there.
 # `before` a reboot that pods are saved for, and `after` it.
 set -euo pipefail
