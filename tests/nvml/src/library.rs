@@ -1,6 +1,6 @@
-//! The library's own state: the file as last read, who has initialised, the handles and event sets given out.
+//! The library's own state: the file as last read, the initialization count, the handles and event sets returned so far.
 //!
-//! One lock, held for moments only: a call that is slow or hangs holds none.
+//! One lock, held only briefly: a call that is slow or hangs does not hold it.
 
 use std::{
     env,
@@ -22,12 +22,12 @@ use crate::{
     state::{Mig, Process},
 };
 
-/// How often a call that waits looks at the file.
+/// How often a waiting call checks the file.
 const POLL: Duration = Duration::from_millis(5);
-/// The same for who waits for an Xid error. The driver's own wait costs nothing, and this one is to disturb measurements little.
+/// The same for a caller that waits for an Xid error. The real driver's wait costs nothing; this one must not distort measurements.
 const XID_POLL: Duration = Duration::from_millis(50);
 
-/// The first driver branches that have a function; all others are old.
+/// The first driver branch that has a function; functions that are not listed are older.
 const SINCE: [(&str, u32); 9] = [
     ("nvmlDeviceGetComputeRunningProcesses_v2", 450),
     ("nvmlDeviceGetGraphicsRunningProcesses_v2", 450),
@@ -42,7 +42,7 @@ const SINCE: [(&str, u32); 9] = [
 
 pub type Answer = Result<(), Code>;
 
-/// `nvmlDevice_t`: where a [`Target`] lies. Compared, never followed.
+/// `nvmlDevice_t`: the address of a [`Target`]. Compared, never dereferenced.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Handle(*const c_void);
@@ -53,7 +53,7 @@ impl Handle {
     }
 }
 
-/// `nvmlEventSet_t`: where an [`EventSet`] lies. Compared, never followed.
+/// `nvmlEventSet_t`: the address of an [`EventSet`]. Compared, never dereferenced.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct SetHandle(*const c_void);
@@ -181,7 +181,7 @@ pub fn initialise(function: &str) -> Answer {
     Ok(())
 }
 
-/// Has no faults, so that a test can always begin anew.
+/// Never fails on purpose, so that a test can always start over.
 pub fn shut_down() -> Answer {
     let mut library = lock();
     library.users = library.users.checked_sub(1).ok_or(Code::Uninitialized)?;

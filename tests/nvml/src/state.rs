@@ -40,9 +40,9 @@ pub type Faults = BTreeMap<String, Fault>;
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     Error(Code),
-    /// Answers after so many milliseconds.
+    /// Answers after this many milliseconds.
     DelayMs(u64),
-    /// Answers once the file asks for this no longer.
+    /// Answers once the file no longer asks for this.
     Hang,
 }
 
