@@ -58,7 +58,7 @@ impl Handle {
 #[derive(Clone, Copy)]
 pub struct SetHandle(*const c_void);
 
-/// What a handle stands for. Lives as long as the process, since a caller may keep a handle for ever.
+/// What a handle refers to. Lives as long as the process, since a caller may keep a handle for ever.
 #[derive(PartialEq)]
 struct Target {
     generation: u64,
@@ -66,7 +66,7 @@ struct Target {
     instance: Option<String>,
 }
 
-/// GPUs that are watched, with how many of their Xids have been delivered or were there before.
+/// The watched GPUs, with the number of their Xids that were delivered or existed before.
 #[derive(Default)]
 struct EventSet {
     watched: Mutex<Vec<(&'static Target, usize)>>,
@@ -77,7 +77,7 @@ struct Library {
     users: u32,
     /// The driver that the first of them found.
     generation: u64,
-    /// The file as last read, kept open: so no other file can take its inode number, and a look at the name tells
+    /// The file as last read, kept open: so no other file can take its inode number, and a stat of the name shows
     /// whether it is still this one.
     file: Option<(File, Stamp, Arc<State>)>,
     targets: Vec<&'static Target>,
@@ -95,7 +95,7 @@ struct Stamp {
     size: u64,
 }
 
-/// What a handle leads to at the moment: a GPU or one instance of it.
+/// What a handle currently refers to: a GPU or one instance of it.
 #[derive(Clone, Copy)]
 pub struct Device<'state> {
     pub state: &'state State,
@@ -115,7 +115,7 @@ impl<'state> Device<'state> {
         self.instance.ok_or(Code::NotSupported)
     }
 
-    /// Where it is partitioned.
+    /// The instances, if the GPU is partitioned.
     pub fn mig(&self) -> Option<&'state Mig> {
         self.any.mig.as_ref().filter(|mig| mig.enabled && self.instance.is_none())
     }
@@ -138,7 +138,7 @@ impl<'state> Device<'state> {
     }
 }
 
-/// A function of no GPU.
+/// Runs a function that concerns no GPU.
 pub fn on_system(function: &str, body: impl FnOnce(&State) -> Answer) -> Code {
     let answer = || {
         let state = settle(function, |state| lock().session(state, Code::Uninitialized).map(|_| None))?;
@@ -147,7 +147,7 @@ pub fn on_system(function: &str, body: impl FnOnce(&State) -> Answer) -> Code {
     answer().into()
 }
 
-/// A function of one GPU, or of one instance of it.
+/// Runs a function on one GPU, or on one instance of it.
 pub fn on_device(function: &str, handle: Handle, body: impl FnOnce(Device) -> Answer) -> Code {
     let answer = || {
         let state = settle(function, |state| Ok(Some(lock().device(state, handle)?.any)))?;
@@ -157,7 +157,7 @@ pub fn on_device(function: &str, handle: Handle, body: impl FnOnce(Device) -> An
     answer().into()
 }
 
-/// A function that gives the handle of a GPU, which `find` finds by index.
+/// Runs a function that returns the handle of a GPU; `find` returns its index.
 pub fn find_device(function: &str, find: impl Fn(&State) -> Result<usize, Code>) -> Result<Handle, Code> {
     let find_gpu = |state: &State| {
         lock().session(state, Code::Uninitialized)?;
@@ -230,8 +230,8 @@ pub fn wait_for_xid(function: &str, handle: SetHandle, timeout: Duration) -> Res
     }
 }
 
-/// The state on which a function may answer: waits where the file says so, fails where it says so. `look` says what else
-/// stands in the way, and on which GPU the function works.
+/// The state for the answer of a function, after the delay or failure that the file asks for. `look` returns any other error,
+/// and the GPU that the function works on.
 fn settle(function: &str, look: impl Fn(&State) -> Result<Option<&Gpu>, Code>) -> Result<Arc<State>, Code> {
     let mut delayed = false;
     loop {
@@ -261,7 +261,7 @@ fn lock() -> MutexGuard<'static, Library> {
 }
 
 impl Library {
-    /// The file as it is now. Without one there is no driver.
+    /// The current file. Without one there is no driver.
     fn state(&mut self) -> Result<Arc<State>, Code> {
         let path = env::var_os(STATE_VARIABLE).ok_or(Code::DriverNotLoaded)?;
         let now = Stamp::of(&fs::metadata(&path).map_err(|_| Code::DriverNotLoaded)?);
@@ -284,7 +284,7 @@ impl Library {
         Ok(state)
     }
 
-    /// Whether somebody has initialised, with the driver that there is now.
+    /// Whether the library is initialized, with the current driver.
     fn session(&self, state: &State, reloaded: Code) -> Answer {
         if self.users == 0 {
             return Err(Code::Uninitialized);
@@ -307,7 +307,7 @@ impl Library {
         Ok(Device { state, index, any, instance, target })
     }
 
-    /// The same one each time.
+    /// Returns the same one each time.
     fn handle(&mut self, generation: u64, gpu: &Gpu, instance: Option<&MigInstance>) -> Handle {
         let instance = instance.map(|instance| instance.uuid.clone());
         let target = Target { generation, gpu: gpu.uuid.clone(), instance };
