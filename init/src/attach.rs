@@ -22,8 +22,8 @@ const OUTPUT: RawFd = 1;
 const BUFFER: usize = 32 << 10;
 /// Typed bytes that may wait for a program to read them; at this many, no more are read from the daemon.
 const MAX_TYPED: usize = 64 << 10;
-/// How the rest of the output is read after the command has ended. It arrives at once, but a process left behind may keep the
-/// terminal open for ever, or flood it: hence both limits. A terminal buffers less than that many reads.
+/// How the rest of the output is read after the command has ended. It arrives at once, but a process left behind may
+/// keep the terminal open for ever, or flood it: hence both limits. A terminal buffers less than that many reads.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(30);
 const MAX_DRAIN_READS: usize = 256;
 

@@ -2,8 +2,8 @@
 //!
 //! One static program, bound read-only into the pod, so that it runs in any image:
 //!
-//! - `init [--io-uring] -- PROGRAM ARG…` is PID 1 ([`pid1`]): it runs the image's own program on the container's terminal,
-//!   forwards signals, reaps, and holds the terminals of sessions ([`session`]).
+//! - `init [--io-uring] -- PROGRAM ARG…` is PID 1 ([`pid1`]): it runs the image's own program on the container's
+//!   terminal, forwards signals, reaps, and holds the terminals of sessions ([`session`]).
 //! - `attach ID ROWS COLS [-- PROGRAM ARG…]` starts a session below PID 1, or resumes one, and relays its bytes
 //!   ([`attach`]). The engine execs it, and what the engine execs is not part of a checkpoint; the session is.
 //! - `start ID -- PROGRAM ARG…` starts a session that no client is attached to; `list` prints all sessions.
@@ -28,7 +28,8 @@ const NOT_FOUND: i32 = 127;
 const CANNOT_RUN: i32 = 126;
 const USAGE: &str = "usage: pody-init init [--io-uring] -- CMD | attach ID ROWS COLS [-- CMD] | start ID -- CMD | list | run -- CMD | hold SECONDS";
 
-/// Not std's `main`: it installs a handler for stack overflows and ignores SIGPIPE, which the programs we run would inherit.
+/// Not std's `main`: it installs a handler for stack overflows and ignores SIGPIPE, which the programs we run would
+/// inherit.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);

@@ -1,8 +1,8 @@
 //! PID 1: one thread and one loop over signals, the socket and the sessions.
 //!
-//! The main program is in the foreground of the container's terminal and gets every signal from outside. When it ends, the
-//! pod ends, with its exit code. PID 1 stays the leader of that terminal's session and keeps it open: CRIU restores a
-//! terminal only through its leader, and `/proc/1/fd/1` is where programs in containers write to reach the log.
+//! The main program is in the foreground of the container's terminal and gets every signal from outside. When it ends,
+//! the pod ends, with its exit code. PID 1 stays the leader of that terminal's session and keeps it open: CRIU restores
+//! a terminal only through its leader, and `/proc/1/fd/1` is where programs in containers write to reach the log.
 
 use std::{
     ffi::CString,

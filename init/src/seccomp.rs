@@ -1,7 +1,7 @@
 //! io_uring cannot be saved in a checkpoint, so its system calls fail with ENOSYS, and programs use something else.
 //!
-//! The filter is added to the engine's own, which stays in force. It is installed only under `no_new_privs`: otherwise the
-//! kernel requires CAP_SYS_ADMIN for it, and set-user-id programs would run filtered.
+//! The filter is added to the engine's own, which stays in force. It is installed only under `no_new_privs`: otherwise
+//! the kernel requires CAP_SYS_ADMIN for it, and set-user-id programs would run filtered.
 
 use std::io;
 

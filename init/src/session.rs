@@ -1,7 +1,7 @@
 //! A session: a command on a terminal that PID 1 holds.
 //!
-//! The attached client reads and writes the terminal directly; PID 1 only waits for it to leave. While no client is attached,
-//! PID 1 reads the terminal, so that the command is never blocked, and keeps the end of the output.
+//! The attached client reads and writes the terminal directly; PID 1 only waits for it to leave. While no client is
+//! attached, PID 1 reads the terminal, so that the command is never blocked, and keeps the end of the output.
 //!
 //! ```text
 //!           client leaves                                  killed, reaped
@@ -87,7 +87,8 @@ impl Session {
         })
     }
 
-    /// Passes the terminal to a client, with the output since the last one left. If the command has ended, passes its exit code.
+    /// Passes the terminal to a client, with the output since the last one left. If the command has ended, passes its
+    /// exit code.
     pub fn attach(&mut self, client: UnixStream, size: sys::WinSize) {
         if let Some(previous) = self.client.take() {
             let _ = sys::send_files(previous.as_raw_fd(), &Reply::Detach.encode(), &[]);

@@ -1,5 +1,5 @@
-//! Safe wrappers of C library calls. Declared by hand, because this program uses nothing but std; the layouts are those of
-//! glibc on 64-bit Linux, x86-64 and arm64.
+//! Safe wrappers of C library calls. Declared by hand, because this program uses nothing but std; the layouts are those
+//! of glibc on 64-bit Linux, x86-64 and arm64.
 
 use std::{
     ffi::{CString, c_char, c_int, c_ulong, c_void},
@@ -267,7 +267,8 @@ pub fn reap() -> Option<(i32, i32)> {
     (pid > 0).then(|| (pid, if signal == 0 { (status >> 8) & 0xff } else { 128 + signal }))
 }
 
-/// Replaces this process with the program, searched in `PATH`; returns only if that fails. `None` keeps our environment.
+/// Replaces this process with the program, searched in `PATH`; returns only if that fails. `None` keeps our
+/// environment.
 pub fn exec(command: &[CString], environment: Option<&[CString]>) -> io::Error {
     let pointers = |texts: &[CString]| -> Vec<*const c_char> {
         texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()

@@ -1,11 +1,11 @@
 //! The protocols on the socket between PID 1 and its clients, and on the pipes between a client and the daemon.
 //!
-//! To PID 1: one [`Request`], preceded by its length. From PID 1: a [`Reply`] of eight bytes, with a session's terminal and the
-//! output since the last client left as files beside it; later another reply with its end.
+//! To PID 1: one [`Request`], preceded by its length. From PID 1: a [`Reply`] of eight bytes, with a session's terminal
+//! and the output since the last client left as files beside it; later another reply with its end.
 //!
-//! From the daemon, on the standard input of `attach`: frames of a kind, a length and bytes ([`Frames`]). End of file means that
-//! the user has left. To the daemon: the terminal's bytes on the standard output; on the standard error one line each of
-//! `started`, then `exit CODE` or `detached`, or instead of all that `failed ERRNO`.
+//! From the daemon, on the standard input of `attach`: frames of a kind, a length and bytes ([`Frames`]). End of file
+//! means that the user has left. To the daemon: the terminal's bytes on the standard output; on the standard error one
+//! line each of `started`, then `exit CODE` or `detached`, or instead of all that `failed ERRNO`.
 
 use std::{
     ffi::{CStr, CString},

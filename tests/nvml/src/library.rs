@@ -1,4 +1,5 @@
-//! The library's own state: the file as last read, the initialization count, the handles and event sets returned so far.
+//! The library's own state: the file as last read, the initialization count, the handles and event sets returned so
+//! far.
 //!
 //! One lock, held only briefly: a call that is slow or hangs does not hold it.
 
@@ -24,7 +25,8 @@ use crate::{
 
 /// How often a waiting call checks the file.
 const POLL: Duration = Duration::from_millis(5);
-/// The same for a caller that waits for an Xid error. The real driver's wait costs nothing; this one must not distort measurements.
+/// The same for a caller that waits for an Xid error. The real driver's wait costs nothing; this one must not distort
+/// measurements.
 const XID_POLL: Duration = Duration::from_millis(50);
 
 /// The first driver branch that has a function; functions that are not listed are older.
@@ -230,8 +232,8 @@ pub fn wait_for_xid(function: &str, handle: SetHandle, timeout: Duration) -> Res
     }
 }
 
-/// The state for the answer of a function, after the delay or failure that the file asks for. `look` returns any other error,
-/// and the GPU that the function works on.
+/// The state for the answer of a function, after the delay or failure that the file asks for. `look` returns any other
+/// error, and the GPU that the function works on.
 fn settle(function: &str, look: impl Fn(&State) -> Result<Option<&Gpu>, Code>) -> Result<Arc<State>, Code> {
     let mut delayed = false;
     loop {

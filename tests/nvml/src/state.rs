@@ -24,8 +24,8 @@ pub struct State {
     pub cuda_version: i32,
     /// What `nvmlInit` answers: `DRIVER_NOT_LOADED`, `LIB_RM_VERSION_MISMATCH` and the like.
     pub init_error: Option<Code>,
-    /// Process lists of version 3 have rows of 32 bytes, as in the first drivers of branch 535: callers that expect 24 read
-    /// garbage.
+    /// Process lists of version 3 have rows of 32 bytes, as in the first drivers of branch 535: callers that expect 24
+    /// read garbage.
     pub wide_process_rows: bool,
     /// For all GPUs, and for functions that concern none. A GPU's own take precedence.
     pub faults: Faults,
