@@ -283,7 +283,7 @@ install_criu_from_ppa() {
 # ---------------------------------------------------------------- Rust
 
 # Puts a cargo on PATH that is new enough for Cargo.toml. Under sudo the caller's
-# toolchain is used if it is; downloads still go to root's CARGO_HOME.
+# toolchain serves as well; downloads still go to root's CARGO_HOME.
 ensure_rust() {
     local user_home
     # First on PATH: the distribution's cargo, if any, is older.
