@@ -1,7 +1,8 @@
-//! While the host is drained for maintenance, no pod is created, started or restored, but by the end of the drain itself.
+//! While the host is drained for maintenance, no pod is created, started or restored, except by the end of the drain
+//! itself.
 //!
-//! Whoever begins one of these looks twice: at the snapshot, to refuse before anything else is said, and in the transaction
-//! that writes it down, so that none slips by a drain that is asked for at the same moment.
+//! Each of these operations checks twice: in the snapshot, to refuse before any other check, and in the transaction
+//! that records it, so that none slips past a drain that is requested at the same moment.
 
 use super::{Pod, PodError, Pods};
 use crate::{
@@ -9,16 +10,16 @@ use crate::{
     db::Tx,
 };
 
-/// Who wants something done with a pod.
+/// Who requests an operation on a pod.
 #[derive(Clone, Debug)]
 pub enum AskedBy {
     Caller,
-    /// Maintenance, for whoever asked for it.
+    /// Maintenance, for the admin who requested it.
     Drain(Actor),
 }
 
 impl AskedBy {
-    /// Who is written down as the doer.
+    /// The actor to record.
     pub(crate) fn actor(&self, caller: &Caller) -> Actor {
         match self {
             Self::Caller => Actor::from(caller),

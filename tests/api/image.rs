@@ -26,7 +26,7 @@ fn the_list_is_what_is_configured_and_exists() {
     assert_snapshot!(alice.get("/image/inspect?image=not-on-this-host"), @r#"
     400
     {
-      "detail": "not-on-this-host is no image that you may use; there are: pody-base:latest"
+      "detail": "not-on-this-host is not an image that you may use; choose one of: pody-base:latest"
     }
     "#);
 }
@@ -65,19 +65,19 @@ fn only_images_of_the_list_are_there() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=debian:13"), @r#"
     400
     {
-      "detail": "debian:13 is no image that you may use; there are: pody-base:latest"
+      "detail": "debian:13 is not an image that you may use; choose one of: pody-base:latest"
     }
     "#);
     assert_snapshot!(alice.post("/image/delete?image=pody-base"), @r#"
     403
     {
-      "detail": "pody-base is no image of yours; only your own commits can be deleted"
+      "detail": "pody-base is not your image; only your own commits can be deleted"
     }
     "#);
     assert_snapshot!(server.admin().post("/image/delete?image=pody-base"), @r#"
     403
     {
-      "detail": "pody-base is no image of yours; only your own commits can be deleted"
+      "detail": "pody-base is not your image; only your own commits can be deleted"
     }
     "#);
     assert_eq!(server.containers().len(), 0);
@@ -95,7 +95,7 @@ fn a_rule_with_a_tag_is_for_that_tag() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=pody-base"), @r#"
     400
     {
-      "detail": "pody-base is no image that you may use; there are none yet: ask an admin to name one under [[images]] in config.toml and to build or pull it"
+      "detail": "pody-base is not an image that you may use; there are none yet: ask an admin to list one under [[images]] in config.toml and to build or pull it"
     }
     "#);
 }

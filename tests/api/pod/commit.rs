@@ -29,7 +29,7 @@ fn a_commit_is_an_image_of_its_owner() {
     assert_snapshot!(alice.post("/pod/commit?ins=main&tag=two"), @r#"
     409
     {
-      "detail": "there is an image [prefix]_commit:alice-two already; choose another tag, or delete it with `pody post image/delete image:[prefix]_commit:alice-two`"
+      "detail": "image [prefix]_commit:alice-two already exists; choose another tag, or delete it with `pody post image/delete image:[prefix]_commit:alice-two`"
     }
     "#);
     assert_snapshot!(alice.get("/image/list"), @r#"
@@ -80,7 +80,7 @@ fn a_commit_is_an_image_of_its_owner() {
     assert_snapshot!(alice.post("/image/delete?image=alice-two"), @r#"
     400
     {
-      "detail": "alice-two is no image that you may use; there are: alice, pody-base:latest"
+      "detail": "alice-two is not an image that you may use; choose one of: alice, pody-base:latest"
     }
     "#);
     alice.post("/image/delete?image=alice").ok();

@@ -133,7 +133,7 @@ fn what_the_engine_refuses_leaves_nothing_behind() {
     assert_snapshot!(try_create(&alice, "main"), @r#"
     500
     {
-      "detail": "the network not_a_network of the config does not exist; ask an admin to make it with `docker network create not_a_network`"
+      "detail": "the network not_a_network of the config does not exist; ask an admin to create it with `docker network create not_a_network`"
     }
     "#);
     assert_eq!(alice.get("/pod/list").ok().json(), json!([]));
@@ -150,7 +150,7 @@ fn a_volume_that_cannot_be_made_leaves_nothing_behind() {
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     500
     {
-      "detail": "the folder /proc/nothing/alice of a volume cannot be made: No such file or directory (os error 2)"
+      "detail": "cannot create the directory /proc/nothing/alice of a volume: No such file or directory (os error 2)"
     }
     "#);
 }
@@ -166,7 +166,7 @@ fn a_limit_on_storage_works_or_says_what_it_needs() {
         assert_snapshot!(answer, @r#"
         500
         {
-          "detail": "the quota storage_size needs an engine on overlay2 over xfs with pquota, and this one is not; ask an admin to set storage_size to \"\""
+          "detail": "the quota storage_size needs Docker on overlay2 over xfs with pquota, and this host has none; ask an admin to set storage_size to \"\""
         }
         "#);
     }

@@ -80,13 +80,13 @@ fn bad_commands_and_deadlines_are_refused() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=0"), @r#"
     400
     {
-      "detail": "a command may run for 1 to 3600 s, you asked for 0"
+      "detail": "a command's timeout is 1 to 3600 s, you asked for 0"
     }
     "#);
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=3601"), @r#"
     400
     {
-      "detail": "a command may run for 1 to 3600 s, you asked for 3601"
+      "detail": "a command's timeout is 1 to 3600 s, you asked for 3601"
     }
     "#);
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=-1"), @r#"
@@ -112,7 +112,7 @@ fn bad_commands_and_deadlines_are_refused() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
-      "detail": "[prefix]-alice-main has no /bin/bash that runs; put one into its image"
+      "detail": "/bin/bash does not run in [prefix]-alice-main; install it in the image"
     }
     "#);
     delete(&alice, "main");

@@ -111,7 +111,7 @@ fn from_create_to_delete() {
     assert_snapshot!(try_create(&alice, "main"), @r#"
     409
     {
-      "detail": "there is a pod [prefix]-alice-main already; choose another name, or delete it with `pody rm [prefix]-alice-main`"
+      "detail": "pod [prefix]-alice-main already exists; choose another name, or delete it with `pody rm [prefix]-alice-main`"
     }
     "#);
     assert_snapshot!(alice.post("/pod/delete?ins=main"), @r#"
@@ -195,7 +195,7 @@ fn changes_by_hand_are_seen() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
-      "detail": "[prefix]-alice-main is paused; it goes on when whoever paused it unpauses it"
+      "detail": "[prefix]-alice-main is paused; ask an admin to resume it with `docker unpause`"
     }
     "#);
     docker(&["unpause", &name]);

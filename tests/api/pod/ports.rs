@@ -29,7 +29,7 @@ fn a_port_that_somebody_listens_on_is_not_handed_out() {
     assert_snapshot!(refusals.join("\n"), @r#"
     409
     {
-      "detail": "no free port: the pod needs 1, and 0 of the 2 ports of this host are free; ask an admin for more in available_ports, or delete a pod"
+      "detail": "no free port: the pod needs 1, and 0 of the 2 ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     }
     "#);
     // UDP has ports of its own.
@@ -84,7 +84,7 @@ fn without_ports_there_is_no_pod() {
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     409
     {
-      "detail": "no free port: the pod needs 1, and 0 of the 0 ports of this host are free; ask an admin for more in available_ports, or delete a pod"
+      "detail": "no free port: the pod needs 1, and 0 of the 0 ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     }
     "#);
 }

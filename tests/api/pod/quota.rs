@@ -81,7 +81,7 @@ fn total_memory_alone() {
     assert_snapshot!(try_create(&alice, "two"), @r#"
     403
     {
-      "detail": "total_memory is 300m and your pods hold 300m of it; nothing is left for another; delete one with `pody rm NAME`, or ask an admin"
+      "detail": "total_memory is 300m and your pods hold 300m of it; none is left for another; delete one with `pody rm NAME`, or ask an admin"
     }
     "#);
     delete(&alice, "one");
