@@ -1,5 +1,5 @@
-//! Parsed names and quantities. Whatever comes from outside becomes one of these before the domain sees it; each has one
-//! way in (`FromStr`) and one sentence per rejection, so no handler can hold a bad one.
+//! Parsed names and quantities. All input becomes one of these before the domain sees it; each is made only by
+//! `FromStr`, with one sentence per rejection, so no handler can hold an invalid one.
 
 use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr};
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// Longest part of a container name, in characters. From pody 0.4.1.
 const MAX_PART: usize = 20;
-/// Characters of a text from outside that a message shows.
+/// Characters of an input that a message shows.
 const SHOWN: usize = 100;
 
-/// What a message shows of a text from outside: all of it, or how it begins. Nobody reads the rest of a long one.
+/// The part of an input that a message shows: all of it, or its beginning. Nobody reads the rest of a long one.
 pub fn clipped(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         None => text.to_owned(),
@@ -18,7 +18,7 @@ pub fn clipped(text: &str) -> String {
     }
 }
 
-/// Why a name was refused.
+/// Why a name was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     #[error("a name has 1 to {MAX_PART} characters, {0:?} has {len}", len = .0.chars().count())]
@@ -49,7 +49,7 @@ fn parse_part(s: &str) -> Result<String, NameError> {
     Ok(s.to_owned())
 }
 
-/// Implements the string side of a newtype whose `FromStr` is the only way in.
+/// Implements the string conversions of a newtype that only `FromStr` can make.
 macro_rules! text_newtype {
     ($name:ident) => {
         impl $name {
@@ -78,7 +78,7 @@ macro_rules! text_newtype {
     };
 }
 
-/// The name of an account. `share` is taken: volume mappings use it for the folder of all.
+/// The name of an account. `share` is reserved: volume mappings use it for the directory shared by all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserName(String);
 text_newtype!(UserName);
@@ -94,7 +94,7 @@ impl FromStr for UserName {
     }
 }
 
-/// The name of a pod within its user's.
+/// The name of a pod among its user's pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceName(String);
 text_newtype!(InstanceName);
@@ -107,7 +107,7 @@ impl FromStr for InstanceName {
     }
 }
 
-/// What a committed image is called behind the user's name: `pody-commit:<user>-<tag>`.
+/// The part of a committed image's name after the user's name: `pody-commit:<user>-<tag>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommitTag(String);
 text_newtype!(CommitTag);
@@ -120,7 +120,7 @@ impl FromStr for CommitTag {
     }
 }
 
-/// What stands before the user in a container name where several pody hosts share one engine.
+/// The part of a container name before the user's name, where several pody hosts share one engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamePrefix(String);
 text_newtype!(NamePrefix);
@@ -133,7 +133,7 @@ impl FromStr for NamePrefix {
     }
 }
 
-/// How people point at a pod: `ins`, `user-ins` or `prefix-user-ins`.
+/// How people refer to a pod: `ins`, `user-ins` or `prefix-user-ins`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodRef {
     pub prefix: Option<NamePrefix>,
@@ -141,7 +141,7 @@ pub struct PodRef {
     pub instance: InstanceName,
 }
 
-/// Why a text does not point at a pod.
+/// Why a text does not refer to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PodRefError {
     #[error("a pod is named INSTANCE, USER-INSTANCE or PREFIX-USER-INSTANCE; this has {0} parts")]
@@ -181,7 +181,7 @@ impl fmt::Display for PodRef {
     }
 }
 
-/// The name a container of ours goes by in the engine: `<user>-<instance>`, after `<prefix>-` where one is configured.
+/// The name of our container in the engine: `<user>-<instance>`, after `<prefix>-` where one is configured.
 pub fn container_name(prefix: Option<&NamePrefix>, user: &UserName, instance: &InstanceName) -> String {
     match prefix {
         Some(prefix) => format!("{prefix}-{user}-{instance}"),
@@ -189,7 +189,7 @@ pub fn container_name(prefix: Option<&NamePrefix>, user: &UserName, instance: &I
     }
 }
 
-/// Reads [`container_name`] back; `None` for containers that are not named like ours.
+/// Parses a [`container_name`]; `None` for containers that are not named like ours.
 pub fn parse_container_name(prefix: Option<&NamePrefix>, name: &str) -> Option<(UserName, InstanceName)> {
     let parsed: PodRef = name.parse().ok()?;
     (parsed.prefix.as_ref() == prefix).then_some((parsed.user?, parsed.instance))
@@ -200,7 +200,7 @@ pub fn parse_container_name(prefix: Option<&NamePrefix>, name: &str) -> Option<(
 pub struct ImageRef(String);
 text_newtype!(ImageRef);
 
-/// Why a text is no image reference.
+/// Why a text is not an image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageRefError {
     #[error("an image name has 1 to 256 characters")]
@@ -228,14 +228,14 @@ impl FromStr for ImageRef {
     }
 }
 
-/// A number of bytes, written as pody's config does: `512`, `64g`, `1.5t`, also `64GiB`. Units are powers of 1024.
+/// A number of bytes in the notation of pody's config: `512`, `64g`, `1.5t`, also `64GiB`. Units are powers of 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
-/// Why a text is no size.
+/// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no size; write bytes or a number with k, m, g or t, for example 64g")]
+#[error("{0:?} is not a size; write bytes or a number with k, m, g or t, for example 64g")]
 pub struct ByteSizeError(String);
 
 impl FromStr for ByteSize {
@@ -258,7 +258,7 @@ impl FromStr for ByteSize {
             Ok(whole) => whole.checked_mul(factor),
             Err(_) => digits.parse::<f64>().ok().map(|f| (f * factor as f64) as u64),
         };
-        // The engine takes signed 64-bit numbers.
+        // The engine uses signed 64-bit numbers.
         bytes.filter(|&b| b <= i64::MAX as u64).map(Self).ok_or_else(error)
     }
 }
@@ -280,7 +280,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Which GPUs: all there are, none, or these indices.
+/// A set of GPUs: all of the host, none, or these indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuSet {
     All,
@@ -292,7 +292,7 @@ impl GpuSet {
         Self::Only(BTreeSet::new())
     }
 
-    /// `None` = all, as the API's `gpu_ids` has it.
+    /// In the form of the API's `gpu_ids`: `None` = all.
     pub fn ids(&self) -> Option<Vec<u32>> {
         match self {
             Self::All => None,
@@ -301,9 +301,9 @@ impl GpuSet {
     }
 }
 
-/// Why a text names no set of GPUs.
+/// Why a text is not a set of GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no set of GPUs; write \"all\", \"none\" or indices like \"0,1\"")]
+#[error("{0:?} is not a set of GPUs; write \"all\", \"none\" or indices like \"0,1\"")]
 pub struct GpuSetError(String);
 
 impl FromStr for GpuSet {
@@ -345,22 +345,22 @@ impl<'de> Deserialize<'de> for GpuSet {
     }
 }
 
-/// GPUs that someone asks for: none, so many, or these.
+/// A request for GPUs: none, a count, or these indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuRequest {
     Count(u32),
     Ids(BTreeSet<u32>),
 }
 
-/// Why a text asks for no GPUs.
+/// Why a text is not a request for GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} asks for no GPUs; write a count like 2, indices with a comma like \"0,1\" or \"3,\", or none")]
+#[error("{0:?} is not a request for GPUs; write a count like 2, indices with a comma like \"0,1\" or \"3,\", or none")]
 pub struct GpuRequestError(String);
 
 impl FromStr for GpuRequest {
     type Err = GpuRequestError;
 
-    /// A bare number is a count; indices have a comma, if only behind them.
+    /// A bare number is a count; indices have a comma, at least at the end.
     fn from_str(s: &str) -> Result<Self, GpuRequestError> {
         let error = || GpuRequestError(s.chars().take(40).collect());
         match s.trim() {
@@ -379,12 +379,12 @@ impl FromStr for GpuRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortRanges(Vec<RangeInclusive<u16>>);
 
-/// Why a text is no list of ports.
+/// Why a text is not a list of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortRangesError {
-    #[error("{0:?} is no port; ports are numbers from 1 to 65535 and ranges like 20000-20100")]
+    #[error("{0:?} is not a port; ports are numbers from 1 to 65535 and ranges like 20000-20100")]
     Port(String),
-    #[error("the range {0:?} ends before it starts")]
+    #[error("the port range {0:?} ends before it starts")]
     Backwards(String),
 }
 
@@ -393,7 +393,7 @@ impl PortRanges {
         self.0.iter().cloned().flatten()
     }
 
-    /// How many ports there are, counting an overlap once.
+    /// The number of ports; overlapping ranges count once.
     pub fn count(&self) -> usize {
         self.iter().collect::<BTreeSet<_>>().len()
     }
@@ -424,13 +424,13 @@ impl<'de> Deserialize<'de> for PortRanges {
     }
 }
 
-/// A span of time as the statistics routes take it: `1y`, `2w`, `3d`, `4h`, `30m`, `10s` or bare seconds.
+/// A duration in the notation of the statistics routes: `1y`, `2w`, `3d`, `4h`, `30m`, `10s` or bare seconds.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Span(pub f64);
 
-/// Why a text is no span of time.
+/// Why a text is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds")]
+#[error("{0:?} is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds")]
 pub struct SpanError(String);
 
 impl FromStr for Span {

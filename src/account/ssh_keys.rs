@@ -1,5 +1,5 @@
-//! SSH public keys: kept per user, put into `/root/.ssh/authorized_keys` of each of their pods between two marker lines,
-//! so that keys added by hand stay.
+//! SSH public keys: stored per user, written into `/root/.ssh/authorized_keys` of each of their pods between two marker
+//! lines, so that keys added by hand stay.
 
 use std::{fmt, str::FromStr};
 
@@ -16,10 +16,10 @@ use crate::{
     names::UserName,
 };
 
-/// Keys a user may have.
+/// Most keys of a user.
 const MAX_KEYS: usize = 50;
 
-/// Key types that OpenSSH takes in an `authorized_keys` file.
+/// Key types that OpenSSH accepts in an `authorized_keys` file.
 const KEY_TYPES: [&str; 8] = [
     "ssh-ed25519",
     "ssh-rsa",
@@ -40,16 +40,16 @@ pub struct PublicKey {
     pub comment: String,
 }
 
-/// Why a text is no public key.
+/// Why a text is not a public key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublicKeyError {
     #[error("a public key is one line: TYPE BASE64 [COMMENT], as in ~/.ssh/id_ed25519.pub")]
     Shape,
     #[error(
-        "this is a private key; send the .pub file beside it, and make a new key pair, for this one has been shown"
+        "this is a private key; send its .pub file instead, and create a new key pair, because this one has been exposed"
     )]
     Private,
-    #[error("{0:?} is no key type that sshd knows")]
+    #[error("{0:?} is not a key type that sshd accepts")]
     Type(String),
     #[error("the key's base64 is damaged")]
     Body,
@@ -89,7 +89,7 @@ impl fmt::Display for PublicKey {
 }
 
 impl PublicKey {
-    /// As `ssh-keygen -l` shows it.
+    /// The form that `ssh-keygen -l` shows.
     pub fn fingerprint(&self) -> String {
         let decoded = BASE64_STANDARD.decode(&self.body).unwrap_or_default();
         format!("SHA256:{}", BASE64_STANDARD_NO_PAD.encode(Sha256::digest(decoded)))

@@ -10,9 +10,9 @@ use crate::{
     names::{Span, UserName},
 };
 
-/// Tokens a user may have at a time.
+/// Most tokens of a user.
 const MAX_TOKENS: usize = 100;
-/// Life of a token where the user does not say, and at most.
+/// Lifetime of a token: the default and the maximum.
 const DEFAULT_LIFETIME: Span = Span(90.0 * 86_400.0);
 const MAX_LIFETIME: Span = Span(3.0 * 365.0 * 86_400.0);
 

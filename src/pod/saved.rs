@@ -25,7 +25,7 @@ impl Pods {
 
     /// The spec of a saved pod under the current rules: directories, network and limits are the current ones, the rest
     /// is
-        /// original.
+    /// original.
     pub(crate) fn restored_spec(
         &self,
         owner: &UserName,

@@ -22,7 +22,7 @@ fn users_are_added_listed_changed_and_deleted() {
     assert_snapshot!(admin.post("/admin/user/add?username=carol&password=word"), @r#"
     409
     {
-      "detail": "there is a user carol already"
+      "detail": "user carol already exists"
     }
     "#);
     assert_snapshot!(admin.get("/admin/user/list"), @r#"
@@ -168,7 +168,7 @@ fn the_last_admin_stays() {
     assert_snapshot!(admin.post("/admin/user/update?username=boss&admin=false"), @r#"
     409
     {
-      "detail": "boss is the last admin that can sign in; make another admin first"
+      "detail": "boss is the last admin that can sign in; make another user an admin first"
     }
     "#);
     for refused in ["update?username=boss&disabled=true", "delete?username=boss", "purge?username=boss"] {
@@ -307,25 +307,25 @@ fn bad_quotas_are_refused() {
     assert_snapshot!(update("&max_pods=some"), @r#"
     400
     {
-      "detail": "max_pods: \"some\" is no count; write a whole number, \"default\" or \"unlimited\""
+      "detail": "max_pods: \"some\" is not a count; write a whole number, \"default\" or \"unlimited\""
     }
     "#);
     assert_snapshot!(update("&memory_limit=64q"), @r#"
     400
     {
-      "detail": "memory_limit: \"64q\" is no size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero"
+      "detail": "memory_limit: \"64q\" is not a size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero"
     }
     "#);
     assert_snapshot!(update("&gpus=first"), @r#"
     400
     {
-      "detail": "gpus: \"first\" is no set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\""
+      "detail": "gpus: \"first\" is not a set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\""
     }
     "#);
     assert_snapshot!(update("&cpu_limit=0"), @r#"
     400
     {
-      "detail": "cpu_limit: \"0\" is no number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\""
+      "detail": "cpu_limit: \"0\" is not a number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\""
     }
     "#);
     for bad in [

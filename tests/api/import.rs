@@ -49,7 +49,7 @@ fn users_quotas_and_usage_come_over() {
         (&report["users"], &report["quotas"], &report["usage"]),
         (&json!(["carol", "dave"]), &json!(["carol"]), &json!(3))
     );
-    assert_eq!(report["skipped"], json!(["user alice: is here already"]));
+    assert_eq!(report["skipped"], json!(["user alice: exists already"]));
 
     // The old password works at once, at the running daemon; who was here is as before.
     let carol = server.client("carol", "carol's old wörd");

@@ -121,7 +121,7 @@ fn between_two_of_ours() {
     assert_snapshot!(said(boss.post("/admin/user/add?username=alice&password=x")), @r#"
     409
     {
-      "detail": "the node at [home] answered 409: there is a user alice already"
+      "detail": "the node at [home] answered 409: user alice already exists"
     }
     "#);
     assert_snapshot!(said(boss.post("/admin/user/delete?username=nobody")), @r#"
@@ -171,7 +171,7 @@ fn a_wrong_token_between_nodes_is_told() {
     ));
     let answer = server.member("alice").get("/user/info");
     assert_eq!(answer.status, 503, "{answer}");
-    assert!(answer.detail().contains("does not take our access token"), "{answer}");
+    assert!(answer.detail().contains("rejects our access token"), "{answer}");
     assert!(!server.log().contains("not-that-one"));
 }
 

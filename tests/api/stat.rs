@@ -46,7 +46,7 @@ fn windows_and_users_are_read() {
     assert_snapshot!(alice.get("/stat/cputime?t=soon"), @r#"
     400
     {
-      "detail": "t: \"soon\" is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
+      "detail": "t: \"soon\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);
 }

@@ -249,7 +249,7 @@ fn tokens_are_made_used_and_revoked() {
     assert_snapshot!(by_token.get("/user/info"), @r#"
     401
     {
-      "detail": "this token is not valid (any more)"
+      "detail": "this token is invalid or has expired"
     }
     "#);
     // Only its hash was ever stored.
@@ -276,7 +276,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/revoke?id=1"), @r#"
     404
     {
-      "detail": "there is no token 1 of yours"
+      "detail": "you have no token 1"
     }
     "#);
     assert_eq!(
@@ -318,7 +318,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/create?expires=soon"), @r#"
     400
     {
-      "detail": "expires: \"soon\" is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
+      "detail": "expires: \"soon\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);
     assert_eq!(bob.post("/user/tokens/create?expires=-1").status, 400);
@@ -375,7 +375,7 @@ fn ssh_keys_are_kept() {
     assert_snapshot!(server.member("bob").post("/user/ssh-keys/delete?id=1"), @r#"
     404
     {
-      "detail": "there is no SSH key 1 of yours"
+      "detail": "you have no SSH key 1"
     }
     "#);
     assert_snapshot!(alice.post("/user/ssh-keys/delete?id=1"), @r#"
@@ -416,13 +416,13 @@ fn what_is_no_ssh_key_is_refused() {
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", "-----BEGIN OPENSSH PRIVATE KEY-----\nx")]), @r#"
     400
     {
-      "detail": "key: this is a private key; send the .pub file beside it, and make a new key pair, for this one has been shown"
+      "detail": "key: this is a private key; send its .pub file instead, and create a new key pair, because this one has been exposed"
     }
     "#);
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", &format!("command=\"x\" {KEY}"))]), @r#"
     400
     {
-      "detail": "key: \"command=\\\"x\\\"\" is no key type that sshd knows"
+      "detail": "key: \"command=\\\"x\\\"\" is not a key type that sshd accepts"
     }
     "#);
     for bad in [&format!("{KEY}\n{KEY}"), &KEY.replace("ed25519 ", "rsa "), &format!("{KEY}\0")] {

@@ -114,7 +114,7 @@ fn what_agents_tell_is_bounded() {
         (upload("status"), "status"),
         (upload("pod_id"), "pod_id"),
     ] {
-        let rule = format!("{field} has no control characters in it; leave them out");
+        let rule = format!("{field} must not contain control characters; leave them out");
         assert_eq!((answer.status, message(&answer)), (400, rule), "{answer}");
     }
     super::sql(
@@ -145,7 +145,7 @@ fn an_id_that_is_none_is_told_from_one_of_nothing() {
     ] {
         let answer = alice.send(method, &format!("{path}latest"), &[]);
         assert_eq!(answer.status, 400, "{method} {path}: {answer}");
-        assert!(answer.detail().contains("\"latest\" is no id; one looks like "), "{answer}");
+        assert!(answer.detail().contains("\"latest\" is not an id; an id looks like "), "{answer}");
     }
     assert_eq!(alice.get(&format!("/action/status?id={NOTHING}")).status, 404);
     for (path, status) in [("nothing", 404), ("bob-main", 404), ("a b", 400)] {

@@ -318,7 +318,11 @@ fn a_file_is_written_only_if_it_is_as_the_client_thinks() {
     let up = link(&server, &alice, "PUT", "a");
     let write = |name: &str, tags: &str, bytes: &[u8]| server.anon().send_body("PUT", &up, &[(name, tags)], bytes);
     let refused = write("if-match", "*", b"one");
-    assert_eq!((refused.status, message(&refused).contains("a is not as If-Match")), (412, true), "{refused}");
+    assert_eq!(
+        (refused.status, message(&refused).contains("a does not meet the request's If-Match")),
+        (412, true),
+        "{refused}"
+    );
     assert_eq!(list(&alice, ""), json!([]));
     write("if-none-match", "*", b"one").ok();
     assert_eq!(write("if-none-match", "*", b"two").status, 412);
