@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::common::{Server, docker};
 
 #[test]
-fn the_list_is_what_is_configured_and_exists() {
+fn the_list_has_the_configured_images_that_exist() {
     let Some(server) = Server::builder()
         .config("[[images]]\nname = \"pody-base\"\nports = [22]\n[[images]]\nname = \"not-on-this-host\"\nports = []")
         .start()
@@ -32,7 +32,7 @@ fn the_list_is_what_is_configured_and_exists() {
 }
 
 #[test]
-fn an_image_is_shown_by_get_and_post() {
+fn an_image_is_inspected_by_get_and_post() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let image = alice.get("/image/inspect?image=pody-base:latest").ok().json();
@@ -47,12 +47,12 @@ fn an_image_is_shown_by_get_and_post() {
 }
 
 #[test]
-fn only_images_of_the_list_are_there() {
+fn only_listed_images_are_visible() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let id = docker(&["image", "inspect", "pody-base:latest", "--format", "{{.Id}}"]);
     let hex = id.trim_start_matches("sha256:");
-    // Whatever else the engine would take for an image.
+    // Other notations that the engine accepts for an image.
     for image in [id.as_str(), hex, &hex[..12], "docker.io/library/pody-base", "POD-BASE", "debian:13"] {
         for answer in [
             alice.get_with("/image/inspect", &[("image", image)]),
@@ -84,9 +84,9 @@ fn only_images_of_the_list_are_there() {
     assert_eq!(alice.get("/pod/list").ok().json(), json!([]));
 }
 
-/// A name without a tag allows all tags, a name with one only that.
+/// A name without a tag allows all tags, a name with a tag only that one.
 #[test]
-fn a_rule_with_a_tag_is_for_that_tag() {
+fn a_rule_with_a_tag_allows_only_that_tag() {
     let Some(server) = Server::builder().config("[[images]]\nname = \"pody-base:other\"\nports = [22]").start() else {
         return;
     };

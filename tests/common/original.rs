@@ -1,5 +1,5 @@
-//! A node that runs pody 0.4.1 itself. Its own daemon wants NVML, so its application is served alone, which is all that
-//! users and their routes need.
+//! A node that runs pody 0.4.1 itself. Its own daemon requires NVML, so only its web application is served, which is
+//! all that users and their routes need.
 
 use std::{
     fs,
@@ -19,11 +19,11 @@ pub struct OriginalNode {
 }
 
 impl OriginalNode {
-    /// Starts it on a port of the caller's, with `[remote_user_profile]` as given (the lines of `provider` and `service`).
+    /// Starts it on the caller's port, with the given `[remote_user_profile]` (the lines of `provider` and `service`).
     pub fn start(port: u16, provider: &str, service: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let home = folder.path();
-        // It writes its own default when it is first asked for it; ours replaces a part.
+        // It writes its own default config at the first access; ours replaces a part of it.
         run(home, "pody-util", &["show-home"]);
         let config = format!(
             "name_prefix = \"o\"\navailable_ports = \"1-2\"\ncommit_name = \"o\"\ncommit_image_ports = [22]\nvolume_mappings = []\n\

@@ -1,4 +1,4 @@
-//! `/pod/create`: what the engine is asked for, and what is refused before it is.
+//! `/pod/create`: what is requested from the engine, and what is refused before that.
 
 use insta::assert_snapshot;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::{create, delete, engine_says, exec, try_create};
 use crate::common::{IMAGE, Server, docker, run};
 
 #[test]
-fn a_container_gets_what_it_needs_and_no_more() {
+fn a_container_gets_the_needed_settings_and_no_more() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -47,7 +47,7 @@ fn a_container_gets_what_it_needs_and_no_more() {
         let answer = alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", forbidden)]).ok().json();
         assert_ne!(answer["exit_code"], 0, "{forbidden}: {answer}");
     }
-    // What a root shell does every day.
+    // Everyday work of a root shell.
     exec(
         &alice,
         "main",
@@ -67,9 +67,9 @@ fn an_image_may_be_allowed_new_privileges() {
     delete(&alice, "main");
 }
 
-/// An image's own word on GPUs does not count.
+/// An image's own GPU settings do not apply.
 #[test]
-fn gpus_of_an_image_are_not_taken_over() {
+fn gpu_settings_of_an_image_are_ignored() {
     let Some(server) = Server::start() else { return };
     let image = format!("{}_gpu", server.commit_name());
     let from = docker(&["create", IMAGE]);
@@ -109,13 +109,13 @@ fn the_users_limits_reach_the_pod() {
     assert_eq!(exec(&alice, "main", "df -B1 --output=size /dev/shm | tail -1").trim(), (32 << 20).to_string());
     let limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
     assert_eq!(exec(&alice, "main", limit), (200 << 20).to_string());
-    // More memory than that is not to be had, nor more processes.
+    // The pod cannot exceed the memory limit, nor the process limit.
     let greedy = "python3 -c 'x = bytearray(400 << 20)'";
     assert_ne!(alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", greedy)]).ok().json()["exit_code"], 0);
     let many = "for i in $(seq 300); do sleep 30 & done 2>/tmp/errors; grep -c 'Resource temporarily unavailable' /tmp/errors; kill $(jobs -p)";
     let answer = alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", many), ("timeout", "20")]).ok().json();
     assert!(answer["log"].as_str().unwrap().trim() != "0", "{answer}");
-    // Limits are those of the time it was made; another user has others.
+    // A pod keeps the limits of its creation; another user has other limits.
     server
         .admin()
         .post("/admin/quota/update?username=bob&memory_limit=unlimited&pids_limit=unlimited&shm_size=default")
@@ -127,7 +127,7 @@ fn the_users_limits_reach_the_pod() {
 }
 
 #[test]
-fn what_the_engine_refuses_leaves_nothing_behind() {
+fn a_create_that_the_engine_refuses_leaves_nothing_behind() {
     let Some(server) = Server::builder().config("network = \"not_a_network\"").start() else { return };
     let alice = server.member("alice");
     assert_snapshot!(try_create(&alice, "main"), @r#"
@@ -143,7 +143,7 @@ fn what_the_engine_refuses_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_volume_that_cannot_be_made_leaves_nothing_behind() {
+fn a_create_with_an_impossible_volume_leaves_nothing_behind() {
     let Some(server) = Server::builder().config("volume_mappings = [\"/proc/nothing/$username:/data\"]").start() else {
         return;
     };
@@ -156,7 +156,7 @@ fn a_volume_that_cannot_be_made_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_limit_on_storage_works_or_says_what_it_needs() {
+fn a_storage_limit_works_or_says_what_it_needs() {
     let Some(server) = Server::builder().config("[default_quota]\nstorage_size = \"1g\"").start() else { return };
     let alice = server.member("alice");
     let answer = try_create(&alice, "main");
