@@ -25,7 +25,7 @@ fn path(home: &Path) -> PathBuf {
     home.join("pody.sock")
 }
 
-/// The daemon's end.
+/// The daemon's side of the socket.
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,

@@ -74,7 +74,7 @@ uuid_id! {
     ActionId
 }
 uuid_id! {
-    /// A cluster of an outside agent, or this host as one.
+    /// A cluster of an external agent, or this host as one.
     ClusterId
 }
 

@@ -123,7 +123,7 @@ pub enum AuthError {
     Remote(#[source] RemoteError),
 }
 
-/// Why a change of an account was not made.
+/// Why a change of an account failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     #[error("there is no user {0}")]

@@ -91,7 +91,7 @@ pub struct Quota {
     pub checkpoint_size: Limit,
 }
 
-/// What is stored for a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
+/// The stored limits of a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StoredQuota {
     pub max_pods: Option<Limit>,

@@ -72,7 +72,7 @@ impl FromStr for PublicKey {
             return Err(PublicKeyError::Type(key_type.chars().take(40).collect()));
         }
         let decoded = BASE64_STANDARD.decode(body).map_err(|_| PublicKeyError::Body)?;
-        // The body repeats the type, behind its length (RFC 4253, 6.6).
+        // The body repeats the type, after its length (RFC 4253, 6.6).
         let inner = decoded.get(4..4 + key_type.len()).ok_or(PublicKeyError::Body)?;
         if inner != key_type.as_bytes() {
             return Err(PublicKeyError::Body);

@@ -1,4 +1,4 @@
-//! Bearer tokens: 32 random bytes behind `pody_`, stored as SHA-256, with an expiry, revocable.
+//! Bearer tokens: 32 random bytes after the prefix `pody_`, stored as SHA-256, with an expiry, revocable.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;

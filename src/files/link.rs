@@ -13,7 +13,7 @@ use std::{
 use super::{FilePath, Owner};
 use crate::names::UserName;
 
-/// What a link is for.
+/// The method that a link permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Get,

@@ -128,7 +128,7 @@ impl FileError {
     }
 }
 
-/// A file, open to be read.
+/// A file opened for reading.
 pub struct Opened {
     pub file: File,
     pub size: u64,
@@ -150,7 +150,7 @@ struct Inner {
     config: LiveConfig,
     accounts: Accounts,
     storage: LiveStorage,
-    /// This host's id, for a store that others use as well.
+    /// This host's id, for a store that is shared with other hosts.
     host: String,
     signer: OnceLock<Signer>,
     /// Counted once per account, then updated with every change.

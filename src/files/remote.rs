@@ -87,7 +87,7 @@ impl Remote<'_> {
         Ok(self.storage.delete(&key).await?)
     }
 
-    /// Removes the files of accounts that are gone.
+    /// Removes the files of deleted accounts.
     pub(super) async fn drop_leftovers(&self, is_there: impl Fn(&Owner) -> bool) -> Result<(), FileError> {
         let host = self.storage.key([FOLDER, &self.files.0.host]);
         let (folders, _) = self.storage.names(&host).await?;

@@ -30,7 +30,7 @@ pub struct OnlyIf {
 }
 
 impl OnlyIf {
-    /// `tag` is that of the file, `None` where there is none.
+    /// `tag` is the file's; `None` if there is no file.
     fn holds(&self, tag: Option<&str>) -> bool {
         let meant = |text: &String| tag.is_some_and(|tag| (self.names)(text, tag));
         self.is.as_ref().is_none_or(meant) && !self.is_not.as_ref().is_some_and(meant)

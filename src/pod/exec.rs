@@ -27,7 +27,7 @@ pub enum Executed {
         output: String,
         truncated: bool,
     },
-    /// It was killed; this is what it had written.
+    /// It was killed at its timeout; the output until then.
     TimedOut {
         output: String,
     },

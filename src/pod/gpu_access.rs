@@ -38,7 +38,7 @@ pub(super) struct GpuAccess(Arc<Mutex<HashMap<PodId, Seen>>>);
 struct Seen {
     /// PID of the first process at that time: another PID is another run of the pod.
     pid: i32,
-    /// Why it has no GPUs; `None` while it has.
+    /// Why it has lost its GPUs; `None` if it has not.
     trouble: Option<String>,
 }
 

@@ -17,7 +17,7 @@ use crate::engine::Init;
 /// Built by `build.rs`.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pody-init"));
 
-/// Where the program is kept for pods. Cheap to clone.
+/// The directory of the program for pods. Cheap to clone.
 #[derive(Clone)]
 pub struct InitStore {
     home: PathBuf,

@@ -13,7 +13,7 @@ use crate::{
     names::PodRef,
 };
 
-/// What to do with a pod's container.
+/// An action on a pod's container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Start,

@@ -35,7 +35,7 @@ impl AskedBy {
     }
 }
 
-/// Whether a container of this status holds processes.
+/// Whether a container with this status has processes.
 pub fn is_up(status: &str) -> bool {
     matches!(status, "running" | "paused" | "restarting")
 }
@@ -48,7 +48,7 @@ impl Pods {
         }
     }
 
-    /// Whether the pod's container holds processes, as the inventory has it.
+    /// Whether the pod's container has processes, according to the inventory.
     pub(crate) fn is_up(&self, pod: &Pod) -> bool {
         self.container(pod).is_some_and(|container| is_up(&container.status))
     }

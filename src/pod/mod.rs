@@ -107,7 +107,7 @@ impl State {
     }
 }
 
-/// What a pod is made of, kept in its row.
+/// The spec of a pod, stored in its row.
 pub type PodSpec = crate::engine::Shape;
 
 /// A row of the table `pods`.
@@ -319,7 +319,7 @@ impl Pods {
         pod.cloned().ok_or_else(|| PodError::NotFound(id.to_string()))
     }
 
-    /// The pod under its lock, to change it.
+    /// Locks the pod for a change.
     pub(crate) async fn lock(
         &self,
         caller: &Caller,
@@ -345,7 +345,7 @@ impl Pods {
         Ok((guard, pod))
     }
 
-    /// The pod's container as the inventory has it.
+    /// The pod's container from the inventory.
     fn container(&self, pod: &Pod) -> Option<Arc<Container>> {
         self.engine.inventory().get(pod.container.as_ref()?)
     }

@@ -106,7 +106,7 @@ impl std::str::FromStr for Said {
 #[derive(Debug)]
 pub enum ShellEvent {
     Output(Bytes),
-    /// With the exit code, where it is known.
+    /// With the exit code, if it is known.
     Ended(Option<i64>),
     /// The session continues without us; its id is for reattaching.
     Detached(SessionId),
@@ -186,7 +186,7 @@ impl Pods {
         Ok(Shell { pods: self.clone(), container, source })
     }
 
-    /// `None` = the first process cannot do it.
+    /// `None` = the first process cannot open it.
     async fn open_session(
         &self,
         pod: &Pod,

@@ -72,7 +72,7 @@ impl Pods {
         rows.pods.of_user(user).iter().filter(|pod| pod.state != State::Creating).cloned().collect()
     }
 
-    /// Everybody's, by name.
+    /// Everybody's pods, by name.
     pub fn list_all(&self) -> Vec<Arc<Pod>> {
         self.db.snapshot().pods.iter().filter(|pod| pod.state != State::Creating).cloned().collect()
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::common::{Server, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::common::{Server, eventually};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn every_response_matches_its_description() {
     let token = token.as_str().expect("a token");
     let alice = server.anon().with_authorization(&Client::bearer(token));
     let description = server.home.join("openapi.json");
-    std::fs::write(&description, alice.get("/openapi.json").ok().text()).expect("our own folder");
+    std::fs::write(&description, alice.get("/openapi.json").ok().text()).expect("our own directory");
     holds(&server, token, &description.display().to_string());
     // The server and the account are still the same.
     alice.get("/user/info").ok();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::common::Server;
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn health_is_open_and_reports_docker_and_database() {
 #[test]
 fn without_docker_health_is_degraded_and_reads_work() {
     let server = Server::builder().without_docker().env("DOCKER_HOST", "unix:///nowhere/docker.sock").start().unwrap();
-    crate::common::eventually(std::time::Duration::from_secs(5), "it is seen that Docker is away", || {
+    crate::common::eventually(std::time::Duration::from_secs(5), "Docker is reported down", || {
         server.anon().get("/healthz").ok().json()["docker"] == "down"
     });
     assert_eq!(server.anon().get("/healthz").json()["status"], "degraded");

@@ -11,7 +11,7 @@ use insta::assert_snapshot;
 use crate::common::{Client, Server, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 /// Sends raw bytes and reads until the server closes the connection or is silent for a while.

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::common::{Client, Server, eventually, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]

@@ -32,8 +32,8 @@ impl Gpus {
         // Cargo builds it next to the test programs, whose package depends on it.
         let built = env::current_exe().expect("a test program").with_file_name("libnvml_stand_in.so");
         assert!(built.exists(), "there is no {}", built.display());
-        let folder = tempfile::Builder::new().prefix("pody-gpus-").tempdir().expect("a temporary folder");
-        symlink(built, folder.path().join(LIBRARY)).expect("our own folder");
+        let folder = tempfile::Builder::new().prefix("pody-gpus-").tempdir().expect("a temporary directory");
+        symlink(built, folder.path().join(LIBRARY)).expect("our own directory");
         let gpus = Self { folder, state: Mutex::new(State::default()) };
         gpus.change(|first| *first = state);
         gpus
@@ -41,9 +41,9 @@ impl Gpus {
 
     /// Applies to every call of the library that begins after this.
     pub fn change(&self, how: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().expect("no test fails while it has it");
+        let mut state = self.state.lock().expect("no test panics while it holds the lock");
         how(&mut state);
-        state.save(&self.state_file()).expect("our own folder");
+        state.save(&self.state_file()).expect("our own directory");
     }
 
     /// For `[gpu] nvml_library`.

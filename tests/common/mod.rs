@@ -133,7 +133,7 @@ impl Builder {
         let ports = PortBlock::take();
         let prefix = format!("t{}", hex::encode(rand::random::<[u8; 5]>()));
         // Directly in /tmp: volumes must be reachable for the engine, sockets need a short path.
-        let folder = tempfile::Builder::new().prefix("pody-test-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("pody-test-").tempdir().expect("a temporary directory");
         let home = folder.path().join("home");
         let mut config = format!(
             "name_prefix = \"{prefix}\"\navailable_ports = \"{}\"\ncommit_name = \"{prefix}_commit\"\n\
@@ -144,15 +144,15 @@ impl Builder {
         .expect("valid");
         config.insert("images".to_owned(), toml::Value::Array(vec![image_rule("pody-base", &[22])]));
         merge(&mut config, self.config);
-        fs::create_dir(&home).expect("a new folder");
-        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("our own folder");
-        fs::write(home.join("config.toml"), config.to_string()).expect("our own folder");
+        fs::create_dir(&home).expect("a new directory");
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("our own directory");
+        fs::write(home.join("config.toml"), config.to_string()).expect("our own directory");
         // It may contain keys.
         fs::set_permissions(home.join("config.toml"), fs::Permissions::from_mode(0o600)).expect("our own file");
 
         let mut database =
             File::options().write(true).create_new(true).mode(0o600).open(home.join("pody.db")).expect("new");
-        database.write_all(first_accounts()).expect("our own folder");
+        database.write_all(first_accounts()).expect("our own directory");
         drop(database);
 
         let redactions = [
@@ -308,7 +308,7 @@ impl Server {
     /// Changes the config file and waits until the daemon has read it.
     pub fn reconfigure(&mut self, text: &str) {
         merge(&mut self.config, text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{error}")));
-        fs::write(self.home.join("config.toml"), self.config.to_string()).expect("our own folder");
+        fs::write(self.home.join("config.toml"), self.config.to_string()).expect("our own directory");
         // The notification of an admin command: the daemon reads config and database before it answers.
         assert_eq!(pody::control::tell_daemon(&self.home), pody::control::Told::Yes);
     }
@@ -320,7 +320,8 @@ impl Server {
     }
 
     fn spawn(&mut self) {
-        let log = File::options().create(true).append(true).open(self.home.join("daemon.log")).expect("our own folder");
+        let log =
+            File::options().create(true).append(true).open(self.home.join("daemon.log")).expect("our own directory");
         let port = self.port.to_string();
         let mut command = self.command(&["serve", "--host", "127.0.0.1", "--port", &port]);
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
@@ -391,8 +392,8 @@ impl Server {
         let mut table = self.config.clone();
         merge(&mut table, config.parse::<toml::Table>().unwrap_or_else(|error| panic!("{error}")));
         let path = self.home.join("config.toml");
-        let before = fs::read(&path).expect("our own folder");
-        fs::write(&path, table.to_string()).expect("our own folder");
+        let before = fs::read(&path).expect("our own directory");
+        fs::write(&path, table.to_string()).expect("our own directory");
         let mut command = self.command(&["serve", "--host", "127.0.0.1", "--port", &self.port.to_string()]);
         let mut child =
             command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
@@ -401,7 +402,7 @@ impl Server {
             let _ = child.kill();
         }
         let output = child.wait_with_output().expect("our own child");
-        fs::write(&path, before).expect("our own folder");
+        fs::write(&path, before).expect("our own directory");
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(status.is_some_and(|status| !status.success()), "it starts: {error}");
         error
@@ -574,7 +575,7 @@ fn command(home: &Path, arguments: &[&str]) -> Command {
 fn first_accounts() -> &'static [u8] {
     static DATABASE: OnceLock<Vec<u8>> = OnceLock::new();
     DATABASE.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         for (name, admin) in std::iter::once((ADMIN, true)).chain(MEMBERS.map(|name| (name, false))) {
             let password = password(name);
             let mut arguments = vec!["user", "add", name, &password];
@@ -596,7 +597,7 @@ struct PortBlock {
 impl PortBlock {
     fn take() -> Self {
         let folder = std::env::temp_dir().join("pody-test-ports");
-        fs::create_dir_all(&folder).expect("a folder for locks");
+        fs::create_dir_all(&folder).expect("a directory for locks");
         let blocks = (LAST_PORT - FIRST_PORT) / BLOCK;
         let offset = rand::random::<u16>() % blocks;
         for number in 0..blocks {

@@ -21,7 +21,7 @@ pub struct OriginalNode {
 impl OriginalNode {
     /// Starts it on the caller's port, with the given `[remote_user_profile]` (the lines of `provider` and `service`).
     pub fn start(port: u16, provider: &str, service: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         let home = folder.path();
         // It writes its own default config at the first access; ours replaces a part of it.
         run(home, "pody-util", &["show-home"]);
@@ -32,9 +32,9 @@ impl OriginalNode {
              [default_quota]\nmax_pods = 5\ngpu_count = -1\ngpus = \"all\"\nmemory_limit = \"\"\nstorage_size = \"\"\n\
              commit_count = 1\ncommit_size_limit = \"\"\nshm_size = \"\"\ntmpfs_size = \"none\"\n"
         );
-        fs::write(home.join("config.toml"), config).expect("our own folder");
-        let log = fs::File::create(home.join("node.log")).expect("our own folder");
-        let mut command = Command::new(python("uvicorn").expect("a need that was asked for"));
+        fs::write(home.join("config.toml"), config).expect("our own directory");
+        let log = fs::File::create(home.join("node.log")).expect("our own directory");
+        let mut command = Command::new(python("uvicorn").expect("a checked requirement"));
         command.args(["pody.svc.app:app", "--host", "127.0.0.1", "--port", &port.to_string()]);
         command.env("PODY_HOME", home).stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let child = command.spawn().expect("uvicorn runs");
@@ -80,7 +80,7 @@ impl Drop for OriginalNode {
 /// Runs a program of pody 0.4.1 on a `$PODY_HOME`.
 #[track_caller]
 pub fn run(home: &Path, program: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new(python(program).expect("a need that was asked for"));
+    let mut command = Command::new(python(program).expect("a checked requirement"));
     let output = command.args(arguments).env("PODY_HOME", home).stdin(Stdio::null()).output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
