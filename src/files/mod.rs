@@ -80,11 +80,11 @@ pub enum FileError {
     NotEmpty(String),
     #[error("{0} leads through a symbolic link, which is not followed")]
     Symlink(String),
-    #[error("this URL is not valid for this method, or has expired; request a new one")]
+    #[error("this URL is invalid, has expired or is for another method; request a new one")]
     BadLink,
     #[error("only admins may name another user")]
     AdminsOnly,
-    #[error("{0} is being written by another request; try again after it")]
+    #[error("{0} is being written by another request; try again when that has ended")]
     Busy(String),
     #[error(
         "{path} has {have} bytes so far, and this part begins at {asked}; resume at {have}, or send the whole file"
@@ -110,7 +110,7 @@ pub enum FileError {
     Account(#[from] AccountError),
     #[error(transparent)]
     Db(#[from] DbError),
-    #[error("the directory for files failed")]
+    #[error("cannot access the directory for files")]
     Io(#[from] io::Error),
 }
 

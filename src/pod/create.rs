@@ -26,7 +26,7 @@ use crate::{
 
 /// Attempts with new ports when one is taken between choice and start.
 const PORT_TRIES: usize = 5;
-/// Deadline of a create when none succeeds; after it the create is rolled back.
+/// Deadline of a create, extended whenever another create succeeds; after it the create is rolled back.
 const PATIENCE: Duration = Duration::from_secs(7);
 
 /// A request for a pod.

@@ -203,7 +203,7 @@ pub enum PodError {
     #[error("{pod} has reached its pids_limit of {limit} processes; end some of them, or restart it")]
     NoPids { pod: String, limit: u64 },
     #[error(
-        "the quota storage_size needs Docker on overlay2 over xfs with pquota, and this host has none; ask an admin to set storage_size to \"\""
+        "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
     )]
     StorageUnsupported,
     #[error(
@@ -372,7 +372,7 @@ impl Pods {
         };
         let next = match container.status.as_str() {
             _ if self.locks.is_held(pod.id) => {
-                "an operation on it is in progress: see `pody actions`, and try again after it"
+                "an operation on it is in progress: see `pody actions`, and try again when it has ended"
             }
             "paused" => "ask an admin to resume it with `docker unpause`",
             "restarting" => "its first process keeps exiting: see `pody logs`",

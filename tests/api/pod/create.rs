@@ -166,7 +166,7 @@ fn a_storage_limit_works_or_says_what_it_needs() {
         assert_snapshot!(answer, @r#"
         500
         {
-          "detail": "the quota storage_size needs Docker on overlay2 over xfs with pquota, and this host has none; ask an admin to set storage_size to \"\""
+          "detail": "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
         }
         "#);
     }

@@ -167,7 +167,7 @@ fn a_link_is_valid_for_one_method_one_file_and_a_limited_time() {
     let refused = |method: &str, link: &str| {
         let answer = server.anon().send_body(method, link, &[], b"");
         assert_eq!(answer.status, 403, "{method} {link}: {answer}");
-        assert!(message(&answer).contains("not valid"), "{answer}");
+        assert!(message(&answer).contains("is invalid, has expired"), "{answer}");
     };
     // The other method, another path, user, time, signature.
     refused("PUT", &read);
