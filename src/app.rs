@@ -45,7 +45,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens config and database. The engine is not asked.
+    /// Opens config and database. Does not call the engine.
     pub fn open(home: &Path, config: Option<PathBuf>, engine: Engine) -> Result<Self, OpenError> {
         let config = LiveConfig::load(config.unwrap_or_else(|| home.join("config.toml")), objects::check)?;
         let db = Db::open(home)?;
@@ -95,7 +95,7 @@ impl App {
     }
 }
 
-/// Why a purge was not finished.
+/// Why a purge failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
     #[error(transparent)]

@@ -23,13 +23,13 @@ use crate::{
     usage,
 };
 
-/// Upkeep of the database: ballast, tokens that expired.
+/// Interval of the database's upkeep: ballast, expired tokens.
 const UPKEEP: Duration = Duration::from_secs(60);
 
-/// Time between two looks for memory that can be given back.
+/// Interval between returns of free memory to the kernel.
 const TRIM: Duration = Duration::from_secs(10);
 
-/// Work that was begun may take this long to end when the daemon stops; what is left is settled at the next start.
+/// How long operations in progress may take to end when the daemon stops; the next start recovers the rest.
 const LAST_WORK: Duration = Duration::from_secs(1);
 
 /// Why the daemon, or an admin command, does not start.
@@ -41,13 +41,13 @@ pub enum StartError {
     Server(#[from] ServerError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    #[error("cannot listen to signals: {0}")]
+    #[error("cannot install signal handlers: {0}")]
     Signals(#[source] std::io::Error),
-    #[error("a worker of the daemon ended: {0}")]
+    #[error("a worker of the daemon ended unexpectedly: {0}")]
     Worker(&'static str),
 }
 
-/// Where and with what to serve.
+/// Where to serve, and with which config.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
     pub host: String,
@@ -56,7 +56,7 @@ pub struct ServeOptions {
     pub config: Option<PathBuf>,
 }
 
-/// Runs the daemon until SIGTERM or SIGINT. Pods live on.
+/// Runs the daemon until SIGTERM or SIGINT. Pods keep running.
 pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     let termination = termination().map_err(StartError::Signals)?;
     give_memory_back();
@@ -67,20 +67,20 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     let server = Server::bind(&options.host, options.port, &app.config.get()).await?;
     let control = control::Listener::bind(&home)?;
     if let Err(error) = app.pods.interrupt_events().await {
-        // A full disk or a lock: reads work, and that is what a daemon is started for then.
-        tracing::error!(%error, "events of work that a kill ended stay open");
+        // A full disk or a locked database: reads still work, and they are worth starting for.
+        tracing::error!(%error, "cannot close the events of killed operations");
     }
 
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let (failed, mut failures) = tokio::sync::mpsc::channel::<&'static str>(4);
-    // A worker that ends before it is told to ends the daemon: half a daemon is worse than a restarted one.
+    // A worker that ends before the stop ends the daemon: half a daemon is worse than a restarted one.
     let spawn = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         let (stop, failed) = (stop.clone(), failed.clone());
         tracker.spawn(async move {
             let ended = tokio::spawn(work).await;
             if !stop.is_cancelled() {
-                tracing::error!(worker = name, ?ended, "a worker ended");
+                tracing::error!(worker = name, ?ended, "a worker ended unexpectedly");
                 let _ = failed.send(name).await;
             }
         });
@@ -130,7 +130,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
         () = termination => Ok(()),
         Some(worker) = failures.recv() => Err(StartError::Worker(worker)),
     };
-    tracing::info!("stopping; pods go on");
+    tracing::info!("stopping; pods keep running");
     let patience = Duration::from_secs(8) + LAST_WORK + app.checkpoints.gpu_patience();
     stop.cancel();
     tracker.close();
@@ -138,16 +138,16 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     ended
 }
 
-/// A password hash takes 19 MiB for a moment. By default the allocator learns from that to keep such blocks; a fixed limit
-/// above which blocks go straight back to the kernel keeps the daemon small.
+/// A password hash takes 19 MiB for a moment. By default the allocator then adapts and keeps such blocks; with a fixed
+/// threshold, larger blocks go straight back to the kernel, which keeps the daemon small.
 fn give_memory_back() {
     const LARGE: libc::c_int = 1 << 20;
     // SAFETY: mallopt only sets a number inside the allocator; a refusal leaves the default.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
 }
 
-/// Many small blocks stay with the allocator, also when all of them are free: after a rush of connections that would be for
-/// good.
+/// The allocator keeps many small blocks even when all of them are free; after a burst of connections it would keep
+/// them for good.
 async fn trim_memory() {
     loop {
         tokio::time::sleep(TRIM).await;
@@ -168,15 +168,15 @@ async fn upkeep(db: Db) {
         tokio::time::sleep(UPKEEP).await;
         let expired = db.write(|tx| tx.delete_expired_tokens(now())).await;
         if let Err::<_, DbError>(error) = expired {
-            tracing::warn!(%error, "expired tokens not removed");
+            tracing::warn!(%error, "cannot delete expired tokens, will retry");
         }
         let refill = db.clone();
         let _ = tokio::task::spawn_blocking(move || refill.refill_ballast()).await;
     }
 }
 
-/// SIGTERM and SIGINT, caught from here on. Made before anything else is: a signal that comes while its handler is being set up
-/// would be swallowed, and one before that ends the process without any farewell.
+/// SIGTERM and SIGINT, caught from here on. Called before anything else: a signal that comes while its handler is being
+/// installed would be lost, and one before that ends the process immediately.
 fn termination() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;

@@ -1,4 +1,4 @@
-//! Numbers for Prometheus.
+//! Metrics for Prometheus.
 
 use std::{
     fmt::Write as _,
@@ -51,7 +51,7 @@ struct GpuPodLabels {
 
 type Number = Gauge<f64, AtomicU64>;
 
-/// Numbers by pod and by GPU, set anew at each reading.
+/// Gauges by pod and by GPU, set at each scrape.
 #[derive(Clone, Default)]
 struct Readings {
     pod_cpu_seconds: Family<OnePodLabels, Number>,
@@ -85,21 +85,20 @@ impl Readings {
         let written = "Written to disks since the start of the pod";
         registry.register_with_unit("pod_disk_written", written, Unit::Bytes, self.pod_disk_written.clone());
         registry.register("gpu_known", "1 while the GPU can be read", self.gpu_known.clone());
-        registry.register("gpu_utilization_percent", "Time in which a kernel ran", self.gpu_utilization.clone());
-        registry.register_with_unit("gpu_memory", "GPU memory in use", Unit::Bytes, self.gpu_memory.clone());
-        registry.register_with_unit(
-            "gpu_memory_total",
-            "GPU memory there is",
-            Unit::Bytes,
-            self.gpu_memory_total.clone(),
+        registry.register(
+            "gpu_utilization_percent",
+            "Share of time in which a kernel ran",
+            self.gpu_utilization.clone(),
         );
+        registry.register_with_unit("gpu_memory", "GPU memory in use", Unit::Bytes, self.gpu_memory.clone());
+        registry.register_with_unit("gpu_memory_total", "Total GPU memory", Unit::Bytes, self.gpu_memory_total.clone());
         registry.register("gpu_power_watts", "Power drawn", self.gpu_power.clone());
         registry.register_with_unit("gpu_temperature", "Temperature", Unit::Celsius, self.gpu_temperature.clone());
         registry.register_with_unit("gpu_pod_memory", "GPU memory by pod", Unit::Bytes, self.gpu_pod_memory.clone());
         registry.register("gpu_pod_processes", "Processes on the GPU by pod", self.gpu_pod_processes.clone());
         registry.register(
             "gpu_pod_utilization_percent",
-            "Time in which a kernel of the pod ran, as far as the driver tells",
+            "Share of time in which a kernel of the pod ran, as far as the driver reports it",
             self.gpu_pod_utilization.clone(),
         );
     }
@@ -176,7 +175,7 @@ impl Readings {
     }
 }
 
-/// Counters that live as long as the daemon, and gauges that are set when they are read. Cheap to clone.
+/// Counters that live as long as the daemon, and gauges that are set at each scrape. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -209,7 +208,7 @@ impl Default for Metrics {
             inventory_age.clone(),
         );
         let gpu_polls = Gauge::default();
-        registry.register("gpu_polls", "Looks at the GPUs since the start of the daemon", gpu_polls.clone());
+        registry.register("gpu_polls", "Polls of the GPUs since the start of the daemon", gpu_polls.clone());
         let readings = Readings::default();
         readings.register(&mut registry);
         let reading = Arc::default();
@@ -233,7 +232,7 @@ impl Metrics {
         self.request_seconds.observe(seconds);
     }
 
-    /// Everything in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     pub fn render(&self, pods: &Pods, gpus: &Gpus, engine: &Engine) -> String {
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         self.pods.clear();

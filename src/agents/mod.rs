@@ -1,8 +1,8 @@
-//! This host as a cluster, and the clusters that outside agents tell of.
+//! This host as a cluster, and the clusters that external agents report.
 //!
-//! The host is a cluster of one node under an id that never changes. Beside it a user's agents may tell of clusters of
-//! their own: pods, nodes and jobs as their Kubernetes knows them. Those are kept and listed, and nothing else is ever
-//! done with them; they count against limits per user, and what is not heard of for a while is not listed any more.
+//! The host is a cluster of one node under an id that never changes. A user's agents may also report clusters of their
+//! own: pods, nodes and jobs of their Kubernetes. Those are stored and listed, and not used in any other way; they
+//! count against limits per user, and resources without a recent report are no longer listed.
 
 pub mod reports;
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// What the agents of one user may leave here.
+/// Limits on the reports of one user's agents.
 const MAX_CLUSTERS: u64 = 16;
 
 const MAX_RESOURCES: u64 = 2000;
@@ -31,48 +31,48 @@ const MAX_BYTES: u64 = 16 << 20;
 
 const MAX_NAME: usize = 100;
 
-/// The cluster of an agent that names none.
+/// The cluster of agents that name none.
 const DEFAULT_NAME: &str = "default";
 
-/// A resource is listed for so long after it was heard of, and kept for so long, milliseconds.
+/// How long after its last report a resource is listed, and kept, milliseconds.
 const LISTED: i64 = 5 * 60 * 1000;
 
 const KEPT: i64 = 24 * 60 * 60 * 1000;
 
-/// What an agent sends.
+/// A report of an agent.
 #[derive(Debug)]
 pub struct NewSync {
     /// `None` = the user's cluster called `default`.
     pub cluster: Option<ClusterId>,
     pub metadata: Option<Value>,
-    /// Absent, or `{"type": "None"}`: only a sign of life.
+    /// Absent, or `{"type": "None"}`: a heartbeat.
     pub resource: Option<Map<String, Value>>,
 }
 
-/// Why something about clusters was not done.
+/// Why an operation on clusters failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    #[error("there is no cluster {0} of yours; make one with POST /v2/cluster")]
+    #[error("you have no cluster {0}; create one with POST /v2/cluster")]
     NoCluster(ClusterId),
-    #[error("{0} is this host, which tells of itself; make a cluster of your own with POST /v2/cluster")]
+    #[error("{0} is this host, which reports itself; create a cluster of your own with POST /v2/cluster")]
     ThisHost(ClusterId),
     #[error("a cluster's name has 1 to {MAX_NAME} characters and no control characters")]
     Name,
-    #[error("a user has at most {MAX_CLUSTERS} clusters, and you have {MAX_CLUSTERS}; use one of them")]
+    #[error("a user may have at most {MAX_CLUSTERS} clusters, and you have {MAX_CLUSTERS}; use one of them")]
     TooManyClusters,
     #[error(transparent)]
     Resource(#[from] ResourceError),
-    #[error("a resource has at most {MAX_RESOURCE_BYTES} bytes of JSON, this has {0}; leave out managedFields")]
+    #[error("a resource may have at most {MAX_RESOURCE_BYTES} bytes of JSON, this has {0}; leave out managedFields")]
     TooLarge(usize),
     #[error(
-        "the clusters of a user may hold {MAX_RESOURCES} resources of {MAX_BYTES} bytes together; yours hold {resources} of {bytes} bytes; those not heard of for a day are forgotten"
+        "the clusters of a user may hold {MAX_RESOURCES} resources of {MAX_BYTES} bytes in total; yours hold {resources} of {bytes} bytes; resources without a report for a day are deleted"
     )]
     TooMany { resources: u64, bytes: u64 },
     #[error(transparent)]
     Db(#[from] DbError),
 }
 
-/// All that is known of clusters. Cheap to clone.
+/// All clusters. Cheap to clone.
 #[derive(Clone)]
 pub struct Clusters {
     db: Db,
@@ -90,23 +90,23 @@ impl Clusters {
         self.host
     }
 
-    /// What this host calls itself.
+    /// The name of this host.
     pub fn host_name(&self) -> String {
         nix::unistd::gethostname().map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
     }
 
-    /// A UUID for an account, the same as long as it is there; another account of that name has another.
+    /// A stable UUID for an account; another account of the same name has another one.
     pub fn user_id(&self, user: &UserInfo) -> Uuid {
         derived_id(&[&self.host.to_string(), "user", &user.id.to_string(), user.name.as_str()])
     }
 
-    /// The caller's clusters without this host; everybody's for admins.
+    /// The caller's clusters without this host; for admins everybody's.
     pub async fn list(&self, caller: &Caller) -> Result<Vec<Cluster>, ClusterError> {
         let user = whose(caller);
         self.db.read(move |tx| Ok(tx.list_clusters(user.as_ref())?)).await
     }
 
-    /// The caller's cluster of that name, made if there is none. This host's name is this host.
+    /// The caller's cluster of that name, created if there is none. This host's name is this host.
     pub async fn create(&self, caller: &Caller, name: String) -> Result<ClusterId, ClusterError> {
         if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
             return Err(ClusterError::Name);
@@ -118,7 +118,7 @@ impl Clusters {
         self.db.write(move |tx| ensure(tx, &caller, name)).await
     }
 
-    /// Keeps what an agent tells; returns the id of the resource, or of the cluster for a sign of life.
+    /// Stores an agent's report; returns the id of the resource, or of the cluster for a heartbeat.
     pub async fn sync(&self, caller: &Caller, sync: NewSync) -> Result<Uuid, ClusterError> {
         if sync.cluster == Some(self.host) {
             return Err(ClusterError::ThisHost(self.host));
@@ -146,7 +146,7 @@ impl Clusters {
             .await
     }
 
-    /// Resources of the caller's agents that were heard of lately; everybody's for admins.
+    /// Recently reported resources of the caller's agents; for admins everybody's.
     pub async fn list_resources(&self, caller: &Caller, kind: Kind) -> Result<Vec<Resource>, ClusterError> {
         let user = whose(caller);
         self.db.read(move |tx| Ok(tx.list_resources(user.as_ref(), kind, now() - LISTED)?)).await
@@ -206,7 +206,7 @@ fn keep(tx: &Tx, cluster: Cluster, told: agent::Told) -> Result<Uuid, ClusterErr
     Ok(resource.id)
 }
 
-/// A UUID that is made of these words and of nothing else.
+/// A UUID derived from these words only.
 fn derived_id(words: &[&str]) -> Uuid {
     let mut hasher = blake3::Hasher::new_derive_key("pody 2026 ids that are derived from names");
     for word in words {

@@ -1,10 +1,10 @@
-//! What agents tell of checkpoints and restores, beside what this host knows of its own.
+//! Checkpoints and restores that agents report, in addition to this host's own.
 //!
-//! An agent of another host may write down checkpoints of its own here: made empty, given information, marked as uploaded.
-//! This host never restores from those; only what it has saved itself is brought back. Of our checkpoints and actions an
-//! agent may tell more (information, a reason, a pod's spec), which is shown with them and changes nothing.
+//! An agent of another host may register its own checkpoints here: it creates one without files, adds information, and
+//! marks it as uploaded. This host never restores from those, only from its own. An agent may also attach details to
+//! our checkpoints and actions (information, a reason, a pod's spec); they are shown and change nothing.
 //!
-//! Deprecating is the one change: a checkpoint that is deprecated is not restored from any more and is deleted after
+//! The one exception is deprecating: a deprecated checkpoint can no longer be restored and is deleted after
 //! `[checkpoint] deprecated_seconds`, never while something reads it.
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// What the agents of one user may leave here.
+/// Limits on the reports of one user's agents.
 const MAX_CHECKPOINTS: u64 = 1000;
 
 const MAX_JSON: usize = 64 << 10;
@@ -39,10 +39,10 @@ const MAX_BYTES: u64 = 16 << 20;
 
 const MAX_TEXT: usize = 4096;
 
-/// Time between two looks for what was deprecated long enough.
+/// Interval between deletions of deprecated checkpoints.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// A checkpoint of ours, of an agent's, or ours with what an agent tells of it.
+/// A checkpoint of ours, of an agent, or ours with the details that an agent reported.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: CheckpointId,
@@ -58,15 +58,15 @@ pub struct Info {
     pub info: Option<Value>,
 }
 
-/// Why it was not written down.
+/// Why a report was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error("what is told of one thing has at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT}, this has more")]
+    #[error("a report may have at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT} bytes, this one has more")]
     TooLarge,
-    #[error("{0} has no control characters in it; leave them out")]
+    #[error("{0} must not contain control characters; leave them out")]
     Control(&'static str),
     #[error(
-        "agents of one user may tell of {MAX_CHECKPOINTS} checkpoints in {MAX_BYTES} bytes; yours have told of {checkpoints} in {bytes}; deprecate some"
+        "the agents of one user may report {MAX_CHECKPOINTS} checkpoints in {MAX_BYTES} bytes; yours have reported {checkpoints} in {bytes}; deprecate some"
     )]
     TooMany { checkpoints: u64, bytes: u64 },
     #[error(transparent)]
@@ -75,13 +75,13 @@ pub enum RegistryError {
     Db(#[from] DbError),
 }
 
-/// All that is told. Cheap to clone.
+/// All reports of agents. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry {
     db: Db,
     config: LiveConfig,
     checkpoints: Checkpoints,
-    /// Where our checkpoints are.
+    /// The directory of our checkpoints.
     store: PathBuf,
 }
 
@@ -91,19 +91,19 @@ impl Registry {
         Self { db, config, checkpoints, store }
     }
 
-    /// The folder that all checkpoints of this host are in.
+    /// The directory of all checkpoints of this host.
     pub fn store(&self) -> &Path {
         &self.store
     }
 
-    /// Where a checkpoint is: as an agent told, or in our store.
+    /// Where a checkpoint is: as an agent reported, or in our store.
     pub fn path(&self, entry: &Entry) -> Option<String> {
         let told = entry.told.as_ref().and_then(|told| told.restore_path.clone());
         let is_here = entry.ours.as_ref().is_some_and(|row| row.status == CheckpointStatus::Ready);
         told.or_else(|| is_here.then(|| self.store.join(entry.id.to_string()).display().to_string()))
     }
 
-    /// An empty checkpoint of an agent.
+    /// Registers an agent's checkpoint without files.
     pub async fn create(&self, caller: &Caller) -> Result<CheckpointId, RegistryError> {
         let (id, caller) = (CheckpointId::generate(), caller.clone());
         self.db
@@ -118,7 +118,7 @@ impl Registry {
         Ok(id)
     }
 
-    /// The caller's, everybody's for admins; only these where some are named. Newest first.
+    /// The caller's checkpoints, for admins everybody's; only `ids` if given. Newest first.
     pub async fn list(&self, caller: &Caller, ids: Option<Vec<CheckpointId>>) -> Result<Vec<Entry>, RegistryError> {
         let filter = CheckpointFilter { all: caller.is_admin, ids: ids.clone(), ..CheckpointFilter::default() };
         let ours = self.checkpoints.list(caller, filter).await?;
@@ -133,7 +133,7 @@ impl Registry {
             ours: None,
             told: Some(told),
         }));
-        // Ids begin with the time of their making.
+        // Ids begin with their creation time.
         all.sort_by_key(|entry| std::cmp::Reverse(entry.id));
         Ok(all)
     }
@@ -153,7 +153,7 @@ impl Registry {
         .await
     }
 
-    /// An agent has put its checkpoint somewhere.
+    /// Records that an agent has uploaded its checkpoint.
     pub async fn uploaded(&self, caller: &Caller, id: CheckpointId, path: Option<String>) -> Result<(), RegistryError> {
         if let Some(path) = &path {
             if path.len() > MAX_TEXT {
@@ -170,7 +170,7 @@ impl Registry {
         .await
     }
 
-    /// Has a checkpoint deleted after a while.
+    /// Marks a checkpoint for deletion after `deprecated_seconds`.
     pub async fn deprecate(&self, caller: &Caller, id: CheckpointId) -> Result<(), RegistryError> {
         self.change(caller, id, "checkpoint.deprecate", |told| {
             told.status = ToldStatus::Deprecated;
@@ -179,7 +179,7 @@ impl Registry {
         .await
     }
 
-    /// Changes what is told of a checkpoint that the caller may see.
+    /// Changes the report of a checkpoint that the caller may see.
     async fn change(
         &self,
         caller: &Caller,
@@ -219,20 +219,20 @@ impl Registry {
             .await
     }
 
-    /// What was told of actions, by id.
+    /// Reports of actions, by id.
     pub async fn told_of_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ToldAction>, RegistryError> {
         let user = (!caller.is_admin).then(|| caller.user.clone());
         let told: Vec<ToldAction> = self.db.read(move |tx| tx.list_told_actions(user.as_ref())).await?;
         Ok(told.into_iter().map(|told| (told.id, told)).collect())
     }
 
-    /// The newest action of a pod that an agent named with it.
+    /// The newest action for which an agent reported this pod.
     pub async fn action_of_told_pod(&self, caller: &Caller, pod: String) -> Result<Option<ActionId>, RegistryError> {
         let user = (!caller.is_admin).then(|| caller.user.clone());
         Ok(self.db.read(move |tx| tx.find_action_of_told_pod(user.as_ref(), &pod)).await?)
     }
 
-    /// Tells more of an action that the caller may see.
+    /// Attaches details to an action that the caller may see.
     pub async fn tell(
         &self,
         caller: &Caller,
@@ -262,13 +262,13 @@ impl Registry {
         Ok(action)
     }
 
-    /// Has what was deprecated long enough deleted, for ever.
+    /// Deletes checkpoints that were deprecated long enough ago, in an endless loop.
     pub async fn upkeep(self) {
         loop {
             let keep = self.config.get().checkpoint.deprecated_seconds;
             let before = now() - i64::try_from(keep).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
             if let Err(error) = self.drop_deprecated(before).await {
-                tracing::warn!(%error, "deprecated checkpoints not deleted, tried again");
+                tracing::warn!(%error, "cannot delete deprecated checkpoints, will retry");
             }
             tokio::time::sleep(UPKEEP).await;
         }
@@ -277,13 +277,13 @@ impl Registry {
 
 impl Registry {
     async fn drop_deprecated(&self, before: i64) -> Result<(), DbError> {
-        // Mostly there is nothing, and then the writer is left alone.
+        // Usually there is nothing to delete, and no write is needed.
         if !self.db.read(move |tx| tx.is_told_to_drop(before)).await? {
             return Ok(());
         }
         let dropped = self.db.write(move |tx| tx.drop_deprecated(before)).await?;
         if dropped > 0 {
-            tracing::info!(dropped, "deprecated checkpoints are deleted");
+            tracing::info!(dropped, "deleting deprecated checkpoints");
         }
         Ok(())
     }
@@ -308,12 +308,12 @@ fn is_too_large(value: Option<&Value>) -> bool {
     value.is_some_and(|value| value.to_string().len() > MAX_JSON)
 }
 
-/// What is shown in a line of its own, or is a name.
+/// For texts that are shown on one line or are names.
 pub fn ensure_plain(field: &'static str, text: &str) -> Result<(), RegistryError> {
     if text.chars().any(char::is_control) { Err(RegistryError::Control(field)) } else { Ok(()) }
 }
 
-/// Looked at after the change, which is rolled back if it was too much.
+/// Checked after the change, which is rolled back if it exceeds a limit.
 fn check_limits(tx: &Tx, user: &UserName) -> Result<(), RegistryError> {
     let (checkpoints, bytes) = tx.count_told(user)?;
     if checkpoints > MAX_CHECKPOINTS || bytes > MAX_BYTES {

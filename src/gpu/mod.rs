@@ -293,7 +293,7 @@ impl Gpus {
     }
 }
 
-/// A GPU of the host and how much it is used: the smaller the load, the sooner it is given.
+/// A GPU of the host and how much it is used: the smaller the load, the sooner it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuLoad {
     pub index: u32,

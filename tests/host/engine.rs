@@ -102,7 +102,7 @@ fn a_hung_create_is_refused_in_time_and_leaves_nothing() {
     assert_unavailable(&answer, took);
     held.lift();
     // The engine goes on with it now, although nobody wants it any more.
-    eventually(SETTLE, "the late container is removed", || server.log().contains("left over"));
+    eventually(SETTLE, "the late container is removed", || server.log().contains("leftover container"));
     assert_settled(&server);
     assert_eq!(names(&server), [server.container("bob", "main")]);
     create(&alice, "main").ok();

@@ -238,7 +238,7 @@ fn the_engine_makes_the_container_after_the_kill_was_settled() {
     });
     held.lift();
     eventually(Duration::from_secs(5), "the engine makes it", || {
-        !server.containers().is_empty() || server.log().contains("left over")
+        !server.containers().is_empty() || server.log().contains("leftover container")
     });
     assert_settled(&server);
     assert_eq!(server.containers(), Vec::<String>::new());
