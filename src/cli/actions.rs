@@ -1,5 +1,5 @@
-//! `pody actions`: running and past checkpoints and restores, and how to wait for one. The server does the work: Ctrl-C stops
-//! only the waiting, which can be resumed.
+//! `pody actions`: running and past checkpoints and restores, and how to wait for one. The server does the work: Ctrl-C
+//! stops only the waiting, which can be resumed.
 
 use std::{
     io::{self, IsTerminal, Write},

@@ -1,5 +1,5 @@
-//! `pody checkpoint`, `restore`, `checkpoints`: pods saved and restored. The server works in the background; the command waits
-//! and shows the progress, see [`super::actions`].
+//! `pody checkpoint`, `restore`, `checkpoints`: pods saved and restored. The server works in the background; the
+//! command waits and shows the progress, see [`super::actions`].
 
 use clap::{Args, Subcommand};
 use serde::Deserialize;
@@ -205,7 +205,7 @@ impl CheckpointArgs {
 
 impl SaveArgs {
     async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let name = self.name.ok_or_else(|| CliError::usage("no pod named", "name one: `pody checkpoint NAME`"))?;
+        let name = self.name.ok_or_else(|| CliError::usage("no pod given", "name one: `pody checkpoint NAME`"))?;
         let mut form = vec![("ins", name.as_str()), ("leave_running", if self.stop { "false" } else { "true" })];
         form.extend(self.kind.as_deref().map(|kind| ("kind", kind)));
         form.extend(self.compression.as_deref().map(|compression| ("compression", compression)));

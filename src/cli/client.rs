@@ -115,10 +115,10 @@ impl ClientError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unreachable { source, .. } if is_bad_certificate(source) => {
-                Some("if it is the right server, set PODY_CA_CERT to a PEM file with its certificate or authority".to_owned())
+                Some("if it is the right server, set PODY_CA_CERT to its certificate or authority (PEM)".to_owned())
             }
             Self::Unreachable { .. } => Some(
-                "is `pody serve` running there? another server: `pody login --server http://HOST:8799`, or PODY_API_BASE"
+                "is `pody serve` running there? other server: `pody login --server http://HOST:8799`, or PODY_API_BASE"
                     .to_owned(),
             ),
             Self::Refused(refusal) => match (refusal.status, &refusal.retry_after) {

@@ -1,5 +1,5 @@
-//! `pody drain` and `undrain`: maintenance of this host. The request is a row of the database; the daemon does the work, and
-//! the command waits and reports the progress.
+//! `pody drain` and `undrain`: maintenance of this host. The request is a row of the database; the daemon does the
+//! work, and the command waits and reports the progress.
 
 use std::time::Duration;
 
@@ -39,8 +39,8 @@ pub struct DrainArgs {
     /// Only show the progress
     #[arg(long, conflicts_with = "shutdown")]
     status: bool,
-    /// For the systemd unit that runs when the host shuts down: does nothing unless before_shutdown is set in the config;
-    /// the pods are restored at the next start of pody
+    /// For the systemd unit that runs when the host shuts down: does nothing unless before_shutdown is set in the
+    /// config; the pods are restored at the next start of pody
     #[arg(long)]
     shutdown: bool,
 }
@@ -90,7 +90,7 @@ impl DrainArgs {
                     pods(stopped),
                     pods(left.len())
                 ))?;
-                out.line("`pody undrain` restores them; until then no pod can be created, started or restored")?;
+                out.line("`pody undrain` restores them; until then no pod is created, started or restored")?;
             }
         }
         for pod in &left {
@@ -181,7 +181,7 @@ fn describe(status: &DrainStatus, out: &Output) -> String {
     };
     let what = match state {
         DrainState::Draining => "pods are being saved and stopped",
-        DrainState::Drained => "drained: no pod can be created, started or restored until `pody undrain`",
+        DrainState::Drained => "drained: no pod is created, started or restored until `pody undrain`",
         DrainState::Undraining => "pods are being restored",
         DrainState::Ended => "ended, but these pods were not restored; `pody undrain` tries them again",
     };

@@ -1,4 +1,4 @@
-//! `pody events`: who did what, as the server tells it.
+//! `pody events`: who did what, from the server.
 
 use clap::Args;
 use serde::Deserialize;

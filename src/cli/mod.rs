@@ -1,17 +1,17 @@
 //! The command line: client, admin tool and the way to start the daemon. One file per command or small group.
 //!
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
-//! - `pods`, `checkpoint`, `actions`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
-//!   person types
-//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`, `doctor`: what an admin runs on the host; `probe`, `settle_in`: what the
-//!   daemon and CRIU start
+//! - `pods`, `checkpoint`, `actions`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`,
+//!   `keys`, `events`: everyday commands
+//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`, `doctor`: what an admin runs on the host; `probe`,
+//!   `settle_in`: what the daemon and CRIU start
 //! - `help`, `output`, `bars`, `terminal`, `error`, `exit`, `original`, `words`: shared parts
 //!
 //! Client commands speak only HTTP. Admin commands work on the database, with or without a running daemon.
 //!
-//! One verb means the same under every noun: `list`, `show`, `add` (something that exists elsewhere: a person, a key), `create`
-//! (something new: a pod, a token), `set`, `update`, `reset`, `rm`. `ps`, `images`, `checkpoints`, `actions` and `events` are
-//! lists as well. Older spellings remain as hidden aliases.
+//! One verb means the same under every noun: `list`, `show`, `add` (something that exists elsewhere: a person, a key),
+//! `create` (something new: a pod, a token), `set`, `update`, `reset`, `rm`. `ps`, `images`, `checkpoints`, `actions`
+//! and `events` are lists as well. Older spellings remain as hidden aliases.
 
 mod actions;
 mod bars;

@@ -26,7 +26,8 @@ pub struct CreateArgs {
     /// The image, as `pody images` lists it
     #[arg(long, value_name = "IMAGE")]
     image: String,
-    /// The GPUs it sees: a number like 2, indices with a comma like 0,1 or 3, or none [default: all that your quota allows]
+    /// The GPUs it sees: a number like 2, indices with a comma like 0,1 or 3, or none [default: all that your quota
+    /// allows]
     #[arg(long, value_name = "GPUS")]
     gpus: Option<String>,
 }

@@ -78,8 +78,8 @@ async fn send(verb: Verb, route: &str, params: &[(String, String)]) -> Result<Va
     Ok(client::read_json(client.send(method, route, &query, &form).await?).await?)
 }
 
-/// A pody 0.4.1 server reads only the query string, so parameters travel there where possible. Secrets, which must not appear
-/// in URLs, and values that are too long for one go into the body.
+/// A pody 0.4.1 server reads only the query string, so parameters travel there where possible. Secrets, which must not
+/// appear in URLs, and values that are too long for one go into the body.
 fn belongs_in_the_body(key: &str, value: &str) -> bool {
     const LONGEST_IN_URL: usize = 2048;
     is_secret(key) || value.len() > LONGEST_IN_URL
@@ -156,8 +156,8 @@ fn absolute(path: &str) -> String {
     format!("/{}", path.trim_start_matches('/'))
 }
 
-/// Splits `key:value` and `key=value` at the first separator. An empty last value is read from standard input and trimmed. A
-/// key given twice keeps its last value.
+/// Splits `key:value` and `key=value` at the first separator. An empty last value is read from standard input and
+/// trimmed. A key given twice keeps its last value.
 fn parse_params(args: &[String]) -> Result<Vec<(String, String)>, CliError> {
     let mut params: Vec<(String, String)> = Vec::new();
     for (at, arg) in args.iter().enumerate() {

@@ -24,7 +24,10 @@ pub enum ScheduleCommand {
         name: String,
     },
     /// Save a pod regularly and keep the newest checkpoints
-    #[command(after_help = examples!["pody schedule set main every 6h keep 4", "pody schedule set main every 30m keep 2"])]
+    #[command(after_help = examples![
+        "pody schedule set main every 6h keep 4",
+        "pody schedule set main every 30m keep 2",
+    ])]
     Set {
         /// The pod
         name: String,

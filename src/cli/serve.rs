@@ -31,7 +31,8 @@ impl ServeArgs {
     pub async fn run(self) -> Result<u8, CliError> {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG_FILTER));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        // A log that cannot be written, on a full disk, is no reason to exit; reporting that on standard error would panic.
+        // A log that cannot be written, on a full disk, is no reason to exit; reporting that on standard error would
+        // panic.
         let log = log.log_internal_errors(false);
         log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
         app::serve(ServeOptions { host: self.host, port: self.port, config: self.config }).await?;

@@ -1,9 +1,9 @@
 //! `pody shell NAME`: a terminal in a pod.
 //!
 //! Binary frames are the terminal's bytes, both ways. Text frames to the server are `{"resize": {"rows", "cols"}}`; the
-//! server's last text frame is `{"exit_code"}`, or `{"detached"}` with the id of a session that was detached for a checkpoint
-//! and continues in the pod. The client reattaches to it as soon as the pod runs. The user's terminal is in raw mode while
-//! connected, and is always restored.
+//! server's last text frame is `{"exit_code"}`, or `{"detached"}` with the id of a session that was detached for a
+//! checkpoint and continues in the pod. The client reattaches to it as soon as the pod runs. The user's terminal is in
+//! raw mode while connected, and is always restored.
 
 use std::{io::IsTerminal, time::Duration};
 

@@ -25,7 +25,7 @@ pub struct SshArgs {
     /// The pod
     name: String,
     #[command(flatten)]
-    how: How,
+    options: SshOptions,
     /// More arguments for ssh
     #[arg(last = true, value_name = "ARGS")]
     args: Vec<String>,
@@ -37,11 +37,11 @@ pub struct ConnectArgs {
     #[arg(value_name = "INS")]
     instance: String,
     #[command(flatten)]
-    how: How,
+    options: SshOptions,
 }
 
 #[derive(Debug, Args)]
-struct How {
+struct SshOptions {
     /// The SSH private key
     #[arg(short, long, value_name = "KEY")]
     identity_file: Option<PathBuf>,
@@ -68,14 +68,14 @@ pub struct CopyIdArgs {
 
 impl SshArgs {
     pub async fn run(self) -> Result<u8, CliError> {
-        Err(run(ssh_command(&self.name, &self.how, &self.args).await?))
+        Err(run(ssh_command(&self.name, &self.options, &self.args).await?))
     }
 }
 
 impl ConnectArgs {
     pub async fn run(self) -> Result<u8, CliError> {
         let connect = async {
-            let command = ssh_command(without_key(&self.instance), &self.how, &[]).await?;
+            let command = ssh_command(without_key(&self.instance), &self.options, &[]).await?;
             let words: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
             println!("ssh {}", shlex::try_join(words.iter().map(AsRef::as_ref))?);
             Err(run(command))
@@ -113,7 +113,7 @@ impl CopyIdArgs {
 pub fn read_public_key(path: Option<PathBuf>) -> Result<String, CliError> {
     let path = match path {
         Some(path) => path,
-        None => find_in_ssh_folder(".pub").ok_or(CliError::NoPublicKey)?,
+        None => find_in_ssh_directory(".pub").ok_or(CliError::NoPublicKey)?,
     };
     let text = std::fs::read_to_string(&path).map_err(|source| CliError::ReadFile { path: path.clone(), source })?;
     let key = text.trim();
@@ -122,17 +122,17 @@ pub fn read_public_key(path: Option<PathBuf>) -> Result<String, CliError> {
 }
 
 /// The ssh command that connects to a pod.
-async fn ssh_command(instance: &str, how: &How, args: &[String]) -> Result<Command, CliError> {
+async fn ssh_command(instance: &str, options: &SshOptions, args: &[String]) -> Result<Command, CliError> {
     let client = Client::from_environment()?;
-    let port = find_host_port(&client, instance, how.port).await?;
+    let port = find_host_port(&client, instance, options.port).await?;
     let mut command = Command::new("ssh");
-    if how.tmp {
+    if options.tmp {
         command.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no"]);
     }
-    if let Some(key) = how.identity_file.clone().or_else(|| find_in_ssh_folder("")) {
+    if let Some(key) = options.identity_file.clone().or_else(|| find_in_ssh_directory("")) {
         command.arg("-i").arg(key);
     }
-    command.arg(format!("{}@{}", how.user, client.host())).arg("-p").arg(port.to_string()).args(args);
+    command.arg(format!("{}@{}", options.user, client.host())).arg("-p").arg(port.to_string()).args(args);
     Ok(command)
 }
 
@@ -158,10 +158,10 @@ async fn find_host_port(client: &Client, instance: &str, port: u16) -> Result<u1
     host_port.ok_or_else(|| CliError::NoPort { instance: instance.to_owned(), port })
 }
 
-fn find_in_ssh_folder(suffix: &str) -> Option<PathBuf> {
-    let folder = Path::new(&std::env::var_os("HOME")?).join(".ssh");
+fn find_in_ssh_directory(suffix: &str) -> Option<PathBuf> {
+    let directory = Path::new(&std::env::var_os("HOME")?).join(".ssh");
     let names = ["id_rsa", "id_ed25519", "id_dsa", "id_ecdsa"];
-    names.iter().map(|name| folder.join(format!("{name}{suffix}"))).find(|path| path.is_file())
+    names.iter().map(|name| directory.join(format!("{name}{suffix}"))).find(|path| path.is_file())
 }
 
 /// `ins:main` as `main`: pody 0.4.1 takes both.

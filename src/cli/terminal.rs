@@ -30,8 +30,8 @@ impl Drop for RawMode {
     }
 }
 
-/// The alternate screen until this is dropped: raw mode, no cursor, lines cut at the edge. The previous content is restored at
-/// the end.
+/// The alternate screen until this is dropped: raw mode, no cursor, lines cut at the edge. The previous content is
+/// restored at the end.
 pub struct FullScreen {
     _raw: RawMode,
 }

@@ -14,8 +14,8 @@ use super::{
 
 /// Show CPU time, GPU time, GPU memory and energy
 ///
-/// GPU time is "active" while the GPU computes, and "held" while it does not but its memory is in use. Energy is an estimate
-/// from the power of the GPU, divided among its active users.
+/// GPU time is "active" while the GPU computes, and "held" while it does not but its memory is in use. Energy is an
+/// estimate from the power of the GPU, divided among its active users.
 #[derive(Debug, Args)]
 pub struct UsageArgs {
     /// How far to look back: 1y, 1w, 1d, 1h, 1m, 1s or seconds [default: all recorded time]

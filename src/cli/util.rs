@@ -66,8 +66,8 @@ fn program() -> Result<PathBuf, CliError> {
     std::env::current_exe().map_err(|source| CliError::Run { program: "pody".to_owned(), source })
 }
 
-/// systemd stops units in the reverse order of their start, so daemon and Docker still run when this unit is stopped. Whether
-/// the host is shutting down, or the unit is stopped for another reason, is seen from systemd's own state.
+/// systemd stops units in the reverse order of their start, so daemon and Docker still run when this unit is stopped.
+/// Whether the host is shutting down, or the unit is stopped for another reason, is seen from systemd's own state.
 fn drain_unit() -> Result<String, CliError> {
     Ok(format!(
         "[Unit]

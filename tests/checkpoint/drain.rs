@@ -164,7 +164,7 @@ fn what_cannot_be_saved_is_named_and_left_or_stopped_as_asked() {
     assert_eq!((status(&bob, "main"), rule(&server, "bob")), ("exited".to_owned(), "unless-stopped".to_owned()));
 
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(0), "2 pods back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(0), "2 pods restored\n"), "{err}");
     assert_eq!(count(&alice, "main").1, identity);
     assert_eq!((status(&bob, "main"), rule(&server, "bob")), ("running".to_owned(), "always".to_owned()));
     assert_eq!(exec(&bob, "main", "cat /root/kept; pgrep -c python3 || true"), "kept\n0");
@@ -191,7 +191,7 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
     fs::write(&image, &good[..good.len() / 2]).unwrap();
 
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(1), "1 pod back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(1), "1 pod restored\n"), "{err}");
     assert!(err.contains("[prefix]-alice-main was not restored: ") && err.contains("is damaged"), "{err}");
     assert_eq!(count(&bob, "main").1, identities[1]);
     assert_eq!(status(&alice, "main"), "exited");
@@ -202,7 +202,7 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
 
     fs::write(&image, &good).unwrap();
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(0), "1 pod back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(0), "1 pod restored\n"), "{err}");
     assert_eq!(count(&alice, "main").1, identities[0]);
     assert!(drain_state(&server)["state"].is_null());
     finish(&server, &[&alice, &bob]);

@@ -1,5 +1,5 @@
-//! `pody actions`, and how `pody checkpoint` and `restore` wait: what they show, that Ctrl-C stops only the waiting, and a
-//! server that restarts.
+//! `pody actions`, and how `pody checkpoint` and `restore` wait: what they show, that Ctrl-C stops only the waiting,
+//! and a server that restarts.
 
 use std::{process::Stdio, time::Duration};
 

@@ -200,7 +200,7 @@ fn a_drain_without_a_daemon_is_refused() {
     );
 }
 
-/// On a terminal the way is shown, and wiped away at the end.
+/// On a terminal the progress is shown, and erased at the end.
 #[test]
 fn a_terminal_shows_phase_bytes_and_seconds_frozen() {
     let fake = Fake::start();
@@ -211,7 +211,7 @@ fn a_terminal_shows_phase_bytes_and_seconds_frozen() {
 }
 
 #[test]
-fn copies_are_asked_for_shown_and_taken_in() {
+fn copies_are_requested_listed_and_registered() {
     let fake = Fake::start();
     fake.on("/pod/checkpoint", action("done", "commit", None));
     fake.run(&["checkpoint", "main", "--remote"]).ok();

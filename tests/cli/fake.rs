@@ -183,8 +183,9 @@ fn decoded(query: &[u8]) -> String {
     form_urlencoded::parse(query).map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("&")
 }
 
-/// A terminal that prints its size, echoes input in upper case, and exits with 7 at Ctrl-D. `ins=gone` drops the connection.
-/// `ins=saved` detaches at once, unless the client reattaches; the first to reattach gets the response that the pod is paused.
+/// A terminal that prints its size, echoes input in upper case, and exits with 7 at Ctrl-D. `ins=gone` drops the
+/// connection. `ins=saved` detaches at once, unless the client reattaches; the first to reattach gets the response that
+/// the pod is paused.
 async fn shell(State(shared): State<Shared>, request: Request) -> Response {
     use axum::extract::FromRequestParts;
     let query = decoded(request.uri().query().unwrap_or_default().as_bytes());

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{fake::Fake, terminal::Terminal};
 
-/// What switches a terminal to the other screen, and back.
+/// Enter and leave the alternate screen of a terminal.
 const ENTERED: &str = "\x1b[?1049h";
 const LEFT: &str = "\x1b[?1049l";
 

@@ -1,4 +1,5 @@
-//! Compared with the client of pody 0.4.1: the same command lines send the same requests, and print the same JSON with `--raw`.
+//! Compared with the client of pody 0.4.1: the same command lines send the same requests, and print the same JSON with
+//! `--raw`.
 
 use std::process::Command;
 

@@ -118,7 +118,7 @@ fn a_trailing_slash_lists_the_routes_below() {
     assert_eq!(fake.seen_one().line, "GET /help?path=/pod/commit");
     fake.run(&["help", "/"]).ok();
     assert_eq!(fake.seen_one().line, "GET /help?path=/");
-    // A word that is no command, as pody 0.4.1 takes it.
+    // A word that is not a command is a route, as in pody 0.4.1.
     assert_eq!(fake.run(&["help", "healthz"]).ok(), table);
     assert_eq!(fake.seen()[1].line, "GET /help?path=/healthz");
 }

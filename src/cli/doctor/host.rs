@@ -78,7 +78,7 @@ fn runs_programs(home: &Path) -> Option<Finding> {
     stat.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Finding::fail("noexec", found, fix))
 }
 
-/// The database holds password hashes and the config may hold access tokens: nobody else's business.
+/// The database holds password hashes and the config may hold access tokens, so only their owner may read them.
 fn modes(home: &Path) -> Finding {
     let open_to_others = |path: &Path| {
         let mode = fs::metadata(path).map(|meta| meta.permissions().mode() & 0o777);

@@ -1,5 +1,5 @@
-//! `pody gpu`: the GPUs and who uses them. On a terminal it is a live view, redrawn every second; elsewhere, or with `--once`,
-//! it is printed once.
+//! `pody gpu`: the GPUs and who uses them. On a terminal it is a live view, redrawn every second; elsewhere, or with
+//! `--once`, it is printed once.
 //!
 //! - `view`: the response of the server, as lines of text
 //! - `live`: the screen, the keys, and what happens while the server is away

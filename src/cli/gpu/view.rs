@@ -1,4 +1,5 @@
-//! The response of `/host/gpus` as lines of text: a table of the GPUs, why some are unknown, and their processes by owner.
+//! The response of `/host/gpus` as lines of text: a table of the GPUs, why some are unknown, and their processes by
+//! owner.
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width};
 use serde::Deserialize;
