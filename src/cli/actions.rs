@@ -1,5 +1,5 @@
-//! `pody actions`: checkpoints and restores under way, and past ones; and how one is waited for. The server does the work:
-//! who stops waiting stops nothing, and can come back.
+//! `pody actions`: running and past checkpoints and restores, and how to wait for one. The server does the work: Ctrl-C
+//! stops only the waiting, which can be resumed.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -19,32 +19,28 @@ use super::{
     terminal,
 };
 
-/// Time between two looks at how far an action is, and while the server does not answer.
-const LOOK: Duration = Duration::from_millis(100);
-
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// A server that is started anew is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Cells of the progress bar, and columns of what stands beside it.
+/// Time between two polls of an action, and between two while the server does not respond.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for a server that restarts.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+/// Cells of the progress bar, and columns of the text beside it.
 const BAR: usize = 24;
-
 const BESIDE: usize = 58;
 
 #[derive(Debug, Args)]
 pub struct ActionsArgs {
-    /// Only those of this pod, also of one that was deleted
+    /// Only those of this pod, also of a deleted one
     name: Option<String>,
-    /// Everybody's; for admins
+    /// Everybody's actions (admins only)
     #[arg(short, long)]
     all: bool,
-    /// Wait for the end of one and show how far it is
+    /// Wait for the end of one and show its progress
     #[arg(long, value_name = "ID", conflicts_with_all = ["name", "all"])]
     follow: Option<String>,
 }
 
-/// An action, as far as it is shown.
+/// The fields of an action that are shown.
 #[derive(Deserialize)]
 pub struct Action {
     pub id: String,
@@ -67,10 +63,10 @@ pub struct Action {
     started_at: String,
 }
 
-/// What became of a pod that was saved.
+/// The state of a pod after its checkpoint.
 pub enum Saved {
-    AndGoesOn,
-    AndStopped,
+    Running,
+    Stopped,
 }
 
 impl Action {
@@ -82,21 +78,21 @@ impl Action {
         output::size(i64::try_from(bytes).unwrap_or(i64::MAX), 1)
     }
 
-    /// What is said of a checkpoint that is done.
+    /// The sentence about a finished checkpoint.
     pub fn saved(&self, name: &str, how: Saved) -> String {
         let (id, size) = (&self.checkpoint, Self::size(self.bytes));
         match how {
-            Saved::AndStopped => {
-                format!("{name} saved as {id} ({size}) and stopped; `pody restore {name}` brings it back")
+            Saved::Stopped => {
+                format!("{name} saved as {id} ({size}) and stopped; `pody restore {name}` resumes it")
             }
-            Saved::AndGoesOn => {
-                let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("; it stood still for {}", seconds(ms)));
+            Saved::Running => {
+                let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("; it was frozen for {}", seconds(ms)));
                 format!("{name} saved as {id} ({size}){frozen}")
             }
         }
     }
 
-    /// How far it is, on one line of so many columns.
+    /// Its progress, on one line that is shorter than `columns`.
     fn progress(&self, columns: usize) -> String {
         let what = if self.is_restore() { "restoring" } else { "saving" };
         let total = self.total_bytes.unwrap_or(0).max(self.bytes);
@@ -108,7 +104,7 @@ impl Action {
         let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("  frozen {}", seconds(ms)));
         let line =
             format!("{what}: {:<9} {bar}{} of {}{frozen}", self.phase, Self::size(self.bytes), Self::size(total));
-        // One that wraps cannot be wiped away.
+        // A line that wraps cannot be erased.
         line.chars().take(columns.saturating_sub(1)).collect()
     }
 
@@ -120,9 +116,9 @@ impl Action {
         };
         let copy = copy_words(self.remote.as_deref(), self.remote_bytes, self.remote_total_bytes);
         let frozen = self.frozen_ms.map_or_else(|| "-".to_owned(), seconds);
-        let trouble = self.error.as_deref().map_or_else(|| "-".to_owned(), output::printable_line);
+        let problem = self.error.as_deref().map_or_else(|| "-".to_owned(), output::printable_line);
         let started = output::ago(&self.started_at);
-        vec![self.id, self.kind, self.container_name, self.status, self.phase, done, frozen, started, copy, trouble]
+        vec![self.id, self.kind, self.container_name, self.status, self.phase, done, frozen, started, copy, problem]
     }
 }
 
@@ -133,11 +129,11 @@ impl ActionsArgs {
             let answer = client.get("action/status", &[("id", &id)]).await?;
             let (answer, action) = wait(&client, answer).await?;
             let words = match action.is_restore() {
-                true => format!("{} is back, from {}", action.container_name, action.checkpoint),
-                false => action.saved(&action.container_name, Saved::AndGoesOn),
+                true => format!("{} restored from {}", action.container_name, action.checkpoint),
+                false => action.saved(&action.container_name, Saved::Running),
             };
             out.done(&answer, words)?;
-            warn_of_losses(&action, out);
+            warn_about_losses(&action, out);
             return Ok(exit::OK);
         }
         let mut query: Vec<(&str, &str)> = Vec::new();
@@ -148,14 +144,14 @@ impl ActionsArgs {
         let answer = client.get("action/list", &query).await?;
         out.show(answer, |rows: Vec<Action>| {
             if rows.is_empty() {
-                return "no checkpoint or restore was ever begun; `pody checkpoint NAME` begins one".to_owned();
+                return "no checkpoints or restores yet; `pody checkpoint NAME` starts one".to_owned();
             }
-            let header = ["ID", "TYPE", "POD", "STATUS", "PHASE", "DONE", "FROZEN", "STARTED", "REMOTE", "TROUBLE"];
-            let (has_copies, has_trouble) =
+            let header = ["ID", "TYPE", "POD", "STATUS", "PHASE", "DONE", "FROZEN", "STARTED", "REMOTE", "PROBLEM"];
+            let (has_copies, has_problems) =
                 (rows.iter().any(|row| row.remote.is_some()), rows.iter().any(|row| row.error.is_some()));
             let is_shown = |at: usize| match header[at] {
                 "REMOTE" => has_copies,
-                "TROUBLE" => has_trouble,
+                "PROBLEM" => has_problems,
                 _ => true,
             };
             let shown = |cells: Vec<String>| -> Vec<String> {
@@ -169,21 +165,21 @@ impl ActionsArgs {
     }
 }
 
-/// Begins an action and waits for its end.
+/// Starts an action and waits for its end.
 pub async fn follow(route: &str, form: &[(&str, &str)]) -> Result<(Value, Action), CliError> {
     let client = Client::from_environment()?;
-    let answer = until_ctrl_c(None, async { Ok(client.post(route, form).await?) }).await?;
+    let answer = or_ctrl_c(None, async { Ok(client.post(route, form).await?) }).await?;
     wait(&client, answer).await
 }
 
-/// Waits for the end of an action, from its view of now on.
+/// Waits for the end of an action whose current view is `answer`.
 async fn wait(client: &Client, answer: Value) -> Result<(Value, Action), CliError> {
     let begun: Action = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
-    until_ctrl_c(Some(begun.id.clone()), wait_to_the_end(client, answer, begun)).await
+    or_ctrl_c(Some(begun.id.clone()), wait_for_end(client, answer, begun)).await
 }
 
-/// Whoever does not want to wait any more is told how to come back. Nothing is stopped by that.
-async fn until_ctrl_c<T>(id: Option<String>, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+/// Ctrl-C stops only the waiting; the error says how to resume it.
+async fn or_ctrl_c<T>(id: Option<String>, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     tokio::select! {
         done = work => done,
         pressed = tokio::signal::ctrl_c() => {
@@ -193,7 +189,7 @@ async fn until_ctrl_c<T>(id: Option<String>, work: impl Future<Output = Result<T
     }
 }
 
-async fn wait_to_the_end(client: &Client, mut answer: Value, mut action: Action) -> Result<(Value, Action), CliError> {
+async fn wait_for_end(client: &Client, mut answer: Value, mut action: Action) -> Result<(Value, Action), CliError> {
     let line = ProgressLine::new();
     let mut silent_since = None::<Instant>;
     loop {
@@ -202,17 +198,17 @@ async fn wait_to_the_end(client: &Client, mut answer: Value, mut action: Action)
             "done" => return Ok((answer, action)),
             _ => return Err(CliError::Action(action.error.unwrap_or_else(|| "the action failed".to_owned()))),
         }
-        tokio::time::sleep(if silent_since.is_some() { LOOK_AGAIN } else { LOOK }).await;
+        tokio::time::sleep(if silent_since.is_some() { RETRY_INTERVAL } else { POLL_INTERVAL }).await;
         match client.get("action/status", &[("id", &action.id)]).await {
             Ok(found) => {
                 silent_since = None;
                 action = serde_json::from_value(found.clone()).map_err(ClientError::Unintelligible)?;
                 answer = found;
             }
-            // A daemon that is started anew settles what it was at.
+            // A restarted daemon recovers its running actions.
             Err(source) if source.may_pass() => {
-                if silent_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                    return Err(CliError::LostSight { id: action.id, source });
+                if silent_since.get_or_insert_with(Instant::now).elapsed() > RESTART_TIMEOUT {
+                    return Err(CliError::LostAction { id: action.id, source });
                 }
             }
             Err(error) => return Err(error.into()),
@@ -220,18 +216,18 @@ async fn wait_to_the_end(client: &Client, mut answer: Value, mut action: Action)
     }
 }
 
-/// Phase, bytes and seconds frozen on the terminal that the standard error is; gone when dropped.
+/// Phase, bytes and seconds frozen, if standard error is a terminal. Erased when dropped.
 struct ProgressLine {
-    is_seen: bool,
+    is_shown: bool,
 }
 
 impl ProgressLine {
     fn new() -> Self {
-        Self { is_seen: io::stderr().is_terminal() }
+        Self { is_shown: io::stderr().is_terminal() }
     }
 
     fn draw(&self, action: &Action) {
-        if self.is_seen {
+        if self.is_shown {
             let _ = write!(io::stderr(), "\r\x1b[K{}", action.progress(terminal::size().0.into()));
             let _ = io::stderr().flush();
         }
@@ -240,7 +236,7 @@ impl ProgressLine {
 
 impl Drop for ProgressLine {
     fn drop(&mut self) {
-        if self.is_seen {
+        if self.is_shown {
             let _ = write!(io::stderr(), "\r\x1b[K");
             let _ = io::stderr().flush();
         }
@@ -251,7 +247,7 @@ pub fn seconds(millis: u64) -> String {
     format!("{:.1} s", millis as f64 / 1000.0)
 }
 
-/// How a copy in the remote store is; with bytes while it is made.
+/// The state of a copy in the remote store, with bytes while it is being made.
 pub fn copy_words(state: Option<&str>, bytes: Option<i64>, total: Option<i64>) -> String {
     let Some(state) = state.map(output::printable_line) else { return "-".to_owned() };
     match (bytes, total) {
@@ -260,7 +256,7 @@ pub fn copy_words(state: Option<&str>, bytes: Option<i64>, total: Option<i64>) -
     }
 }
 
-pub fn warn_of_losses(action: &Action, out: &Output) {
+pub fn warn_about_losses(action: &Action, out: &Output) {
     for loss in &action.losses {
         out.warn(output::printable_line(loss));
     }
@@ -273,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_tells_phase_bytes_and_seconds() {
+    fn progress_shows_phase_bytes_and_seconds() {
         let action = |kind: &str| -> Action {
             serde_json::from_value(json!({
                 "id": "a", "checkpoint": "c", "type": kind, "status": "running", "phase": "dump", "bytes": 1 << 29,

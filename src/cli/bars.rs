@@ -1,22 +1,22 @@
-//! Bars of block characters. Their tones differ in shape and not in colour alone, for pipes and `NO_COLOR`.
+//! Bars of block characters. Tones differ in shape, not only in colour, for pipes and `NO_COLOR`.
 
-/// How many of `length` cells a part fills. Something never shows as nothing.
+/// How many of `length` cells a part fills: at least one if it is not zero.
 fn cells(part: f64, whole: f64, length: usize) -> usize {
     if part > 0.0 && whole > 0.0 { ((part / whole).min(1.0) * length as f64).round().max(1.0) as usize } else { 0 }
 }
 
-/// A part of a whole that is seen too: `████░░░░`.
+/// A part of a whole that is shown, too: `████░░░░`.
 pub fn gauge(part: f64, whole: f64, length: usize) -> String {
     let filled = cells(part, whole, length);
     "█".repeat(filled) + &"░".repeat(length - filled)
 }
 
-/// A bar to compare with other lines' bars, of which the longest stands for `most`.
+/// A bar to compare with those of other lines; the longest is `most`.
 pub fn bar(part: f64, most: f64, length: usize) -> String {
     "█".repeat(cells(part, most, length))
 }
 
-/// Two parts behind each other: `████▒▒`.
+/// Two parts in a row: `████▒▒`.
 pub fn two_tone(first: f64, second: f64, most: f64, length: usize) -> String {
     let all = cells(first + second, most, length);
     let filled = cells(first, first + second, all);
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_keep_to_their_length_and_show_the_least_bit() {
+    fn bars_keep_to_their_length_and_show_the_smallest_part() {
         assert_eq!(gauge(50.0, 100.0, 4), "██░░");
         assert_eq!(gauge(0.1, 100.0, 4), "█░░░");
         assert_eq!(gauge(0.0, 0.0, 2), "░░");

@@ -1,16 +1,17 @@
-//! `pody checkpoint`, `restore`, `checkpoints`: pods saved and brought back. The server works on in the background; the
-//! command waits and shows how far it is, see [`super::actions`].
+//! `pody checkpoint`, `restore`, `checkpoints`: pods saved and restored. The server works in the background; the
+//! command waits and shows the progress, see [`super::actions`].
 
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 
 use super::{
-    actions::{Saved, copy_words, follow, seconds, warn_of_losses},
+    actions::{self, Saved, copy_words, follow, seconds},
     client::{Client, ClientError},
     error::CliError,
     exit,
+    help::examples,
     output::{self, Output},
-    schedule::{ScheduleArgs, SchedulesArgs},
+    schedule::{ListArgs, OldArgs, ScheduleCommand},
     terminal,
 };
 
@@ -25,40 +26,49 @@ pub struct CheckpointArgs {
 
 #[derive(Debug, Subcommand)]
 enum CheckpointCommand {
-    /// Whether a pod can be saved, process by process, and what that costs; nothing is touched
+    /// List your checkpoints, like `pody checkpoints`
+    #[command(alias = "ls", after_help = examples!["pody checkpoint list", "pody checkpoint list main"])]
+    List(CheckpointsArgs),
+    /// Check whether a pod can be saved, process by process, and what it costs; changes nothing
+    #[command(after_help = examples!["pody checkpoint check main", "pody checkpoint check main --kind simple"])]
     Check {
         /// The pod
         name: String,
-        /// What is to be saved: simple, rootfs or rootfsonly
+        /// What to save: simple, rootfs or rootfsonly
         #[arg(long)]
         kind: Option<String>,
     },
-    /// Have a pod saved again and again
-    Schedule(ScheduleArgs),
-    /// Your schedules, with the next and the last time
-    Schedules(SchedulesArgs),
-    /// What the remote store has of yours, also what this host does not know
+    /// List your checkpoints in the remote store, also those of other hosts
+    #[command(after_help = examples!["pody checkpoint remote"])]
     Remote {
-        /// Another user's; for admins
+        /// Those of another user (admins only)
         #[arg(long)]
         user: Option<String>,
     },
-    /// Take a checkpoint of the remote store in that this host does not know; its files come when it is restored
+    /// Register a checkpoint found in the remote store; its files are downloaded when it is restored
+    #[command(after_help = examples!["pody checkpoint fetch 01a22f71-3bc4-7107-b013-464a3160d161"])]
     Fetch {
-        /// The checkpoint, as `pody checkpoint remote` lists it
+        /// The checkpoint's id, as `pody checkpoint remote` shows it
         id: String,
-        /// Another user's; for admins
+        /// The checkpoint of another user (admins only)
         #[arg(long)]
         user: Option<String>,
     },
     /// Delete a checkpoint, and its copy in the remote store
+    #[command(after_help = examples!["pody checkpoint rm 01a22f71-3bc4-7107-b013-464a3160d161"])]
     Rm {
-        /// The checkpoint, as `pody checkpoints` lists it
+        /// The checkpoint's id, as `pody checkpoints` shows it
         id: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(short, long)]
         yes: bool,
     },
+    /// Set, show or remove the schedule of a pod: `pody schedule` of pody 0.5.0
+    #[command(hide = true)]
+    Schedule(OldArgs),
+    /// List your schedules: `pody schedule list` of pody 0.5.0
+    #[command(hide = true)]
+    Schedules(ListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -68,28 +78,29 @@ struct SaveArgs {
     /// Stop the pod once it is saved
     #[arg(long)]
     stop: bool,
-    /// simple: the processes; rootfs: and what the pod wrote (the default); rootfsonly: that alone, also of a stopped pod
+    /// What to save: `rootfs` (the default) the processes and the files the pod wrote, `simple` only the processes,
+    /// `rootfsonly` only the files, also of a stopped pod
     #[arg(long)]
     kind: Option<String>,
-    /// none, zstd, lz4 or gzip; without it what the server is set to
+    /// How to compress it: none, zstd, lz4 or gzip [default: the server's setting]
     #[arg(long)]
     compression: Option<String>,
-    /// A name to remember it by
+    /// A label, shown by `pody checkpoints`
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
-    /// Copy it to the server's remote store, in the background
+    /// Copy the checkpoint to the server's remote store, in the background
     #[arg(long)]
     remote: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// The pod, also one that was deleted
+    /// The pod, also a deleted one
     name: String,
-    /// The checkpoint; without it, the newest
+    /// The checkpoint's id [default: the newest]
     #[arg(long, value_name = "ID")]
     from: Option<String>,
-    /// Make a new pod of that name, beside the one that there is
+    /// Restore it as a new pod of this name, beside the existing one
     #[arg(long = "as", value_name = "NEW")]
     new_name: Option<String>,
 }
@@ -98,7 +109,7 @@ pub struct RestoreArgs {
 pub struct CheckpointsArgs {
     /// Only those of this pod
     name: Option<String>,
-    /// Everybody's; for admins
+    /// Everybody's checkpoints (admins only)
     #[arg(short, long)]
     all: bool,
 }
@@ -114,23 +125,23 @@ struct Line {
     status: String,
     size: i64,
     name: Option<String>,
-    /// Who had it made; an older server does not tell.
+    /// Who asked for it; an older server does not send it.
     #[serde(default)]
     origin: String,
     remote: Option<String>,
-    /// While it is copied.
+    /// Set while it is copied.
     remote_bytes: Option<i64>,
     remote_total_bytes: Option<i64>,
     created_at: String,
 }
 
 impl Line {
-    /// How its copy is.
+    /// The state of its copy.
     fn copy(&self) -> String {
         copy_words(self.remote.as_deref(), self.remote_bytes, self.remote_total_bytes)
     }
 
-    /// Its name; those that nobody made by hand say where they come from.
+    /// Its name, or in parentheses where it comes from if nobody asked for it by hand.
     fn label(&self) -> String {
         match (&self.name, self.origin.as_str()) {
             (Some(name), _) => name.clone(),
@@ -152,7 +163,7 @@ struct RemoteLine {
     problem: Option<String>,
 }
 
-/// What `checkpoint/check` says.
+/// The response of `checkpoint/check`.
 #[derive(Deserialize)]
 struct Verdict {
     pod: String,
@@ -180,12 +191,13 @@ struct Process {
 impl CheckpointArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         match self.command {
+            Some(CheckpointCommand::List(args)) => args.run(out).await,
             Some(CheckpointCommand::Check { name, kind }) => check(&name, kind.as_deref(), out).await,
-            Some(CheckpointCommand::Schedule(args)) => args.run(out).await,
-            Some(CheckpointCommand::Schedules(args)) => args.run(out).await,
             Some(CheckpointCommand::Remote { user }) => list_remote(user.as_deref(), out).await,
             Some(CheckpointCommand::Fetch { id, user }) => fetch(&id, user.as_deref(), out).await,
             Some(CheckpointCommand::Rm { id, yes }) => remove(&id, yes, out).await,
+            Some(CheckpointCommand::Schedule(args)) => ScheduleCommand::from(args).run(out).await,
+            Some(CheckpointCommand::Schedules(args)) => ScheduleCommand::List(args).run(out).await,
             None => self.save.run(out).await,
         }
     }
@@ -193,7 +205,7 @@ impl CheckpointArgs {
 
 impl SaveArgs {
     async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let name = self.name.ok_or_else(|| CliError::usage("which pod?", "name it: `pody checkpoint NAME`"))?;
+        let name = self.name.ok_or_else(|| CliError::usage("no pod given", "name one: `pody checkpoint NAME`"))?;
         let mut form = vec![("ins", name.as_str()), ("leave_running", if self.stop { "false" } else { "true" })];
         form.extend(self.kind.as_deref().map(|kind| ("kind", kind)));
         form.extend(self.compression.as_deref().map(|compression| ("compression", compression)));
@@ -202,9 +214,9 @@ impl SaveArgs {
             form.push(("remote", "true"));
         }
         let (answer, action) = follow("pod/checkpoint", &form).await?;
-        let saved = action.saved(&name, if self.stop { Saved::AndStopped } else { Saved::AndGoesOn });
+        let saved = action.saved(&name, if self.stop { Saved::Stopped } else { Saved::Running });
         out.done(&answer, saved)?;
-        warn_of_losses(&action, out);
+        actions::warn_about_losses(&action, out);
         Ok(exit::OK)
     }
 }
@@ -216,8 +228,8 @@ impl RestoreArgs {
         form.extend(self.new_name.as_deref().map(|name| ("as", name)));
         let (answer, action) = follow("pod/restore", &form).await?;
         let name = self.new_name.as_deref().unwrap_or(&self.name);
-        out.done(&answer, format!("{name} is back, from {}", action.checkpoint))?;
-        warn_of_losses(&action, out);
+        out.done(&answer, format!("{name} restored from {}", action.checkpoint))?;
+        actions::warn_about_losses(&action, out);
         Ok(exit::OK)
     }
 }
@@ -232,7 +244,7 @@ impl CheckpointsArgs {
         let answer = Client::from_environment()?.get("pod/checkpoints", &query).await?;
         out.show(answer, |rows: Vec<Line>| {
             if rows.is_empty() {
-                return "no checkpoints; `pody checkpoint NAME` makes one".to_owned();
+                return "no checkpoints; `pody checkpoint NAME` creates one".to_owned();
             }
             let has_copies = rows.iter().any(|row| row.remote.is_some());
             let mut header = vec!["ID", "POD", "KIND", "SIZE", "PACKED", "STATUS", "LABEL", "CREATED"];
@@ -288,10 +300,10 @@ async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliEr
         };
         let gpus = match verdict.gpu_memory {
             0 => String::new(),
-            bytes => format!(", {} of GPUs' memory", output::size(bytes, 1)),
+            bytes => format!(", {} of GPU memory", output::size(bytes, 1)),
         };
         text.push_str(&format!(
-            "\n{} {word}: about {} of memory{gpus} and {} of files; it would stand still for about {}; {} needed, {} free",
+            "\n{} {word}: about {} of memory{gpus} and {} of files; frozen for about {}; {} of disk needed, {} free",
             verdict.pod,
             output::size(verdict.memory, 1),
             output::size(verdict.files, 1),
@@ -312,7 +324,7 @@ async fn list_remote(user: Option<&str>, out: &Output) -> Result<u8, CliError> {
     let answer = Client::from_environment()?.get("checkpoint/remote", &query).await?;
     out.show(answer, |rows: Vec<RemoteLine>| {
         if rows.is_empty() {
-            return "the remote store has none; `pody checkpoint NAME --remote` copies one there".to_owned();
+            return "no checkpoints in the remote store; `pody checkpoint NAME --remote` copies one there".to_owned();
         }
         let dash = || "-".to_owned();
         let row = |line: RemoteLine| {
@@ -339,16 +351,16 @@ async fn fetch(id: &str, user: Option<&str>, out: &Output) -> Result<u8, CliErro
     let pod = answer["instance"].as_str().unwrap_or("NAME").to_owned();
     out.done(
         &answer,
-        format!("{id} is known here now; `pody restore {pod} --from {id}` brings its files and the pod"),
+        format!("{id} registered; `pody restore {pod} --from {id}` downloads its files and restores the pod"),
     )?;
     Ok(exit::OK)
 }
 
 async fn remove(id: &str, yes: bool, out: &Output) -> Result<u8, CliError> {
     if !yes && !terminal::confirm(&format!("delete checkpoint {id}?"))? {
-        return Err(CliError::NotConfirmed(format!("{id} is still there")));
+        return Err(CliError::NotConfirmed(format!("checkpoint {id} was not deleted")));
     }
     let answer = Client::from_environment()?.post("checkpoint/delete", &[("checkpoint", id)]).await?;
-    out.done(&answer, format!("{id} deleted"))?;
+    out.done(&answer, format!("checkpoint {id} deleted"))?;
     Ok(exit::OK)
 }

@@ -1,7 +1,7 @@
-//! The HTTP side of the client: which server, as whom, one request, and what a refusal says.
+//! The HTTP side of the client: server, identity, requests, and the message of a refusal.
 //!
-//! Who we are comes from the environment (`PODY_USERNAME` and `PODY_PASSWORD`, or `PODY_TOKEN`), else from the stored
-//! login, whose token only ever goes to the server that gave it. Secrets and commands travel in the form body: URLs end
+//! The identity comes from the environment (`PODY_USERNAME` and `PODY_PASSWORD`, or `PODY_TOKEN`), else from the stored
+//! login, whose token is sent only to the server that issued it. Secrets and commands travel in the form body: URLs end
 //! up in logs.
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::config::DEFAULT_PORT;
 
-/// How long a server may take to accept a connection. Answers may take as long as the work does.
+/// How long a server may take to accept a connection. Responses may take as long as the work does.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Names and values of a query or a form.
@@ -33,32 +33,32 @@ pub enum Identity {
     Token(String),
 }
 
-/// Why a request has no answer, or not the one that was asked for.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot reach {server}")]
     Unreachable { server: String, source: reqwest::Error },
     #[error("{}", .0.text())]
     Refused(Box<Refusal>),
-    #[error("the server's answer does not read; is it a pody server, and of this version?")]
+    #[error("cannot parse the server's response; is it a pody server of this version?")]
     Unintelligible(#[source] serde_json::Error),
-    #[error("the server does not speak WebSocket here")]
+    #[error("the server refused the WebSocket upgrade")]
     NoWebSocket,
-    #[error("the answer broke off")]
+    #[error("the response was cut off")]
     BrokeOff(#[source] reqwest::Error),
-    #[error("{server:?} is no server address")]
+    #[error("{server:?} is not a server address")]
     BadServer { server: String },
     #[error("${set} is set, but ${missing} is not")]
     HalfIdentity { set: &'static str, missing: &'static str },
     #[error("cannot use $PODY_CA_CERT {path}: {reason}")]
     CaCert { path: PathBuf, reason: String },
-    #[error("TLS does not start")]
+    #[error("cannot set up TLS")]
     Tls(#[source] reqwest::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// An answer that is no success.
+/// A response that is not a success.
 #[derive(Debug)]
 pub struct Refusal {
     pub status: StatusCode,
@@ -74,38 +74,51 @@ impl Refusal {
         match &self.detail {
             Value::String(text) if !text.is_empty() => text.clone(),
             Value::String(_) => format!("the server answered {}", self.status),
-            detail => detail.to_string(),
+            detail => invalid_parameters(detail).unwrap_or_else(|| detail.to_string()),
         }
     }
 }
 
 impl ClientError {
-    /// Whether the same may work later: the pod or the server is not up, or busy.
+    /// Whether a retry may succeed: the pod or the server is not up, or busy.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::BrokeOff(_) => true,
             Self::Refused(refusal) => refusal.status == StatusCode::CONFLICT || refusal.status.is_server_error(),
-            _ => false,
+            Self::Unintelligible(_)
+            | Self::NoWebSocket
+            | Self::BadServer { .. }
+            | Self::HalfIdentity { .. }
+            | Self::CaCert { .. }
+            | Self::Tls(_)
+            | Self::Store(_) => false,
         }
     }
 
+    /// Names every error, so that a new one does not compile until it has a code.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } => exit::UNREACHABLE,
             Self::Refused(refusal) if refusal.status == StatusCode::UNAUTHORIZED => exit::CREDENTIALS,
             Self::HalfIdentity { .. } => exit::CREDENTIALS,
             Self::BadServer { .. } => exit::USAGE,
-            _ => exit::FAILED,
+            Self::Refused(_)
+            | Self::Unintelligible(_)
+            | Self::NoWebSocket
+            | Self::BrokeOff(_)
+            | Self::CaCert { .. }
+            | Self::Tls(_)
+            | Self::Store(_) => exit::FAILED,
         }
     }
 
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unreachable { source, .. } if is_bad_certificate(source) => {
-                Some("if the server is the right one, name its certificate or authority in PODY_CA_CERT".to_owned())
+                Some("if it is the right server, set PODY_CA_CERT to its certificate or authority (PEM)".to_owned())
             }
             Self::Unreachable { .. } => Some(
-                "does `pody serve` run there? another server: `pody login --server http://HOST:8799`, or PODY_API_BASE"
+                "is `pody serve` running there? other server: `pody login --server http://HOST:8799`, or PODY_API_BASE"
                     .to_owned(),
             ),
             Self::Refused(refusal) => match (refusal.status, &refusal.retry_after) {
@@ -113,13 +126,18 @@ impl ClientError {
                     Some("log in with `pody login`, or set PODY_USERNAME and PODY_PASSWORD, or PODY_TOKEN".to_owned())
                 }
                 (_, Some(seconds)) => Some(format!("try again in {seconds} s")),
-                _ => None,
+                (_, None) => None,
             },
             Self::BadServer { .. } => Some("write it like http://box:8799".to_owned()),
             Self::Tls(_) => {
-                Some("install ca-certificates, or name your authority's PEM file in PODY_CA_CERT".to_owned())
+                Some("install ca-certificates, or set PODY_CA_CERT to your authority's PEM file".to_owned())
             }
-            _ => None,
+            Self::Unintelligible(_)
+            | Self::NoWebSocket
+            | Self::BrokeOff(_)
+            | Self::HalfIdentity { .. }
+            | Self::CaCert { .. }
+            | Self::Store(_) => None,
         }
     }
 }
@@ -132,7 +150,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// The server and the identity that environment and stored login say.
+    /// With the server and the identity from the environment and the stored login.
     pub fn from_environment() -> Result<Self, ClientError> {
         let stored = credentials::load()?;
         let server = server_in_use(stored.as_ref())?;
@@ -178,7 +196,7 @@ impl Client {
         read_json(self.send(Method::POST, route, &[], form).await?).await
     }
 
-    /// Sends one request. An answer that is no success is an error.
+    /// Sends one request. A response that is not a success is an error.
     pub async fn send(
         &self,
         method: Method,
@@ -194,7 +212,7 @@ impl Client {
         refuse_failure(method, response).await
     }
 
-    /// Opens a WebSocket. Over the same HTTP client, so with the same TLS, identity and refusals.
+    /// Opens a WebSocket over the same HTTP client, so with the same TLS, identity and refusals.
     pub async fn websocket(&self, route: &str, query: Params<'_>) -> Result<WebSocketStream<Upgraded>, ClientError> {
         let key = BASE64_STANDARD.encode(rand::random::<[u8; 16]>());
         let response = self
@@ -232,7 +250,7 @@ impl Client {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
-        // The URL may carry parameters; the server's name says enough.
+        // The URL may carry parameters; the server's name is enough.
         ClientError::Unreachable { server: self.server().to_owned(), source: source.without_url() }
     }
 }
@@ -244,14 +262,14 @@ fn is_bad_certificate(error: &reqwest::Error) -> bool {
         if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
             return true;
         }
-        // An I/O error names as its source not what it wraps, but the source of that.
+        // The source of an I/O error is not the error it wraps, but that error's source.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         cause = wrapped.map(|wrapped| wrapped as _).or_else(|| error.source());
     }
     false
 }
 
-/// The server: `PODY_API_BASE`, else the stored login's, else this machine's.
+/// The server: `PODY_API_BASE`, else that of the stored login, else this machine.
 pub fn server_in_use(stored: Option<&StoredLogin>) -> Result<Url, ClientError> {
     match (environment("PODY_API_BASE"), stored) {
         (Some(server), _) => parse_server(&server),
@@ -266,7 +284,7 @@ pub fn parse_server(server: &str) -> Result<Url, ClientError> {
         .ok_or_else(|| ClientError::BadServer { server: server.to_owned() })
 }
 
-/// What the environment says about who we are.
+/// The identity in the environment.
 pub fn identity_from_environment() -> Result<Option<Identity>, ClientError> {
     match (environment("PODY_USERNAME"), environment("PODY_PASSWORD"), environment("PODY_TOKEN")) {
         (Some(user), Some(password), _) => Ok(Some(Identity::Password { user, password })),
@@ -285,13 +303,13 @@ fn same_server(stored: &str, server: &Url) -> bool {
     parse_server(stored).is_ok_and(|stored| stored == *server)
 }
 
-/// The PEM file in `PODY_CA_CERT`, trusted besides the system's authorities.
+/// The PEM file in `PODY_CA_CERT`, trusted in addition to the system's authorities.
 fn extra_authorities() -> Result<Vec<reqwest::Certificate>, ClientError> {
     let Some(path) = environment("PODY_CA_CERT").map(PathBuf::from) else { return Ok(Vec::new()) };
     let error = |reason: String| ClientError::CaCert { path: path.clone(), reason };
     let pem = std::fs::read(&path).map_err(|e| error(e.to_string()))?;
     match reqwest::Certificate::from_pem_bundle(&pem) {
-        Ok(certificates) if certificates.is_empty() => Err(error("it has no certificate".to_owned())),
+        Ok(certificates) if certificates.is_empty() => Err(error("it contains no certificate".to_owned())),
         Ok(certificates) => Ok(certificates),
         Err(e) => Err(error(e.to_string())),
     }
@@ -319,7 +337,7 @@ async fn refuse_failure(method: Method, response: Response) -> Result<Response, 
     Err(ClientError::Refused(Box::new(Refusal { status, detail, method, url, retry_after })))
 }
 
-/// `Missing query parameters: a, b`, if that is all that the server complains about.
+/// `Missing query parameters: a, b`, if these are the only problems.
 fn missing_parameters(detail: &Value) -> Option<String> {
     let missing = |problem: &Value| match (&problem["type"], &problem["loc"]) {
         (Value::String(kind), Value::Array(loc)) if kind == "missing" => loc.last()?.as_str().map(str::to_owned),
@@ -327,4 +345,14 @@ fn missing_parameters(detail: &Value) -> Option<String> {
     };
     let names: Vec<String> = detail.as_array()?.iter().map(missing).collect::<Option<_>>()?;
     (!names.is_empty()).then(|| format!("Missing query parameters: {}", names.join(", ")))
+}
+
+/// The problems of a FastAPI-like 422 as a sentence: `id: Input should be a valid integer`.
+fn invalid_parameters(detail: &Value) -> Option<String> {
+    let problem = |problem: &Value| {
+        let name = problem["loc"].as_array()?.last()?.as_str()?;
+        Some(format!("{name}: {}", problem["msg"].as_str()?))
+    };
+    let problems: Vec<String> = detail.as_array()?.iter().map(problem).collect::<Option<_>>()?;
+    (!problems.is_empty()).then(|| problems.join("; "))
 }

@@ -1,4 +1,4 @@
-//! The stored login: `$XDG_CONFIG_HOME/pody/credentials.json`, 0600 in a folder of 0700, written by `pody login`.
+//! The stored login: `$XDG_CONFIG_HOME/pody/credentials.json`, 0600 in a directory of 0700, written by `pody login`.
 
 use std::{
     fs,
@@ -9,24 +9,24 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// A token and where it is good. Never shown by `{:?}`.
+/// A token and its server. Not `Debug`, so that it is never printed.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct StoredLogin {
     pub server: String,
     pub user: String,
     pub token: String,
-    /// What the server calls the token, to revoke it by.
+    /// The server's id of the token, with which it is revoked.
     pub token_id: serde_json::Value,
 }
 
-/// Why the stored login is of no use.
+/// Why the stored login cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("neither $XDG_CONFIG_HOME nor $HOME is set")]
     NoHome,
     #[error("cannot use {path}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} does not read; log in again with `pody login`")]
+    #[error("cannot parse {path}; log in again with `pody login`")]
     Parse { path: PathBuf, source: serde_json::Error },
 }
 
@@ -36,9 +36,9 @@ fn path() -> Result<PathBuf, StoreError> {
     Ok(config.ok_or(StoreError::NoHome)?.join("pody").join("credentials.json"))
 }
 
-/// The login of before, if there is one.
+/// The stored login, if there is one.
 pub fn load() -> Result<Option<StoredLogin>, StoreError> {
-    // Without a home there is nothing stored; the environment may still say who we are.
+    // Without a home nothing is stored; the identity may still come from the environment.
     let Ok(path) = path() else { return Ok(None) };
     match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Parse { path, source }),
@@ -47,13 +47,13 @@ pub fn load() -> Result<Option<StoredLogin>, StoreError> {
     }
 }
 
-/// Replaces the stored login as a whole: written beside it, then renamed over it.
+/// Replaces the stored login atomically: written to a new file, then renamed.
 pub fn save(login: &StoredLogin) -> Result<(), StoreError> {
     let path = path()?;
     let write = || {
-        let folder = path.parent().unwrap_or(&path);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        let directory = path.parent().unwrap_or(&path);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
         let new = path.with_extension("new");
         let _ = fs::remove_file(&new);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
@@ -64,7 +64,7 @@ pub fn save(login: &StoredLogin) -> Result<(), StoreError> {
     write().map_err(|source| StoreError::Io { path: path.clone(), source })
 }
 
-/// Forgets the stored login.
+/// Deletes the stored login.
 pub fn remove() -> Result<(), StoreError> {
     let path = path()?;
     match fs::remove_file(&path) {

@@ -1,5 +1,5 @@
-//! `pody drain` and `undrain`: maintenance of this host. The request is a row of the database; the daemon does the work, and
-//! the command waits and tells how far it is.
+//! `pody drain` and `undrain`: maintenance of this host. The request is a row of the database; the daemon does the
+//! work, and the command waits and reports the progress.
 
 use std::time::Duration;
 
@@ -21,30 +21,28 @@ use crate::{
     },
 };
 
-/// Time between two looks at how far it is.
-const LOOK: Duration = Duration::from_millis(200);
-
-/// What members are told where the admin gives no reason.
+/// Time between two polls of the progress.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The reason that members see if the admin gives none.
 const MAINTENANCE: &str = "maintenance";
-
-const SHUTDOWN: &str = "the host goes down";
+const SHUTDOWN: &str = "the host is shutting down";
 
 #[derive(Debug, Args)]
 pub struct DrainArgs {
-    /// Why, in words that members are told
+    /// The reason, which members see
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["status", "shutdown"])]
     reason: Option<String>,
-    /// Stop pods that cannot be saved, too; `pody undrain` starts those from their beginning
+    /// Also stop pods that cannot be saved; `pody undrain` starts those from scratch
     #[arg(long, conflicts_with_all = ["status", "shutdown"])]
     force: bool,
     /// Do not wait for the end
     #[arg(long)]
     no_wait: bool,
-    /// Only tell how far it is
+    /// Only show the progress
     #[arg(long, conflicts_with = "shutdown")]
     status: bool,
-    /// For the service that runs when the host goes down: does nothing unless before_shutdown is set, and the next start of
-    /// pody brings the pods back
+    /// For the systemd unit that runs when the host shuts down: does nothing unless before_shutdown is set in the
+    /// config; the pods are restored at the next start of pody
     #[arg(long)]
     shutdown: bool,
 }
@@ -78,7 +76,7 @@ impl DrainArgs {
         app.checkpoints.drain(Actor::local(), new).await?;
         ensure_daemon()?;
         if self.no_wait {
-            out.line("pods are being saved and stopped; `pody drain --status` tells how far it is")?;
+            out.line("pods are being saved and stopped; `pody drain --status` shows the progress")?;
             return Ok(exit::OK);
         }
         let (status, _) = follow(&app, DrainState::Draining, out).await?;
@@ -89,16 +87,16 @@ impl DrainArgs {
                 let saved = in_state(&status, DrainedState::Saved).len();
                 let stopped = in_state(&status, DrainedState::Stopped).len();
                 out.line(format!(
-                    "{} saved and stopped, {} stopped plainly, {} left running",
+                    "{} saved and stopped, {} stopped without saving, {} left running",
                     pods(saved),
                     pods(stopped),
                     pods(left.len())
                 ))?;
-                out.line("`pody undrain` brings them back; until then no pod is created, started or restored")?;
+                out.line("`pody undrain` restores them; until then no pod is created, started or restored")?;
             }
         }
         for pod in &left {
-            out.warn(format_args!("{} runs on: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
+            out.warn(format_args!("{} is still running: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
         }
         if !left.is_empty() {
             out.warn("`pody drain` tries these again, `pody drain --force` stops them");
@@ -121,17 +119,17 @@ impl UndrainArgs {
         }
         ensure_daemon()?;
         if self.no_wait {
-            out.line("pods are being brought back; `pody drain --status` tells how far it is")?;
+            out.line("pods are being restored; `pody drain --status` shows the progress")?;
             return Ok(exit::OK);
         }
-        let (status, seen) = follow(&app, DrainState::Undraining, out).await?;
+        let (status, total) = follow(&app, DrainState::Undraining, out).await?;
         let failed = in_state(&status, DrainedState::Failed);
         match out.format() {
             Format::Json => out.json(&status)?,
-            Format::People => out.line(format!("{} back", pods(seen.saturating_sub(failed.len()))))?,
+            Format::People => out.line(format!("{} restored", pods(total.saturating_sub(failed.len()))))?,
         }
         for pod in &failed {
-            out.warn(format_args!("{} is not back: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
+            out.warn(format_args!("{} was not restored: {}", pod.name, pod.reason.as_deref().unwrap_or("?")));
         }
         if !failed.is_empty() {
             out.warn("`pody undrain` tries these again; their checkpoints are kept");
@@ -140,7 +138,7 @@ impl UndrainArgs {
     }
 }
 
-/// Tells the daemon of the row, which has to be there: it does the work.
+/// Notifies the daemon of the row. It has to be running: it does the work.
 fn ensure_daemon() -> Result<(), CliError> {
     match tell_daemon(&config::home()) {
         Told::Yes => Ok(()),
@@ -149,25 +147,25 @@ fn ensure_daemon() -> Result<(), CliError> {
     }
 }
 
-/// Waits until the drain is in another state; tells of each pod as it gets on. Returns how many pods there were, too.
+/// Waits until the drain has left a state, and reports each pod on the way. Also returns the number of pods.
 async fn follow(app: &App, state: DrainState, out: &Output) -> Result<(DrainStatus, usize), CliError> {
-    let mut told: Vec<(String, DrainedState)> = Vec::new();
-    let mut seen = 0;
+    let mut reported: Vec<(String, DrainedState)> = Vec::new();
+    let mut total = 0;
     loop {
         let status = app.checkpoints.drain_status().await?;
-        seen = seen.max(status.pods.len());
+        total = total.max(status.pods.len());
         for pod in &status.pods {
             let now = (pod.name.clone(), pod.state);
-            if out.format() == Format::People && !told.contains(&now) {
+            if out.format() == Format::People && !reported.contains(&now) {
                 eprintln!("{}: {}", pod.name, pod.state);
             }
-            told.retain(|(name, _)| *name != pod.name);
-            told.push(now);
+            reported.retain(|(name, _)| *name != pod.name);
+            reported.push(now);
         }
         if status.state != Some(state) {
-            return Ok((status, seen));
+            return Ok((status, total));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -186,8 +184,8 @@ fn describe(status: &DrainStatus, out: &Output) -> String {
     let what = match state {
         DrainState::Draining => "pods are being saved and stopped",
         DrainState::Drained => "drained: no pod is created, started or restored until `pody undrain`",
-        DrainState::Undraining => "pods are being brought back",
-        DrainState::Ended => "over, but these pods did not come back; `pody undrain` tries them again",
+        DrainState::Undraining => "pods are being restored",
+        DrainState::Ended => "ended, but these pods were not restored; `pody undrain` tries them again",
     };
     let reason = status.reason.as_deref().unwrap_or_default();
     let rows = status.pods.iter().map(|pod| {

@@ -1,4 +1,4 @@
-//! `pody events`: who did what to what.
+//! `pody events`: who did what, from the server.
 
 use clap::Args;
 use serde::Deserialize;
@@ -7,18 +7,18 @@ use super::{client::Client, error::CliError, exit, output::Output};
 
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// How many, the newest first
+    /// Number of events, newest first
     #[arg(long, short = 'n', default_value_t = 50, value_name = "N")]
     limit: u32,
-    /// Only what was before the event with this id
+    /// Only events before the one with this id
     #[arg(long, value_name = "ID")]
     before: Option<i64>,
-    /// Only what concerns this user; for admins
+    /// Only events that concern this user (admins only)
     #[arg(long)]
     user: Option<String>,
 }
 
-/// One event, as the API shows it.
+/// One event, as the API returns it.
 #[derive(Deserialize)]
 struct EventLine {
     id: i64,

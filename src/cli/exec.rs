@@ -1,4 +1,4 @@
-//! `pody exec NAME -- CMD…`: a command in a pod, ending with the command's exit code.
+//! `pody exec NAME -- CMD…`: a command in a pod, whose exit code is passed on.
 
 use clap::Args;
 use serde::Deserialize;
@@ -8,20 +8,20 @@ use super::{
     error::CliError,
     exit,
     output::{Format, Output},
-    shell_words,
+    words,
 };
 
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// The pod
     name: String,
-    /// Seconds that the command may run; without it, the server's default
+    /// How many seconds the command may run [default: the server's setting]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Do not wait: it runs in the background, is saved in checkpoints, and `pody shell NAME --attach` comes back to it
+    /// Run it in the background: checkpoints include it, and `pody shell NAME --attach` attaches to it
     #[arg(short, long, conflicts_with = "timeout")]
     detach: bool,
-    /// The command: one argument goes to the pod's bash as it is, several are words
+    /// The command: a single argument is a bash command line, several are the words of a command
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<String>,
 }
@@ -32,16 +32,16 @@ struct Answer {
     log: String,
     #[serde(default)]
     truncated: bool,
-    /// What a command that ran out of time had written by then.
+    /// The output so far of a command that timed out.
     output: Option<String>,
 }
 
-/// The `exit_code` of a command that ran out of time.
+/// The `exit_code` of a command that timed out.
 const TIMED_OUT: i64 = -1;
 
 impl ExecArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let command = shell_words::command(&self.command);
+        let command = words::command(&self.command)?;
         let timeout = self.timeout.map(|seconds| seconds.to_string());
         let mut form = vec![("ins", self.name.as_str()), ("cmd", command.as_str())];
         form.extend(timeout.as_deref().map(|seconds| ("timeout", seconds)));
@@ -49,7 +49,8 @@ impl ExecArgs {
         let value = Client::from_environment()?.post("pod/exec", &form).await?;
         if self.detach {
             let session = value["session"].as_str().unwrap_or_default().to_owned();
-            let sentence = format!("runs in the background; `pody shell {} --attach {session}` shows it", self.name);
+            let sentence =
+                format!("running in the background; `pody shell {} --attach {session}` attaches to it", self.name);
             return out.done(&value, sentence).map(|()| exit::OK);
         }
         let answer: Answer = serde_json::from_value(value.clone()).map_err(ClientError::Unintelligible)?;
@@ -61,13 +62,13 @@ impl ExecArgs {
             Format::People => out.bytes(answer.log.as_bytes())?,
         }
         if answer.truncated {
-            out.warn("the output was longer than the server keeps; write it to a file in the pod to have all of it");
+            out.warn("the output is longer than the server keeps; redirect it to a file in the pod to get all of it");
         }
         if answer.exit_code == TIMED_OUT {
-            out.warn("the command ran out of time and was killed; --timeout SECONDS gives it more");
+            out.warn("the command exceeded its time limit and was killed; --timeout SECONDS sets another");
             return Ok(exit::TIMED_OUT);
         }
-        // As a shell does: the low eight bits.
+        // Like a shell: the low eight bits.
         Ok((answer.exit_code & 0xff) as u8)
     }
 }

@@ -1,4 +1,4 @@
-//! `pody images` and `commit`: what pods are made from.
+//! `pody images` and `commit`: what pods are created from.
 
 use clap::Args;
 
@@ -6,17 +6,17 @@ use super::{client::Client, error::CliError, exit, output::Output, pods::show_lo
 
 #[derive(Debug, Args)]
 pub struct CommitArgs {
-    /// The pod that becomes an image
+    /// The pod
     name: String,
-    /// Tells several images of yours apart
+    /// A tag, to tell your images apart: the image is named YOU-TAG
     #[arg(long)]
     tag: Option<String>,
-    /// What is in it
+    /// A description of the image
     #[arg(long, short)]
     message: Option<String>,
 }
 
-/// Lists the images that a pod can be made from.
+/// Lists the images that a pod can be created from.
 pub async fn list(out: &Output) -> Result<u8, CliError> {
     let answer = Client::from_environment()?.get("image/list", &[]).await?;
     out.show(answer, |images: Vec<String>| images.join("\n"))?;

@@ -1,4 +1,4 @@
-//! `pody key list|add|rm`: SSH public keys that every pod of the user gets.
+//! `pody key list|add|rm`: SSH public keys that are put into every pod of the user.
 
 use std::{io::Read, path::PathBuf};
 
@@ -10,6 +10,7 @@ use super::{
     client::Client,
     error::CliError,
     exit,
+    help::examples,
     output::{self, Output},
     pods::show_log,
     ssh,
@@ -17,16 +18,23 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Your keys
+    /// List your keys
+    #[command(alias = "ls", after_help = examples!["pody key list"])]
     List,
-    /// Add a key; pods get it when they start
+    /// Add a key; all your pods accept it
+    #[command(after_help = examples![
+        "pody key add",
+        "pody key add ~/.ssh/id_ed25519.pub",
+        "pody key add - < id_ed25519.pub",
+    ])]
     Add {
-        /// The public key file, or - for the standard input; without it, the first one in ~/.ssh
+        /// The public key file, or - for standard input [default: the first one in ~/.ssh]
         file: Option<PathBuf>,
     },
     /// Remove a key
+    #[command(after_help = examples!["pody key rm 1"])]
     Rm {
-        /// Its id in `pody key list`
+        /// The key's id, as `pody key list` shows it
         id: String,
     },
 }

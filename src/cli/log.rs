@@ -1,4 +1,4 @@
-//! `pody log`: the events of this host, read from its database; given a file, the log of a pody 0.4.1 installation.
+//! `pody log`: the events of this host, from its database; or a log file of pody 0.4.1.
 
 use std::path::PathBuf;
 
@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{
     error::CliError,
     exit,
+    help::examples,
     output::{Format, Output},
     user::open,
 };
@@ -15,33 +16,39 @@ use crate::db::{EventFilter, OldLog};
 
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Show the newest events, oldest first
+    /// Show the newest events, the newest last
+    #[command(after_help = examples![
+        "pody log show --limit 50",
+        "pody log show --level warning",
+        "pody log show /root/.pody/default.log.db",
+    ])]
     Show {
-        /// Show this log file of pody 0.4.1 instead
+        /// A log file of pody 0.4.1 to show instead
         #[arg(value_name = "DB_FILE")]
         file: Option<PathBuf>,
-        /// Entries to show
+        /// Number of entries to show
         #[arg(long, default_value_t = 1000)]
         limit: u32,
-        /// Newer entries to skip
+        /// Number of newest entries to skip
         #[arg(long, default_value_t = 0)]
         offset: u32,
-        /// Only this level and worse; an event that failed or was interrupted is a warning
+        /// Only this level and above; an event that failed or was interrupted is a warning
         #[arg(long, ignore_case = true)]
         level: Option<Level>,
     },
     /// Delete old events
+    #[command(after_help = examples!["pody log shrink --keep 10000"])]
     Shrink {
-        /// Shrink this log file of pody 0.4.1 instead
+        /// A log file of pody 0.4.1 to shrink instead
         #[arg(value_name = "DB_FILE")]
         file: Option<PathBuf>,
-        /// Entries to keep
+        /// Number of newest entries to keep
         #[arg(long, default_value_t = 1000)]
         keep: u64,
     },
 }
 
-/// Levels with Python's numbers, which are in the log files of 0.4.1.
+/// Levels, with Python's numbers as in the log files of 0.4.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Level {
     Debug = 10,
@@ -67,14 +74,14 @@ impl LogCommand {
                 }
             }
             Self::Shrink { file: Some(file), keep } => {
-                let gone = OldLog::open(&file)?.shrink(keep)?;
-                out.done(&json!({ "deleted": gone }), format!("{gone} messages deleted"))?;
+                let deleted = OldLog::open(&file)?.shrink(keep)?;
+                out.done(&json!({ "deleted": deleted }), format!("{deleted} messages deleted"))?;
             }
             Self::Show { file: None, limit, offset, level } => {
-                let troubles = level.is_some_and(|level| level > Level::Info);
+                let only_failures = level.is_some_and(|level| level > Level::Info);
                 let filter = EventFilter { user: None, before: None, limit: u32::MAX };
                 let mut events = open()?.db.read(move |tx| tx.list_events(&filter)).await?;
-                events.retain(|event| !troubles || !matches!(event.outcome.as_str(), "ok" | "pending"));
+                events.retain(|event| !only_failures || !matches!(event.outcome.as_str(), "ok" | "pending"));
                 let mut shown: Vec<_> = events.into_iter().skip(offset as usize).take(limit as usize).collect();
                 shown.reverse();
                 match out.format() {
@@ -83,13 +90,13 @@ impl LogCommand {
                         let rows = shown.into_iter().map(|e| {
                             vec![e.at, e.actor, e.source, e.action, e.object, e.outcome, e.detail.unwrap_or_default()]
                         });
-                        out.line(out.table(&["AT", "WHO", "FROM", "DID", "TO", "OUTCOME", "DETAIL"], rows))?;
+                        out.line(out.table(&["AT", "ACTOR", "FROM", "ACTION", "OBJECT", "OUTCOME", "DETAIL"], rows))?;
                     }
                 }
             }
             Self::Shrink { file: None, keep } => {
-                let gone = open()?.db.write(move |tx| tx.shrink_events(keep)).await?;
-                out.done(&json!({ "deleted": gone }), format!("{gone} events deleted"))?;
+                let deleted = open()?.db.write(move |tx| tx.shrink_events(keep)).await?;
+                out.done(&json!({ "deleted": deleted }), format!("{deleted} events deleted"))?;
             }
         }
         Ok(exit::OK)

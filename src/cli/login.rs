@@ -1,4 +1,4 @@
-//! `pody login`, `logout`, `whoami`, `passwd`: who the user is, here and at the server.
+//! `pody login`, `logout`, `whoami`, `passwd`: the user, here and on the server.
 
 use clap::Args;
 use reqwest::{StatusCode, Url};
@@ -16,16 +16,16 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct LoginArgs {
-    /// The server, like http://box:8799
+    /// The server, like http://box:8799 [default: PODY_API_BASE, else the last login, else this host]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// Your account
+    /// Your account [default: asked]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
 }
 
 impl LoginArgs {
-    /// Trades the password for a token and stores that. A login of before at the same server is ended.
+    /// Exchanges the password for a token and stores it. Revokes the token of a previous login to the same server.
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let previous = credentials::load().ok().flatten();
         let server = match &self.server {
@@ -33,25 +33,30 @@ impl LoginArgs {
             None => client::server_in_use(previous.as_ref())?,
         };
         if server.scheme() == "http" && !is_loopback(&server) {
-            out.warn(format!("{server} is not encrypted: the password can be read on the way"));
+            out.warn(format!("{server} is not encrypted: others on the network can read the password"));
         }
         let user = match self.user {
             Some(user) => user,
             None if terminal::is_interactive() => terminal::ask("User")?,
-            None => return Err(CliError::usage("nobody can be asked for the user here", "add --user NAME")),
+            None => return Err(CliError::usage("cannot ask for the user without a terminal", "add --user NAME")),
         };
         let password = terminal::ask_password("Password")?;
         let client = Client::new(server, Some(Identity::Password { user: user.clone(), password }))?;
-        let answer = client.post("user/tokens/create", &[("name", &token_name())]).await?;
+        let answer = match client.post("user/tokens/create", &[("name", &token_name())]).await {
+            Err(ClientError::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => {
+                return Err(CliError::LoginRejected(ClientError::Refused(refusal)));
+            }
+            answer => answer?,
+        };
         let token: NewToken = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
         let login = StoredLogin { server: client.server().to_owned(), user, token: token.token, token_id: token.id };
         credentials::save(&login)?;
         if let Some(previous) = previous.filter(|previous| previous.server == login.server) {
-            // It may be expired or revoked already.
+            // It may have expired or been revoked already.
             let _ = revoke(&previous).await;
         }
-        let said = json!({"server": login.server, "user": login.user});
-        out.done(&said, format!("logged in at {} as {}", login.server, login.user))?;
+        let answer = json!({"server": login.server, "user": login.user});
+        out.done(&answer, format!("logged in to {} as {}", login.server, login.user))?;
         Ok(exit::OK)
     }
 }
@@ -62,7 +67,7 @@ struct NewToken {
     token: String,
 }
 
-/// What the token is called in `pody token list`: where it is stored.
+/// The name of the token in `pody token list`: where it is stored.
 fn token_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match host.trim() {
@@ -76,7 +81,7 @@ fn is_loopback(server: &Url) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Forgets the login here in any case, and ends it at the server if that can be done.
+/// Deletes the stored login in any case, and revokes its token if the server can be reached.
 pub async fn logout(out: &Output) -> Result<u8, CliError> {
     let stored = credentials::load();
     credentials::remove()?;
@@ -86,10 +91,10 @@ pub async fn logout(out: &Output) -> Result<u8, CliError> {
     };
     match revoke(&login).await {
         Ok(()) => {}
-        // The token was no good any more.
+        // The token was not valid any more.
         Err(ClientError::Refused(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => {}
         Err(error) => out.warn(format!(
-            "the token is forgotten here but still good at {} ({error}); revoke it with `pody token revoke`",
+            "the stored token is deleted but still valid at {} ({error}); revoke it with `pody token rm`",
             login.server
         )),
     }
@@ -104,7 +109,7 @@ async fn revoke(login: &StoredLogin) -> Result<(), ClientError> {
     client.post("user/tokens/revoke", &[("id", &id)]).await.map(drop)
 }
 
-/// Says who the server takes us for, and our limits.
+/// Shows the account that the server sees, and its limits.
 pub async fn whoami(out: &Output) -> Result<u8, CliError> {
     #[derive(Deserialize)]
     struct Info {
@@ -119,7 +124,7 @@ pub async fn whoami(out: &Output) -> Result<u8, CliError> {
     let client = Client::from_environment()?;
     let answer = client.get("user/info", &[]).await?;
     out.show(answer, |info: Info| {
-        // 0/1 as pody 0.4.1 says it.
+        // 0 or 1, as in pody 0.4.1.
         let admin = if info.user.is_admin == json!(1) || info.user.is_admin == json!(true) { ", admin" } else { "" };
         let limits = info.quota.iter().map(|(name, value)| vec![name.clone(), limit_text(name, value)]);
         format!("{}{admin} at {}\n\n{}", info.user.name, client.server(), out.table(&["LIMIT", "VALUE"], limits))
@@ -127,10 +132,10 @@ pub async fn whoami(out: &Output) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-/// A limit of a quota for people.
+/// A limit of a quota, as text.
 fn limit_text(name: &str, value: &Value) -> String {
     match value {
-        Value::Number(number) if number.as_f64().is_some_and(|n| n < 0.0) => "no limit".to_owned(),
+        Value::Number(number) if number.as_f64().is_some_and(|n| n < 0.0) => "unlimited".to_owned(),
         Value::Number(bytes) if name.contains("size") || name.contains("memory") => {
             output::size(bytes.as_i64().unwrap_or(-1), 1)
         }
@@ -140,7 +145,7 @@ fn limit_text(name: &str, value: &Value) -> String {
     }
 }
 
-/// Changes the own password.
+/// Changes the user's own password.
 pub async fn passwd(out: &Output) -> Result<u8, CliError> {
     let client = Client::from_environment()?;
     let password = terminal::ask_new_password("New password")?;

@@ -1,4 +1,4 @@
-//! `pody logs [-f] NAME`: what the pod's main process wrote.
+//! `pody logs [-f] NAME`: the output of the pod's main process.
 
 use clap::Args;
 use reqwest::Method;
@@ -16,18 +16,18 @@ use crate::model::quantities::Span;
 pub struct LogsArgs {
     /// The pod
     name: String,
-    /// Go on with what it writes from now on
+    /// Follow the output
     #[arg(short, long)]
     follow: bool,
-    /// Only the last lines
+    /// Only the last LINES lines
     #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<u64>,
-    /// Only what is not older than this, like 10m
+    /// Only output that is not older than TIME, like 10m
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<String>,
 }
 
-/// A span of time, passed on as it was typed.
+/// A span of time, passed on as typed.
 fn since(text: &str) -> Result<String, crate::model::quantities::SpanError> {
     text.parse::<Span>().map(|_| text.to_owned())
 }

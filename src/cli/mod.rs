@@ -1,13 +1,17 @@
-//! The command line: client, admin tool and the way to the daemon. One file per command or small group.
+//! The command line: client, admin tool and the way to start the daemon. One file per command or small group.
 //!
 //! - `client`, `credentials`: the HTTP side; `request`, `stat`, `ssh`, `version`: what pody 0.4.1 has
-//! - `pods`, `checkpoint`, `actions`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`, `keys`, `events`: what a
-//!   person types
-//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`: what an admin does on the host; `probe`, `settle_in`: what the
-//!   daemon and CRIU start
-//! - `output`, `bars`, `terminal`, `error`, `exit`, `original`, `shell_words`: what they share
+//! - `pods`, `checkpoint`, `actions`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`,
+//!   `keys`, `events`: everyday commands
+//! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`, `doctor`: what an admin runs on the host; `probe`,
+//!   `settle_in`: what the daemon and CRIU start
+//! - `help`, `output`, `bars`, `terminal`, `error`, `exit`, `original`, `words`: shared parts
 //!
-//! Client commands only speak HTTP. Admin commands work on the database, with or without a running daemon.
+//! Client commands speak only HTTP. Admin commands work on the database, with or without a running daemon.
+//!
+//! One verb means the same under every noun: `list`, `show`, `add` (something that exists elsewhere: a person, a key),
+//! `create` (something new: a pod, a token), `set`, `update`, `reset`, `rm`. `ps`, `images`, `checkpoints`, `actions`
+//! and `events` are lists as well. Older spellings remain as hidden aliases.
 
 mod actions;
 mod bars;
@@ -21,6 +25,7 @@ mod events;
 mod exec;
 mod exit;
 mod gpu;
+mod help;
 mod images;
 mod import;
 mod keys;
@@ -37,7 +42,6 @@ mod schedule;
 mod serve;
 mod settle_in;
 mod shell;
-mod shell_words;
 mod ssh;
 mod stat;
 mod terminal;
@@ -46,153 +50,237 @@ mod usage;
 mod user;
 mod util;
 mod version;
+mod words;
 
 use std::{ffi::OsString, path::Path};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use error::CliError;
+use help::examples;
+use output::{Format, Output};
+use pods::Action;
+use request::Verb;
 
-use self::{
-    error::CliError,
-    output::{Format, Output},
-    pods::Action,
-    request::Verb,
-};
-
-/// Pods on a shared GPU box: daemon, client and admin tool in one.
+/// Pods on a shared GPU box: daemon, client and admin tool in one program
 #[derive(Debug, Parser)]
 #[command(name = "pody", version, after_help = exit::help(), disable_help_subcommand = true)]
 pub struct Cli {
-    /// Print JSON on the standard output and nothing else there
-    #[arg(long, global = true)]
+    /// Print JSON to standard output, and nothing else
+    #[arg(long, global = true, display_order = 100)]
     json: bool,
     #[command(subcommand)]
     command: Command,
 }
 
+/// Each variant is a command. Its group in `pody --help` is in [`help::GROUPS`].
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Your pods
-    Ps(pods::PsArgs),
-    /// Make a pod
+    /// Create a pod from an image
+    #[command(after_help = examples![
+        "pody create main --image pody-base",
+        "pody create train --image pody-base --gpus 2",
+        "pody create prep --image pody-base --gpus none",
+    ])]
     Create(pods::CreateArgs),
-    /// Start a stopped pod
-    Start(pods::PodArgs),
-    /// Stop a pod
-    Stop(pods::PodArgs),
-    /// Stop and start a pod
-    Restart(pods::PodArgs),
-    /// Everything about a pod
-    Inspect(pods::PodArgs),
-    /// Run a command in a pod; ends with its exit code
-    Exec(exec::ExecArgs),
-    /// A terminal in a pod
+    /// List your pods
+    #[command(alias = "ls", after_help = examples!["pody ps", "pody ps --all", "pody ps --json"])]
+    Ps(pods::PsArgs),
+    /// Open a terminal in a pod
+    #[command(after_help = examples![
+        "pody shell main",
+        "pody shell main -- htop",
+        "pody shell main --list",
+        "pody shell main --attach",
+    ])]
     Shell(shell::ShellArgs),
-    /// What a pod's main process wrote
-    Logs(logs::LogsArgs),
-    /// CPU, memory and processes of a pod
-    Stats(pods::PodArgs),
-    /// SSH to a pod
+    /// Run a command in a pod and exit with its exit code
+    #[command(after_help = examples![
+        "pody exec main -- nvidia-smi",
+        "pody exec main -- 'cd /workspace && ls | wc -l'",
+        "pody exec main --timeout 600 -- pip install torch",
+        "pody exec -d main -- 'python3 train.py > log.txt 2>&1'",
+    ])]
+    Exec(exec::ExecArgs),
+    /// Connect to a pod with SSH
+    #[command(after_help = examples![
+        "pody ssh main",
+        "pody ssh main -- -L 8888:localhost:8888",
+        "pody ssh main -- cat < data.csv",
+    ])]
     Ssh(ssh::SshArgs),
-    /// The GPUs and who is on them, live on a terminal
+    /// Print the output of a pod's main process
+    #[command(after_help = examples!["pody logs main", "pody logs -f main", "pody logs main -n 100 --since 10m"])]
+    Logs(logs::LogsArgs),
+    /// Show the CPU time, memory and processes of a pod
+    #[command(after_help = examples!["pody stats main"])]
+    Stats(pods::PodArgs),
+    /// Show the settings and the state of a pod
+    #[command(after_help = examples!["pody inspect main", "pody inspect main --json"])]
+    Inspect(pods::PodArgs),
+    /// Show the GPUs and who uses them, live on a terminal
+    #[command(after_help = examples!["pody gpu", "pody gpu --once", "pody gpu --json"])]
     Gpu(gpu::GpuArgs),
-    /// Delete a pod
+    /// Start a stopped pod
+    #[command(after_help = examples!["pody start main"])]
+    Start(pods::PodArgs),
+    /// Stop a pod; its files stay, its processes end
+    #[command(after_help = examples!["pody stop main", "pody checkpoint main --stop  # keeps the processes, too"])]
+    Stop(pods::PodArgs),
+    /// Stop a pod and start it again
+    #[command(after_help = examples!["pody restart main"])]
+    Restart(pods::PodArgs),
+    /// Delete a pod and its files; volumes stay
+    #[command(after_help = examples!["pody rm main", "pody rm main --yes"])]
     Rm(pods::RmArgs),
-    /// Images that pods can be made from
+    /// List the images that pods can be created from
+    #[command(after_help = examples!["pody images"])]
     Images,
-    /// Keep a pod as an image
+    /// Save the files of a pod as an image
+    #[command(after_help = examples!["pody commit main --tag torch -m 'with torch 2.8'"])]
     Commit(images::CommitArgs),
 
-    /// Save a running pod, with its processes; see also `pody checkpoint check` and `rm`
+    /// Save a running pod with its processes and memory
+    #[command(after_help = examples![
+        "pody checkpoint main",
+        "pody checkpoint main --stop",
+        "pody checkpoint main --label before-lunch",
+        "pody checkpoint check main",
+    ])]
     Checkpoint(checkpoint::CheckpointArgs),
-    /// Bring a pod back from a checkpoint
+    /// Restore a pod from a checkpoint
+    #[command(after_help = examples![
+        "pody restore main",
+        "pody restore main --from 01a22f71-3bc4-7107-b013-464a3160d161",
+        "pody restore main --as twin",
+    ])]
     Restore(checkpoint::RestoreArgs),
-    /// Your checkpoints
+    /// List your checkpoints
+    #[command(after_help = examples!["pody checkpoints", "pody checkpoints main", "pody checkpoints --all"])]
     Checkpoints(checkpoint::CheckpointsArgs),
-    /// Checkpoints and restores under way, and past ones
+    /// Save pods again and again, on a schedule
+    #[command(subcommand, after_help = examples!["pody schedule set main every 6h keep 4", "pody schedule list"])]
+    Schedule(schedule::ScheduleCommand),
+    /// List checkpoints and restores, running and past ones
+    #[command(after_help = examples![
+        "pody actions",
+        "pody actions main",
+        "pody actions --follow 01a22f71-3bc4-7107-b013-464a3160d161",
+    ])]
     Actions(actions::ActionsArgs),
 
-    /// Log in at a server and store a token for it
+    /// Log in to a server and store a token for it
+    #[command(after_help = examples!["pody login --server http://box:8799 --user alice"])]
     Login(login::LoginArgs),
-    /// End the stored login
+    /// Log out: revoke the stored token and delete it
+    #[command(after_help = examples!["pody logout"])]
     Logout,
-    /// Who you are, and your limits
+    /// Show your account and its limits
+    #[command(after_help = examples!["pody whoami"])]
     Whoami,
     /// Change your password
+    #[command(after_help = examples!["pody passwd"])]
     Passwd,
-    /// Tokens for scripts
-    #[command(subcommand)]
+    /// Manage your tokens for scripts
+    #[command(subcommand, after_help = examples!["pody token create ci --expires 4w", "pody token list"])]
     Token(tokens::TokenCommand),
-    /// SSH keys that your pods get
-    #[command(subcommand)]
+    /// Manage the SSH keys that your pods accept
+    #[command(subcommand, after_help = examples!["pody key add ~/.ssh/id_ed25519.pub", "pody key list"])]
     Key(keys::KeyCommand),
-    /// Who did what to what
+    /// List events: who did what, newest first
+    #[command(after_help = examples!["pody events -n 20", "pody events --user alice"])]
     Events(events::EventsArgs),
-
-    /// Send a GET request, e.g. `pody get host/gpu-ps id:0,1`
-    Get(request::RequestArgs),
-    /// Send a POST request, e.g. `pody post pod/restart ins:main`
-    Post(request::RequestArgs),
-    /// Send a request with the method that the server names (also: podx)
-    Fetch(request::RequestArgs),
-    /// Add an SSH public key to a pod
-    CopyId(ssh::CopyIdArgs),
-    /// SSH to a pod, as pody 0.4.1 does it
-    Connect(ssh::ConnectArgs),
-    /// Who used how much
-    #[command(subcommand)]
+    /// Show who used how much CPU and GPU time
+    #[command(subcommand, after_help = examples!["pody stat usage 1w --by user,gpu"])]
     Stat(stat::StatCommand),
-    /// The server's routes
-    Help {
-        /// One route, or with a '/' at its end all below it
-        path: Option<String>,
-    },
-    /// Versions of client and server
-    Version,
 
-    /// Is this machine fit? Says what to mend
+    /// Check whether this host is ready for pods
+    #[command(after_help = examples!["sudo pody doctor"])]
     Doctor,
     /// Run the daemon
+    #[command(after_help = examples!["pody serve", "pody serve --host 127.0.0.1 --port 8800"])]
     Serve(serve::ServeArgs),
-    /// Accounts of this host
-    #[command(subcommand)]
+    /// Manage the accounts of this host
+    #[command(subcommand, after_help = examples!["pody user add alice", "pody user list", "pody user rm alice"])]
     User(user::UserCommand),
-    /// Limits of accounts of this host
-    #[command(subcommand)]
+    /// Manage the limits of accounts
+    #[command(subcommand, after_help = examples![
+        "pody quota update alice --max-pods 3 --memory-limit 64g",
+        "pody quota list --fallback",
+    ])]
     Quota(quota::QuotaCommand),
-    /// Save and stop all pods of this host, for maintenance
-    Drain(drain::DrainArgs),
-    /// Bring back what `pody drain` has stopped
-    Undrain(drain::UndrainArgs),
-    /// Paths, config and the systemd unit of this host
-    #[command(subcommand)]
-    Util(util::UtilCommand),
-    /// The events of this host
-    #[command(subcommand)]
+    /// Show or shrink the event log of this host
+    #[command(subcommand, after_help = examples!["pody log show --limit 50"])]
     Log(log::LogCommand),
-    /// Bring users, quotas and usage of a pody 0.4.1 installation over
+    /// Save and stop all pods of this host, for maintenance
+    #[command(after_help = examples![
+        "pody drain --reason 'driver upgrade'",
+        "pody drain --status",
+    ])]
+    Drain(drain::DrainArgs),
+    /// Restore the pods that `pody drain` stopped
+    #[command(after_help = examples!["pody undrain"])]
+    Undrain(drain::UndrainArgs),
+    /// Print paths, edit the config, print systemd units
+    #[command(subcommand, after_help = examples!["pody util config", "pody util show-home"])]
+    Util(util::UtilCommand),
+    /// Import users, quotas and usage from pody 0.4.1
+    #[command(after_help = examples!["pody import /root/.pody"])]
     Import(import::ImportArgs),
 
-    /// Whether a container may open a device; started by the daemon
+    /// Send a GET request
+    #[command(after_help = examples!["pody get pod/list", "pody get host/gpu-ps id:0,1 --raw"])]
+    Get(request::RequestArgs),
+    /// Send a POST request
+    #[command(after_help = examples![
+        "pody post pod/restart ins:main",
+        "pody post pod/exec ins:main cmd: < script.sh",
+    ])]
+    Post(request::RequestArgs),
+    /// Send a request with the route's own method (also: podx)
+    #[command(after_help = examples!["pody fetch pod/inspect ins:main"])]
+    Fetch(request::RequestArgs),
+    /// Add an SSH public key to one pod; for all pods: `pody key add`
+    #[command(after_help = examples!["pody copy-id main", "pody copy-id main ~/.ssh/id_ed25519.pub"])]
+    CopyId(ssh::CopyIdArgs),
+    /// Connect to a pod with SSH and print the ssh command line
+    #[command(after_help = examples!["pody connect main", "pody connect main -u ubuntu -i ~/.ssh/id_ed25519"])]
+    Connect(ssh::ConnectArgs),
+
+    /// Show the help of a command, or the routes of the server
+    #[command(after_help = examples!["pody help checkpoint rm", "pody help /", "pody help pod/create"])]
+    Help(help::HelpArgs),
+    /// Show the versions of client and server
+    #[command(after_help = examples!["pody version"])]
+    Version,
+    /// Print a script that completes pody's commands in a shell
+    #[command(after_help = examples![
+        "source <(pody completions bash)",
+        "pody completions zsh > ~/.zfunc/_pody",
+        "pody completions fish > ~/.config/fish/completions/pody.fish",
+    ])]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+
+    /// Check whether a container may open a device; started by the daemon
     #[command(hide = true)]
     ProbeDevice(probe::ProbeArgs),
-
-    /// Put back what a restored pod had in its network and memory; started by CRIU
+    /// Put back the network and memory state of a restored pod; started by CRIU
     #[command(hide = true)]
     SettleIn(settle_in::SettleInArgs),
-
-    /// Print completions for a shell
-    Completions { shell: Shell },
 }
 
 impl Cli {
-    /// Reads the command line. Under one of the old names the program is that command of `pody`.
+    /// Parses the command line. Under one of the old program names it is that command of `pody`.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Self {
         let mut args = args.into_iter();
         let name = args.next().unwrap_or_default();
         let command = Path::new(&name).file_name().and_then(|name| command_of_old_name(name.to_str()?));
         let words = std::iter::once(OsString::from("pody")).chain(command.map(OsString::from)).chain(args);
-        Self::parse_from(words)
+        let matches = command_line().get_matches_from(words);
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
     /// Runs the command and returns the exit code.
@@ -208,7 +296,14 @@ impl Cli {
     }
 }
 
-/// What the programs of pody 0.4.1 are called here.
+/// The parser, whose `--help` lists the commands in groups.
+fn command_line() -> clap::Command {
+    let command = Cli::command();
+    let template = help::template(&command);
+    command.help_template(template)
+}
+
+/// The command that a program of pody 0.4.1 is today.
 fn command_of_old_name(name: &str) -> Option<&'static str> {
     match name {
         "podx" => Some("fetch"),
@@ -242,6 +337,7 @@ impl Command {
             Self::Checkpoint(args) => args.run(out).await,
             Self::Restore(args) => args.run(out).await,
             Self::Checkpoints(args) => args.run(out).await,
+            Self::Schedule(command) => command.run(out).await,
             Self::Actions(args) => args.run(out).await,
             Self::Login(args) => args.run(out).await,
             Self::Logout => login::logout(out).await,
@@ -256,7 +352,7 @@ impl Command {
             Self::CopyId(args) => args.run(out).await,
             Self::Connect(args) => args.run().await,
             Self::Stat(command) => command.run(out).await,
-            Self::Help { path } => request::help(path.as_deref(), out).await,
+            Self::Help(args) => args.run(out).await,
             Self::Version => version::run(out).await,
             Self::Doctor => doctor::run(out).await,
             Self::Serve(args) => args.run().await,
@@ -271,14 +367,14 @@ impl Command {
             Self::SettleIn(args) => Ok(args.run()),
             Self::Completions { shell } => {
                 let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "pody", &mut script);
+                clap_complete::generate(shell, &mut command_line(), "pody", &mut script);
                 out.bytes(&script).map(|()| exit::OK)
             }
         }
     }
 }
 
-/// An id, which is a number or a text.
+/// An id, which is a number or a string.
 fn value_text(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

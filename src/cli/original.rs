@@ -1,10 +1,10 @@
-//! What the drop-in commands share: errors in the words and the way of pody 0.4.1.
+//! What the drop-in commands share: errors in the words and the manner of pody 0.4.1.
 
 use serde_json::{Value, json};
 
 use super::{client::ClientError, error::CliError, exit};
 
-/// Ends a drop-in command: `Error - …` on the standard error and exit code 1, whatever went wrong.
+/// Ends a drop-in command: `Error - …` on standard error and exit code 1 for every error.
 pub fn end(result: Result<u8, CliError>) -> Result<u8, CliError> {
     let error = match result {
         Err(error) if error.exit_code() != exit::OK => error,
@@ -17,7 +17,7 @@ pub fn end(result: Result<u8, CliError>) -> Result<u8, CliError> {
     Ok(exit::FAILED)
 }
 
-/// An error as `--raw` shows it: `error_code` is the HTTP status, or -1 where there is none.
+/// An error in the shape of `--raw`: `error_code` is the HTTP status, or -1 without one.
 pub fn error_json(error: &CliError, params: &Value) -> Value {
     match error {
         CliError::Client(ClientError::Refused(refusal)) => json!({

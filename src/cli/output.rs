@@ -1,5 +1,5 @@
-//! What commands print: tables and sentences for people, or with `--json` one JSON value on the standard output and
-//! nothing else there.
+//! What commands print: tables and sentences for people, or with `--json` one JSON value on standard output and nothing
+//! else there.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{client::ClientError, error::CliError, terminal};
 
-/// Whom the output is for.
+/// The reader of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     People,
@@ -23,7 +23,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Colours go to terminals whose user did not set `NO_COLOR`.
+    /// Colours only on a terminal and without `NO_COLOR`.
     pub fn new(format: Format) -> Self {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { format, color: io::stdout().is_terminal() && !no_color }
@@ -33,12 +33,12 @@ impl Output {
         self.format
     }
 
-    /// Columns of the terminal that the standard output is, if it is one.
+    /// Columns of standard output, if it is a terminal.
     pub fn width(&self) -> Option<u16> {
         io::stdout().is_terminal().then(|| terminal::size().0)
     }
 
-    /// Shows an answer of the server: as it is to programs, rendered by `render` to people.
+    /// Shows a response of the server: unchanged as JSON, rendered by `render` for people.
     pub fn show<T: DeserializeOwned>(&self, answer: Value, render: impl FnOnce(T) -> String) -> Result<(), CliError> {
         match self.format {
             Format::Json => self.json(&answer),
@@ -55,7 +55,7 @@ impl Output {
         Ok(writeln!(io::stdout(), "{text}")?)
     }
 
-    /// Text and a line end; nothing for an empty text.
+    /// Text and a newline; nothing for an empty text.
     pub fn line(&self, text: impl AsRef<str>) -> Result<(), CliError> {
         match text.as_ref().trim_end_matches('\n') {
             "" => Ok(()),
@@ -63,14 +63,14 @@ impl Output {
         }
     }
 
-    /// Bytes as they came.
+    /// Bytes, unchanged.
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
         let mut stdout = io::stdout();
         stdout.write_all(bytes)?;
         Ok(stdout.flush()?)
     }
 
-    /// A table with a header. On a terminal it keeps to the width; in a pipe every row is one line.
+    /// A table with a header. On a terminal it fits the width; in a pipe every row is one line.
     pub fn table(&self, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
         let cells = |row: Vec<String>| row.iter().map(|cell| Cell::new(printable(cell))).collect();
         let mut table = self.table_of_cells(header, rows.into_iter().map(cells));
@@ -80,7 +80,7 @@ impl Output {
         table.trim_fmt()
     }
 
-    /// A table of cells with colours. What is in them has to be `printable`.
+    /// A table of cells with colours. Their text has to be `printable`.
     pub fn table_of_cells(&self, header: &[&str], rows: impl IntoIterator<Item = Vec<Cell>>) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -100,7 +100,7 @@ impl Output {
         table
     }
 
-    /// Something went well, said to people only.
+    /// The result of a command: the response as JSON, a sentence for people.
     pub fn done(&self, answer: &Value, sentence: impl AsRef<str>) -> Result<(), CliError> {
         match self.format {
             Format::Json => self.json(answer),
@@ -112,7 +112,7 @@ impl Output {
         eprintln!("{} {message}", self.paint("warning:", "33"));
     }
 
-    /// The end of a command that did not work, on the standard error.
+    /// The error of a failed command, on standard error.
     pub fn error(&self, error: &CliError) {
         if matches!(error, CliError::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe) {
             return;
@@ -128,18 +128,18 @@ impl Output {
         }
     }
 
-    /// Text in an ANSI colour, for the standard output.
+    /// Text in an ANSI colour, for standard output.
     pub fn color(&self, text: &str, code: &str) -> String {
         if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Text in an ANSI colour, if the standard error may have colours.
+    /// Text in an ANSI colour, for standard error.
     fn paint(&self, text: &str, code: &str) -> String {
         if io::stderr().is_terminal() { self.color(text, code) } else { text.to_owned() }
     }
 }
 
-/// Text from elsewhere without control characters, so that nobody's image name moves another's cursor.
+/// Foreign text without control characters, so that an image name of one user cannot move the cursor of another.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if is_unprintable(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
@@ -149,7 +149,7 @@ pub fn printable_line(text: &str) -> String {
     printable(text).replace('\n', "\u{fffd}")
 }
 
-/// Control characters, and those that take no room or turn the text around them: what is read must be what is there.
+/// Control characters, and those that are invisible or reorder the text around them.
 fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -177,12 +177,12 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// The same where there is little room: the two largest units.
+/// The same, shorter: the two largest units.
 pub fn short_duration(seconds: f64) -> String {
     duration(seconds).split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// How long ago an RFC 3339 time was, in its largest unit: `3h ago`.
+/// The age of an RFC 3339 time, in its largest unit: `3h ago`.
 pub fn ago(time: &str) -> String {
     let Ok(time) = time.parse::<Timestamp>() else { return time.to_owned() };
     let seconds = Timestamp::now().as_second() - time.as_second();
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_read_as_pody_wrote_them() {
+    fn quantities_are_written_as_in_pody_0_4_1() {
         assert_eq!(size(64 << 30, 1), "64.0G");
         assert_eq!(size(1536, 1), "1.5K");
         assert_eq!(size(12, 1), "12B");

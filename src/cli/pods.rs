@@ -14,19 +14,20 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct PsArgs {
-    /// Everybody's pods; for admins
+    /// Everybody's pods (admins only); your stopped pods are always listed
     #[arg(short, long)]
     all: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// The new pod: letters, digits and '_', up to 20
+    /// The name of the new pod: letters, digits and '_', at most 20
     name: String,
-    /// What it is made from; `pody images` lists what there is
+    /// The image, as `pody images` lists it
     #[arg(long, value_name = "IMAGE")]
     image: String,
-    /// GPUs it sees: a count like 2, indices with a comma like 0,1 or 3, or none; without it all that your quota allows
+    /// The GPUs it sees: a number like 2, indices with a comma like 0,1 or 3, or none [default: all that your quota
+    /// allows]
     #[arg(long, value_name = "GPUS")]
     gpus: Option<String>,
 }
@@ -41,7 +42,7 @@ pub struct PodArgs {
 pub struct RmArgs {
     /// The pod
     name: String,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
 }
@@ -96,7 +97,7 @@ impl PsArgs {
         }
         out.show(answer, |pods: Vec<PodLine>| {
             if pods.is_empty() && !self.all {
-                return "no pods yet; `pody create NAME --image IMAGE` makes one, `pody images` lists images"
+                return "no pods yet; `pody create NAME --image IMAGE` creates one, `pody images` lists images"
                     .to_owned();
             }
             let notes: String = pods
@@ -133,7 +134,7 @@ impl CreateArgs {
         let has_ssh = ports(&answer["info"]).iter().any(|mapping| mapping.ends_with(":22"));
         let next =
             if has_ssh { format!("`pody shell {name}` or `pody ssh {name}`") } else { format!("`pody shell {name}`") };
-        out.done(&answer, format!("{name} runs; go in with {next}"))?;
+        out.done(&answer, format!("{name} is running; connect with {next}"))?;
         Ok(exit::OK)
     }
 }
@@ -167,18 +168,18 @@ impl PodArgs {
     }
 }
 
-/// What a pod uses now.
+/// What a pod uses at the moment.
 #[derive(Deserialize)]
 struct Stats {
     instance: String,
     cpu_seconds: f64,
-    /// Cores in use at the moment.
+    /// Cores in use.
     cpu_cores: f64,
     memory_used: i64,
     memory_limit: i64,
     pids: i64,
     pids_limit: i64,
-    /// Of an older server, or a kernel that does not count, there is none.
+    /// Absent from an older server, and where the kernel does not count.
     disk_read: Option<i64>,
     disk_written: Option<i64>,
 }
@@ -225,9 +226,9 @@ fn field_text(key: &str, value: &Value) -> String {
 
 impl RmArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let question = format!("delete {} and everything in it that is not on a volume?", self.name);
+        let question = format!("delete {} and all its files outside of volumes?", self.name);
         if !self.yes && !terminal::confirm(&question)? {
-            return Err(CliError::NotConfirmed(format!("{} is still there", self.name)));
+            return Err(CliError::NotConfirmed(format!("{} was not deleted", self.name)));
         }
         let answer = Client::from_environment()?.post("pod/delete", &[("ins", &self.name)]).await?;
         out.done(&answer, format!("{} deleted", self.name))?;
@@ -235,7 +236,7 @@ impl RmArgs {
     }
 }
 
-/// What the server says about work that is done.
+/// Shows the message of a finished request.
 pub fn show_log(answer: &Value, out: &Output) -> Result<u8, CliError> {
     match (out.format(), answer["log"].as_str().or(answer["message"].as_str())) {
         (Format::People, Some(log)) => out.line(log)?,

@@ -1,4 +1,4 @@
-//! `pody probe-device`, which the daemon starts and people do not: whether a container may open a device.
+//! `pody probe-device`, which the daemon starts: whether a container may open a device.
 
 use std::path::PathBuf;
 
@@ -8,9 +8,11 @@ use crate::{host::device, model::ids::ContainerId};
 
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
+    /// The container
     container: ContainerId,
-    /// A process of it
+    /// A process of the container
     pid: i32,
+    /// The device file
     device: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! `pody quota`: limits of accounts, on the database of this host.
+//! `pody quota`: limits of accounts, in the database of this host.
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -6,8 +6,9 @@ use serde_json::json;
 use super::{
     error::CliError,
     exit,
+    help::examples,
     output::{self, Format, Output},
-    user::{done, open},
+    user::{changed, open},
 };
 use crate::{
     account::AccountError,
@@ -20,76 +21,87 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub enum QuotaCommand {
-    /// Set limits; "default" (or -1) forgets one, "unlimited" lifts it
-    Update(Box<UpdateArgs>),
-    /// Forget all limits of a user: the defaults of the config hold
-    Reset { name: UserName },
-    /// Show the limits that users have of their own
+    /// List the limits that are set per account
+    #[command(alias = "ls", after_help = examples!["pody quota list", "pody quota list alice --fallback"])]
     List {
-        /// Only these
+        /// Only these accounts
         names: Vec<UserName>,
-        /// Fill in the defaults: what really holds
+        /// Fill in the defaults: the limits in force
         #[arg(long)]
         fallback: bool,
+    },
+    /// Set limits of an account; `default` (or -1) removes one, `unlimited` lifts it
+    #[command(after_help = examples![
+        "pody quota update alice --max-pods 3 --gpus 0,1 --memory-limit 64g",
+        "pody quota update alice --gpu-count 2 --cpu-limit 16",
+        "pody quota update alice --max-pods unlimited --memory-limit default",
+    ])]
+    Update(Box<UpdateArgs>),
+    /// Remove all limits of an account: the defaults of the config apply
+    #[command(after_help = examples!["pody quota reset alice"])]
+    Reset {
+        /// The account
+        name: UserName,
     },
 }
 
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
+    /// The account
     name: UserName,
-    /// Pods at a time
-    #[arg(long, allow_hyphen_values = true)]
+    /// Number of pods
+    #[arg(long, allow_hyphen_values = true, value_name = "N")]
     max_pods: Option<CountChange>,
-    /// GPUs computing at a time
-    #[arg(long, allow_hyphen_values = true)]
+    /// Number of GPUs in use at the same time
+    #[arg(long, allow_hyphen_values = true, value_name = "N")]
     gpu_count: Option<CountChange>,
-    /// GPUs that pods see: all, none or 0,1
-    #[arg(long)]
+    /// The GPUs that pods see, by index: all, none, or a list like 0,1
+    #[arg(long, value_name = "LIST")]
     gpus: Option<GpusChange>,
-    /// Memory of one pod, like 64g
-    #[arg(long, allow_hyphen_values = true)]
+    /// Memory of each pod, like 64g
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     memory_limit: Option<SizeChange>,
-    /// Writable layer of one pod
-    #[arg(long, allow_hyphen_values = true)]
+    /// Writable layer of each pod, like 100g
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     storage_size: Option<SizeChange>,
-    /// /dev/shm of one pod
-    #[arg(long, allow_hyphen_values = true)]
+    /// /dev/shm of each pod, like 8g
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     shm_size: Option<SizeChange>,
-    /// Each tmpfs of one pod; none for no tmpfs
-    #[arg(long, allow_hyphen_values = true)]
+    /// Each tmpfs of each pod, like 1g; none for no tmpfs
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     tmpfs_size: Option<SizeChange>,
-    /// Committed images at a time
-    #[arg(long, allow_hyphen_values = true)]
+    /// Number of committed images
+    #[arg(long, allow_hyphen_values = true, value_name = "N")]
     commit_count: Option<CountChange>,
-    /// Writable layer that may be committed
-    #[arg(long, allow_hyphen_values = true)]
+    /// Largest writable layer that may be committed, like 20g
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     commit_size_limit: Option<SizeChange>,
-    /// CPU cores of one pod
-    #[arg(long, allow_hyphen_values = true)]
+    /// CPU cores of each pod, like 16 or 0.5
+    #[arg(long, allow_hyphen_values = true, value_name = "CORES")]
     cpu_limit: Option<CoresChange>,
-    /// Processes and threads of one pod
-    #[arg(long, allow_hyphen_values = true)]
+    /// Number of processes and threads of each pod
+    #[arg(long, allow_hyphen_values = true, value_name = "N")]
     pids_limit: Option<CountChange>,
-    /// Memory limits of all pods together
-    #[arg(long, allow_hyphen_values = true)]
+    /// Sum of the memory limits of all pods, like 128g
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     total_memory: Option<SizeChange>,
-    /// Checkpoints at a time
-    #[arg(long, allow_hyphen_values = true)]
+    /// Number of checkpoints
+    #[arg(long, allow_hyphen_values = true, value_name = "N")]
     checkpoint_count: Option<CountChange>,
-    /// All checkpoints together
-    #[arg(long, allow_hyphen_values = true)]
+    /// Size of all checkpoints together, like 200g
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
     checkpoint_size: Option<SizeChange>,
 }
 
 impl QuotaCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         match self {
+            Self::List { names, fallback } => list(&names, fallback, out).await,
             Self::Update(args) => args.run(out).await,
             Self::Reset { name } => {
                 open()?.accounts.reset_quota(Actor::local(), name.clone()).await?;
-                done(out, &format!("quota of {name} reset"))
+                changed(out, format!("quota of {name} reset"))
             }
-            Self::List { names, fallback } => list(&names, fallback, out).await,
         }
     }
 }
@@ -121,7 +133,7 @@ impl UpdateArgs {
             return Err(AccountError::NoUser(name).into());
         }
         app.accounts.update_quota(Actor::local(), name.clone(), change).await?;
-        done(out, &format!("quota of {name} updated"))
+        changed(out, format!("quota of {name} updated"))
     }
 }
 
@@ -171,7 +183,7 @@ async fn list(names: &[UserName], fallback: bool, out: &Output) -> Result<u8, Cl
     Ok(exit::OK)
 }
 
-/// One row for people: `-` where nothing is stored.
+/// One table row: `-` where nothing is stored.
 fn cells(quota: &StoredQuota) -> Vec<String> {
     let text = |limit: Option<Limit>, shown: fn(i64) -> String| match limit {
         None => "-".to_owned(),

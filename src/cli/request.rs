@@ -1,4 +1,4 @@
-//! `pody get`, `post`, `fetch` and `help`: any route of the API by its name, as in pody 0.4.1.
+//! `pody get`, `post` and `fetch`: any route of the API by its name, as in pody 0.4.1.
 
 use std::io::Read;
 
@@ -14,16 +14,16 @@ use super::{
     output::{self, Format, Output},
 };
 
-/// A request as it is typed.
+/// A request as typed.
 #[derive(Debug, Args)]
 pub struct RequestArgs {
-    /// The route, like pod/create; one that ends in '/' shows the routes below it
+    /// The route, like pod/create; a route that ends in '/' lists all routes below it
     #[arg(value_name = "ROUTE")]
     route: String,
-    /// Parameters; an empty last value is read from the standard input
+    /// Parameters; an empty last value is read from standard input
     #[arg(value_name = "KEY:VALUE")]
     params: Vec<String>,
-    /// Print the answer as one line of JSON, errors too
+    /// Print the response as one line of JSON, errors too
     #[arg(long)]
     raw: bool,
 }
@@ -33,14 +33,14 @@ pub struct RequestArgs {
 pub enum Verb {
     Get,
     Post,
-    /// The one that the server names for the route.
+    /// The method that the server lists for the route.
     Auto,
 }
 
 impl RequestArgs {
     pub async fn run(self, verb: Verb, out: &Output) -> Result<u8, CliError> {
         if self.route.ends_with('/') {
-            return help(Some(&self.route), out).await;
+            return help(&self.route, out).await;
         }
         let raw = self.raw || out.format() == Format::Json;
         let mut params = Vec::new();
@@ -78,8 +78,8 @@ async fn send(verb: Verb, route: &str, params: &[(String, String)]) -> Result<Va
     Ok(client::read_json(client.send(method, route, &query, &form).await?).await?)
 }
 
-/// A pody 0.4.1 server reads the query string only, so what can travel there does. What must not be seen in URLs, or is
-/// too long for one, does not.
+/// A pody 0.4.1 server reads only the query string, so parameters travel there where possible. Secrets, which must not
+/// appear in URLs, and values that are too long for one go into the body.
 fn belongs_in_the_body(key: &str, value: &str) -> bool {
     const LONGEST_IN_URL: usize = 2048;
     is_secret(key) || value.len() > LONGEST_IN_URL
@@ -105,8 +105,8 @@ async fn find_method(client: &Client, route: &str) -> Result<Method, CliError> {
 }
 
 /// Prints the table of routes at or below a path.
-pub async fn help(path: Option<&str>, out: &Output) -> Result<u8, CliError> {
-    let path = absolute(path.unwrap_or("/"));
+pub async fn help(path: &str, out: &Output) -> Result<u8, CliError> {
+    let path = absolute(path);
     let table = async {
         let answer = Client::from_environment()?.get("help", &[("path", &path)]).await?;
         out.show(answer, |routes: Vec<Route>| {
@@ -117,13 +117,19 @@ pub async fn help(path: Option<&str>, out: &Output) -> Result<u8, CliError> {
     original::end(table.await)
 }
 
+/// Whether the server has this route. A server that cannot be asked has none.
+pub async fn is_route(path: &str) -> bool {
+    let Ok(client) = Client::from_environment() else { return false };
+    list_routes(&client, &absolute(path)).await.is_ok_and(|routes| !routes.is_empty())
+}
+
 /// One entry of `/help`.
 #[derive(Deserialize)]
 struct Route {
     path: String,
     methods: Vec<String>,
     params: Vec<Param>,
-    /// A server of pody 0.4.1 does not say.
+    /// A pody 0.4.1 server does not send it.
     #[serde(default)]
     summary: String,
 }
@@ -150,8 +156,8 @@ fn absolute(path: &str) -> String {
     format!("/{}", path.trim_start_matches('/'))
 }
 
-/// Splits `key:value` and `key=value` at the first separator. The last value may be empty: it is read from the standard
-/// input, without the white space around it. A key given twice keeps its last value.
+/// Splits `key:value` and `key=value` at the first separator. An empty last value is read from standard input and
+/// trimmed. A key given twice keeps its last value.
 fn parse_params(args: &[String]) -> Result<Vec<(String, String)>, CliError> {
     let mut params: Vec<(String, String)> = Vec::new();
     for (at, arg) in args.iter().enumerate() {
@@ -173,12 +179,12 @@ fn read_stdin() -> Result<String, CliError> {
     Ok(text.trim().to_owned())
 }
 
-/// Parameters for the context of an error, which may end up in a log.
+/// Parameters for the context of an error, which may end up in a log: without secrets.
 fn json_params(params: &[(String, String)]) -> Value {
     params.iter().map(|(key, value)| (key.clone(), json!(if is_secret(key) { "***" } else { value }))).collect()
 }
 
-/// Text as it is, anything else as indented JSON with sizes and times spelt out.
+/// Text unchanged, anything else as indented JSON with readable sizes and times.
 fn readable(answer: Value) -> String {
     match spell_out(answer) {
         Value::String(text) => text,
@@ -186,7 +192,7 @@ fn readable(answer: Value) -> String {
     }
 }
 
-/// `"memory_limit": 1073741824` becomes `"1.0G (1073741824)"`; so do the other sizes and times that pody knows.
+/// `"memory_limit": 1073741824` becomes `"1.0G (1073741824)"`, and likewise the other sizes and times that pody knows.
 fn spell_out(value: Value) -> Value {
     match value {
         Value::Array(items) => items.into_iter().map(spell_out).collect(),

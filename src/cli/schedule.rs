@@ -1,33 +1,76 @@
-//! `pody checkpoint schedule` and `schedules`: pods that are saved again and again.
+//! `pody schedule`: pods that are saved again and again.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Deserialize;
 
 use super::{
     client::Client,
     error::CliError,
     exit,
+    help::examples,
     output::{self, Output},
 };
-use crate::model::schedule::Rule;
+use crate::model::schedule::{Rule, RuleError};
+
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// List your schedules with their next and last checkpoint
+    #[command(alias = "ls", after_help = examples!["pody schedule list", "pody schedule list --all"])]
+    List(ListArgs),
+    /// Show the schedule of a pod
+    #[command(after_help = examples!["pody schedule show main"])]
+    Show {
+        /// The pod
+        name: String,
+    },
+    /// Save a pod regularly and keep the newest checkpoints
+    #[command(after_help = examples![
+        "pody schedule set main every 6h keep 4",
+        "pody schedule set main every 30m keep 2",
+    ])]
+    Set {
+        /// The pod
+        name: String,
+        /// How often, and how many checkpoints to keep: every 6h keep 4
+        #[arg(required = true, value_name = "RULE")]
+        rule: Vec<String>,
+    },
+    /// Remove the schedule of a pod; its checkpoints stay
+    #[command(after_help = examples!["pody schedule rm main"])]
+    Rm {
+        /// The pod
+        name: String,
+    },
+}
 
 #[derive(Debug, Args)]
-pub struct ScheduleArgs {
+pub struct ListArgs {
+    /// Everybody's schedules (admins only)
+    #[arg(short, long)]
+    all: bool,
+}
+
+/// `pody checkpoint schedule NAME [RULE | --off]`, the spelling of pody 0.5.0.
+#[derive(Debug, Args)]
+pub struct OldArgs {
     /// The pod
     name: String,
-    /// How often, and how many stay: "every 6h keep 4"; without it the schedule is shown
+    /// How often, and how many checkpoints to keep; without it the schedule is shown
     #[arg(conflicts_with = "off", num_args = 0.., value_name = "RULE")]
     rule: Vec<String>,
-    /// End the schedule; what it has saved stays
+    /// Remove the schedule
     #[arg(long)]
     off: bool,
 }
 
-#[derive(Debug, Args)]
-pub struct SchedulesArgs {
-    /// Everybody's; for admins
-    #[arg(short, long)]
-    all: bool,
+impl From<OldArgs> for ScheduleCommand {
+    fn from(OldArgs { name, rule, off }: OldArgs) -> Self {
+        match (off, rule.is_empty()) {
+            (true, _) => Self::Rm { name },
+            (false, true) => Self::Show { name },
+            (false, false) => Self::Set { name, rule },
+        }
+    }
 }
 
 /// A line of the table.
@@ -41,51 +84,50 @@ struct Line {
     last_error: Option<String>,
 }
 
-impl ScheduleArgs {
+impl ScheduleCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let client = Client::from_environment()?;
-        let name = self.name.as_str();
-        if self.off {
-            let answer = client.post("pod/schedule", &[("ins", name), ("off", "true")]).await?;
-            out.done(&answer, format!("{name} is not saved on a schedule any more"))?;
-        } else if self.rule.is_empty() {
-            let answer = client.get("pod/schedule", &[("ins", name)]).await?;
-            out.show(answer, |line: Line| table(vec![line], false, out))?;
-        } else {
-            let rule = self.rule.join(" ");
-            let rule: Rule = rule.parse().map_err(|error: crate::model::schedule::RuleError| {
-                CliError::usage(error.to_string(), "see `pody checkpoint schedule --help`")
-            })?;
-            let (every, keep) = (rule.every.to_string(), rule.keep.to_string());
-            let answer = client.post("pod/schedule", &[("ins", name), ("every", &every), ("keep", &keep)]).await?;
-            let next = answer["next_at"].as_str().map(ahead).unwrap_or_default();
-            out.done(&answer, format!("{name} is saved {rule}, next {next}"))?;
+        match self {
+            Self::List(ListArgs { all }) => {
+                let query: &[(&str, &str)] = if all { &[("all", "true")] } else { &[] };
+                let answer = client.get("pod/schedules", query).await?;
+                out.show(answer, |lines: Vec<Line>| match lines.is_empty() {
+                    true => "no schedules; `pody schedule set NAME every 6h keep 4` sets one".to_owned(),
+                    false => table(lines, all, out),
+                })?;
+            }
+            Self::Show { name } => {
+                let answer = client.get("pod/schedule", &[("ins", &name)]).await?;
+                out.show(answer, |line: Line| table(vec![line], false, out))?;
+            }
+            Self::Set { name, rule } => {
+                let rule: Rule = rule
+                    .join(" ")
+                    .parse()
+                    .map_err(|error: RuleError| CliError::usage(error.to_string(), "see `pody schedule set --help`"))?;
+                let (every, keep) = (rule.every.to_string(), rule.keep.to_string());
+                let answer = client.post("pod/schedule", &[("ins", &name), ("every", &every), ("keep", &keep)]).await?;
+                let next = answer["next_at"].as_str().map(ahead).unwrap_or_default();
+                out.done(&answer, format!("{name} is saved every {every} (keep {keep}); next checkpoint: {next}"))?;
+            }
+            Self::Rm { name } => {
+                let answer = client.post("pod/schedule", &[("ins", &name), ("off", "true")]).await?;
+                out.done(&answer, format!("schedule of {name} removed; its checkpoints stay"))?;
+            }
         }
         Ok(exit::OK)
     }
 }
 
-impl SchedulesArgs {
-    pub async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let query: &[(&str, &str)] = if self.all { &[("all", "true")] } else { &[] };
-        let answer = Client::from_environment()?.get("pod/schedules", query).await?;
-        out.show(answer, |lines: Vec<Line>| match lines.is_empty() {
-            true => "no schedules; `pody checkpoint schedule NAME \"every 6h keep 4\"` sets one".to_owned(),
-            false => table(lines, self.all, out),
-        })?;
-        Ok(exit::OK)
-    }
-}
-
 fn table(lines: Vec<Line>, with_user: bool, out: &Output) -> String {
-    let mut header = vec!["POD", "SCHEDULE", "NEXT", "LAST", "TROUBLE"];
+    let mut header = vec!["POD", "SCHEDULE", "NEXT", "LAST", "PROBLEM"];
     if with_user {
         header.insert(0, "USER");
     }
     let row = |line: Line| {
         let last = line.last_at.as_deref().map_or_else(|| "-".to_owned(), output::ago);
-        let trouble = line.last_error.unwrap_or_else(|| "-".to_owned());
-        let mut row = vec![line.instance, line.rule, ahead(&line.next_at), last, trouble];
+        let problem = line.last_error.unwrap_or_else(|| "-".to_owned());
+        let mut row = vec![line.instance, line.rule, ahead(&line.next_at), last, problem];
         if with_user {
             row.insert(0, line.user);
         }
@@ -94,7 +136,7 @@ fn table(lines: Vec<Line>, with_user: bool, out: &Output) -> String {
     out.table(&header, lines.into_iter().map(row))
 }
 
-/// How far ahead an RFC 3339 time is: `in 3h 5m`.
+/// The time until an RFC 3339 time: `in 3h 5m`.
 fn ahead(time: &str) -> String {
     let Ok(time) = time.parse::<jiff::Timestamp>() else { return time.to_owned() };
     match time.as_second() - jiff::Timestamp::now().as_second() {

@@ -1,4 +1,4 @@
-//! `pody settle-in`, which CRIU starts in a restore and people do not: see `pody::checkpoint::settle_in`.
+//! `pody settle-in`, which CRIU starts during a restore: see `pody::checkpoint::settle_in`.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::criu::namespace_setup;
 
 #[derive(Debug, Args)]
 pub struct SettleInArgs {
-    /// What is to be done
+    /// The file that says what to do
     plan: PathBuf,
     /// The first process of the pod
     pid: i32,

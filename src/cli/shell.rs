@@ -1,9 +1,9 @@
 //! `pody shell NAME`: a terminal in a pod.
 //!
-//! Binary frames are the terminal's bytes, both ways. Text frames to the server say `{"resize": {"rows", "cols"}}`; the
-//! server's last text frame says `{"exit_code"}`, or `{"detached"}` with the id of a session that goes on in the pod: it was
-//! let go for a checkpoint. Then this comes back to it by itself, as soon as the pod runs. The person's terminal is in raw
-//! mode while the connection stands, and is restored whichever way it ends.
+//! Binary frames are the terminal's bytes, both ways. Text frames to the server are `{"resize": {"rows", "cols"}}`; the
+//! server's last text frame is `{"exit_code"}`, or `{"detached"}` with the id of a session that was detached for a
+//! checkpoint and continues in the pod. The client reattaches to it as soon as the pod runs. The user's terminal is in
+//! raw mode while connected, and is always restored.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -23,21 +23,21 @@ use super::{
     error::CliError,
     exit,
     output::Output,
-    shell_words,
     terminal::{self, RawMode},
+    words,
 };
 
 #[derive(Debug, Args)]
 pub struct ShellArgs {
     /// The pod
     name: String,
-    /// List what goes on in the pod without anybody: terminals that were let go, commands in the background
+    /// List the pod's sessions: detached terminals and background commands
     #[arg(long, conflicts_with_all = ["attach", "command"])]
     list: bool,
-    /// Come back to one of them; without its id, to the only one
+    /// Attach to a session; without an id, to the only detached one
     #[arg(long, value_name = "SESSION", num_args = 0..=1, default_missing_value = "", conflicts_with = "command")]
     attach: Option<String>,
-    /// Run this instead of a login shell
+    /// The command to run instead of a login shell
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }
@@ -51,11 +51,9 @@ struct Listed {
     exit_code: Option<i64>,
 }
 
-/// Time between two tries to come back to a session whose pod does not run, and how long that is tried. Ctrl-C ends it.
-const RETRY: Duration = Duration::from_millis(500);
-
-const PATIENCE: Duration = Duration::from_secs(3600);
-
+/// Time between two attempts to reattach to a session whose pod does not run, and their total time. Ctrl-C ends them.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+const REATTACH_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Ctrl-C in raw mode.
 const INTERRUPT: u8 = 3;
 
@@ -68,14 +66,14 @@ impl ShellArgs {
         if self.list {
             return self.list(&client, out).await;
         }
-        let command = shell_words::command(&self.command);
+        let command = words::command(&self.command)?;
         let session = match self.attach.as_deref() {
             Some("") => Some(self.only_session(&client).await?),
             Some(session) => Some(session.to_owned()),
             None => None,
         };
         let mut socket = self.open(&client, &command, session.as_deref()).await?;
-        // Only now, so that a refusal is printed on a terminal in its usual state.
+        // Only now, so that a refusal is printed on a terminal in its normal mode.
         let _raw = if std::io::stdin().is_terminal() { Some(RawMode::enter()?) } else { None };
         let mut input = Input::Open;
         loop {
@@ -83,10 +81,10 @@ impl ShellArgs {
             match ended {
                 Ended::Code(code) => return Ok(code),
                 Ended::Detached { session: id, input: left } => {
-                    eprint!("\r\n[pody: let go while the pod is saved; coming back to {id}, Ctrl-C ends that]\r\n");
+                    eprint!("\r\n[pody: detached while the pod is saved; reattaching to {id}, Ctrl-C to quit]\r\n");
                     input = left;
-                    socket = self.come_back(&client, &id, &mut input).await?;
-                    eprint!("[pody: back]\r\n");
+                    socket = self.reattach(&client, &id, &mut input).await?;
+                    eprint!("[pody: reattached]\r\n");
                 }
             }
         }
@@ -108,8 +106,8 @@ impl ShellArgs {
         Ok(client.websocket("pod/shell", &query).await?)
     }
 
-    /// Tries until the pod runs again: it is paused while it is saved, and may be stopped and restored later.
-    async fn come_back(
+    /// Retries until the pod runs again: it is paused while it is saved, and may be stopped and restored later.
+    async fn reattach(
         &self,
         client: &Client,
         session: &str,
@@ -121,10 +119,10 @@ impl ShellArgs {
         loop {
             match self.open(client, "", Some(session)).await {
                 Ok(socket) => return Ok(socket),
-                Err(CliError::Client(error)) if error.may_pass() && begun.elapsed() < PATIENCE => {}
+                Err(CliError::Client(error)) if error.may_pass() && begun.elapsed() < REATTACH_TIMEOUT => {}
                 Err(error) => return Err(error),
             }
-            let retry = tokio::time::sleep(RETRY);
+            let retry = tokio::time::sleep(RETRY_INTERVAL);
             tokio::pin!(retry);
             loop {
                 tokio::select! {
@@ -154,9 +152,9 @@ impl ShellArgs {
         out.show(value, |list: Vec<Listed>| {
             let rows = list.into_iter().map(|listed| {
                 let state = match (listed.exit_code, listed.attached) {
-                    (Some(code), _) => format!("ended with {code}"),
-                    (None, true) => "somebody is at it".to_owned(),
-                    (None, false) => "runs".to_owned(),
+                    (Some(code), _) => format!("exited with {code}"),
+                    (None, true) => "attached".to_owned(),
+                    (None, false) => "detached".to_owned(),
                 };
                 vec![listed.session, state, listed.command]
             });
@@ -165,11 +163,11 @@ impl ShellArgs {
         Ok(exit::OK)
     }
 
-    /// The one that there is to come back to.
+    /// The only detached session.
     async fn only_session(&self, client: &Client) -> Result<String, CliError> {
         let (_, list) = self.sessions(client).await?;
-        let mut left = list.into_iter().filter(|listed| !listed.attached);
-        match (left.next(), left.next()) {
+        let mut detached = list.into_iter().filter(|listed| !listed.attached);
+        match (detached.next(), detached.next()) {
             (Some(only), None) => Ok(only.session),
             (None, _) => Err(CliError::NoSession(self.name.clone())),
             (Some(_), Some(_)) => Err(CliError::ManySessions(self.name.clone())),
@@ -180,7 +178,7 @@ impl ShellArgs {
 /// How a connection to a session ended.
 enum Ended {
     Code(u8),
-    /// The session goes on without us.
+    /// The session continues in the pod.
     Detached {
         session: String,
         input: Input,
@@ -193,13 +191,13 @@ impl Ended {
     }
 }
 
-/// What the server says at the end.
-enum LastWord {
+/// The last text frame of the server.
+enum LastFrame {
     Exit(u8),
     Detached(String),
 }
 
-/// Whether there may be more to send.
+/// Whether there may be more input.
 enum Input {
     Open,
     Ended,
@@ -212,7 +210,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Carries bytes both ways until the shell ends or lets us go.
+    /// Carries bytes both ways until the shell ends or detaches.
     async fn run(mut self) -> Result<Ended, CliError> {
         let mut stdin = tokio::io::stdin();
         let mut buffer = [0; 4096];
@@ -223,8 +221,8 @@ impl Session<'_> {
             tokio::select! {
                 message = self.socket.next() => {
                     match self.receive(message)? {
-                        Some(LastWord::Exit(code)) => return Ok(Ended::Code(code)),
-                        Some(LastWord::Detached(session)) => return Ok(Ended::Detached { session, input: self.input }),
+                        Some(LastFrame::Exit(code)) => return Ok(Ended::Code(code)),
+                        Some(LastFrame::Detached(session)) => return Ok(Ended::Detached { session, input: self.input }),
                         None => {}
                     }
                 }
@@ -242,16 +240,16 @@ impl Session<'_> {
         }
     }
 
-    /// Takes one frame; the last word, if it is that.
-    fn receive(&self, message: Option<Result<Message, Error>>) -> Result<Option<LastWord>, CliError> {
+    /// Handles one frame. Returns the last one.
+    fn receive(&self, message: Option<Result<Message, Error>>) -> Result<Option<LastFrame>, CliError> {
         match message {
             Some(Ok(Message::Binary(bytes))) => self.out.bytes(&bytes).map(|()| None),
             Some(Ok(Message::Text(text))) => {
-                let said: Value = serde_json::from_str(&text).unwrap_or_default();
-                let detached = said["detached"]["session"].as_str();
+                let frame: Value = serde_json::from_str(&text).unwrap_or_default();
+                let detached = frame["detached"]["session"].as_str();
                 Ok(detached
-                    .map(|session| LastWord::Detached(session.to_owned()))
-                    .or_else(|| said["exit_code"].as_i64().map(|code| LastWord::Exit((code & 0xff) as u8))))
+                    .map(|session| LastFrame::Detached(session.to_owned()))
+                    .or_else(|| frame["exit_code"].as_i64().map(|code| LastFrame::Exit((code & 0xff) as u8))))
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Close(_))) | None => Err(CliError::ShellLost(None)),
@@ -259,7 +257,7 @@ impl Session<'_> {
         }
     }
 
-    /// Sends what was typed. At the end of a pipe the program in the pod is told so.
+    /// Sends input. The end of a pipe becomes the end of input of the program in the pod.
     async fn send_input(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         let bytes = if bytes.is_empty() {
             self.input = Input::Ended;
@@ -272,7 +270,7 @@ impl Session<'_> {
 
     async fn send(&mut self, message: Message) -> Result<(), CliError> {
         match self.socket.send(message).await {
-            // The shell ended while we wrote; its exit code is still to be read.
+            // The shell ended meanwhile; its exit code is still to be read.
             Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(_)) => Ok(()),
             Err(error) => Err(CliError::ShellLost(Some(error))),
         }

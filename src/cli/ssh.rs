@@ -1,4 +1,4 @@
-//! `pody ssh`, `connect` and `copy-id`: SSH to a pod through the port of the host that leads to it.
+//! `pody ssh`, `connect` and `copy-id`: SSH to a pod through its port on the host.
 
 use std::{
     os::unix::process::CommandExt,
@@ -15,10 +15,9 @@ use super::{
     error::CliError,
     exit, original,
     output::Output,
-    shell_words,
 };
 
-/// SSH in a pod, unless the user says otherwise.
+/// The default SSH port of a pod.
 const SSH_PORT: u16 = 22;
 
 #[derive(Debug, Args)]
@@ -26,8 +25,8 @@ pub struct SshArgs {
     /// The pod
     name: String,
     #[command(flatten)]
-    how: How,
-    /// More arguments for ssh, after `--`
+    options: SshOptions,
+    /// More arguments for ssh
     #[arg(last = true, value_name = "ARGS")]
     args: Vec<String>,
 }
@@ -38,15 +37,15 @@ pub struct ConnectArgs {
     #[arg(value_name = "INS")]
     instance: String,
     #[command(flatten)]
-    how: How,
+    options: SshOptions,
 }
 
 #[derive(Debug, Args)]
-struct How {
+struct SshOptions {
     /// The SSH private key
     #[arg(short, long, value_name = "KEY")]
     identity_file: Option<PathBuf>,
-    /// The port inside the pod
+    /// The SSH port inside the pod
     #[arg(short, long, default_value_t = SSH_PORT)]
     port: u16,
     /// The user inside the pod
@@ -62,23 +61,23 @@ pub struct CopyIdArgs {
     /// The pod
     #[arg(value_name = "INS")]
     instance: String,
-    /// The SSH public key file; without it, the first one in ~/.ssh
+    /// The SSH public key file [default: the first one in ~/.ssh]
     #[arg(value_name = "KEY")]
     key: Option<PathBuf>,
 }
 
 impl SshArgs {
     pub async fn run(self) -> Result<u8, CliError> {
-        Err(run(ssh_command(&self.name, &self.how, &self.args).await?))
+        Err(run(ssh_command(&self.name, &self.options, &self.args).await?))
     }
 }
 
 impl ConnectArgs {
     pub async fn run(self) -> Result<u8, CliError> {
         let connect = async {
-            let command = ssh_command(without_key(&self.instance), &self.how, &[]).await?;
+            let command = ssh_command(without_key(&self.instance), &self.options, &[]).await?;
             let words: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
-            println!("ssh {}", shell_words::join(&words));
+            println!("ssh {}", shlex::try_join(words.iter().map(AsRef::as_ref))?);
             Err(run(command))
         };
         original::end(connect.await)
@@ -92,29 +91,29 @@ impl CopyIdArgs {
 
     async fn copy(self, out: &Output) -> Result<u8, CliError> {
         let key = read_public_key(self.key)?;
-        let quoted = shell_words::quote(&key);
+        let quoted = shlex::try_quote(&key)?;
         let command = format!(
             "umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && \
              {{ grep -qxF {quoted} ~/.ssh/authorized_keys || echo {quoted} >> ~/.ssh/authorized_keys; }}"
         );
         let instance = without_key(&self.instance);
         let client = Client::from_environment()?;
-        // In the query, where a server of pody 0.4.1 reads it; the key is public.
+        // In the query string, where a pody 0.4.1 server reads it; the key is public.
         let query = [("ins", instance), ("cmd", command.as_str())];
         let answer = client::read_json(client.send(Method::POST, "pod/exec", &query, &[]).await?).await?;
         match answer["exit_code"].as_i64() {
-            Some(0) => out.done(&answer, format!("The key is in {instance}; `pody connect {instance}` uses it"))?,
+            Some(0) => out.done(&answer, format!("key added to {instance}; `pody connect {instance}` uses it"))?,
             _ => return Err(CliError::KeyNotAdded(answer["log"].as_str().unwrap_or_default().trim().to_owned())),
         }
         Ok(exit::OK)
     }
 }
 
-/// The first public key in `~/.ssh`, or the one that was named.
+/// The named public key, else the first one in `~/.ssh`.
 pub fn read_public_key(path: Option<PathBuf>) -> Result<String, CliError> {
     let path = match path {
         Some(path) => path,
-        None => find_in_ssh_folder(".pub").ok_or(CliError::NoPublicKey)?,
+        None => find_in_ssh_directory(".pub").ok_or(CliError::NoPublicKey)?,
     };
     let text = std::fs::read_to_string(&path).map_err(|source| CliError::ReadFile { path: path.clone(), source })?;
     let key = text.trim();
@@ -122,28 +121,28 @@ pub fn read_public_key(path: Option<PathBuf>) -> Result<String, CliError> {
     if known && !key.contains('\n') { Ok(key.to_owned()) } else { Err(CliError::BadPublicKey(path)) }
 }
 
-/// The ssh command line that leads into a pod.
-async fn ssh_command(instance: &str, how: &How, args: &[String]) -> Result<Command, CliError> {
+/// The ssh command that connects to a pod.
+async fn ssh_command(instance: &str, options: &SshOptions, args: &[String]) -> Result<Command, CliError> {
     let client = Client::from_environment()?;
-    let port = find_host_port(&client, instance, how.port).await?;
+    let port = find_host_port(&client, instance, options.port).await?;
     let mut command = Command::new("ssh");
-    if how.tmp {
+    if options.tmp {
         command.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no"]);
     }
-    if let Some(key) = how.identity_file.clone().or_else(|| find_in_ssh_folder("")) {
+    if let Some(key) = options.identity_file.clone().or_else(|| find_in_ssh_directory("")) {
         command.arg("-i").arg(key);
     }
-    command.arg(format!("{}@{}", how.user, client.host())).arg("-p").arg(port.to_string()).args(args);
+    command.arg(format!("{}@{}", options.user, client.host())).arg("-p").arg(port.to_string()).args(args);
     Ok(command)
 }
 
-/// Becomes the command; comes back only if that fails.
+/// Replaces this process with the command; returns only if that fails.
 fn run(mut command: Command) -> CliError {
     let source = command.exec();
     CliError::Run { program: command.get_program().to_string_lossy().into_owned(), source }
 }
 
-/// The host's port behind which a pod's port is.
+/// The host port that is mapped to a pod's port.
 async fn find_host_port(client: &Client, instance: &str, port: u16) -> Result<u16, CliError> {
     #[derive(Deserialize)]
     struct Inspect {
@@ -159,10 +158,10 @@ async fn find_host_port(client: &Client, instance: &str, port: u16) -> Result<u1
     host_port.ok_or_else(|| CliError::NoPort { instance: instance.to_owned(), port })
 }
 
-fn find_in_ssh_folder(suffix: &str) -> Option<PathBuf> {
-    let folder = Path::new(&std::env::var_os("HOME")?).join(".ssh");
+fn find_in_ssh_directory(suffix: &str) -> Option<PathBuf> {
+    let directory = Path::new(&std::env::var_os("HOME")?).join(".ssh");
     let names = ["id_rsa", "id_ed25519", "id_dsa", "id_ecdsa"];
-    names.iter().map(|name| folder.join(format!("{name}{suffix}"))).find(|path| path.is_file())
+    names.iter().map(|name| directory.join(format!("{name}{suffix}"))).find(|path| path.is_file())
 }
 
 /// `ins:main` as `main`: pody 0.4.1 takes both.

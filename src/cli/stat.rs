@@ -1,4 +1,4 @@
-//! `pody stat cputime|gputime [T]`: who used how much, with bars, as in pody 0.4.1. `usage` is in its own file.
+//! `pody stat cputime|gputime [T]`: usage by user, with bars, as in pody 0.4.1. `usage` is in its own file.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,32 @@ use clap::{Args, Subcommand};
 use super::{
     client::Client,
     error::CliError,
-    exit, original,
+    exit,
+    help::examples,
+    original,
     output::{self, Output},
     usage::UsageArgs,
 };
 
 #[derive(Debug, Subcommand)]
 pub enum StatCommand {
-    /// CPU time by user
-    Cputime(TimeArgs),
-    /// GPU time by user
-    Gputime(TimeArgs),
+    #[command(after_help = examples![
+        "pody stat usage 1w",
+        "pody stat usage 1w --by user,gpu",
+        "pody stat usage 30d --by day --user alice,bob --csv > usage.csv",
+    ])]
     Usage(UsageArgs),
+    /// Show CPU time by user, as in pody 0.4.1
+    #[command(after_help = examples!["pody stat cputime 1w"])]
+    Cputime(TimeArgs),
+    /// Show GPU time by user, as in pody 0.4.1
+    #[command(after_help = examples!["pody stat gputime 1w"])]
+    Gputime(TimeArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct TimeArgs {
-    /// How far to look back: 1y, 1w, 1d, 1h, 1s or seconds; without it, all there is
+    /// How far to look back: 1y, 1w, 1d, 1h, 1m, 1s or seconds [default: all recorded time]
     #[arg(value_name = "T")]
     since: Option<String>,
 }

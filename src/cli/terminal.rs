@@ -1,4 +1,4 @@
-//! The terminal of the person: raw mode and full screen that always end, and questions.
+//! The terminal of the user: raw mode and full screen that always end, and questions.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -11,10 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
 
-/// The size of a terminal where there is none.
+/// The size without a terminal.
 const DEFAULT_SIZE: (u16, u16) = (80, 24);
 
-/// Raw mode as long as this lives, whichever way the code below it is left.
+/// Raw mode until this is dropped.
 pub struct RawMode(());
 
 impl RawMode {
@@ -30,15 +30,15 @@ impl Drop for RawMode {
     }
 }
 
-/// The whole screen as long as this lives: raw mode, no cursor, lines that are cut at the edge; and what was there before
-/// comes back at the end.
+/// The alternate screen until this is dropped: raw mode, no cursor, lines cut at the edge. The previous content is
+/// restored at the end.
 pub struct FullScreen {
     _raw: RawMode,
 }
 
 impl FullScreen {
     pub fn enter() -> Result<Self, CliError> {
-        // In this order: if the rest fails, all of it is undone.
+        // In this order: if the rest fails, all of it is reverted.
         let screen = Self { _raw: RawMode::enter()? };
         execute!(io::stdout(), terminal::EnterAlternateScreen, terminal::DisableLineWrap, cursor::Hide)
             .map_err(CliError::Terminal)?;
@@ -61,7 +61,7 @@ pub fn on_signal(kind: SignalKind) -> Result<Signal, CliError> {
     signal(kind).map_err(CliError::Terminal)
 }
 
-/// Whether a person can be asked.
+/// Whether the user can be asked.
 pub fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
@@ -72,7 +72,7 @@ pub fn ask(prompt: &str) -> Result<String, CliError> {
     read_line()
 }
 
-/// Asks a question that is no unless the answer is y or yes. Where nobody can be asked it is no.
+/// Asks a yes-or-no question. Anything but y or yes is no, and so is the lack of a terminal.
 pub fn confirm(question: &str) -> Result<bool, CliError> {
     if !is_interactive() {
         return Ok(false);
@@ -81,22 +81,22 @@ pub fn confirm(question: &str) -> Result<bool, CliError> {
     Ok(matches!(answer.to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// A password that exists: typed without echo, or the first line of the standard input where that is no terminal.
+/// An existing password: typed without echo, or the first line of standard input if that is not a terminal.
 pub fn ask_password(prompt: &str) -> Result<String, CliError> {
     let password = if is_interactive() { type_unseen(prompt)? } else { read_line()? };
     if password.is_empty() { Err(CliError::EmptyPassword) } else { Ok(password) }
 }
 
-/// A new password, which a person has to type twice.
+/// A new password, which has to be typed twice on a terminal.
 pub fn ask_new_password(prompt: &str) -> Result<String, CliError> {
     let password = ask_password(prompt)?;
-    if is_interactive() && type_unseen("The same again")? != password {
+    if is_interactive() && type_unseen("Repeat the password")? != password {
         return Err(CliError::PasswordsDiffer);
     }
     Ok(password)
 }
 
-/// One line of the standard input, without its end. White space is part of a password.
+/// One line of standard input, without its end. White space is kept: it may be part of a password.
 pub fn read_line() -> Result<String, CliError> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).map_err(CliError::Stdin)?;
@@ -114,7 +114,7 @@ fn type_unseen(prompt: &str) -> Result<String, CliError> {
     typed
 }
 
-/// Reads keys until Enter. Ctrl-C arrives here as a key, so the terminal is restored before the program ends.
+/// Reads keys until Enter. In raw mode Ctrl-C is a key, so the terminal is restored before the program ends.
 fn type_line() -> Result<String, CliError> {
     let mut line = String::new();
     loop {

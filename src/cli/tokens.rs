@@ -1,4 +1,4 @@
-//! `pody token list|create|revoke`: bearer tokens for scripts.
+//! `pody token list|create|rm`: bearer tokens for scripts.
 
 use clap::Subcommand;
 use serde::Deserialize;
@@ -8,25 +8,29 @@ use super::{
     client::{Client, ClientError},
     error::CliError,
     exit,
+    help::examples,
     output::{self, Format, Output},
     pods::show_log,
 };
 
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Your tokens
+    /// List your tokens
+    #[command(alias = "ls", after_help = examples!["pody token list"])]
     List,
-    /// Make a token and print it; it is shown only this once
+    /// Create a token and print it; it is not shown again
+    #[command(after_help = examples!["pody token create ci", "pody token create ci --expires 1w"])]
     Create {
-        /// What it is for
+        /// A name that says what the token is for
         name: String,
-        /// How long it is good, like 1w; without it, 90 days
+        /// How long the token is valid, like 1w [default: 90 days]
         #[arg(long, value_name = "TIME")]
         expires: Option<String>,
     },
-    /// End a token
-    Revoke {
-        /// Its id in `pody token list`
+    /// Revoke a token
+    #[command(alias = "revoke", after_help = examples!["pody token rm 3"])]
+    Rm {
+        /// The token's id, as `pody token list` shows it
         id: String,
     },
 }
@@ -62,11 +66,11 @@ impl TokenCommand {
                         }
                         let new: NewToken = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
                         out.line(new.token)?;
-                        eprintln!("it is shown only this once; use it as PODY_TOKEN");
+                        eprintln!("set PODY_TOKEN to this token; it is not shown again");
                     }
                 }
             }
-            Self::Revoke { id } => return show_log(&client.post("user/tokens/revoke", &[("id", &id)]).await?, out),
+            Self::Rm { id } => return show_log(&client.post("user/tokens/revoke", &[("id", &id)]).await?, out),
         }
         Ok(exit::OK)
     }

@@ -1,4 +1,4 @@
-//! `pody stat usage [T]`: what was used, split as one likes, with bars.
+//! `pody stat usage [T]`: usage by user, pod, GPU and time, with bars.
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -12,19 +12,19 @@ use super::{
     output::{self, Format, Output},
 };
 
-/// CPU time, GPU time, GPU memory and energy.
+/// Show CPU time, GPU time, GPU memory and energy
 ///
-/// GPU time is active while the GPU computed, and held while it did not but its memory was taken. Energy is an estimate
-/// from the GPU's power, shared by those who computed.
+/// GPU time is "active" while the GPU computes, and "held" while it does not but its memory is in use. Energy is an
+/// estimate from the power of the GPU, divided among its active users.
 #[derive(Debug, Args)]
 pub struct UsageArgs {
-    /// How far to look back: 1y, 1w, 1d, 1h, 1s or seconds; without it, all there is
+    /// How far to look back: 1y, 1w, 1d, 1h, 1m, 1s or seconds [default: all recorded time]
     #[arg(value_name = "T")]
     since: Option<String>,
-    /// How to split it
+    /// How to split the usage; several with a comma, like user,day
     #[arg(long, value_enum, value_delimiter = ',', default_value = "user", value_name = "PARTS")]
     by: Vec<Part>,
-    /// Only these users
+    /// Only these users, several with a comma
     #[arg(long, value_name = "NAMES")]
     user: Option<String>,
     /// Print CSV with all columns
@@ -41,14 +41,13 @@ enum Part {
     Day,
 }
 
-/// Length of the longest bar of GPU time where there is no terminal whose width it could depend on.
+/// Length of the longest bar of GPU time without a terminal.
 const BAR: usize = 20;
-
-/// Columns that the rest of the table takes.
+/// Columns of the rest of the table.
 const REST: u16 = 70;
 
 impl Part {
-    /// In the order of the table's columns, whatever order they were typed in.
+    /// In the order of the table's columns, whichever order they were typed in.
     const COLUMNS: [Self; 5] = [Self::Hour, Self::Day, Self::User, Self::Pod, Self::Gpu];
 
     fn name(self) -> &'static str {
@@ -72,7 +71,7 @@ impl Part {
     }
 }
 
-/// A line of the answer.
+/// A row of the response.
 #[derive(Deserialize)]
 struct Row {
     /// RFC 3339, UTC.
@@ -86,17 +85,17 @@ struct Row {
     gpu_held_seconds: f64,
     gpu_memory_byte_seconds: f64,
     estimated_kwh: f64,
-    /// Only of whole GPUs.
+    /// Only for whole GPUs.
     gpu_free_seconds: Option<f64>,
 }
 
 impl UsageArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         if self.csv && out.format() == Format::Json {
-            return Err(usage("--csv and --json exclude each other", "leave one out"));
+            return Err(usage("--csv and --json exclude each other", "omit one"));
         }
         if self.by.contains(&Part::Hour) && self.by.contains(&Part::Day) {
-            return Err(usage("--by takes hour or day, not both", "leave one out"));
+            return Err(usage("--by takes hour or day, not both", "omit one"));
         }
         let by = self.by.iter().map(|part| part.name()).collect::<Vec<_>>().join(",");
         let mut query = vec![("by", by.as_str())];
@@ -121,7 +120,7 @@ fn usage(message: &str, hint: &'static str) -> CliError {
 
 fn table(mut rows: Vec<Row>, by: &[Part], out: &Output) -> String {
     if rows.is_empty() {
-        return "nothing was used in this time".to_owned();
+        return "no usage in this time".to_owned();
     }
     rows.sort_by(|a, b| {
         let (more, less) = ((b.gpu_seconds(), b.cpu_seconds), (a.gpu_seconds(), a.cpu_seconds));
@@ -160,7 +159,7 @@ impl Row {
         let text = match part {
             Part::User => self.user.as_deref(),
             Part::Pod => self.pod.as_deref(),
-            // The first part of a UUID tells the GPUs of a host apart; JSON and CSV have all of it.
+            // The first part of a UUID is unique on a host; JSON and CSV have all of it.
             Part::Gpu => self.gpu.as_deref().map(|gpu| gpu.match_indices('-').nth(1).map_or(gpu, |(at, _)| &gpu[..at])),
             Part::Hour => self.at.as_deref().map(|at| at.get(..16).unwrap_or(at)),
             Part::Day => self.at.as_deref().map(|at| at.get(..10).unwrap_or(at)),

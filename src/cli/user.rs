@@ -1,4 +1,4 @@
-//! `pody user`: accounts, on the database of this host.
+//! `pody user`: accounts, in the database of this host.
 
 use clap::{ArgAction, Args, Subcommand};
 use serde_json::json;
@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{
     error::CliError,
     exit,
+    help::examples,
     output::{Format, Output},
     terminal,
 };
@@ -20,28 +21,47 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
-    /// Add an account
-    Add(AddArgs),
-    /// Change an account
-    Update(UpdateArgs),
     /// List accounts
+    #[command(alias = "ls", after_help = examples!["pody user list", "pody user list alice bob"])]
     List {
-        /// Only these
+        /// Only these accounts
         names: Vec<UserName>,
     },
+    /// Add an account
+    #[command(after_help = examples![
+        "pody user add alice",
+        "pody user add bob --admin",
+        "pody user add carol --password-stdin < password.txt",
+    ])]
+    Add(AddArgs),
+    /// Change the password, the role or the state of an account
+    #[command(after_help = examples![
+        "pody user update alice --admin",
+        "pody user update alice --password-stdin < password.txt",
+        "pody user update alice --disable",
+    ])]
+    Update(UpdateArgs),
     /// Delete an account that has no pods
-    Delete { name: UserName },
-    /// Delete an account and all of its pods
-    Purge {
+    #[command(alias = "delete", after_help = examples!["pody user rm alice"])]
+    Rm {
+        /// The account
         name: UserName,
-        /// Do not ask
+    },
+    /// Delete an account and all of its pods
+    #[command(after_help = examples!["pody user purge alice", "pody user purge alice --yes"])]
+    Purge {
+        /// The account
+        name: UserName,
+        /// Do not ask for confirmation
         #[arg(short, long)]
         yes: bool,
     },
-    /// Make a bearer token for an account and print it
+    /// Create a bearer token for an account and print it
+    #[command(after_help = examples!["pody user token alice", "pody user token alice --expires 1w"])]
     Token {
+        /// The account
         name: UserName,
-        /// How long it is good
+        /// How long the token is valid: 1y, 1w, 1d, 1h, 1m, 1s or seconds
         #[arg(long, value_name = "TIME", default_value = "1h")]
         expires: Span,
     },
@@ -49,36 +69,38 @@ pub enum UserCommand {
 
 #[derive(Debug, Args)]
 pub struct AddArgs {
+    /// The new account
     name: UserName,
-    /// Password; others on this host can see it here, so better leave it out and be asked
+    /// The password; other users of this host can see it here: omit it to be asked
     password: Option<String>,
-    /// Make it an admin
+    /// Make the account an admin
     #[arg(long)]
     admin: bool,
-    /// Read the password from the standard input
+    /// Read the password from standard input
     #[arg(long, conflicts_with = "password")]
     password_stdin: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
+    /// The account
     name: UserName,
-    /// New password; others on this host can see it here
+    /// The new password; other users of this host can see it here
     #[arg(long)]
     password: Option<String>,
-    /// Read the new password from the standard input
+    /// Read the new password from standard input
     #[arg(long, conflicts_with = "password")]
     password_stdin: bool,
-    /// Make it an admin
+    /// Make the account an admin
     #[arg(long, action = ArgAction::SetTrue, conflicts_with = "no_admin")]
     admin: bool,
-    /// Make it an ordinary member
+    /// Make the account an ordinary member
     #[arg(long)]
     no_admin: bool,
-    /// Let it sign in again
+    /// Allow the account to log in again
     #[arg(long, conflicts_with = "disable")]
     enable: bool,
-    /// Do not let it sign in
+    /// Do not allow the account to log in
     #[arg(long)]
     disable: bool,
 }
@@ -88,22 +110,22 @@ pub fn open() -> Result<App, CliError> {
     Ok(App::open(&config::home(), None, Engine::default())?)
 }
 
-/// Tells a running daemon of a change, and the user if it could not be told.
-pub fn tell() {
+/// Notifies a running daemon of a change. Warns if it does not respond.
+pub fn notify_daemon(out: &Output) {
     if tell_daemon(&config::home()) == Told::Silent {
-        eprintln!("warning: the running daemon does not answer; restart it to make sure that it knows of this change");
+        out.warn("the running daemon does not respond; restart it so that it picks up this change");
     }
 }
 
 impl UserCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         match self {
+            Self::List { names } => list(&names, out).await,
             Self::Add(args) => args.run(out).await,
             Self::Update(args) => args.run(out).await,
-            Self::List { names } => list(&names, out).await,
-            Self::Delete { name } => {
+            Self::Rm { name } => {
                 open()?.accounts.delete_user(Actor::local(), name.clone()).await?;
-                done(out, &format!("user {name} deleted"))
+                changed(out, format!("user {name} deleted"))
             }
             Self::Purge { name, yes } => purge(name, yes, out).await,
             Self::Token { name, expires } => {
@@ -115,7 +137,7 @@ impl UserCommand {
                     .accounts
                     .create_token(Actor::local(), name, "pody user token".to_owned(), Some(expires))
                     .await?;
-                tell();
+                notify_daemon(out);
                 match out.format() {
                     Format::Json => out.json(&json!(token))?,
                     Format::People => out.line(token.token)?,
@@ -129,18 +151,18 @@ impl UserCommand {
 impl AddArgs {
     async fn run(self, out: &Output) -> Result<u8, CliError> {
         let password = match self.password {
-            Some(password) => warn_of_argument(password),
+            Some(password) => warn_about_argument(password, out),
             None => read_password(self.password_stdin)?,
         };
         open()?.accounts.add_user(Actor::local(), self.name.clone(), &password, self.admin).await?;
-        done(out, &format!("user {} added", self.name))
+        changed(out, format!("user {} added", self.name))
     }
 }
 
 impl UpdateArgs {
     async fn run(self, out: &Output) -> Result<u8, CliError> {
         let password = match (self.password, self.password_stdin) {
-            (Some(password), _) => Some(warn_of_argument(password)),
+            (Some(password), _) => Some(warn_about_argument(password, out)),
             (None, true) => Some(read_password(true)?),
             (None, false) => None,
         };
@@ -154,7 +176,7 @@ impl UpdateArgs {
             return Err(CliError::usage("nothing to change", "see `pody user update --help`"));
         }
         open()?.accounts.update_user(Actor::local(), self.name.clone(), change).await?;
-        done(out, &format!("user {} updated", self.name))
+        changed(out, format!("user {} updated", self.name))
     }
 }
 
@@ -168,8 +190,8 @@ fn read_password(from_stdin: bool) -> Result<String, CliError> {
     }
 }
 
-fn warn_of_argument(password: String) -> String {
-    eprintln!("warning: others on this host can see the password in the list of processes; leave it out and be asked");
+fn warn_about_argument(password: String, out: &Output) -> String {
+    out.warn("other users of this host can see the password in the process list; omit it to be asked");
     password
 }
 
@@ -189,12 +211,12 @@ async fn list(names: &[UserName], out: &Output) -> Result<u8, CliError> {
 
 async fn purge(name: UserName, yes: bool, out: &Output) -> Result<u8, CliError> {
     if !yes && !terminal::confirm(&format!("delete user {name} and all of their pods?"))? {
-        return Err(CliError::NotConfirmed(format!("user {name} and their pods stay")));
+        return Err(CliError::NotConfirmed(format!("user {name} was not deleted")));
     }
     let engine = Engine::connect().await.map_err(crate::pod::PodError::from)?;
     let app = App::open(&config::home(), None, engine)?;
     let pods = app.purge_user(Actor::local(), name.clone()).await?;
-    tell();
+    notify_daemon(out);
     match out.format() {
         Format::Json => out.json(&json!({"message": format!("user {name} deleted"), "pods": pods}))?,
         Format::People => {
@@ -207,12 +229,9 @@ async fn purge(name: UserName, yes: bool, out: &Output) -> Result<u8, CliError> 
     Ok(exit::OK)
 }
 
-/// Says what was done, after telling the daemon.
-pub fn done(out: &Output, message: &str) -> Result<u8, CliError> {
-    tell();
-    match out.format() {
-        Format::Json => out.json(&json!({ "message": message }))?,
-        Format::People => out.line(message)?,
-    }
+/// Notifies the daemon of a change and says what was done.
+pub fn changed(out: &Output, message: String) -> Result<u8, CliError> {
+    notify_daemon(out);
+    out.done(&json!({ "message": message }), &message)?;
     Ok(exit::OK)
 }

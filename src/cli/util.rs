@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use clap::Subcommand;
 
-use super::{error::CliError, exit, output::Output};
+use super::{error::CliError, exit, help::examples, output::Output};
 use crate::{
     app::OpenError,
     config::{self, Config, DEFAULT_PORT},
@@ -13,19 +13,26 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub enum UtilCommand {
-    /// Print the folder that holds config and data
+    /// Print the directory of config and data
+    #[command(after_help = examples!["pody util show-home"])]
     ShowHome,
-    /// Edit the config, and check it afterwards
+    /// Edit the config, then check it
+    #[command(after_help = examples!["pody util config", "pody util config --editor nano"])]
     Config {
-        /// Editor; without it $EDITOR, else vi
+        /// The editor [default: $EDITOR, else vi]
         #[arg(short, long)]
         editor: Option<String>,
     },
     /// Print a systemd unit for the daemon
+    #[command(after_help = examples![
+        "pody util systemd-unit > /etc/systemd/system/pody.service",
+        "pody util systemd-unit --drain > /etc/systemd/system/pody-drain.service",
+    ])]
     SystemdUnit {
+        /// Port that the daemon listens on
         #[arg(long, default_value_t = DEFAULT_PORT)]
         port: u16,
-        /// The unit that saves pods when the host goes down, where before_shutdown is set
+        /// Print the unit that saves pods when the host shuts down, if before_shutdown is set in the config
         #[arg(long)]
         drain: bool,
     },
@@ -43,7 +50,7 @@ impl UtilCommand {
     }
 }
 
-/// Opens an editor on the config, which is made from the example where there is none.
+/// Opens an editor on the config, which is created from the example if it does not exist.
 fn edit(editor: Option<String>) -> Result<(), CliError> {
     let path = config::home().join("config.toml");
     if !path.exists() {
@@ -63,12 +70,12 @@ fn program() -> Result<PathBuf, CliError> {
     std::env::current_exe().map_err(|source| CliError::Run { program: "pody".to_owned(), source })
 }
 
-/// A unit that is stopped does what is after those that it was started after: so daemon and Docker still run then. It is
-/// stopped for other reasons, too, which systemd's own state tells apart.
+/// systemd stops units in the reverse order of their start, so daemon and Docker still run when this unit is stopped.
+/// Whether the host is shutting down, or the unit is stopped for another reason, is seen from systemd's own state.
 fn drain_unit() -> Result<String, CliError> {
     Ok(format!(
         "[Unit]
-Description=Saves pods before the host goes down
+Description=Save pods before the host shuts down
 After=network-online.target docker.service pody.service
 Wants=pody.service
 
@@ -76,7 +83,7 @@ Wants=pody.service
 Type=oneshot
 RemainAfterExit=yes
 Environment=PODY_HOME={home}
-# Nothing to be started. Nothing is done unless before_shutdown is set in config.toml.
+# Nothing to start. The stop does nothing unless before_shutdown is set in config.toml.
 ExecStop=/bin/sh -c '[ \"$$(systemctl is-system-running)\" != stopping ] || exec {program} drain --shutdown'
 TimeoutStopSec=30min
 
@@ -100,15 +107,15 @@ ExecStart={program} serve --port {port}
 Environment=PODY_HOME={home}
 Restart=on-failure
 RestartSec=2
-# Pods belong to Docker, and whatever else the daemon started outlives it too.
+# Pods belong to Docker, and the other processes that the daemon started outlive it, too.
 KillMode=process
-# When the kernel takes a helper (CRIU, tar) for memory, the daemon tells of it and
-# puts the pod right; it need not end.
+# When the OOM killer ends a helper (CRIU, tar), the daemon reports it and recovers
+# the pod; it need not stop.
 OOMPolicy=continue
 LimitNOFILE=65536
-# No file system or device restrictions: the daemon makes members' folders where
-# the configuration says, and NVIDIA's library opens devices. And nothing that
-# implies a filter of system calls: CRIU cannot save programs under one.
+# No file system or device restrictions: the daemon creates members' directories
+# where the configuration says, and NVIDIA's library opens devices. And nothing that
+# implies a seccomp filter: CRIU cannot save programs under one.
 NoNewPrivileges=yes
 
 [Install]

@@ -1,4 +1,4 @@
-//! `pody version`: ours and the server's.
+//! `pody version`: the version of this program, and of the API that the server speaks.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::{
     output::{Format, Output},
 };
 
-/// Prints both versions; a server that cannot be reached is no failure.
+/// Prints both versions. A server that cannot be reached is not a failure.
 pub async fn run(out: &Output) -> Result<u8, CliError> {
     let ours = crate::VERSION;
     let server = async { Client::from_environment()?.get("version", &[]).await };
@@ -22,10 +22,10 @@ pub async fn run(out: &Output) -> Result<u8, CliError> {
     match server {
         Ok(Value::Array(parts)) => {
             let parts: Vec<String> = parts.iter().map(Value::to_string).collect();
-            out.line(format!("Server version: {}", parts.join(".")))?;
+            out.line(format!("Server API version: {}", parts.join(".")))?;
         }
-        Ok(other) => out.line(format!("Server version: {other}"))?,
-        Err(error) => out.line(format!("Failed to fetch server version: {}", error.message()))?,
+        Ok(other) => out.line(format!("Server API version: {other}"))?,
+        Err(error) => out.line(format!("Failed to fetch the server's version: {}", error.message()))?,
     }
     Ok(exit::OK)
 }

@@ -148,8 +148,8 @@ fn what_cannot_be_saved_is_named_and_left_or_stopped_as_asked() {
 
     let (code, out, err) = pody(&server, &["drain", "--reason", "new disks"]);
     assert_eq!(code, Some(1), "{out}{err}");
-    assert!(out.contains("1 pod saved and stopped, 0 pods stopped plainly, 1 pod left running"), "{out}{err}");
-    assert!(err.contains("[prefix]-bob-main runs on: ") && err.contains("deleted_file_limit"), "{err}");
+    assert!(out.contains("1 pod saved and stopped, 0 pods stopped without saving, 1 pod left running"), "{out}{err}");
+    assert!(err.contains("[prefix]-bob-main is still running: ") && err.contains("deleted_file_limit"), "{err}");
     assert_eq!((status(&alice, "main"), status(&bob, "main")), ("exited".to_owned(), "running".to_owned()));
     let (code, out, _) = pody(&server, &["drain", "--status"]);
     assert_eq!(code, Some(0));
@@ -160,11 +160,11 @@ fn what_cannot_be_saved_is_named_and_left_or_stopped_as_asked() {
 
     let (code, out, err) = pody(&server, &["drain", "--force"]);
     assert_eq!(code, Some(0), "{out}{err}");
-    assert!(out.contains("1 pod saved and stopped, 1 pod stopped plainly, 0 pods left running"), "{out}{err}");
+    assert!(out.contains("1 pod saved and stopped, 1 pod stopped without saving, 0 pods left running"), "{out}{err}");
     assert_eq!((status(&bob, "main"), rule(&server, "bob")), ("exited".to_owned(), "unless-stopped".to_owned()));
 
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(0), "2 pods back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(0), "2 pods restored\n"), "{err}");
     assert_eq!(count(&alice, "main").1, identity);
     assert_eq!((status(&bob, "main"), rule(&server, "bob")), ("running".to_owned(), "always".to_owned()));
     assert_eq!(exec(&bob, "main", "cat /root/kept; pgrep -c python3 || true"), "kept\n0");
@@ -191,8 +191,8 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
     fs::write(&image, &good[..good.len() / 2]).unwrap();
 
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(1), "1 pod back\n"), "{err}");
-    assert!(err.contains("[prefix]-alice-main is not back: ") && err.contains("is damaged"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(1), "1 pod restored\n"), "{err}");
+    assert!(err.contains("[prefix]-alice-main was not restored: ") && err.contains("is damaged"), "{err}");
     assert_eq!(count(&bob, "main").1, identities[1]);
     assert_eq!(status(&alice, "main"), "exited");
     let ended = drain_state(&server);
@@ -202,7 +202,7 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
 
     fs::write(&image, &good).unwrap();
     let (code, out, err) = pody(&server, &["undrain"]);
-    assert_eq!((code, out.as_str()), (Some(0), "1 pod back\n"), "{err}");
+    assert_eq!((code, out.as_str()), (Some(0), "1 pod restored\n"), "{err}");
     assert_eq!(count(&alice, "main").1, identities[0]);
     assert!(drain_state(&server)["state"].is_null());
     finish(&server, &[&alice, &bob]);

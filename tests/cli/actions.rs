@@ -1,5 +1,5 @@
-//! `pody actions`, and how `pody checkpoint` and `restore` wait: what is shown, that Ctrl-C stops the waiting alone, and a
-//! server that is away for a moment.
+//! `pody actions`, and how `pody checkpoint` and `restore` wait: what they show, that Ctrl-C stops only the waiting,
+//! and a server that restarts.
 
 use std::{process::Stdio, time::Duration};
 
@@ -25,7 +25,7 @@ fn words(table: &str) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn the_list_tells_how_far_each_is_and_what_is_the_matter() {
+fn the_list_shows_progress_and_errors() {
     let fake = Fake::start();
     let running = with(action("checkpoint", "running", "dump"), json!({"total_bytes": 4u64 << 30}));
     fake.on("/action/list", json!([running.clone(), action("restore", "done", "clean")]));
@@ -44,25 +44,25 @@ fn the_list_tells_how_far_each_is_and_what_is_the_matter() {
     let failed = with(action("checkpoint", "error", "dump"), json!({"error": "dump: the disk\u{1b}[2J is full"}));
     fake.on("/action/list", json!([copying, failed]));
     let table = fake.run(&["actions", "--all"]).ok();
-    assert_eq!(words(&table)[0][8..], ["REMOTE", "TROUBLE"]);
+    assert_eq!(words(&table)[0][8..], ["REMOTE", "PROBLEM"]);
     assert!(table.contains("copying 512.0M of 1.0G") && !table.contains('\u{1b}'), "{table}");
     assert_eq!(fake.seen_one().line, "GET /action/list?all=true");
     assert_eq!(fake.run(&["actions", "--json"]).json()[0]["remote_bytes"], 512u64 << 20);
     fake.on("/action/list", json!([]));
-    assert!(fake.run(&["actions"]).ok().contains("`pody checkpoint NAME` begins one"));
-    // One or the other.
+    assert!(fake.run(&["actions"]).ok().contains("`pody checkpoint NAME` starts one"));
+    // NAME and --follow exclude each other.
     assert_eq!(fake.run(&["actions", "main", "--follow", "a1"]).code, 2);
 }
 
 #[test]
-fn one_is_waited_for_again() {
+fn follow_waits_for_an_action_again() {
     let fake = Fake::start();
     fake.on("/action/status", action("checkpoint", "done", "commit"));
     let saved = fake.run(&["actions", "--follow", "a1"]).ok();
-    assert_eq!(saved, "alice-main saved as c1 (1.0G); it stood still for 1.2 s\n");
+    assert_eq!(saved, "alice-main saved as c1 (1.0G); it was frozen for 1.2 s\n");
     assert_eq!(fake.seen_one().line, "GET /action/status?id=a1");
     fake.on("/action/status", action("restore", "done", "clean"));
-    assert_eq!(fake.run(&["actions", "--follow", "a1"]).ok(), "alice-main is back, from c1\n");
+    assert_eq!(fake.run(&["actions", "--follow", "a1"]).ok(), "alice-main restored from c1\n");
     fake.on("/action/status", with(action("restore", "error", "start"), json!({"error": "start: no"})));
     let failed = fake.run(&["actions", "--follow", "a1"]);
     assert_eq!((failed.code, failed.stderr.as_str()), (1, "error: start: no\n"));
@@ -70,9 +70,9 @@ fn one_is_waited_for_again() {
     assert_eq!(fake.run(&["actions", "--follow", "a1"]).code, 1);
 }
 
-/// The work is the server's: the way back to it is told.
+/// The server does the work; the hint says how to wait for it again.
 #[test]
-fn ctrl_c_stops_the_waiting_alone() {
+fn ctrl_c_stops_only_the_waiting() {
     for command in ["checkpoint main", "restore main"] {
         let fake = Fake::start();
         fake.on("/pod/checkpoint", action("checkpoint", "running", "dump"));
@@ -82,31 +82,31 @@ fn ctrl_c_stops_the_waiting_alone() {
         terminal.wait_for("1.0G of 1.0G");
         terminal.type_in(b"\x03");
         let shown = terminal.end();
-        assert!(shown.contains("not waited for any more; the server goes on with it"), "{shown:?}");
+        assert!(shown.contains("stopped waiting; the server continues the work"), "{shown:?}");
         assert!(shown.contains("`pody actions --follow a1` waits for it again"), "{shown:?}");
         assert!(shown.contains("code 130"), "{shown:?}");
     }
 }
 
-/// A daemon that is started anew goes on with what it was at, and so does who waits.
+/// A restarted daemon continues its actions, and the client waits for it.
 #[test]
-fn a_server_that_is_away_for_a_moment_is_waited_for() {
+fn a_server_that_restarts_is_waited_for() {
     let fake = Fake::start();
     fake.on("/pod/checkpoint", action("checkpoint", "running", "dump"));
     fake.on_status("/action/status", 503, json!({"detail": "the daemon starts"}));
     let mut command = fake.pody(&["checkpoint", "main"]);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = std::time::Instant::now();
-    let asked = || fake.seen().iter().filter(|seen| seen.line.starts_with("GET /action/status")).count();
-    while asked() == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it asks");
+    let polls = || fake.seen().iter().filter(|seen| seen.line.starts_with("GET /action/status")).count();
+    while polls() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never polls");
         std::thread::sleep(Duration::from_millis(20));
     }
     fake.on("/action/status", action("checkpoint", "done", "commit"));
     let ended = child.wait_with_output().unwrap();
     assert_eq!(
         String::from_utf8_lossy(&ended.stdout),
-        "main saved as c1 (1.0G); it stood still for 1.2 s\n",
+        "main saved as c1 (1.0G); it was frozen for 1.2 s\n",
         "{ended:?}"
     );
     assert!(ended.status.success());

@@ -1,4 +1,4 @@
-//! `pody checkpoint`, `restore`, `checkpoints`: what is sent, waited for and said.
+//! `pody checkpoint`, `restore`, `checkpoints`, `schedule`, `drain`: requests, waiting, and output.
 
 use serde_json::{Value, json};
 
@@ -17,21 +17,21 @@ fn action(status: &str, phase: &str, error: Option<&str>) -> Value {
 }
 
 #[test]
-fn save_and_restore_wait_for_the_end_and_say_what_was_lost() {
+fn save_and_restore_wait_for_the_end_and_report_losses() {
     let fake = Fake::start();
     fake.on("/pod/checkpoint", action("running", "pause", None)).on("/pod/restore", action("running", "verify", None));
     fake.on("/action/status", action("done", "commit", None));
     let saved =
         fake.run(&["checkpoint", "main", "--stop", "--kind", "simple", "--compression", "zstd", "--label", "x"]);
-    assert_eq!(saved.stdout, "main saved as c1 (1.0G) and stopped; `pody restore main` brings it back\n");
+    assert_eq!(saved.stdout, "main saved as c1 (1.0G) and stopped; `pody restore main` resumes it\n");
     assert_eq!(saved.stderr, "warning: sleep[9] was started by an exec\n");
     let seen = fake.seen();
     assert_eq!(seen[0].form, "ins=main&leave_running=false&kind=simple&compression=zstd&name=x");
     assert_eq!(seen[1].line, "GET /action/status?id=a1");
-    assert_eq!(fake.run(&["checkpoint", "main"]).stdout, "main saved as c1 (1.0G); it stood still for 1.2 s\n");
+    assert_eq!(fake.run(&["checkpoint", "main"]).stdout, "main saved as c1 (1.0G); it was frozen for 1.2 s\n");
     assert_eq!(fake.seen()[0].form, "ins=main&leave_running=true");
     let restored = fake.run(&["restore", "main", "--from", "c1", "--as", "twin"]);
-    assert_eq!(restored.stdout, "twin is back, from c1\n");
+    assert_eq!(restored.stdout, "twin restored from c1\n");
     assert_eq!(fake.seen()[0].form, "ins=main&checkpoint=c1&as=twin");
     assert_eq!(fake.run(&["restore", "main", "--json"]).json()["checkpoint"], "c1");
 }
@@ -47,7 +47,7 @@ fn a_failed_action_is_an_error_with_its_reason() {
 }
 
 #[test]
-fn check_tells_each_process_and_ends_with_its_verdict() {
+fn check_lists_each_process_and_exits_with_the_verdict() {
     let fake = Fake::start();
     let verdict = |can: bool| {
         json!({
@@ -61,9 +61,7 @@ fn check_tells_each_process_and_ends_with_its_verdict() {
     let good = fake.run(&["checkpoint", "check", "main"]);
     assert_eq!(good.code, 0);
     assert!(
-        good.stdout.contains(
-            "alice-main can be saved: about 1.0G of memory and 1.0M of files; it would stand still for about 2.5 s"
-        ),
+        good.stdout.contains("alice-main can be saved: about 1.0G of memory and 1.0M of files; frozen for about 2.5 s"),
         "{good:?}"
     );
     assert_eq!(fake.seen_one().line, "GET /checkpoint/check?ins=main");
@@ -94,12 +92,12 @@ fn the_list_is_a_table_and_rm_asks() {
     assert_eq!(fake.seen_one().line, "GET /pod/checkpoints?ins=main");
     fake.on("/checkpoint/delete", json!({"log": "Checkpoint c1 deleted"}));
     assert_eq!(fake.run(&["checkpoint", "rm", "c1"]).code, 1);
-    assert_eq!(fake.run(&["checkpoint", "rm", "c1", "-y"]).ok(), "c1 deleted\n");
+    assert_eq!(fake.run(&["checkpoint", "rm", "c1", "-y"]).ok(), "checkpoint c1 deleted\n");
     assert_eq!(fake.seen_one().form, "checkpoint=c1");
 }
 
 #[test]
-fn schedules_are_set_shown_and_ended() {
+fn schedules_are_set_shown_and_removed() {
     let fake = Fake::start();
     let schedule = json!({
         "user": "alice", "instance": "main", "rule": "every 6h keep 4", "every_seconds": 21_600, "keep": 4,
@@ -109,21 +107,28 @@ fn schedules_are_set_shown_and_ended() {
     fake.on("/pod/schedule", schedule.clone()).on("/pod/schedules", json!([schedule]));
     // Quoted or not.
     for rule in [&["every 6h keep 4"][..], &["every", "360m", "keep", "4"]] {
-        let mut arguments = vec!["checkpoint", "schedule", "main"];
-        arguments.extend(rule);
-        assert_eq!(fake.run(&arguments).ok(), "main is saved every 6h keep 4, next now\n");
-        assert_eq!(fake.seen_one().form, "ins=main&every=6h&keep=4");
+        for command in [&["schedule", "set", "main"][..], &["checkpoint", "schedule", "main"]] {
+            let said = fake.run(&[command, rule].concat()).ok();
+            assert_eq!(said, "main is saved every 6h (keep 4); next checkpoint: now\n");
+            assert_eq!(fake.seen_one().form, "ins=main&every=6h&keep=4");
+        }
     }
     for bad in ["every day", "every 6h keep 0", "every 6 keep 4"] {
-        let refused = fake.run(&["checkpoint", "schedule", "main", bad]);
+        let refused = fake.run(&["schedule", "set", "main", bad]);
         assert_eq!(refused.code, 2);
         assert!(refused.stderr.contains("for example"), "{refused:?}");
     }
     assert_eq!(fake.run(&["checkpoint", "schedule", "main", "--off", "every 6h keep 4"]).code, 2);
-    for arguments in [&["checkpoint", "schedule", "main"][..], &["checkpoint", "schedules"]] {
+    for arguments in [
+        &["schedule", "show", "main"][..],
+        &["schedule", "list"],
+        &["schedule", "ls"],
+        &["checkpoint", "schedule", "main"],
+        &["checkpoint", "schedules"],
+    ] {
         let table = fake.run(arguments).ok();
         let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(words[0], ["POD", "SCHEDULE", "NEXT", "LAST", "TROUBLE"]);
+        assert_eq!(words[0], ["POD", "SCHEDULE", "NEXT", "LAST", "PROBLEM"]);
         assert_eq!(
             words[1],
             ["main", "every", "6h", "keep", "4", "now", "-", "skipped:", "alice-main", "is", "exited"]
@@ -131,16 +136,17 @@ fn schedules_are_set_shown_and_ended() {
     }
     fake.seen();
     fake.on("/pod/schedule", json!({"message": "Schedule of main ended"}));
-    let off = fake.run(&["checkpoint", "schedule", "main", "--off"]).ok();
-    assert_eq!(off, "main is not saved on a schedule any more\n");
-    assert_eq!(fake.seen_one().form, "ins=main&off=true");
+    for arguments in [&["schedule", "rm", "main"][..], &["checkpoint", "schedule", "main", "--off"]] {
+        assert_eq!(fake.run(arguments).ok(), "schedule of main removed; its checkpoints stay\n");
+        assert_eq!(fake.seen_one().form, "ins=main&off=true");
+    }
     fake.on("/pod/schedules", json!([]));
-    assert!(fake.run(&["checkpoint", "schedules", "--all"]).ok().starts_with("no schedules; "));
+    assert!(fake.run(&["schedule", "list", "--all"]).ok().starts_with("no schedules; "));
     assert_eq!(fake.seen_one().line, "GET /pod/schedules?all=true");
 }
 
 #[test]
-fn what_nobody_made_by_hand_says_where_it_comes_from() {
+fn checkpoints_not_made_by_hand_show_their_origin() {
     let fake = Fake::start();
     let row = |name: Value, origin: &str| {
         json!({
@@ -158,22 +164,22 @@ fn what_nobody_made_by_hand_says_where_it_comes_from() {
     assert_eq!(labels, ["mine", "-", "(schedule)"]);
 }
 
-/// Drains are an affair of the host: without its daemon nothing is begun, and it is said.
+/// A drain needs the daemon of this host.
 #[test]
-fn a_drain_wants_the_daemon_of_this_host() {
+fn a_drain_without_a_daemon_is_refused() {
     let fake = Fake::start();
     let home = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| ended(fake.pody(arguments).env("PODY_HOME", home.path()), "");
     for arguments in [&["drain"][..], &["drain", "--force", "--reason", "x"], &["undrain"]] {
         let refused = run(arguments);
         assert_eq!((refused.code, refused.stdout.as_str()), (3, ""), "{refused:?}");
-        assert!(refused.stderr.starts_with("error: no daemon runs on this host\nhint: start it"), "{refused:?}");
+        assert!(refused.stderr.starts_with("error: no daemon is running on this host\nhint: start it"), "{refused:?}");
     }
     assert_eq!(run(&["drain", "--status"]).ok(), "nothing is drained\n");
     assert_eq!(run(&["drain", "--shutdown"]).ok(), "before_shutdown is off: pods are not saved\n");
     assert_eq!(run(&["drain", "--status", "--force"]).code, 2);
     let unit = run(&["util", "systemd-unit"]).ok();
-    // Settings that imply a filter of system calls (systemd.exec(5)), under which CRIU cannot save programs.
+    // Settings that imply a seccomp filter (systemd.exec(5)), under which CRIU cannot save programs.
     for setting in [
         "SystemCall",
         "Restrict",
@@ -194,7 +200,7 @@ fn a_drain_wants_the_daemon_of_this_host() {
     );
 }
 
-/// On a terminal the way is shown, and wiped away at the end.
+/// On a terminal the progress is shown, and erased at the end.
 #[test]
 fn a_terminal_shows_phase_bytes_and_seconds_frozen() {
     let fake = Fake::start();
@@ -205,7 +211,7 @@ fn a_terminal_shows_phase_bytes_and_seconds_frozen() {
 }
 
 #[test]
-fn copies_are_asked_for_shown_and_taken_in() {
+fn copies_are_requested_listed_and_registered() {
     let fake = Fake::start();
     fake.on("/pod/checkpoint", action("done", "commit", None));
     fake.run(&["checkpoint", "main", "--remote"]).ok();
@@ -238,6 +244,6 @@ fn copies_are_asked_for_shown_and_taken_in() {
     fake.seen();
     fake.on("/checkpoint/fetch", row(Some("copied")));
     let taken = fake.run(&["checkpoint", "fetch", "c1"]).ok();
-    assert_eq!(taken, "c1 is known here now; `pody restore main --from c1` brings its files and the pod\n");
+    assert_eq!(taken, "c1 registered; `pody restore main --from c1` downloads its files and restores the pod\n");
     assert_eq!(fake.seen_one().form, "checkpoint=c1");
 }

@@ -1,4 +1,4 @@
-//! `pody doctor` on a machine where nothing is as it should be.
+//! `pody doctor` on a broken host.
 
 use std::{fs, process::Command};
 
@@ -10,7 +10,7 @@ use super::{
 };
 
 #[test]
-fn each_finding_that_is_not_good_says_how_to_mend_it() {
+fn each_finding_that_is_not_ok_has_a_fix() {
     let fake = Fake::start();
     fake.on("/healthz", json!({"status": "degraded", "docker": "down"}));
     let home = fake.home.path().join("pody-home");
@@ -36,8 +36,8 @@ fn each_finding_that_is_not_good_says_how_to_mend_it() {
     );
 }
 
-/// Findings of a machine whose CRIU is another. What is wrong stands before all that is good.
-fn of_criu(command: &mut Command) -> Vec<(String, String, String)> {
+/// The findings about CRIU. Failures come before what is ok.
+fn criu_findings(command: &mut Command) -> Vec<(String, String, String)> {
     let findings = ended(command, "").json();
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     let findings = findings.as_array().unwrap();
@@ -46,48 +46,45 @@ fn of_criu(command: &mut Command) -> Vec<(String, String, String)> {
     assert!(levels.is_sorted_by_key(rank), "{levels:?}");
     let first = findings.iter().position(|finding| text(finding, "check").starts_with("criu")).unwrap();
     let before = findings[..first].iter().filter(|finding| finding["level"] == findings[first]["level"]).count();
-    assert_eq!(before, 0, "what stands against checkpoints comes first: {findings:?}");
+    assert_eq!(before, 0, "what prevents checkpoints comes first: {findings:?}");
     let all = findings.iter().filter(|finding| text(finding, "check").starts_with("criu"));
     all.map(|finding| (text(finding, "level"), text(finding, "found"), text(finding, "mend"))).collect()
 }
 
 #[test]
-fn a_criu_that_is_missing_too_old_or_unfit_is_said_first() {
+fn a_missing_old_or_unusable_criu_is_reported_first() {
     if !Need::Criu.is_there() {
         return;
     }
     let fake = Fake::start();
-    // The folders of the administrator are looked through, too: they are empty in mounts of their own.
+    // The administrator's directories are searched, too: hide them under empty mounts.
     let mut command = Command::new("unshare");
     let hide = "for d in /usr/local/sbin /usr/sbin /sbin /usr/local/bin; do \
                 [ -e $d/criu ] && mount -t tmpfs none $d; done; exec \"$@\"";
     let doctor = fake.pody(&["doctor", "--json"]);
     command.args(["-m", "sh", "-c", hide, "sh"]).arg(doctor.get_program()).args(doctor.get_args()).env_clear();
     command.envs(doctor.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    let [(level, found, mend)] = &of_criu(&mut command)[..] else { panic!("one finding") };
+    let [(level, found, fix)] = &criu_findings(&mut command)[..] else { panic!("one finding") };
     assert_eq!(level, "warn");
-    assert!(
-        found.starts_with("no checkpoints: criu: ") && mend.contains("install CRIU 4.2 or newer"),
-        "{found} {mend}"
-    );
+    assert!(found.starts_with("no checkpoints: criu: ") && fix.contains("install CRIU 4.2 or newer"), "{found} {fix}");
 
     let path = std::env::var("PATH").unwrap();
-    for (does, said) in [
+    for (script, expected) in [
         (
             "[ \"$1\" = --version ] && { echo 'Version: 3.10'; exit; }",
             "CRIU 3.10 is too old; install CRIU 4.2 or newer",
         ),
         ("[ \"$1\" = check ] && { echo 'no soft-dirty here' >&2; exit 1; }", "no soft-dirty here"),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("criu");
-        fs::write(&program, format!("#!/bin/sh\n{does}\n[ \"$1\" = --version ] && echo 'Version: 4.2.1'\nexit 0\n"))
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("criu");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n[ \"$1\" = --version ] && echo 'Version: 4.2.1'\nexit 0\n"))
             .unwrap();
         fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let mut command = fake.pody(&["doctor", "--json"]);
-        let findings = of_criu(command.env("PATH", format!("{}:{path}", folder.path().display())));
-        let (level, found, mend) = &findings[0];
-        assert_eq!((level.as_str(), found.as_str()), ("fail", said), "{findings:?}");
-        assert!(mend.contains("install CRIU 4.2 or newer"), "{findings:?}");
+        let findings = criu_findings(command.env("PATH", format!("{}:{path}", directory.path().display())));
+        let (level, found, fix) = &findings[0];
+        assert_eq!((level.as_str(), found.as_str()), ("fail", expected), "{findings:?}");
+        assert!(fix.contains("install CRIU 4.2 or newer"), "{findings:?}");
     }
 }

@@ -10,7 +10,7 @@ fn one_argument_is_a_command_line_and_several_are_words() {
     fake.on("/pod/exec", json!({"exit_code": 0, "log": "hi\r\n", "truncated": false}));
     for (args, cmd) in [
         (&["exec", "main", "--", "echo $HOME | wc"][..], "echo $HOME | wc"),
-        (&["exec", "main", "--", "echo", "$HOME", "it's"], r"echo '$HOME' 'it'\''s'"),
+        (&["exec", "main", "--", "echo", "$HOME", "it's"], r#"echo '$HOME' "it's""#),
         (&["exec", "main", "ls", "-la", "--json"], "ls -la --json"),
     ] {
         assert_eq!(fake.run(args).ok(), "hi\r\n");
@@ -34,23 +34,23 @@ fn the_exit_code_is_the_commands() {
 }
 
 #[test]
-fn a_command_out_of_time_is_124_with_what_it_wrote() {
+fn a_timeout_is_exit_code_124_with_the_output_so_far() {
     let fake = Fake::start();
     fake.on("/pod/exec", json!({"exit_code": -1, "log": "Timeout", "truncated": false, "output": "half"}));
     let late = fake.run(&["exec", "main", "sleep 99"]);
     assert_eq!((late.code, late.stdout.as_str()), (124, "half"));
-    assert!(late.stderr.starts_with("warning: the command ran out of time"), "{late:?}");
+    assert!(late.stderr.starts_with("warning: the command exceeded its time limit"), "{late:?}");
 }
 
 #[test]
-fn cut_output_is_said() {
+fn truncated_output_is_a_warning() {
     let fake = Fake::start();
     fake.on("/pod/exec", json!({"exit_code": 0, "log": "x", "truncated": true}));
-    assert!(fake.run(&["exec", "main", "yes"]).stderr.starts_with("warning: the output was longer"));
+    assert!(fake.run(&["exec", "main", "yes"]).stderr.starts_with("warning: the output is longer"));
 }
 
 #[test]
-fn a_command_in_the_background_says_how_to_come_back_to_it() {
+fn a_background_command_says_how_to_attach_to_it() {
     let fake = Fake::start();
     fake.on("/pod/exec", json!({"exit_code": 0, "log": "", "truncated": false, "session": "s1"}));
     let begun = fake.run(&["exec", "--detach", "main", "--", "sleep 9"]).ok();

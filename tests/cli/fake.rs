@@ -1,4 +1,4 @@
-//! A server that writes down what it is asked and answers what a test tells it to; and `pody` to ask it.
+//! A server that records requests and returns the responses that a test sets; and `pody` to send them.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ use axum::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A request as it came.
+/// A recorded request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// `GET /pod/list?a=b`, query decoded.
@@ -40,11 +40,11 @@ type Answers = HashMap<&'static str, (u16, String)>;
 struct Shared {
     answers: Arc<Mutex<Answers>>,
     seen: Arc<Mutex<Vec<Seen>>>,
-    /// How often who comes back to a session hears that its pod is paused.
+    /// How often a client that reattaches gets the response that its pod is paused.
     paused: Arc<AtomicI32>,
 }
 
-/// A server and a home folder of the user who asks it. Both go away with it.
+/// A server, and the home directory of its user. Both are removed on drop.
 pub struct Fake {
     pub base: String,
     pub home: TempDir,
@@ -67,7 +67,7 @@ impl Fake {
         Self { base, home: tempfile::tempdir().unwrap(), shared, _runtime: runtime }
     }
 
-    /// Answers a path with JSON.
+    /// Sets the JSON response of a path.
     pub fn on(&self, path: &'static str, answer: Value) -> &Self {
         self.on_status(path, 200, answer)
     }
@@ -77,32 +77,32 @@ impl Fake {
         self
     }
 
-    /// Answers a path with text that is no JSON.
+    /// Sets a response that is not JSON.
     pub fn on_text(&self, path: &'static str, status: u16, answer: &str) -> &Self {
         self.shared.answers.lock().unwrap().insert(path, (status, answer.to_owned()));
         self
     }
 
-    /// What was asked since the last time, in order.
+    /// The requests since the last call, in order.
     pub fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.shared.seen.lock().unwrap())
     }
 
-    /// The only request since the last time.
+    /// The only request since the last call.
     pub fn seen_one(&self) -> Seen {
         let seen = self.seen();
         assert_eq!(seen.len(), 1, "{seen:?}");
         seen.into_iter().next().unwrap()
     }
 
-    /// `pody` as alice asks this server: an empty environment but for who she is.
+    /// `pody` as alice: an environment with nothing but her identity and this server.
     pub fn pody<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = self.stranger(args);
         command.env("PODY_API_BASE", &self.base).env("PODY_USERNAME", "alice").env("PODY_PASSWORD", "secret");
         command
     }
 
-    /// `pody` of a user who has said nothing, neither who they are nor where the server is.
+    /// `pody` in an environment without identity and server.
     pub fn stranger<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pody"));
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -110,13 +110,13 @@ impl Fake {
         command
     }
 
-    /// Runs as alice, with nothing on the standard input.
+    /// Runs as alice, with empty standard input.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ended {
         ended(&mut self.pody(args), "")
     }
 }
 
-/// How a program ended.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Ended {
     pub code: i32,
@@ -125,7 +125,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The standard output of a program that was content.
+    /// The standard output of a program that succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
         assert_eq!(self.code, 0, "{self:?}");
@@ -140,21 +140,21 @@ impl Ended {
 
 pub fn ended(command: &mut Command, stdin: &str) -> Ended {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The program may end without reading.
+    // The program may exit without reading.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Ended { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
 }
 
-/// `pody` under another name.
+/// `pody` under another program name.
 pub fn named(command: &mut Command, name: &str) -> Ended {
     ended(command.arg0(Path::new("/usr/local/bin").join(name)), "")
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
-    write_down(&shared, request).await;
+    record(&shared, request).await;
     let answers = shared.answers.lock().unwrap();
     let (status, body) =
         answers.get(path.as_str()).cloned().unwrap_or((404, json!({"detail": "Not Found"}).to_string()));
@@ -165,7 +165,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     response
 }
 
-async fn write_down(shared: &Shared, request: Request) {
+async fn record(shared: &Shared, request: Request) {
     let (parts, body) = request.into_parts();
     let header = |name| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
     let body: Bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
@@ -183,26 +183,27 @@ fn decoded(query: &[u8]) -> String {
     form_urlencoded::parse(query).map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("&")
 }
 
-/// A terminal that says its size, echoes what it gets in upper case, and ends with 7 at Ctrl-D. `ins=gone` breaks off.
-/// `ins=saved` lets go at once of who does not come back to its session; the first who does is told that the pod is paused.
+/// A terminal that prints its size, echoes input in upper case, and exits with 7 at Ctrl-D. `ins=gone` drops the
+/// connection. `ins=saved` detaches at once, unless the client reattaches; the first to reattach gets the response that
+/// the pod is paused.
 async fn shell(State(shared): State<Shared>, request: Request) -> Response {
     use axum::extract::FromRequestParts;
     let query = decoded(request.uri().query().unwrap_or_default().as_bytes());
     let (mut parts, body) = request.into_parts();
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
-    write_down(&shared, Request::from_parts(parts, body)).await;
+    record(&shared, Request::from_parts(parts, body)).await;
     if query.contains("ins=missing") {
         return (StatusCode::NOT_FOUND, json!({"detail": "no pod missing"}).to_string()).into_response();
     }
-    let comes_back = query.contains("session=s1");
-    if query.contains("ins=saved") && comes_back && shared.paused.fetch_sub(1, Ordering::SeqCst) > 0 {
+    let reattaches = query.contains("session=s1");
+    if query.contains("ins=saved") && reattaches && shared.paused.fetch_sub(1, Ordering::SeqCst) > 0 {
         return (StatusCode::CONFLICT, json!({"detail": "it is paused"}).to_string()).into_response();
     }
     if query.contains("ins=saved") && query.contains("session=s2") {
         return (StatusCode::NOT_FOUND, json!({"detail": "no session s2"}).to_string()).into_response();
     }
     upgrade.unwrap().on_upgrade(async move |mut socket| {
-        if query.contains("ins=saved") && !comes_back {
+        if query.contains("ins=saved") && !reattaches {
             let _ = socket.send(Message::Text(r#"{"detached":{"session":"s1"}}"#.into())).await;
             return;
         }
@@ -210,9 +211,9 @@ async fn shell(State(shared): State<Shared>, request: Request) -> Response {
             return;
         }
         socket.send(Message::Binary(format!("[{query}]\r\n").into())).await.unwrap();
-        // What was typed at the first connection has gone there, the end of the input too.
-        let is_over = query.contains("ins=saved");
-        while !is_over && let Some(Ok(message)) = socket.recv().await {
+        // The first connection got the input, its end too.
+        let has_ended = query.contains("ins=saved");
+        while !has_ended && let Some(Ok(message)) = socket.recv().await {
             match message {
                 Message::Binary(bytes) if bytes.ends_with(b"\x04") => break,
                 Message::Binary(bytes) => {

@@ -1,16 +1,16 @@
-//! What all commands have in common: exit codes, hints, `--json`, colours, names, completions.
+//! What all commands have in common: exit codes, hints, `--json`, colours, names, help, completions.
 
 use serde_json::json;
 
 use super::fake::{Fake, ended, named};
 
 #[test]
-fn a_server_that_is_not_there_is_exit_code_3() {
+fn an_unreachable_server_is_exit_code_3() {
     let fake = Fake::start();
     let gone = ended(fake.pody(&["ps"]).env("PODY_API_BASE", "http://127.0.0.1:1"), "");
     assert_eq!((gone.code, gone.stdout.as_str()), (3, ""));
     assert!(gone.stderr.starts_with("error: cannot reach http://127.0.0.1:1: "), "{gone:?}");
-    assert!(gone.stderr.contains("\nhint: does `pody serve` run there?"), "{gone:?}");
+    assert!(gone.stderr.contains("\nhint: is `pody serve` running there?"), "{gone:?}");
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn refused_credentials_are_exit_code_4() {
 }
 
 #[test]
-fn other_refusals_are_exit_code_1_and_say_when_to_try_again() {
+fn other_refusals_are_exit_code_1_with_retry_after_as_a_hint() {
     let fake = Fake::start();
     fake.on_status("/pod/ps", 503, json!({"detail": "Docker does not answer"}));
     let refused = fake.run(&["ps"]);
@@ -106,6 +106,23 @@ fn the_old_names_are_commands() {
 }
 
 #[test]
+fn help_of_a_command_is_the_same_with_and_without_dashes() {
+    let fake = Fake::start();
+    for words in [&["create"][..], &["checkpoint", "rm"], &["user", "delete"], &["exec"], &["help"], &[]] {
+        let with_dashes = fake.run(&[words, &["--help"]].concat()).ok();
+        assert_eq!(fake.run(&[&["help"], words].concat()).ok(), with_dashes, "{words:?}");
+        assert!(with_dashes.contains("Usage: pody") && !with_dashes.contains('\x1b'), "{with_dashes}");
+    }
+    assert!(fake.seen().is_empty());
+    // Neither a command nor a route of the server.
+    fake.on("/help", json!([]));
+    let unknown = fake.run(&["help", "crate"]);
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.stderr.starts_with("error: there is no command or route \"crate\"\nhint: `pody --help`"));
+    assert_eq!(fake.run(&["help", "user", "crate"]).code, 2);
+}
+
+#[test]
 fn completions_know_the_commands() {
     let fake = Fake::start();
     for shell in ["bash", "zsh", "fish"] {
@@ -119,13 +136,13 @@ fn version_works_without_a_server() {
     let fake = Fake::start();
     fake.on("/version", json!([0, 4, 1]));
     let ours = env!("CARGO_PKG_VERSION");
-    assert_eq!(fake.run(&["version"]).ok(), format!("Client version: {ours}\nServer version: 0.4.1\n"));
+    assert_eq!(fake.run(&["version"]).ok(), format!("Client version: {ours}\nServer API version: 0.4.1\n"));
     let alone = ended(fake.pody(&["version"]).env("PODY_API_BASE", "http://127.0.0.1:1"), "").ok();
-    assert!(alone.starts_with(&format!("Client version: {ours}\nFailed to fetch server version: ")), "{alone}");
+    assert!(alone.starts_with(&format!("Client version: {ours}\nFailed to fetch the server's version: ")), "{alone}");
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let fake = Fake::start();
     fake.on("/image/list", json!(vec!["x".repeat(100); 10_000]));
     let line = format!("{} images | head -n 1", env!("CARGO_BIN_EXE_pody"));

@@ -1,10 +1,10 @@
-//! `pody gpu`: printed once, as JSON, and live on a terminal that is as before afterwards.
+//! `pody gpu`: printed once, as JSON, and live on a terminal, which is restored.
 
 use serde_json::{Value, json};
 
 use super::{fake::Fake, terminal::Terminal};
 
-/// What switches a terminal to the other screen, and back.
+/// Enter and leave the alternate screen of a terminal.
 const ENTERED: &str = "\x1b[?1049h";
 const LEFT: &str = "\x1b[?1049l";
 
@@ -59,12 +59,12 @@ fn in_a_pipe_it_is_printed_once() {
     let first = ["0", "H200", half, "50%", half, "70.0G/140.0G", "412/700W", "45°C", "alice", "bob", "(host)"];
     assert_eq!(words(2), first);
     assert_eq!(words(3), ["└", "MIG", "1", "1g.18gb", "█████░░░░░░░░░░░░░░░", "4.0G/16.0G"]);
-    // Not zero, and why.
+    // Not zero, and with the reason.
     assert_eq!(words(4), ["1", "H200", "unknown", "-", "-", "-"]);
     assert_eq!(lines[5], "GPU 1 is unknown: the GPU is lost");
     assert_eq!(lines[6], "");
     assert_eq!(words(7)[..8], ["GPU", "PID", "IN", "POD", "USER", "POD", "MEMORY", "UTIL"]);
-    // By owner, and nothing that moves a cursor or turns the text.
+    // By owner, and nothing that moves the cursor or reorders the text.
     let tail = ["10.0G", "40%", "1h", "1m"];
     assert_eq!(words(8), [&["1", "10", "7", "alice", "alice-b"][..], &tail, &["python", "train.py"]].concat());
     let rude = "a\u{fffd}[2J\u{fffd}b\u{fffd}c";
@@ -75,7 +75,7 @@ fn in_a_pipe_it_is_printed_once() {
 }
 
 #[test]
-fn what_a_gpu_does_not_tell_is_no_zero_and_trouble_is_noted() {
+fn unreported_values_are_not_zero_and_problems_are_noted() {
     let fake = Fake::start();
     let mut quiet = gpu(0, json!([]));
     for key in ["utilization", "power", "power_limit", "temperature"] {
@@ -89,7 +89,7 @@ fn what_a_gpu_does_not_tell_is_no_zero_and_trouble_is_noted() {
     let row: Vec<_> = shown.lines().nth(2).unwrap().split_whitespace().collect();
     assert_eq!((row[2], &row[5..]), ("-", &["-", "-"][..]), "{shown}");
     assert!(shown.contains("└ MIG 0                -\n"), "{shown}");
-    assert!(shown.contains("\nGPU 0 runs slower than it could: sw_power_cap\n"), "{shown}");
+    assert!(shown.contains("\nGPU 0 is throttled: sw_power_cap\n"), "{shown}");
     assert!(shown.contains("\nGPU 0 has uncorrected memory errors since boot: 3\n"), "{shown}");
     assert!(shown.ends_with("\n\nno processes on the GPUs\n"), "{shown}");
 }
@@ -120,37 +120,37 @@ fn json_is_the_servers_answer() {
 fn a_host_without_gpus_is_a_sentence() {
     let fake = Fake::start();
     for (library, sentence) in [
-        (json!({"state": "absent"}), "there is no NVIDIA driver on this host, so there are no GPUs for pods"),
-        (json!({"state": "starting"}), "the GPUs are not read yet: the daemon has just started"),
+        (json!({"state": "absent"}), "no NVIDIA driver on this host: no GPUs for pods"),
+        (json!({"state": "starting"}), "the GPUs have not been read yet: the daemon has just started"),
         (json!({"state": "failing", "reason": "reboot"}), "the NVIDIA driver does not work: reboot"),
         (working(), "NVIDIA driver 570.86.15 sees no GPU"),
     ] {
         fake.on("/host/gpus", answer(library, json!([])));
         assert_eq!(fake.run(&["gpu"]).ok(), format!("{sentence}\n"));
     }
-    // Nor does a terminal change it where there is nothing to watch.
+    // Also on a terminal: without GPUs there is nothing to watch.
     fake.on("/host/gpus", answer(json!({"state": "absent"}), json!([])));
     let shown = Terminal::start(&fake, "$PODY gpu; echo code $?").end();
-    assert!(shown.starts_with("there is no NVIDIA driver") && shown.contains("code 0"), "{shown:?}");
+    assert!(shown.starts_with("no NVIDIA driver") && shown.contains("code 0"), "{shown:?}");
 }
 
-/// Runs a command and says afterwards how it ended and whether the terminal is as before.
+/// Runs a command, then prints its exit code and whether the terminal is restored.
 fn watched(command: &str) -> String {
-    format!("before=$(stty -g); {command}; echo code $?; [ \"$before\" = \"$(stty -g)\" ] && echo as before")
+    format!("before=$(stty -g); {command}; echo code $?; [ \"$before\" = \"$(stty -g)\" ] && echo restored")
 }
 
-/// Shell words that wait for `tell`.
-const UNTIL_TOLD: &str = "until [ -e $HOME/told ]; do sleep 0.05; done";
+/// Shell words that wait for `signal`.
+const UNTIL_SIGNALLED: &str = "until [ -e $HOME/signal ]; do sleep 0.05; done";
 
-fn tell(fake: &Fake) {
-    std::fs::write(fake.home.path().join("told"), "").unwrap();
+fn signal(fake: &Fake) {
+    std::fs::write(fake.home.path().join("signal"), "").unwrap();
 }
 
 #[track_caller]
 fn assert_restored(shown: &str, code: u8) {
-    let (_, after) = shown.split_once(LEFT).unwrap_or_else(|| panic!("not left: {shown:?}"));
+    let (_, after) = shown.split_once(LEFT).unwrap_or_else(|| panic!("still on the alternate screen: {shown:?}"));
     assert!(shown.contains(ENTERED) && shown.contains("\x1b[?25h") && shown.contains("\x1b[?7h"), "{shown:?}");
-    assert!(after.contains(&format!("code {code}")) && after.contains("as before"), "{after:?}");
+    assert!(after.contains(&format!("code {code}")) && after.contains("restored"), "{after:?}");
 }
 
 #[test]
@@ -160,8 +160,8 @@ fn on_a_terminal_it_is_live_until_q_or_control_c() {
         fake.on("/host/gpus", some_gpus());
         let mut terminal = Terminal::start(&fake, &watched("$PODY gpu"));
         let first = terminal.wait_for("[host process]");
-        assert!(first.contains("03:04:05  q ends") && first.contains("\x1b[31mGPU 1 is unknown"), "{first:?}");
-        // Drawn anew with what is new.
+        assert!(first.contains("03:04:05  q to quit") && first.contains("\x1b[31mGPU 1 is unknown"), "{first:?}");
+        // Redrawn with the next response.
         let mut next = some_gpus();
         next["gpus"][0]["reading"]["temperature"] = json!(77);
         fake.on("/host/gpus", next);
@@ -188,47 +188,47 @@ fn no_color_holds_for_the_live_screen_too() {
 fn a_signal_restores_the_terminal() {
     let fake = Fake::start();
     fake.on("/host/gpus", some_gpus());
-    let command = format!("($PODY gpu & pid=$!; {UNTIL_TOLD}; kill -TERM $pid; wait $pid) < /dev/tty");
+    let command = format!("($PODY gpu & pid=$!; {UNTIL_SIGNALLED}; kill -TERM $pid; wait $pid) < /dev/tty");
     let mut terminal = Terminal::start(&fake, &watched(&command));
     terminal.wait_for("[host process]");
-    tell(&fake);
+    signal(&fake);
     assert_restored(&terminal.end(), 143);
 }
 
 #[test]
-fn a_server_that_is_away_is_said_and_one_that_refuses_ends_it() {
+fn an_unreachable_server_is_shown_and_a_refusal_ends_the_view() {
     let fake = Fake::start();
     fake.on("/host/gpus", some_gpus());
     let mut terminal = Terminal::start(&fake, &watched("$PODY gpu"));
     terminal.wait_for("[host process]");
     fake.on_status("/host/gpus", 503, json!({"detail": "the daemon is stopping"}));
-    terminal.wait_for("as it was at 03:04:05: the daemon is stopping");
+    terminal.wait_for("as of 03:04:05: the daemon is stopping");
     fake.on("/host/gpus", some_gpus());
-    terminal.wait_for("q ends");
+    terminal.wait_for("q to quit");
     fake.on_status("/host/gpus", 401, json!({"detail": "the token was revoked"}));
     let shown = terminal.end();
     assert_restored(&shown, 4);
-    // On the screen that stays.
+    // On the normal screen.
     assert!(shown.split_once(LEFT).unwrap().1.contains("the token was revoked"), "{shown:?}");
 }
 
 #[test]
-fn it_fits_a_terminal_that_shrinks_and_scrolls_there() {
+fn the_view_fits_a_terminal_that_shrinks_and_scrolls() {
     let fake = Fake::start();
     let mut gpus = some_gpus();
     let many = (100..120).map(|pid| process("bob", "bob-x", pid)).collect::<Vec<_>>();
     gpus["gpus"][0]["processes"] = json!(many);
     gpus["gpus"][1]["reason"] = json!("it fell off the bus or needs a reset; a reboot usually brings it back");
     fake.on("/host/gpus", gpus);
-    let shrink = format!("{UNTIL_TOLD}; stty rows 12 cols 70");
+    let shrink = format!("{UNTIL_SIGNALLED}; stty rows 12 cols 70");
     let words = format!("(NO_COLOR=1 $PODY gpu & pid=$!; {shrink}; wait $pid) < /dev/tty");
     let mut terminal = Terminal::start(&fake, &words);
     terminal.wait_for("\x1b[30;1H");
-    tell(&fake);
+    signal(&fake);
     terminal.wait_for("more lines");
-    // The one after that: crossterm may leave a key that comes together with a new size until the next key.
+    // The next one: crossterm may hold back a key that arrives together with a new size until the next key.
     let small = terminal.wait_for("more lines");
-    // All of the reason, broken where the line ends.
+    // The whole reason, broken at the end of the line.
     assert!(small.contains("brings it back") && !small.contains("\x1b[13;1H"), "{small:?}");
     for line in small.split(";1H").skip(1) {
         let text = line.trim_start_matches("\x1b[2K").split('\x1b').next().unwrap();

@@ -15,9 +15,9 @@ fn login(fake: &Fake) -> Ended {
 }
 
 #[test]
-fn login_trades_the_password_for_a_token_that_only_the_user_can_read() {
+fn login_exchanges_the_password_for_a_token_that_only_the_user_can_read() {
     let fake = Fake::start();
-    assert_eq!(login(&fake).ok(), format!("logged in at {} as alice\n", fake.base));
+    assert_eq!(login(&fake).ok(), format!("logged in to {} as alice\n", fake.base));
     let seen = fake.seen_one();
     assert_eq!((seen.line.as_str(), seen.authorization.as_str()), ("POST /user/tokens/create", BASIC));
 
@@ -42,7 +42,7 @@ fn the_token_goes_to_no_other_server() {
 }
 
 #[test]
-fn logging_in_again_revokes_the_token_of_before() {
+fn logging_in_again_revokes_the_previous_token() {
     let fake = Fake::start();
     login(&fake).ok();
     fake.seen();
@@ -58,13 +58,14 @@ fn a_wrong_password_stores_nothing() {
     fake.on_status("/user/tokens/create", 401, json!({"detail": "invalid username or password"}));
     let refused = ended(&mut fake.stranger(&["login", "--server", &fake.base, "--user", "alice"]), "wrong\n");
     assert_eq!(refused.code, 4);
+    assert!(refused.stderr.starts_with("error: invalid username or password\nhint: check the name"), "{refused:?}");
     assert!(!fake.home.path().join(".config/pody/credentials.json").exists());
     assert_eq!(ended(&mut fake.stranger(&["login", "--server", &fake.base]), "x\n").code, 2);
     assert_eq!(ended(&mut fake.stranger(&["login", "--server", "box", "--user", "a"]), "x\n").code, 2);
 }
 
 #[test]
-fn logout_revokes_and_forgets() {
+fn logout_revokes_and_deletes_the_token() {
     let fake = Fake::start();
     login(&fake).ok();
     fake.seen();
@@ -77,12 +78,15 @@ fn logout_revokes_and_forgets() {
 }
 
 #[test]
-fn logout_forgets_also_without_the_server() {
+fn logout_deletes_the_token_also_without_the_server() {
     let fake = Fake::start();
     login(&fake).ok();
     fake.on_status("/user/tokens/revoke", 503, json!({"detail": "the database is locked"}));
     let left = ended(&mut fake.stranger(&["logout"]), "");
-    assert!(left.code == 0 && left.stderr.contains("still good at"), "{left:?}");
+    assert!(
+        left.code == 0 && left.stderr.contains("still valid at") && left.stderr.contains("`pody token rm`"),
+        "{left:?}"
+    );
     assert!(!fake.home.path().join(".config/pody/credentials.json").exists());
 }
 
@@ -93,12 +97,12 @@ fn whoami_shows_the_limits() {
     fake.on("/user/info", json!({"user": {"name": "alice", "is_admin": 1}, "quota": quota}));
     let shown = fake.run(&["whoami"]).ok();
     let limits =
-        "LIMIT         VALUE\nmax_pods      5\ngpus          all\nmemory_limit  64.0G\ncpu_limit     no limit\n";
+        "LIMIT         VALUE\nmax_pods      5\ngpus          all\nmemory_limit  64.0G\ncpu_limit     unlimited\n";
     assert_eq!(shown, format!("alice, admin at {}\n\n{limits}", fake.base));
 }
 
 #[test]
-fn a_new_password_goes_into_the_body() {
+fn a_new_password_is_sent_in_the_body() {
     let fake = Fake::start();
     fake.on("/user/ch-passwd", json!({"message": "Password updated"}));
     assert_eq!(ended(&mut fake.pody(&["passwd"]), " new one \n").ok(), "Password updated\n");

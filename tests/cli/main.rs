@@ -1,4 +1,4 @@
-//! The command line from outside: the program against a server that answers what the test says.
+//! The command line from outside: the program against a server whose responses the tests set.
 
 mod actions;
 mod checkpoint;

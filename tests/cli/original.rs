@@ -1,4 +1,5 @@
-//! Against the client of pody 0.4.1: the same words make the same requests, and the same JSON with `--raw`.
+//! Compared with the client of pody 0.4.1: the same command lines send the same requests, and print the same JSON with
+//! `--raw`.
 
 use std::process::Command;
 
@@ -47,7 +48,7 @@ fn requests_and_raw_answers_are_the_same() {
     }
 }
 
-/// Messages as its own handler writes them.
+/// Log messages, written by its own handler.
 const LOG: &str = r#"
 import logging, sys
 from pody.eng.log import SQLiteFileHandler
@@ -59,7 +60,7 @@ for number, (level, message) in enumerate([(20, "first"), (30, "careful"), (40, 
 handler.close()
 "#;
 
-/// Its `pody-log`, which does not start with newer editions of rich, because it forgot an import.
+/// Its `pody-log`, which does not start with newer versions of rich because of a missing import.
 const SHOW: &str = "import rich.console; from pody.cli.log import app; app()";
 
 #[test]
@@ -86,7 +87,7 @@ fn log_files_are_read_and_shrunk_alike() {
     assert_eq!(missing.code, 1);
 }
 
-/// The spelling of a URL may differ where its meaning does not; the requests were compared.
+/// Equivalent URLs may be spelled differently; the requests themselves are compared.
 fn without_url(mut answer: Value) -> Value {
     if let Some(url) = answer.pointer_mut("/context/URL") {
         *url = Value::Null;

@@ -45,7 +45,7 @@ fn create_start_stop_and_commit_post_forms() {
     fake.on("/pod/create", json!({"log": "", "info": info})).on("/pod/stop", json!({"log": "Server listening"}));
     fake.on("/pod/commit", json!({"image_name": "c:alice-v1", "log": "Container alice-main committed"}));
     let said = fake.run(&["create", "main", "--image", "pody-base"]).ok();
-    assert_eq!(said, "main runs; go in with `pody shell main` or `pody ssh main`\n");
+    assert_eq!(said, "main is running; connect with `pody shell main` or `pody ssh main`\n");
     let seen = fake.seen_one();
     assert_eq!((seen.line.as_str(), seen.form.as_str()), ("POST /pod/create", "ins=main&image=pody-base"));
     fake.run(&["create", "two", "--image", "pody-base", "--gpus", "0,1"]).ok();
@@ -57,7 +57,7 @@ fn create_start_stop_and_commit_post_forms() {
 }
 
 #[test]
-fn inspect_and_stats_are_for_people() {
+fn inspect_and_stats_are_tables() {
     let fake = Fake::start();
     fake.on(
         "/pod/inspect",
@@ -77,13 +77,13 @@ fn inspect_and_stats_are_for_people() {
 }
 
 #[test]
-fn rm_asks_and_without_an_answer_does_nothing() {
+fn rm_asks_for_confirmation() {
     let fake = Fake::start();
     fake.on("/pod/delete", json!({"log": "Container alice-main deleted"}));
     let kept = fake.run(&["rm", "main"]);
     assert_eq!(
         (kept.code, kept.stderr.as_str()),
-        (1, "error: not done: main is still there\nhint: answer y, or add -y\n")
+        (1, "error: not confirmed: main was not deleted\nhint: answer y, or add --yes\n")
     );
     assert!(fake.seen().is_empty());
     assert_eq!(fake.run(&["rm", "main", "-y"]).ok(), "main deleted\n");
@@ -91,7 +91,7 @@ fn rm_asks_and_without_an_answer_does_nothing() {
 }
 
 #[test]
-fn logs_come_as_they_are() {
+fn logs_are_printed_unchanged() {
     let fake = Fake::start();
     fake.on("/pod/logs", json!({"log": "a\r\n\u{1b}[1mb"}));
     assert_eq!(fake.run(&["logs", "main", "--tail", "5", "--since", "10m"]).ok(), "a\r\n\u{1b}[1mb");
@@ -111,8 +111,13 @@ fn a_new_token_is_alone_on_the_standard_output() {
     assert_eq!(fake.run(&["token", "create", "ci", "--expires", "7d"]).ok(), "pody_xyz\n");
     assert_eq!(fake.seen_one().form, "name=ci&expires=7d");
     fake.on("/user/tokens/revoke", json!({"message": "revoked"}));
-    assert_eq!(fake.run(&["token", "revoke", "3"]).ok(), "revoked\n");
-    assert_eq!(fake.seen_one().form, "id=3");
+    for verb in ["rm", "revoke"] {
+        assert_eq!(fake.run(&["token", verb, "3"]).ok(), "revoked\n");
+        assert_eq!(fake.seen_one().form, "id=3");
+    }
+    let problem = json!([{"type": "int_parsing", "loc": ["query", "id"], "msg": "Input should be a valid integer", "input": "ci"}]);
+    fake.on_status("/user/tokens/revoke", 422, json!({ "detail": problem }));
+    assert_eq!(fake.run(&["token", "rm", "ci"]).stderr, "error: id: Input should be a valid integer\n");
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn an_empty_last_value_is_read_from_the_standard_input() {
 }
 
 #[test]
-fn errors_are_the_servers_words() {
+fn errors_are_the_messages_of_the_server() {
     let fake = Fake::start();
     fake.on_status("/pod/create", 403, json!({"detail": "max_pods is 1 and you have 1: alice-main"}));
     let refused = fake.run(&["post", "pod/create", "ins:x", "image:y"]);
@@ -107,7 +107,7 @@ fn fetch_asks_for_the_method_first() {
 }
 
 #[test]
-fn a_trailing_slash_shows_the_routes_below() {
+fn a_trailing_slash_lists_the_routes_below() {
     let fake = Fake::start();
     let params = json!([{"name": "ins", "optional": false}, {"name": "tag", "optional": true}]);
     fake.on("/help", json!([{"path": "/pod/commit", "methods": ["POST"], "params": params}]));
@@ -116,8 +116,11 @@ fn a_trailing_slash_shows_the_routes_below() {
     assert_eq!(fake.seen_one().line, "GET /help?path=/pod/");
     assert_eq!(fake.run(&["help", "pod/commit"]).ok(), table);
     assert_eq!(fake.seen_one().line, "GET /help?path=/pod/commit");
-    fake.run(&["help"]).ok();
+    fake.run(&["help", "/"]).ok();
     assert_eq!(fake.seen_one().line, "GET /help?path=/");
+    // A word that is not a command is a route, as in pody 0.4.1.
+    assert_eq!(fake.run(&["help", "healthz"]).ok(), table);
+    assert_eq!(fake.seen()[1].line, "GET /help?path=/healthz");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::fake::{Fake, ended};
 
-/// Puts the fake `ssh` before all others, and a key into `~/.ssh`.
+/// Puts a fake `ssh` first on PATH.
 fn with_ssh(fake: &Fake, args: &[&str]) -> Command {
     let bin = fake.home.path().join("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -18,7 +18,7 @@ fn with_ssh(fake: &Fake, args: &[&str]) -> Command {
 }
 
 #[test]
-fn ssh_goes_to_the_hosts_port_and_passes_the_exit_code() {
+fn ssh_uses_the_host_port_and_passes_on_the_exit_code() {
     let fake = Fake::start();
     fake.on("/pod/inspect", json!({"port_mapping": ["20805:80", "20806:22"]}));
     let ssh = ended(&mut with_ssh(&fake, &["ssh", "main", "--", "-v", "ls -l"]), "");
@@ -27,7 +27,7 @@ fn ssh_goes_to_the_hosts_port_and_passes_the_exit_code() {
 }
 
 #[test]
-fn connect_says_what_it_runs() {
+fn connect_prints_the_ssh_command() {
     let fake = Fake::start();
     fake.on("/pod/inspect", json!({"port_mapping": ["20805:80", "20806:22"]}));
     let ssh = ended(&mut with_ssh(&fake, &["connect", "ins:main", "-p", "80", "-u", "me", "-t", "-i", "/my key"]), "");
@@ -37,7 +37,7 @@ fn connect_says_what_it_runs() {
     fake.on("/pod/inspect", json!({"port_mapping": []}));
     let no_port = ended(&mut with_ssh(&fake, &["connect", "main"]), "");
     assert_eq!(no_port.code, 1);
-    assert!(no_port.stderr.starts_with("Error - pod main has no port of this host for its port 22\n"));
+    assert!(no_port.stderr.starts_with("Error - pod main has no host port for its port 22\nhint: is it running, "));
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn copy_id_adds_a_key_once_and_quotes_it() {
     fake.run(&["copy-id", "main", key.to_str().unwrap()]).ok();
     let line = fake.seen_one().line;
     let command = line.strip_prefix("POST /pod/exec?ins=main&cmd=").unwrap();
-    // What a pod's shell makes of it.
+    // As a pod's shell runs it.
     for _ in 0..2 {
         assert!(Command::new("bash").args(["-c", command]).env("HOME", fake.home.path()).status().unwrap().success());
     }
@@ -59,7 +59,7 @@ fn copy_id_adds_a_key_once_and_quotes_it() {
 
     fs::write(&key, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
     let private = fake.run(&["copy-id", "main", key.to_str().unwrap()]);
-    assert_eq!((private.code, private.stderr.contains("is no SSH public key")), (1, true));
+    assert_eq!((private.code, private.stderr.contains("is not an SSH public key")), (1, true));
     assert!(fake.seen().is_empty());
 }
 

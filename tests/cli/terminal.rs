@@ -1,4 +1,4 @@
-//! A terminal of 30 rows and 100 columns, for what people see.
+//! A terminal of 30 rows and 100 columns.
 
 use std::{
     io::{Read, Write},
@@ -8,8 +8,8 @@ use std::{
 
 use super::fake::Fake;
 
-/// For a program that shows something, but not what is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the expected output may take.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Terminal {
     child: Child,
@@ -19,7 +19,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Runs shell words, in which `$PODY` is the program that asks the fake server.
+    /// Runs shell words, in which `$PODY` is the program, set up for the fake server.
     pub fn start(fake: &Fake, words: &str) -> Self {
         let mut command = Command::new("script");
         command.args(["-qec", &format!("stty rows 30 cols 100; {words}"), "/dev/null"]);
@@ -31,7 +31,7 @@ impl Terminal {
         Self { child, input, output, shown: Vec::new() }
     }
 
-    /// Reads until a text appears that was not there before. Returns what was shown on the way.
+    /// Reads until a text appears in new output. Returns that output.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) -> String {
         let from = self.shown.len();
@@ -41,7 +41,7 @@ impl Terminal {
             let mut buffer = [0; 4096];
             let count = self.output.read(&mut buffer).unwrap();
             assert!(
-                count > 0 && begin.elapsed() < PATIENCE,
+                count > 0 && begin.elapsed() < OUTPUT_TIMEOUT,
                 "no {text:?} in {:?}",
                 String::from_utf8_lossy(&self.shown)
             );
@@ -54,7 +54,7 @@ impl Terminal {
         self.input.write_all(keys).unwrap();
     }
 
-    /// Everything that was shown. The input stays open until the end: its end is for script the end of everything.
+    /// The whole output. The input stays open until the end: script exits when its input ends.
     pub fn end(mut self) -> String {
         self.output.read_to_end(&mut self.shown).unwrap();
         self.child.wait().unwrap();

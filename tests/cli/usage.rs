@@ -31,7 +31,7 @@ fn usage_is_a_table_with_bars_of_two_tones() {
     assert_eq!(fake.run(&["stat", "usage", "--json"]).json(), rows);
     assert_eq!(fake.seen_one().line, "GET /stat/usage?by=user");
     fake.on("/stat/usage", json!([]));
-    assert_eq!(fake.run(&["stat", "usage", "1s"]).ok(), "nothing was used in this time\n");
+    assert_eq!(fake.run(&["stat", "usage", "1s"]).ok(), "no usage in this time\n");
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn usage_can_be_split() {
 }
 
 #[test]
-fn how_long_gpus_were_free_is_a_column_where_the_server_tells_it() {
+fn gpu_free_time_is_a_column_if_the_server_sends_it() {
     let fake = Fake::start();
     let mut idle = row(json!({"gpu": "GPU-1"}), 0.0, 0.0, 0.0);
     idle["gpu_free_seconds"] = json!(3600.0);
@@ -66,7 +66,7 @@ fn how_long_gpus_were_free_is_a_column_where_the_server_tells_it() {
 }
 
 #[test]
-fn csv_passes_through_and_errors_are_as_elsewhere() {
+fn csv_is_printed_unchanged_and_errors_are_as_elsewhere() {
     let fake = Fake::start();
     fake.on_text("/stat/usage", 200, "at,user\n,alice\n");
     assert_eq!(fake.run(&["stat", "usage", "--csv", "--by", "user,day", "1d"]).ok(), "at,user\n,alice\n");

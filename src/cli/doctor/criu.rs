@@ -1,4 +1,4 @@
-//! CRIU, which freezes and thaws pods. Without it everything but checkpoints works.
+//! CRIU, which saves and restores processes. Without it everything but checkpoints works.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::{
     criu::version::{self, FILTERED, is_filtered},
 };
 
-const INSTALL: &str = "install CRIU 4.2 or newer; install.sh does, Ubuntu has ppa:criu/ppa";
+const INSTALL: &str = "install CRIU 4.2 or newer: with install.sh, or on Ubuntu from ppa:criu/ppa";
 
 pub async fn examine(home: &Path) -> Vec<Finding> {
     let version = match ask_program("criu", &["--version"]).await {
@@ -28,14 +28,14 @@ pub async fn examine(home: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Whether the running daemon may suspend the filters of programs.
+/// Whether the running daemon can suspend seccomp filters of programs.
 async fn filter(home: &Path) -> Option<Finding> {
     let daemon = control::daemon_pid(home).await?;
     let status = std::fs::read_to_string(format!("/proc/{daemon}/status")).ok()?;
-    let (found, mend) = FILTERED.split_once("; ").unwrap_or((FILTERED, ""));
+    let (found, fix) = FILTERED.split_once("; ").unwrap_or((FILTERED, ""));
     Some(match is_filtered(&status) {
-        true => Finding::fail("seccomp", found, mend),
-        false => Finding::ok("seccomp", "the daemon runs without a filter"),
+        true => Finding::fail("seccomp", found, fix),
+        false => Finding::ok("seccomp", "the daemon runs without a seccomp filter"),
     })
 }
 
@@ -46,7 +46,7 @@ fn judge(version: &str, kernel: &str) -> Finding {
     match (version_in(version), version::too_old(number, kernel)) {
         (Some(_), Some(why)) => Finding::fail("criu", why, INSTALL),
         (Some(_), None) => Finding::ok("criu", found),
-        (None, _) => Finding::warn("criu", format!("it does not say its version: {number}"), INSTALL),
+        (None, _) => Finding::warn("criu", format!("cannot parse its version: {number}"), INSTALL),
     }
 }
 

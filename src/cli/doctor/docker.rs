@@ -1,15 +1,15 @@
-//! The engine and how it is set up.
+//! Docker and its configuration.
 
 use std::path::PathBuf;
 
 use super::{Finding, version_in};
 use crate::engine::{Engine, EngineFacts};
 
-/// Debian 12's; what pody is tested with.
+/// Debian 12's, which pody is tested with.
 const OLDEST_VERSION: (u32, u32) = (20, 10);
 const RESTART: &str = "in /etc/docker/daemon.json, then `systemctl restart docker`";
 
-/// Findings, and where Docker keeps its data if that is known.
+/// The findings, and where Docker keeps its data if that is known.
 pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
     let facts = match Engine::connect().await {
         Ok(engine) => engine.facts().await,
@@ -18,9 +18,8 @@ pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
     match facts {
         Ok(facts) => (judge(&facts), Some(facts.root_dir.clone())),
         Err(error) => {
-            let mend =
-                "install docker.io (or docker-ce) and `systemctl start docker`; DOCKER_HOST names another socket";
-            (vec![Finding::fail("docker", error.to_string(), mend)], None)
+            let fix = "install docker.io (or docker-ce) and `systemctl start docker`; DOCKER_HOST names another socket";
+            (vec![Finding::fail("docker", error.to_string(), fix)], None)
         }
     }
 }
@@ -39,10 +38,10 @@ fn version(facts: &EngineFacts) -> Finding {
 
 fn live_restore(facts: &EngineFacts) -> Finding {
     if facts.live_restore {
-        return Finding::ok("live-restore", "on: pods outlive a restart of Docker");
+        return Finding::ok("live-restore", "on: pods survive a restart of Docker");
     }
-    let mend = format!("\"live-restore\": true {RESTART}");
-    Finding::warn("live-restore", "off: pods die when Docker restarts", mend)
+    let fix = format!("\"live-restore\": true {RESTART}");
+    Finding::warn("live-restore", "off: pods die when Docker restarts", fix)
 }
 
 fn experimental(facts: &EngineFacts) -> Finding {
@@ -55,11 +54,11 @@ fn experimental(facts: &EngineFacts) -> Finding {
 fn storage(facts: &EngineFacts) -> Finding {
     match facts.storage_driver.as_str() {
         "vfs" => {
-            let mend = "use overlay2: \"storage-driver\": \"overlay2\" ".to_owned() + RESTART;
-            Finding::warn("storage driver", "vfs: every pod is a full copy of its image", mend)
+            let fix = "use overlay2: \"storage-driver\": \"overlay2\" ".to_owned() + RESTART;
+            Finding::warn("storage driver", "vfs: every pod is a full copy of its image", fix)
         }
         "devicemapper" | "aufs" => {
-            Finding::warn("storage driver", facts.storage_driver.clone(), "Docker dropped this driver; use overlay2")
+            Finding::warn("storage driver", facts.storage_driver.clone(), "Docker removed this driver; use overlay2")
         }
         driver => Finding::ok("storage driver", driver),
     }
@@ -69,6 +68,6 @@ fn cgroups(facts: &EngineFacts) -> Finding {
     let found = format!("v{}, driver {}", facts.cgroup_version, facts.cgroup_driver);
     match facts.cgroup_version.as_str() {
         "1" | "2" => Finding::ok("cgroups", found),
-        _ => Finding::warn("cgroups", found, "mount cgroups: without them no limit holds"),
+        _ => Finding::warn("cgroups", found, "mount cgroups: without them no limit is enforced"),
     }
 }

@@ -1,4 +1,4 @@
-//! What checkpoints of pods on GPUs need. Nothing is said where they are off, as they are by default.
+//! What checkpoints of pods with GPUs need. No finding if they are off, which is the default.
 
 use std::path::Path;
 
@@ -9,15 +9,12 @@ use crate::{
 };
 
 const CHECK: &str = "gpu checkpoints";
-
-/// The first driver that can lock and copy in steps.
+/// The first driver that can lock and copy separately.
 const DRIVER: (u32, u32) = (570, 0);
-
 /// Where distributions put CRIU's plugins.
 const PLUGINS: [&str; 3] = ["/usr/lib/criu", "/usr/local/lib/criu", "/usr/lib64/criu"];
-
 const GET: &str =
-    "get cuda-checkpoint from github.com/NVIDIA/cuda-checkpoint, or name it in [checkpoint] cuda_checkpoint";
+    "get cuda-checkpoint from github.com/NVIDIA/cuda-checkpoint, or set its path in [checkpoint] cuda_checkpoint";
 
 pub async fn examine(home: &Path) -> Vec<Finding> {
     let Ok(config) = Config::load(&home.join("config.toml"), objects::check) else { return Vec::new() };
@@ -30,9 +27,9 @@ pub async fn examine(home: &Path) -> Vec<Finding> {
     vec![judge(help, driver, has_plugin())]
 }
 
-/// CRIU's own way. It would do the same while the pod stands still; pody does it before.
+/// CRIU's own plugin. It would do the same while the pod is frozen; pody does it before.
 fn has_plugin() -> bool {
-    PLUGINS.iter().any(|folder| Path::new(folder).join("cuda_plugin.so").exists())
+    PLUGINS.iter().any(|directory| Path::new(directory).join("cuda_plugin.so").exists())
 }
 
 fn judge(help: Result<String, String>, driver: Result<String, String>, has_plugin: bool) -> Finding {
@@ -48,11 +45,11 @@ fn judge(help: Result<String, String>, driver: Result<String, String>, has_plugi
     let driver = match driver {
         Ok(text) => text.lines().next().unwrap_or_default().trim().to_owned(),
         Err(why) => {
-            let found = format!("cuda-checkpoint {version}; the driver's version is not told: {why}");
-            return Finding::warn(CHECK, found, "they need driver 570 or newer");
+            let found = format!("cuda-checkpoint {version}; the driver's version is unknown: {why}");
+            return Finding::warn(CHECK, found, "GPU checkpoints need driver 570 or newer");
         }
     };
-    let plugin = if has_plugin { "there, and not needed" } else { "not there, and not needed" };
+    let plugin = if has_plugin { "installed, and not needed" } else { "not installed, and not needed" };
     let found = format!("experimental: driver {driver}, cuda-checkpoint {version}; CRIU's cuda_plugin is {plugin}");
     match version_in(&driver) {
         Some(version) if version >= DRIVER => Finding::ok(CHECK, found),
@@ -62,8 +59,7 @@ fn judge(help: Result<String, String>, driver: Result<String, String>, has_plugi
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::cli::doctor::Level;
+    use super::{super::Level, *};
 
     #[test]
     fn program_and_driver_must_be_new_enough() {

@@ -18,11 +18,9 @@ use crate::{
 
 /// Below this the next commit or log file may fill the disk.
 const LITTLE_SPACE: u64 = 10 << 30;
-
 /// Below this databases and pods break.
 const NO_SPACE: u64 = 1 << 30;
-
-/// How long the daemon may take to say how it is.
+/// How long the daemon may take to report its health.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub async fn examine(home: &Path, docker_root: Option<&Path>) -> Vec<Finding> {
@@ -33,9 +31,9 @@ pub async fn examine(home: &Path, docker_root: Option<&Path>) -> Vec<Finding> {
         }
         Ok(config) => {
             let found = format!("no {}: defaults are in force", config_path.display());
-            vec![Finding::warn("config", found, "`pody util config` makes one"), ports(&config.available_ports)]
+            vec![Finding::warn("config", found, "`pody util config` creates one"), ports(&config.available_ports)]
         }
-        Err(error) => vec![Finding::fail("config", error.to_string(), "mend it with `pody util config`")],
+        Err(error) => vec![Finding::fail("config", error.to_string(), "fix it with `pody util config`")],
     };
     findings.extend(disk("disk: PODY_HOME", home));
     findings.extend(docker_root.and_then(|root| disk("disk: Docker", root)));
@@ -45,62 +43,64 @@ pub async fn examine(home: &Path, docker_root: Option<&Path>) -> Vec<Finding> {
     findings
 }
 
-/// How many of the ports for pods can be had now: those of running pods are taken, too.
+/// How many of the ports for pods are free: those of running pods are taken, too.
 fn ports(ranges: &PortRanges) -> Finding {
     let all = ranges.count();
     let free = ranges.iter().filter(|&port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()).count();
     let found = format!("{free} of {all} are free");
-    let mend = "give available_ports more of them in config.toml, like \"20000-21000\"";
+    let fix = "extend available_ports in config.toml, like \"20000-21000\"";
     match (all, free) {
-        (0, _) => Finding::warn("ports", "available_ports is empty: pods get no ports, so no SSH", mend),
-        (_, 0) => Finding::fail("ports", found, mend),
-        _ if free * 10 < all => Finding::warn("ports", found, mend),
+        (0, _) => Finding::warn("ports", "available_ports is empty: pods get no ports, so no SSH", fix),
+        (_, 0) => Finding::fail("ports", found, fix),
+        _ if free * 10 < all => Finding::warn("ports", found, fix),
         _ => Finding::ok("ports", found),
     }
 }
 
-/// Room on the file system of a path, or of its next parent that exists.
+/// Free space on the file system of a path, or of its nearest existing parent.
 fn disk(check: &'static str, path: &Path) -> Option<Finding> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
     let stat = nix::sys::statvfs::statvfs(existing).ok()?;
     let free = stat.blocks_available() * stat.fragment_size();
     let found = format!("{} free at {}", ByteSize(free), existing.display());
     Some(match free {
-        ..NO_SPACE => Finding::fail(check, found, "make room: `docker system df` shows what Docker holds"),
-        NO_SPACE..LITTLE_SPACE => Finding::warn(check, found, "make room soon"),
+        ..NO_SPACE => Finding::fail(check, found, "free disk space: `docker system df` shows what Docker uses"),
+        NO_SPACE..LITTLE_SPACE => Finding::warn(check, found, "free disk space soon"),
         _ => Finding::ok(check, found),
     })
 }
 
-/// The first process of pods is a file in it.
+/// The first process of every pod is a program in PODY_HOME.
 fn runs_programs(home: &Path) -> Option<Finding> {
     let stat = nix::sys::statvfs::statvfs(home.ancestors().find(|ancestor| ancestor.exists())?).ok()?;
-    let mend = "mount it without noexec, or set PODY_HOME to another folder";
+    let fix = "mount it without noexec, or set PODY_HOME to another directory";
     let found =
-        format!("{} is mounted noexec: no new pod starts, its first process is a program in there", home.display());
-    stat.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Finding::fail("noexec", found, mend))
+        format!("{} is mounted noexec: new pods do not start, their first process is a program in it", home.display());
+    stat.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Finding::fail("noexec", found, fix))
 }
 
-/// The database holds password hashes and the config may hold access tokens: nobody else's business.
+/// The database holds password hashes and the config may hold access tokens, so only their owner may read them.
 fn modes(home: &Path) -> Finding {
     let open_to_others = |path: &Path| {
         let mode = fs::metadata(path).map(|meta| meta.permissions().mode() & 0o777);
         mode.ok().filter(|mode| mode & 0o077 != 0).map(|mode| (path.to_owned(), mode))
     };
     if !home.exists() {
-        let mend = "`pody serve` or `pody user add` makes it";
-        return Finding::warn("modes", format!("there is no {} yet", home.display()), mend);
+        let fix = "`pody serve` or `pody user add` creates it";
+        return Finding::warn("modes", format!("{} does not exist yet", home.display()), fix);
     }
-    // In a folder that is closed, files are closed too.
-    let Some((folder, mode)) = open_to_others(home) else { return Finding::ok("modes", "only we can read PODY_HOME") };
+    // The directory protects its files as well.
+    let Some((directory, mode)) = open_to_others(home) else {
+        return Finding::ok("modes", "others cannot read PODY_HOME");
+    };
     match ["pody.db", "config.toml"].iter().find_map(|file| open_to_others(&home.join(file))) {
         Some((file, mode)) => {
             let found = format!("others can read {} ({mode:o})", file.display());
-            Finding::fail("modes", found, format!("chmod 600 {0}; chmod 700 {1}", file.display(), folder.display()))
+            Finding::fail("modes", found, format!("chmod 600 {0}; chmod 700 {1}", file.display(), directory.display()))
         }
         None => {
-            let found = format!("others can look into {} ({mode:o})", folder.display());
-            Finding::warn("modes", found, format!("chmod 700 {}", folder.display()))
+            let found = format!("others can list {} ({mode:o})", directory.display());
+            Finding::warn("modes", found, format!("chmod 700 {}", directory.display()))
         }
     }
 }
@@ -112,24 +112,21 @@ async fn daemon() -> Finding {
     };
     let server = client.server().to_owned();
     match tokio::time::timeout(DAEMON_TIMEOUT, client.get("healthz", &[])).await {
-        Ok(Ok(health)) if health["status"] == "ok" => Finding::ok("daemon", format!("{server} is well")),
+        Ok(Ok(health)) if health["status"] == "ok" => Finding::ok("daemon", format!("{server} is healthy")),
         Ok(Ok(health)) => {
-            Finding::warn("daemon", format!("{server} says {health}"), "its log says more: `journalctl -u pody`")
+            Finding::warn("daemon", format!("{server} reports {health}"), "see its log: `journalctl -u pody`")
         }
         Ok(Err(error)) => Finding::fail("daemon", error.to_string(), "`systemctl start pody`, or `pody serve`"),
-        Err(_) => {
-            Finding::fail("daemon", format!("{server} does not answer"), "its log says more: `journalctl -u pody`")
-        }
+        Err(_) => Finding::fail("daemon", format!("{server} does not respond"), "see its log: `journalctl -u pody`"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::cli::doctor::Level;
+    use super::{super::Level, *};
 
     #[test]
-    fn a_port_that_someone_holds_is_not_free() {
+    fn a_port_in_use_is_not_free() {
         let held = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let port = held.local_addr().unwrap().port();
         let finding = ports(&port.to_string().parse().unwrap());
@@ -142,12 +139,12 @@ mod tests {
         let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let database = dir.path().join("pody.db");
         fs::write(&database, "").unwrap();
-        for (folder, file, level) in
+        for (directory, file, level) in
             [(0o755, 0o644, Level::Fail), (0o755, 0o600, Level::Warn), (0o700, 0o644, Level::Ok)]
         {
-            set(dir.path(), folder);
+            set(dir.path(), directory);
             set(&database, file);
-            assert_eq!(modes(dir.path()).level, level, "{folder:o} {file:o}");
+            assert_eq!(modes(dir.path()).level, level, "{directory:o} {file:o}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `pody doctor`: is this machine fit for pods? Every finding that is not good says how to mend it.
+//! `pody doctor`: is this host ready for pods? Every finding that is not ok comes with a fix.
 
 mod criu;
 mod docker;
@@ -16,50 +16,51 @@ use super::{
     output::{Format, Output},
 };
 
-/// How long a program that we ask may take; a hung one must not hang the doctor.
+/// How long a program may take; one that hangs must not hang the doctor.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How good a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
     /// Works, but something is missing or risky.
     Warn,
-    /// Pods, or what the finding is about, do not work.
+    /// Pods, or the checked feature, do not work.
     Fail,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 pub struct Finding {
     check: &'static str,
     level: Level,
     found: String,
-    /// What to do about it.
-    mend: Option<String>,
+    /// What to do about it. The JSON key is older than the name.
+    #[serde(rename = "mend")]
+    fix: Option<String>,
 }
 
 impl Finding {
     fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, level: Level::Ok, found: found.into(), mend: None }
+        Self { check, level: Level::Ok, found: found.into(), fix: None }
     }
 
-    fn warn(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { check, level: Level::Warn, found: found.into(), mend: Some(mend.into()) }
+    fn warn(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check, level: Level::Warn, found: found.into(), fix: Some(fix.into()) }
     }
 
-    fn fail(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { check, level: Level::Fail, found: found.into(), mend: Some(mend.into()) }
+    fn fail(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check, level: Level::Fail, found: found.into(), fix: Some(fix.into()) }
     }
 }
 
-/// Looks at everything; ends with 1 if something fails. What is wrong comes first, and of that, what stands against checkpoints.
+/// Runs all checks; exits with 1 if one fails. Failures come first, and among them those that prevent checkpoints.
 pub async fn run(out: &Output) -> Result<u8, CliError> {
     let home = crate::config::home();
     let mut findings = criu::examine(&home).await;
-    let (of_docker, docker_root) = docker::examine().await;
-    findings.extend(of_docker);
+    let (docker_findings, docker_root) = docker::examine().await;
+    findings.extend(docker_findings);
     findings.extend(gpu::examine().await);
     findings.extend(gpu_checkpoints::examine(&home).await);
     findings.extend(host::examine(&home, docker_root.as_deref()).await);
@@ -83,18 +84,18 @@ fn render(finding: &Finding, out: &Output) -> String {
         Level::Fail => ("fail", "31"),
     };
     let line = format!("{}  {:<16} {}", out.color(word, color), finding.check, finding.found);
-    match &finding.mend {
-        Some(mend) => format!("{line}\n{:23}-> {mend}", ""),
+    match &finding.fix {
+        Some(fix) => format!("{line}\n{:23}-> {fix}", ""),
         None => line,
     }
 }
 
-/// What a program printed, if it ran and was content: or else a sentence why not.
+/// The output of a program that succeeded, or a sentence why it did not.
 async fn ask_program(program: &str, args: &[&str]) -> Result<String, String> {
     let mut command = tokio::process::Command::new(program);
     command.args(args).env("PATH", search_path()).stdin(Stdio::null()).kill_on_drop(true);
     let output = match tokio::time::timeout(PROGRAM_TIMEOUT, command.output()).await {
-        Err(_) => return Err(format!("{program} did not end within {} s", PROGRAM_TIMEOUT.as_secs())),
+        Err(_) => return Err(format!("{program} did not exit within {} s", PROGRAM_TIMEOUT.as_secs())),
         Ok(Err(error)) => return Err(format!("{program}: {error}")),
         Ok(Ok(output)) => output,
     };
@@ -102,22 +103,22 @@ async fn ask_program(program: &str, args: &[&str]) -> Result<String, String> {
     if output.status.success() {
         return Ok(text(&output.stdout));
     }
-    let said = format!("{}\n{}", text(&output.stdout), text(&output.stderr));
-    Err(said.trim().lines().last().unwrap_or("it failed without a word").to_owned())
+    let output = format!("{}\n{}", text(&output.stdout), text(&output.stderr));
+    Err(output.trim().lines().last().unwrap_or("it failed without a message").to_owned())
 }
 
 fn is_on_path(program: &str) -> bool {
-    std::env::split_paths(&search_path()).any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&search_path()).any(|directory| directory.join(program).is_file())
 }
 
-/// Our `PATH` and the administrator's folders, where the daemons of this host find their tools.
+/// Our `PATH` and the administrator's directories, where the daemons of this host find their tools.
 fn search_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin");
     path
 }
 
-/// The first two numbers of a version, wherever they stand in a line: `Version: 4.2.1` is (4, 2).
+/// The first two numbers of a version, anywhere in a line: `Version: 4.2.1` is (4, 2).
 fn version_in(text: &str) -> Option<(u32, u32)> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
     let mut parts = text[start..].split(|c: char| !c.is_ascii_digit());
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_found_in_what_programs_say() {
+    fn versions_are_found_in_the_output_of_programs() {
         assert_eq!(version_in("Version: 3.17.1"), Some((3, 17)));
         assert_eq!(version_in("6.18.44-fc"), Some((6, 18)));
         assert_eq!(version_in("20.10.24+dfsg1"), Some((20, 10)));

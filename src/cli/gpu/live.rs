@@ -1,4 +1,4 @@
-//! `pody gpu` on a terminal: one question a second, whose answer is drawn over the last, until q or Ctrl-C.
+//! `pody gpu` on a terminal: one request a second, whose response is drawn over the last one, until q or Ctrl-C.
 
 use std::{pin::pin, time::Duration};
 
@@ -27,11 +27,10 @@ use crate::cli::{
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// How long a response may take before the screen says that it is outdated.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an answer may take before the screen says that it is old.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Shows the GPUs until the person has seen enough.
+/// Shows the GPUs until the user quits.
 pub async fn watch(client: &Client, first: Gpus, out: &Output) -> Result<u8, CliError> {
     let mut terminated = terminal::on_signal(SignalKind::terminate())?;
     let mut hung_up = terminal::on_signal(SignalKind::hangup())?;
@@ -39,26 +38,26 @@ pub async fn watch(client: &Client, first: Gpus, out: &Output) -> Result<u8, Cli
     let ended_by = |kind: SignalKind| Ok(exit::SIGNAL_BASE + kind.as_raw_value() as u8);
     let mut ticks = interval_at(Instant::now() + PERIOD, PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // A stream, so that a key does not make it forget the question that is under way.
+    // A stream, so that a key does not cancel the request in flight.
     let mut answers = pin!(stream::unfold(ticks, async |mut ticks| {
         ticks.tick().await;
-        Some((ask(client).await, ticks))
+        Some((fetch(client).await, ticks))
     }));
     let _screen = FullScreen::enter()?;
     let mut events = EventStream::new();
-    let mut live = Live { server: client.server(), out, gpus: first, trouble: None, scroll: 0 };
-    live.draw()?;
+    let mut view = LiveView { server: client.server(), out, gpus: first, problem: None, scroll: 0 };
+    view.draw()?;
     loop {
         tokio::select! {
-            Some(answer) = answers.next() => live.take(answer)?,
+            Some(answer) = answers.next() => view.update(answer)?,
             event = events.next() => match event {
                 Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
                     if is_end(key) {
                         return Ok(exit::OK);
                     }
-                    live.scroll(key.code);
+                    view.scroll(key.code);
                 }
-                // A new size, or nothing that concerns us: drawing is cheap.
+                // A new size, or something irrelevant: drawing is cheap.
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(CliError::Terminal(error)),
                 None => return Ok(exit::OK),
@@ -67,13 +66,13 @@ pub async fn watch(client: &Client, first: Gpus, out: &Output) -> Result<u8, Cli
             _ = hung_up.recv() => return ended_by(SignalKind::hangup()),
             _ = interrupted.recv() => return ended_by(SignalKind::interrupt()),
         }
-        live.draw()?;
+        view.draw()?;
     }
 }
 
-/// One question; `None` if there is no answer in time.
-async fn ask(client: &Client) -> Option<Result<Gpus, ClientError>> {
-    let answer = timeout(PATIENCE, client.get(ROUTE, &[])).await.ok()?;
+/// One request; `None` if there is no response in time.
+async fn fetch(client: &Client) -> Option<Result<Gpus, ClientError>> {
+    let answer = timeout(RESPONSE_TIMEOUT, client.get(ROUTE, &[])).await.ok()?;
     Some(answer.and_then(|answer| serde_json::from_value(answer).map_err(ClientError::Unintelligible)))
 }
 
@@ -85,26 +84,26 @@ fn is_end(key: KeyEvent) -> bool {
     }
 }
 
-struct Live<'a> {
+struct LiveView<'a> {
     server: &'a str,
     out: &'a Output,
-    /// What was read last.
+    /// The last response.
     gpus: Gpus,
-    /// Why there is nothing newer.
-    trouble: Option<String>,
+    /// Why there is no newer one.
+    problem: Option<String>,
     /// Lines above the screen.
     scroll: usize,
 }
 
-impl Live<'_> {
-    /// Takes what the server said. A server that is away may come back; one that refuses us will not change its mind.
-    fn take(&mut self, answer: Option<Result<Gpus, ClientError>>) -> Result<(), CliError> {
-        self.trouble = match answer {
+impl LiveView<'_> {
+    /// Takes a response. An unreachable server may come back; a refusal ends the view.
+    fn update(&mut self, answer: Option<Result<Gpus, ClientError>>) -> Result<(), CliError> {
+        self.problem = match answer {
             Some(Ok(gpus)) => {
                 self.gpus = gpus;
                 None
             }
-            None => Some(format!("no answer for {} s", PATIENCE.as_secs())),
+            None => Some(format!("no answer for {} s", RESPONSE_TIMEOUT.as_secs())),
             Some(Err(error)) => match &error {
                 ClientError::Unreachable { .. } | ClientError::BrokeOff(_) => Some(error.to_string()),
                 ClientError::Refused(refusal)
@@ -112,7 +111,14 @@ impl Live<'_> {
                 {
                     Some(error.to_string())
                 }
-                _ => return Err(error.into()),
+                ClientError::Refused(_)
+                | ClientError::Unintelligible(_)
+                | ClientError::NoWebSocket
+                | ClientError::BadServer { .. }
+                | ClientError::HalfIdentity { .. }
+                | ClientError::CaCert { .. }
+                | ClientError::Tls(_)
+                | ClientError::Store(_) => return Err(error.into()),
             },
         };
         Ok(())
@@ -130,13 +136,13 @@ impl Live<'_> {
         };
     }
 
-    /// The title.
+    /// The first line.
     fn title(&self, width: usize) -> String {
         let time = self.gpus.at.parse::<Timestamp>().map(|at| at.to_zoned(TimeZone::system()).strftime("%H:%M:%S"));
         let time = time.map_or_else(|_| self.gpus.at.clone(), |time| time.to_string());
-        let (text, colour) = match &self.trouble {
-            None => (format!("{}  {time}  q ends", self.server), "1"),
-            Some(trouble) => (format!("{}  as it was at {time}: {trouble}", self.server), "1;33"),
+        let (text, colour) = match &self.problem {
+            None => (format!("{}  {time}  q to quit", self.server), "1"),
+            Some(problem) => (format!("{}  as of {time}: {problem}", self.server), "1;33"),
         };
         self.out.color(&printable_line(&text).chars().take(width).collect::<String>(), colour)
     }
@@ -150,7 +156,7 @@ impl Live<'_> {
         let mut shown: Vec<String> = body[self.scroll..].iter().take(room).cloned().collect();
         let below = body.len() - self.scroll - shown.len();
         if let Some(last) = shown.last_mut().filter(|_| below > 0) {
-            *last = format!("… {} more lines: arrow keys", below + 1);
+            *last = format!("… {} more lines: scroll with the arrow keys", below + 1);
         }
         shown.insert(0, self.title(columns.into()));
         let mut screen = Vec::new();

@@ -1,8 +1,8 @@
-//! `pody gpu`: the GPUs and who is on them. On a terminal it stays and is drawn anew every second; elsewhere, or with
+//! `pody gpu`: the GPUs and who uses them. On a terminal it is a live view, redrawn every second; elsewhere, or with
 //! `--once`, it is printed once.
 //!
-//! - `view`: the answer of the server, as lines of text
-//! - `live`: the screen, the keys, and what to do when the server is gone for a while
+//! - `view`: the response of the server, as lines of text
+//! - `live`: the screen, the keys, and what happens while the server is away
 
 mod live;
 mod view;
@@ -21,7 +21,7 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct GpuArgs {
-    /// Print once and end, also on a terminal
+    /// Print once and exit, also on a terminal
     #[arg(long)]
     once: bool,
 }

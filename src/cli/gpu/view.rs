@@ -1,4 +1,5 @@
-//! The answer of `/host/gpus` as lines of text: a table of the GPUs, why some are not known, and their processes by owner.
+//! The response of `/host/gpus` as lines of text: a table of the GPUs, why some are unknown, and their processes by
+//! owner.
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width};
 use serde::Deserialize;
@@ -8,15 +9,12 @@ use crate::cli::{
     output::{self, Output, printable_line},
 };
 
-/// Length of a bar where there is no terminal whose width it could depend on.
+/// Length of a bar without a terminal.
 const BAR: usize = 20;
-
-/// What a process or a GPU does not tell.
-const UNTOLD: &str = "-";
-
+/// A value that a process or a GPU does not report.
+const UNREPORTED: &str = "-";
 /// ANSI colours.
 const RED: &str = "31";
-
 const YELLOW: &str = "33";
 
 #[derive(Deserialize)]
@@ -25,7 +23,7 @@ pub struct Gpus {
     pub at: String,
     pub library: Library,
     gpus: Vec<Gpu>,
-    /// Pods that cannot open their GPUs any more.
+    /// Pods that lost access to their GPUs.
     #[serde(default)]
     lost_pods: Vec<LostPod>,
 }
@@ -36,7 +34,7 @@ struct LostPod {
     reason: String,
 }
 
-/// Whether the driver answers.
+/// Whether the driver works.
 #[derive(Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Library {
@@ -60,7 +58,7 @@ struct Gpu {
     mig: Vec<MigInstance>,
 }
 
-/// What a GPU says of itself, as far as it does.
+/// What a GPU reports; each field may be missing.
 #[derive(Deserialize)]
 struct Reading {
     /// Bytes.
@@ -93,9 +91,9 @@ struct MigInstance {
 struct Process {
     pid: i32,
     pid_in_pod: Option<i32>,
-    /// Absent where it is in no pod.
+    /// Absent if it is not in a pod.
     user: Option<String>,
-    /// The container's name, "" for a process of the host.
+    /// The container's name, "" for a host process.
     pod: String,
     cmd: String,
     /// Seconds.
@@ -108,7 +106,7 @@ struct Process {
 }
 
 impl Gpus {
-    /// All of it. With a width, lines keep to it by giving up the ends of names and commands.
+    /// The whole view. With a width, names and commands are cut to fit it.
     pub fn lines(&self, out: &Output, width: Option<u16>) -> Vec<String> {
         let wrapped = |text: String| wrap(&printable_line(&text), width.map_or(usize::MAX, usize::from));
         let coloured = |text: String, colour| {
@@ -142,11 +140,11 @@ impl Gpus {
         lines
     }
 
-    /// What there is to say of the driver.
+    /// The sentence about the driver.
     fn sentence(&self) -> String {
         match &self.library {
-            Library::Starting => "the GPUs are not read yet: the daemon has just started".to_owned(),
-            Library::Absent => "there is no NVIDIA driver on this host, so there are no GPUs for pods".to_owned(),
+            Library::Starting => "the GPUs have not been read yet: the daemon has just started".to_owned(),
+            Library::Absent => "no NVIDIA driver on this host: no GPUs for pods".to_owned(),
             Library::Working { driver } if self.gpus.is_empty() => format!("NVIDIA driver {driver} sees no GPU"),
             Library::Working { driver } => format!("NVIDIA driver {driver}"),
             Library::Failing { reason } => format!("the NVIDIA driver does not work: {reason}"),
@@ -167,7 +165,7 @@ impl Gpus {
     fn process_table(&self, out: &Output, width: Option<u16>) -> Table {
         let mut processes: Vec<(u32, &Process)> =
             self.gpus.iter().flat_map(|gpu| gpu.processes.iter().map(|process| (gpu.index, process))).collect();
-        // Pods by their users first, then what is in no pod.
+        // Processes in pods first, by user; then the others.
         processes.sort_by_key(|(gpu, p)| (p.user.is_none(), &p.user, &p.pod, *gpu, p.pid));
         let mut before = None;
         let rows = processes.into_iter().map(|(gpu, process)| {
@@ -188,13 +186,13 @@ impl Gpus {
     }
 }
 
-/// Makes every row one line, of a width if there is one, at the cost of the `yielding` columns.
-fn fit(table: &mut Table, width: Option<u16>, yielding: &[usize]) {
+/// Makes every row one line that fits the width, by cutting the `shrinking` columns.
+fn fit(table: &mut Table, width: Option<u16>, shrinking: &[usize]) {
     let Some(width) = width else { return };
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width).set_truncation_indicator("…");
     for (index, column) in table.column_iter_mut().enumerate() {
-        if yielding.contains(&index) {
-            // Cut where the room ends and not at a space.
+        if shrinking.contains(&index) {
+            // Cut at the last column, not at a space.
             column.set_delimiter('\0').set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(9)));
         } else {
             column.set_constraint(ColumnConstraint::ContentWidth);
@@ -210,16 +208,16 @@ impl Gpu {
         let of = |unit: &str, used: Option<f64>, limit: Option<f64>| match (used, limit) {
             (Some(used), Some(limit)) => format!("{used:.0}/{limit:.0}{unit}"),
             (Some(used), None) => format!("{used:.0}{unit}"),
-            (None, _) => UNTOLD.to_owned(),
+            (None, _) => UNREPORTED.to_owned(),
         };
         let mut row = vec![Cell::new(self.index), Cell::new(short_name(&self.name))];
         match &self.reading {
             None => {
                 row.push(Cell::new("unknown").fg(Color::Red));
-                row.extend([UNTOLD; 3].map(Cell::new));
+                row.extend([UNREPORTED; 3].map(Cell::new));
             }
             Some(reading) => {
-                row.push(utilization(reading.utilization, bar, UNTOLD));
+                row.push(utilization(reading.utilization, bar, UNREPORTED));
                 row.push(memory(reading.memory_used, reading.memory_total, bar));
                 row.push(Cell::new(of("W", reading.power, reading.power_limit)));
                 row.push(Cell::new(of("°C", reading.temperature.map(f64::from), None)));
@@ -229,7 +227,7 @@ impl Gpu {
         row
     }
 
-    /// Users, and what else is on it.
+    /// Its users, other containers, and the host.
     fn occupants(&self) -> Vec<String> {
         let is_any = |of: fn(&Process) -> bool| self.processes.iter().any(of);
         let mut names: Vec<String> = self.users.iter().map(|user| printable_line(user)).collect();
@@ -242,12 +240,12 @@ impl Gpu {
         names
     }
 
-    /// What its owner should look at.
+    /// What its users should know.
     fn notes(&self) -> Vec<String> {
         let Some(reading) = &self.reading else { return Vec::new() };
         let mut notes = Vec::new();
         if !reading.throttle_reasons.is_empty() {
-            notes.push(format!("runs slower than it could: {}", reading.throttle_reasons.join(", ")));
+            notes.push(format!("is throttled: {}", reading.throttle_reasons.join(", ")));
         }
         if let Some(errors @ 1..) = reading.ecc_errors {
             notes.push(format!("has uncorrected memory errors since boot: {errors}"));
@@ -269,43 +267,43 @@ impl MigInstance {
     }
 }
 
-fn utilization(percent: Option<u32>, bar: usize, untold: &str) -> Cell {
-    let Some(percent) = percent else { return Cell::new(untold) };
+fn utilization(percent: Option<u32>, bar: usize, unreported: &str) -> Cell {
+    let Some(percent) = percent else { return Cell::new(unreported) };
     let gauge = bars::gauge(percent.into(), 100.0, bar);
     Cell::new(format!("{gauge} {percent:>3}%")).fg(Color::Green)
 }
 
-/// Every name begins with the maker.
+/// The name without the manufacturer.
 fn short_name(name: &str) -> String {
     printable_line(name.strip_prefix("NVIDIA ").unwrap_or(name))
 }
 
 fn memory(used: Option<i64>, total: Option<i64>, bar: usize) -> Cell {
-    let (Some(used), Some(total)) = (used, total) else { return Cell::new(UNTOLD) };
+    let (Some(used), Some(total)) = (used, total) else { return Cell::new(UNREPORTED) };
     let gauge = bars::gauge(used as f64, total as f64, bar);
     Cell::new(format!("{gauge} {}/{}", output::size(used, 1), output::size(total, 1))).fg(Color::Cyan)
 }
 
 impl Process {
     fn row(&self, gpu: u32, is_first_of_user: bool) -> Vec<Cell> {
-        let or_untold = |value: Option<String>| value.unwrap_or_else(|| UNTOLD.to_owned());
-        let user = Cell::new(or_untold(self.user.as_deref().map(printable_line)));
+        let or_unreported = |value: Option<String>| value.unwrap_or_else(|| UNREPORTED.to_owned());
+        let user = Cell::new(or_unreported(self.user.as_deref().map(printable_line)));
         vec![
-            // Within a MIG instance as nvidia-smi's GI.
+            // With the GPU instance (MIG), as nvidia-smi's GI.
             Cell::new(self.gpu_instance.map_or_else(|| gpu.to_string(), |instance| format!("{gpu}:{instance}"))),
             Cell::new(self.pid),
-            Cell::new(or_untold(self.pid_in_pod.map(|pid| pid.to_string()))),
+            Cell::new(or_unreported(self.pid_in_pod.map(|pid| pid.to_string()))),
             if is_first_of_user { user.add_attribute(Attribute::Bold) } else { user.add_attribute(Attribute::Dim) },
-            Cell::new(if self.pod.is_empty() { UNTOLD.to_owned() } else { printable_line(&self.pod) }),
-            Cell::new(or_untold(self.gpu_memory_used.map(|bytes| output::size(bytes, 1)))),
-            Cell::new(or_untold(self.utilization.map(|percent| format!("{percent}%")))),
+            Cell::new(if self.pod.is_empty() { UNREPORTED.to_owned() } else { printable_line(&self.pod) }),
+            Cell::new(or_unreported(self.gpu_memory_used.map(|bytes| output::size(bytes, 1)))),
+            Cell::new(or_unreported(self.utilization.map(|percent| format!("{percent}%")))),
             Cell::new(output::short_duration(self.uptime)),
             Cell::new(printable_line(&self.cmd)),
         ]
     }
 }
 
-/// Breaks a text at spaces.
+/// Breaks a text at spaces into lines of a width.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
