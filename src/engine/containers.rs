@@ -1,4 +1,4 @@
-//! What is done to containers. Every call is by full id, and each step can be done again without harm.
+//! Operations on containers. Every call is by full id, and each step can be repeated without harm.
 
 use std::{
     collections::HashMap,
@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use super::{Engine, EngineError, LONG, SHORT};
 use crate::{ids::ContainerId, names::GpuSet};
 
-/// Capabilities that a root shell, sshd and apt need. Everything else is dropped: no device nodes, no raw sockets, no file
-/// or process capabilities to hand on.
+/// Capabilities that a root shell, sshd and apt need. Everything else is dropped: no device nodes, no raw sockets, no
+/// file or process capabilities to pass on.
 const CAPABILITIES: [&str; 10] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -40,18 +40,19 @@ const CAPABILITIES: [&str; 10] = [
     "AUDIT_WRITE",
 ];
 
-/// Milliseconds after which the engine is asked again to let a container stand still: on a busy machine with cgroup version 1 the
-/// runtime gives up at times, and programs that start others all the time are met at a better moment, as far as there is one.
+/// Milliseconds to wait before the engine is asked again to pause a container. On a busy machine with cgroup version 1
+/// the runtime sometimes gives up; and a container whose programs start others all the time may freeze at a later
+/// attempt.
 const FREEZES: [u64; 4] = [20, 70, 150, 400];
 
-/// A port of the host that leads into a container.
+/// A port of the host that is published to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     pub host: u16,
     pub container: u16,
 }
 
-/// A folder of the host in a container. The source is resolved: no part of it is a symbolic link.
+/// A bind mount of a host directory. The source is resolved: no component of it is a symbolic link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     pub source: PathBuf,
@@ -59,7 +60,7 @@ pub struct Bind {
     pub read_only: bool,
 }
 
-/// Memory as a folder of a container.
+/// A tmpfs mount in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {
     pub target: String,
@@ -67,10 +68,10 @@ pub struct Tmpfs {
     pub size: Option<u64>,
 }
 
-/// What a container of ours is made of: all that can be asked of the engine for it, and enough to make it again.
+/// Everything that can be requested of the engine for a container of ours: enough to create it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
-    /// As the engine knows it.
+    /// By the engine's name.
     pub image: String,
     pub hostname: String,
     pub binds: Vec<Bind>,
@@ -78,7 +79,7 @@ pub struct Shape {
     pub ports: Vec<PublishedPort>,
     /// Empty = the engine's default bridge.
     pub network: String,
-    /// `None` = the host cannot give GPUs, and none are asked for.
+    /// `None` = the host cannot give GPUs, and none are requested.
     pub gpus: Option<GpuSet>,
     /// Bytes; `None` = no limit, here and below.
     pub memory: Option<u64>,
@@ -88,30 +89,28 @@ pub struct Shape {
     pub shm: Option<u64>,
     pub storage: Option<u64>,
     pub new_privileges: bool,
-    /// `None` = the image's own program is PID 1, as in pods that we took over and in those of before.
+        /// `None` = the image's own program is PID 1, as in adopted pods and in pods of older versions.
     #[serde(default)]
     pub init: Option<Init>,
 }
 
-/// Our own first process of a container, and what it runs.
+/// Our own PID 1 in a container, and what it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Init {
     /// On the host. Resolved, like a bind's source.
     pub program: PathBuf,
-    /// The image's own.
+    /// The image's own entrypoint.
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
-    /// Programs may use it, and then cannot be checkpointed.
+        /// Whether programs may use io_uring; a pod whose programs do cannot be checkpointed.
     pub io_uring: bool,
 }
 
 impl Init {
-    /// Where the program is in the container. Below `/dev`, which is memory: elsewhere the engine would leave an empty file
-    /// of that name in the container's layer, and so in commits.
+        /// Path of the program in the container. It is below `/dev`, which is a tmpfs: elsewhere the engine would leave an empty file of that name in the container's writable layer, and so in commits.
     pub const INSIDE: &'static str = "/dev/pody-init";
 
-    /// The engine's entrypoint and command. Where the image has no entrypoint the container has none either, since one that
-    /// is set could not be unset again in a commit.
+        /// The engine's entrypoint and command. If the image has no entrypoint the container has none either, since a commit cannot unset one.
     fn to_run(&self) -> (Option<Vec<String>>, Option<Vec<String>>) {
         let io_uring = self.io_uring.then_some("--io-uring");
         let first = [Self::INSIDE, "init"].into_iter().chain(io_uring).chain(["--"]).map(str::to_owned);
@@ -132,7 +131,7 @@ impl Init {
         }
     }
 
-    /// As lines of a Dockerfile: what an image of the container is to run.
+        /// Dockerfile lines that restore the image's own entrypoint and command.
     fn original(&self) -> Vec<String> {
         let list = |words: &[String]| serde_json::to_string(words).expect("texts");
         // In this order: an entrypoint unsets the command.
@@ -142,7 +141,7 @@ impl Init {
     }
 }
 
-/// A container to be made. What is not here cannot be asked of the engine.
+/// A container to create. Nothing else can be requested of the engine.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
     pub name: String,
@@ -200,7 +199,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         }),
     }
     .map(|request| vec![DeviceRequest { capabilities: Some(capabilities), ..request }]);
-    // An image may ask for GPUs by this variable where nvidia is the default runtime; ours is set always and wins.
+    // An image may ask for GPUs by this variable where nvidia is the default runtime; ours is always set and wins.
     let visible = match &shape.gpus {
         Some(GpuSet::All) => "all".to_owned(),
         Some(GpuSet::Only(ids)) if !ids.is_empty() => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
@@ -242,7 +241,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
             cap_drop: Some(vec!["ALL".to_owned()]),
             cap_add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
             security_opt: (!shape.new_privileges).then(|| vec!["no-new-privileges".to_owned()]),
-            // So that a checkpoint of the pod can be restored.
+            // Required to restore a checkpoint of the pod.
             ipc_mode: Some("private".to_owned()),
             init: Some(false),
             sysctls: settings(&shape.network),
@@ -252,8 +251,8 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
     }
 }
 
-/// No multipath TCP, which servers written in Go use by themselves and CRIU cannot save; they take TCP then. Only a network of
-/// the pod's own has such settings, and only where the kernel knows them.
+/// Disables multipath TCP, which servers written in Go use by default and CRIU cannot dump; they fall back to TCP. Only
+/// a pod with a network namespace of its own has such settings, and only if the kernel knows them.
 fn settings(network: &str) -> Option<HashMap<String, String>> {
     let is_own = network != "host" && !network.starts_with("container:");
     (is_own && Path::new("/proc/sys/net/mptcp/enabled").exists())
@@ -261,14 +260,14 @@ fn settings(network: &str) -> Option<HashMap<String, String>> {
 }
 
 impl Engine {
-    /// Makes the container, or finds it where an earlier answer was lost: `label` tells ours from another of the name.
+        /// Creates the container, or finds it if an earlier response was lost: `label` tells ours from another container of that name.
     pub async fn ensure_created(&self, spec: &ContainerSpec, label: (&str, &str)) -> Result<ContainerId, EngineError> {
         let body = create_body(spec);
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
         let made = self.call(SHORT, |docker| async move { docker.create_container(Some(options), body).await }).await;
         let error = match made {
             Ok(answer) => {
-                return answer.id.parse().map_err(|_| EngineError::AnswerLost("an id that is none".to_owned()));
+                return answer.id.parse().map_err(|_| EngineError::AnswerLost("not a container id".to_owned()));
             }
             Err(error @ (EngineError::AnswerLost(_) | EngineError::Conflict(_))) => error,
             Err(error) => return Err(error),
@@ -306,7 +305,7 @@ impl Engine {
         self.call(deadline, |docker| async move { docker.restart_container(&id, Some(options)).await }).await
     }
 
-    /// Kills and removes the container and its anonymous volumes. One that is not there is removed.
+    /// Kills and removes the container and its anonymous volumes. Succeeds if there is no such container.
     pub async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         let remove = |docker: std::sync::Arc<bollard::Docker>, id: String| {
@@ -321,7 +320,7 @@ impl Engine {
             other => other,
         };
         if removed.is_ok() {
-            // So that the next read does not show it.
+                        // So that the next read no longer shows it.
             let _ = self.look(id).await;
         }
         removed
@@ -337,7 +336,7 @@ impl Engine {
         tokio::time::timeout(SHORT, gone).await.map_err(|_| EngineError::TimedOut(SHORT))?
     }
 
-    /// A call that may be made again when its answer was lost.
+        /// Makes a call, and repeats it once if the response was lost.
     pub(super) async fn retry_lost<F>(
         &self,
         deadline: Duration,
@@ -353,7 +352,7 @@ impl Engine {
         }
     }
 
-    /// The container's output, terminal bytes and all.
+    /// The container's output, including terminal control bytes.
     pub fn logs(
         &self,
         id: &ContainerId,
@@ -366,7 +365,7 @@ impl Engine {
         Ok(stream.map(|item| item.map(bollard::container::LogOutput::into_bytes).map_err(EngineError::from)))
     }
 
-    /// The end of the container's output, at most `limit` bytes, within `deadline`; what was read by then is the answer.
+        /// The end of the container's output, at most `limit` bytes; at `deadline`, what was read so far.
     pub async fn tail(
         &self,
         id: &ContainerId,
@@ -405,7 +404,7 @@ impl Engine {
         Ok(inspect.size_rw.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
     }
 
-    /// Asks again after each of [`FREEZES`], where the runtime gave up on freezing.
+        /// Retries after each of [`FREEZES`] when the runtime gave up on freezing.
     pub(super) async fn until_frozen<T, F>(freeze: impl Fn() -> F) -> Result<T, EngineError>
     where
         F: Future<Output = Result<T, EngineError>>,
@@ -419,8 +418,7 @@ impl Engine {
         freeze().await
     }
 
-    /// Makes an image of the container's files, with `labels` set in it, that runs what the container's own image does. The
-    /// container stands still meanwhile.
+        /// Makes an image of the container's files, with `labels` set, that runs what the container's own image runs. The container is paused meanwhile.
     pub async fn commit(
         &self,
         id: &ContainerId,
@@ -469,7 +467,7 @@ impl Engine {
         let broken = |error: std::io::Error| EngineError::AnswerLost(error.to_string());
         let Some(entry) = archive.entries().map_err(broken)?.next() else { return Ok(None) };
         let mut entry = entry.map_err(broken)?;
-        // A link or a folder in its place is not followed.
+        // A link or a directory in its place is not read.
         if !entry.header().entry_type().is_file() || entry.size() > limit as u64 {
             return Ok(None);
         }
