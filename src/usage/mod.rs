@@ -1,11 +1,11 @@
-//! Who used how much of what, and when.
+//! Usage accounting: who used how much of what, and when.
 //!
-//! [`sampler`] looks at each pod's cgroup every `[usage] sample_seconds` and follows the snapshots of the GPUs. What was used
-//! between two looks is a delta, and a delta is written in one transaction with the cursor that it was counted from: a kill
-//! in between loses nothing, since counting goes on from the old cursor, and doubles nothing.
+//! [`sampler`] reads each pod's cgroup every `[usage] sample_seconds` and follows the snapshots of the GPUs. The use
+//! between two samples is a delta, and a delta is written in one transaction with the cursor from which it was counted:
+//! a kill in between loses nothing, since counting continues from the old cursor, and counts nothing twice.
 //!
-//! Deltas go into buckets of 10 s, 1 min and 1 h at once ([`STEPS`]), each kept for its time: a window that begins in the middle
-//! of a job counts its part, to the finest bucket that is still there.
+//! Deltas are added to buckets of 10 s, 1 min and 1 h at once ([`STEPS`]), each with its own retention: a window that
+//! begins in the middle of a job counts its part, to the resolution of the finest bucket that still exists.
 
 pub mod buckets;
 mod gpu_time;
@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 pub use self::{gpu_time::Seated, sampler::run};
 use crate::{gpu::GpuUuid, names::UserName};
 
-/// Seconds of a bucket, and how long it is kept.
+/// Length of a bucket, and how long it is kept; seconds.
 pub struct Step {
     pub seconds: i64,
     pub kept: i64,
@@ -28,10 +28,10 @@ pub struct Step {
 
 const DAY: i64 = 86_400;
 
-/// How long a reader waits for what is not written yet.
+/// How long a reader waits for pending amounts to be written.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// The way from readers to the sampler, which writes seldom by itself. Cheap to clone.
+/// The channel from readers to the sampler, which rarely writes by itself. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Usage(Arc<Shared>);
 
@@ -49,12 +49,12 @@ impl Usage {
         let _ = tokio::time::timeout(CATCH_UP, written.changed()).await;
     }
 
-    /// Somebody wants to read.
+    /// Waits until a reader asks for a write.
     async fn asked(&self) {
         self.0.asked.notified().await;
     }
 
-    /// It is written.
+    /// Signals that pending amounts were written.
     fn tell(&self) {
         self.0.written.send_replace(());
     }
@@ -67,11 +67,11 @@ pub const STEPS: [Step; 3] = [
     Step { seconds: 3600, kept: 2 * 365 * DAY },
 ];
 
-/// Whose usage it is: a pod's, or a pod's of one GPU.
+/// What an amount is counted for: a pod, or a pod on one GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject {
     pub user: UserName,
-    /// The container's name: it stays when the pod is gone.
+    /// The container's name: it outlives the pod.
     pub pod: String,
     /// `None` for CPU and memory.
     pub gpu: Option<GpuUuid>,
@@ -83,13 +83,13 @@ pub struct Amount {
     pub cpu_seconds: f64,
     /// Bytes of memory × seconds.
     pub memory_byte_seconds: f64,
-    /// A GPU was computing for the pod.
+    /// Seconds during which a GPU computed for the pod.
     pub gpu_active_seconds: f64,
-    /// A GPU's memory was held and nothing computed.
+    /// Seconds during which the pod held a GPU without computing.
     pub gpu_held_seconds: f64,
     /// Bytes of a GPU's memory × seconds.
     pub gpu_memory_byte_seconds: f64,
-    /// Estimated: the GPU's power, shared by those who computed.
+    /// Estimated: the GPU's energy, shared among the pods that computed.
     pub gpu_joules: f64,
 }
 
@@ -103,7 +103,7 @@ impl Amount {
         self.gpu_joules += other.gpu_joules;
     }
 
-    /// A part of it.
+    /// A fraction of it.
     pub fn scaled(&self, share: f64) -> Self {
         Self {
             cpu_seconds: self.cpu_seconds * share,
@@ -120,14 +120,14 @@ impl Amount {
     }
 }
 
-/// What a GPU itself did, whoever used it.
+/// What a GPU did in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct GpuAmount {
-    /// It could be read.
+    /// Seconds during which it could be read.
     pub known_seconds: f64,
-    /// Nobody was on it.
+    /// Seconds without any process on it.
     pub free_seconds: f64,
-    /// Utilisation (0 to 1) × seconds.
+    /// Utilization (0 to 1) × seconds.
     pub busy_seconds: f64,
     pub memory_byte_seconds: f64,
     pub joules: f64,

@@ -50,7 +50,7 @@ fn over_use_is_warned_of_and_ends_the_newest_process_too_many() {
     let message = || run("docker", &["exec", &alice, "sh", "-c", "cat /log/pody/*.critical.log 2>/dev/null || true"]);
     let message = wait_for("the message in the pod", message, |text| !text.is_empty());
     assert!(
-        message.contains("gpu_count is 1 and your processes are on 2 GPUs (0, 1)") && message.contains("was ended"),
+        message.contains("gpu_count is 1 and your processes are on 2 GPUs (0, 1)") && message.contains("was killed"),
         "{message}"
     );
     assert!(run("docker", &["exec", &alice, "sh", "-c", "cat /log/pody/*.warning.log"]).contains("within 2 s"));
@@ -80,7 +80,7 @@ fn a_warning_is_all_where_the_config_says_so() {
     wait_for("the warning", || actions(&server), |seen| seen == &["gpu.overuse"]);
     let log = || run("docker", &["exec", &alice, "sh", "-c", "cat /log/pody/*.warning.log 2>/dev/null || true"]);
     let message = wait_for("the log", log, |text| !text.is_empty());
-    assert_eq!(message.trim(), "gpu_count is 1 and your processes are on 2 GPUs (0, 1): end some of them");
+    assert_eq!(message.trim(), "gpu_count is 1 and your processes are on 2 GPUs (0, 1): stop some of them");
     std::thread::sleep(Duration::from_secs(3));
     assert!(is_alive(first) && is_alive(second), "nothing is ended");
     assert_eq!(actions(&server), ["gpu.overuse"], "it is said once");
