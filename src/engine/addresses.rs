@@ -36,7 +36,7 @@ pub struct AddressPool {
     first: Ipv4Addr,
     last: Ipv4Addr,
     taken: BTreeMap<Ipv4Addr, String>,
-        /// The host's name of the bridge that the network's containers are attached to.
+    /// The host's name of the bridge that the network's containers are attached to.
     pub bridge: Option<String>,
 }
 
@@ -45,12 +45,12 @@ impl AddressPool {
         (self.first..=self.last).contains(&address)
     }
 
-        /// The container that holds it, or which part of the network itself it is.
+    /// The container that holds it, or which part of the network itself it is.
     pub fn holder(&self, address: Ipv4Addr) -> Option<&str> {
         self.taken.get(&address).map(String::as_str)
     }
 
-        /// How many addresses would be assigned before this one.
+    /// How many addresses would be assigned before this one.
     pub fn free_below(&self, address: Ipv4Addr) -> usize {
         let below = u32::from(address).saturating_sub(u32::from(self.first)) as usize;
         below.saturating_sub(self.taken.range(self.first..address.max(self.first)).count())
@@ -62,7 +62,7 @@ impl AddressPool {
             network.ipam?.config?.into_iter().find(|part| part.subnet.as_deref().and_then(parse_subnet).is_some())?;
         let whole = parse_subnet(config.subnet.as_deref()?)?;
         let part = config.ip_range.as_deref().and_then(parse_subnet).unwrap_or(whole);
-                // The network address and the broadcast address are not assigned.
+        // The network address and the broadcast address are not assigned.
         let first = if part.0 == whole.0 { part.0 + 1 } else { part.0 };
         let last = if part.1 == whole.1 { part.1 - 1 } else { part.1 };
         let bare = |text: &str| text.split('/').next()?.parse::<Ipv4Addr>().ok();
@@ -99,17 +99,17 @@ fn parse_subnet(text: &str) -> Option<(u32, u32)> {
 pub struct Placeholder<'a> {
     pub name: String,
     pub label: (&'static str, String),
-        /// Any image that exists: none of its programs are run.
+    /// Any image that exists: none of its programs are run.
     pub image: &'a str,
     pub network: &'a str,
     /// `pody-init` on the host.
     pub program: &'a Path,
-        /// After this time it exits and is removed.
+    /// After this time it exits and is removed.
     pub lasts: Duration,
 }
 
 impl Engine {
-        /// The addresses of a network; `None` if they cannot be determined. `""` = the default network.
+    /// The addresses of a network; `None` if they cannot be determined. `""` = the default network.
     pub async fn address_pool(&self, network: &str) -> Result<Option<AddressPool>, EngineError> {
         let name = named(network);
         let inspected = self

@@ -89,7 +89,7 @@ pub struct Shape {
     pub shm: Option<u64>,
     pub storage: Option<u64>,
     pub new_privileges: bool,
-        /// `None` = the image's own program is PID 1, as in adopted pods and in pods of older versions.
+    /// `None` = the image's own program is PID 1, as in adopted pods and in pods of older versions.
     #[serde(default)]
     pub init: Option<Init>,
 }
@@ -102,15 +102,17 @@ pub struct Init {
     /// The image's own entrypoint.
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
-        /// Whether programs may use io_uring; a pod whose programs do cannot be checkpointed.
+    /// Whether programs may use io_uring; a pod whose programs do cannot be checkpointed.
     pub io_uring: bool,
 }
 
 impl Init {
-        /// Path of the program in the container. It is below `/dev`, which is a tmpfs: elsewhere the engine would leave an empty file of that name in the container's writable layer, and so in commits.
+    /// Path of the program in the container. It is below `/dev`, which is a tmpfs: elsewhere the engine would leave an
+    /// empty file of that name in the container's writable layer, and so in commits.
     pub const INSIDE: &'static str = "/dev/pody-init";
 
-        /// The engine's entrypoint and command. If the image has no entrypoint the container has none either, since a commit cannot unset one.
+    /// The engine's entrypoint and command. If the image has no entrypoint the container has none either, since a
+    /// commit cannot unset one.
     fn to_run(&self) -> (Option<Vec<String>>, Option<Vec<String>>) {
         let io_uring = self.io_uring.then_some("--io-uring");
         let first = [Self::INSIDE, "init"].into_iter().chain(io_uring).chain(["--"]).map(str::to_owned);
@@ -131,7 +133,7 @@ impl Init {
         }
     }
 
-        /// Dockerfile lines that restore the image's own entrypoint and command.
+    /// Dockerfile lines that restore the image's own entrypoint and command.
     fn original(&self) -> Vec<String> {
         let list = |words: &[String]| serde_json::to_string(words).expect("texts");
         // In this order: an entrypoint unsets the command.
@@ -260,7 +262,8 @@ fn settings(network: &str) -> Option<HashMap<String, String>> {
 }
 
 impl Engine {
-        /// Creates the container, or finds it if an earlier response was lost: `label` tells ours from another container of that name.
+    /// Creates the container, or finds it if an earlier response was lost: `label` tells ours from another container of
+    /// that name.
     pub async fn ensure_created(&self, spec: &ContainerSpec, label: (&str, &str)) -> Result<ContainerId, EngineError> {
         let body = create_body(spec);
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
@@ -320,7 +323,7 @@ impl Engine {
             other => other,
         };
         if removed.is_ok() {
-                        // So that the next read no longer shows it.
+            // So that the next read no longer shows it.
             let _ = self.look(id).await;
         }
         removed
@@ -336,7 +339,7 @@ impl Engine {
         tokio::time::timeout(SHORT, gone).await.map_err(|_| EngineError::TimedOut(SHORT))?
     }
 
-        /// Makes a call, and repeats it once if the response was lost.
+    /// Makes a call, and repeats it once if the response was lost.
     pub(super) async fn retry_lost<F>(
         &self,
         deadline: Duration,
@@ -365,7 +368,7 @@ impl Engine {
         Ok(stream.map(|item| item.map(bollard::container::LogOutput::into_bytes).map_err(EngineError::from)))
     }
 
-        /// The end of the container's output, at most `limit` bytes; at `deadline`, what was read so far.
+    /// The end of the container's output, at most `limit` bytes; at `deadline`, what was read so far.
     pub async fn tail(
         &self,
         id: &ContainerId,
@@ -404,7 +407,7 @@ impl Engine {
         Ok(inspect.size_rw.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
     }
 
-        /// Retries after each of [`FREEZES`] when the runtime gave up on freezing.
+    /// Retries after each of [`FREEZES`] when the runtime gave up on freezing.
     pub(super) async fn until_frozen<T, F>(freeze: impl Fn() -> F) -> Result<T, EngineError>
     where
         F: Future<Output = Result<T, EngineError>>,
@@ -418,7 +421,8 @@ impl Engine {
         freeze().await
     }
 
-        /// Makes an image of the container's files, with `labels` set, that runs what the container's own image runs. The container is paused meanwhile.
+    /// Makes an image of the container's files, with `labels` set, that runs what the container's own image runs. The
+    /// container is paused meanwhile.
     pub async fn commit(
         &self,
         id: &ContainerId,

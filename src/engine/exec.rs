@@ -40,7 +40,7 @@ pub struct ExecOutput {
     pub exit_code: Option<i64>,
     /// Terminal bytes.
     pub output: Vec<u8>,
-        /// There was more output than was kept.
+    /// There was more output than was kept.
     pub truncated: bool,
 }
 
@@ -119,7 +119,7 @@ impl Engine {
             () = learn_pid => unreachable!("it waits forever"),
         };
         let exit_code = match ended {
-                        // The output ends when the command exits or when the connection breaks: only the engine knows which.
+            // The output ends when the command exits or when the connection breaks: only the engine knows which.
             Ok(Ok(())) => self.exit_code_by(&exec_id, deadline).await,
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Ok(None),
@@ -132,7 +132,7 @@ impl Engine {
             kill(pid).await;
         }
         let exit_code = exit_code?;
-                // In this case the output is the runtime's error message.
+        // In this case the output is the runtime's error message.
         if exit_code == Some(CANNOT_RUN) && self.exec_pid(&exec_id).await.is_none() {
             return Err(EngineError::Conflict(String::from_utf8_lossy(&kept).trim_end().to_owned()));
         }
@@ -215,12 +215,12 @@ impl Engine {
         self.call(SHORT, |docker| async move { docker.resize_exec(exec_id, options).await }).await
     }
 
-        /// The exit code of a command whose output has ended. The engine may need a moment to know it.
+    /// The exit code of a command whose output has ended. The engine may need a moment to know it.
     pub async fn exit_code(&self, exec_id: &str) -> Result<Option<i64>, EngineError> {
         self.exit_code_by(exec_id, tokio::time::Instant::now() + Duration::from_secs(1)).await
     }
 
-        /// Polls until the command has exited; `None` = it is still running at the deadline.
+    /// Polls until the command has exited; `None` = it is still running at the deadline.
     async fn exit_code_by(&self, exec_id: &str, deadline: tokio::time::Instant) -> Result<Option<i64>, EngineError> {
         for pause in [0, 1, 2, 5, 10, 20, 50, 100, 200].into_iter().chain(std::iter::repeat(500)) {
             tokio::time::sleep(Duration::from_millis(pause)).await;

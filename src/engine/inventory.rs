@@ -45,14 +45,15 @@ struct Entry {
 #[derive(Default)]
 struct Containers {
     by_id: HashMap<ContainerId, Entry>,
-        /// When containers were found to be gone, as a tick and as a time; kept for as long as an older inspection may be under way.
+    /// When containers were found to be gone, as a tick and as a time; kept for as long as an older inspection may be
+    /// under way.
     gone: HashMap<ContainerId, (u64, Instant)>,
     /// When the newest complete list was made.
     listed: Option<(u64, Instant)>,
 }
 
 impl Containers {
-        /// Whether an inspection that began after this tick found the container gone.
+    /// Whether an inspection that began after this tick found the container gone.
     fn is_gone_since(&self, id: &ContainerId, tick: u64) -> bool {
         self.gone.get(id).is_some_and(|(gone, _)| *gone > tick)
     }
@@ -116,7 +117,8 @@ impl Inventory {
         self.age().is_some() && self.0.images_listed.load(Ordering::Acquire)
     }
 
-        /// A number that grows with each inspection. What was written before a list that started after `tick()` is in that list.
+    /// A number that grows with each inspection. What was written before a list that started after `tick()` is in that
+    /// list.
     pub fn tick(&self) -> u64 {
         self.0.clock.fetch_add(1, Ordering::SeqCst) + 1
     }
@@ -139,7 +141,7 @@ impl Inventory {
         self.0.changed.send_modify(|count| *count += 1);
     }
 
-        /// Applies an inspection that began at `tick`; `None` = the container was not there.
+    /// Applies an inspection that began at `tick`; `None` = the container was not there.
     fn apply(&self, tick: u64, id: &ContainerId, look: Option<Container>) {
         let mut containers = self.lock();
         if containers.by_id.get(id).is_some_and(|entry| entry.seen > tick) || containers.is_gone_since(id, tick) {
@@ -158,7 +160,7 @@ impl Inventory {
         self.announce();
     }
 
-        /// Applies a list that began at `tick`, and returns the containers that need an inspect of their own.
+    /// Applies a list that began at `tick`, and returns the containers that need an inspect of their own.
     fn apply_list(&self, tick: u64, list: Vec<Container>) -> Vec<ContainerId> {
         let mut containers = self.lock();
         let present: HashSet<&ContainerId> = list.iter().map(|c| &c.id).collect();
@@ -178,7 +180,7 @@ impl Inventory {
                 }
                 known => {
                     look.push(summary.id.clone());
-                                        // Until it is inspected, the list's data count, together with what was known of the rest.
+                    // Until it is inspected, the list's data count, together with what was known of the rest.
                     let detail = known.as_ref().and_then(|entry| entry.container.detail.clone());
                     let container = Arc::new(Container { detail, ..summary });
                     containers.by_id.insert(container.id.clone(), Entry { container, seen: tick });
@@ -211,7 +213,7 @@ impl Inventory {
 }
 
 impl Engine {
-        /// Inspects one container now. The result is in the inventory when this returns.
+    /// Inspects one container now. The result is in the inventory when this returns.
     pub async fn look(&self, id: &ContainerId) -> Result<Option<Arc<Container>>, EngineError> {
         let tick = self.inventory.tick();
         let looked = self
@@ -250,7 +252,7 @@ impl Engine {
         }))
     }
 
-        /// Waits for the first lists, at most `limit`; does not wait for an engine that is down.
+    /// Waits for the first lists, at most `limit`; does not wait for an engine that is down.
     pub async fn wait_ready(&self, limit: Duration) {
         if self.inventory.is_ready() {
             return;
@@ -275,7 +277,7 @@ impl Engine {
                     self.set_health(Health::Up);
                     if events.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                         events = Some(tokio::spawn(self.clone().drain_events()));
-                                                // The next lists show what happened while no stream was open.
+                        // The next lists show what happened while no stream was open.
                         images_listed = None;
                     }
                 }
@@ -326,7 +328,7 @@ impl Engine {
         });
     }
 
-        /// Inspects a container in the background, at most [`LOOKS`] at a time.
+    /// Inspects a container in the background, at most [`LOOKS`] at a time.
     fn look_later(&self, looks: &Arc<tokio::sync::Semaphore>, id: ContainerId) {
         let (engine, looks) = (self.clone(), looks.clone());
         tokio::spawn(async move {
@@ -354,7 +356,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads the engine's events as fast as they come and only marks what is dirty: a reader that stalls slows the engine.
+    /// Reads the engine's events as fast as they come and only marks what is dirty: a reader that stalls slows the
+    /// engine.
     async fn drain_events(self) {
         let Some(docker) = self.docker.load_full() else { return };
         let filters: HashMap<&str, Vec<&str>> = HashMap::from([
@@ -367,7 +370,7 @@ impl Engine {
                 ],
             ),
         ]);
-                // Between two streams another engine may have taken its place.
+        // Between two streams another engine may have taken its place.
         self.facts.store(None);
         let mut events = docker.events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
         while let Some(Ok(event)) = events.next().await {
@@ -390,7 +393,7 @@ impl Engine {
     pub async fn refresh_images(&self) -> Result<(), EngineError> {
         let options = ListImagesOptionsBuilder::new().build();
         let list = self.call(LIST_DEADLINE, |docker| async move { docker.list_images(Some(options)).await }).await?;
-                // An image never changes under its id, so only new ones are inspected.
+        // An image never changes under its id, so only new ones are inspected.
         let known: BTreeMap<String, Image> =
             self.inventory.images().iter().map(|i| (i.id.clone(), i.clone())).collect();
         let mut images = Vec::new();
@@ -453,11 +456,11 @@ mod tests {
         inventory.apply(slow, &id, Some(container(&id)));
         inventory.apply_list(slow_list, vec![container(&id)]);
         assert!(inventory.find_by_name("a").is_none());
-                // Nor after a list without it.
+        // Nor after a list without it.
         inventory.apply_list(inventory.tick(), Vec::new());
         inventory.apply(slow, &id, Some(container(&id)));
         assert!(inventory.get(&id).is_none());
-                // A list that began later shows it again.
+        // A list that began later shows it again.
         inventory.apply_list(inventory.tick(), vec![container(&id)]);
         assert!(inventory.get(&id).is_some());
     }

@@ -143,11 +143,11 @@ pub enum Health {
 /// The engine. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-        /// Absent until the engine first answers: only then is the API version negotiated.
+    /// Absent until the engine first answers: only then is the API version negotiated.
     docker: Arc<ArcSwapOption<Docker>>,
     health: watch::Sender<Health>,
     inventory: Inventory,
-        /// Valid for as long as the engine that reported them runs.
+    /// Valid for as long as the engine that reported them runs.
     facts: Arc<ArcSwapOption<EngineFacts>>,
 }
 

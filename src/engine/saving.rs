@@ -28,7 +28,7 @@ impl RestartRule {
         Self { name: "no".to_owned(), retries: 0 }
     }
 
-        /// The policy of pods.
+    /// The policy of pods.
     pub fn always() -> Self {
         Self { name: "always".to_owned(), retries: 0 }
     }
@@ -54,7 +54,7 @@ pub struct Anatomy {
     pub upper: Option<PathBuf>,
     /// On its first network.
     pub address: Option<String>,
-        /// Settings of the container that prevent a restore.
+    /// Settings of the container that prevent a restore.
     pub obstacles: Vec<&'static str>,
     /// The engine's whole response.
     pub document: Value,
@@ -103,21 +103,21 @@ impl Engine {
         }))
     }
 
-        /// Freezes the container's processes. Succeeds if it is already paused.
+    /// Freezes the container's processes. Succeeds if it is already paused.
     pub async fn pause(&self, id: &ContainerId) -> Result<(), EngineError> {
         let pause = || self.retry_lost(SHORT, |docker, id| async move { docker.pause_container(&id).await }, id);
         let paused = Self::until_frozen(pause).await;
         self.unless_said(paused, "is already paused")
     }
 
-        /// Resumes them. Succeeds if the container is not paused.
+    /// Resumes them. Succeeds if the container is not paused.
     pub async fn unpause(&self, id: &ContainerId) -> Result<(), EngineError> {
         let unpaused =
             self.retry_lost(SHORT, |docker, id| async move { docker.unpause_container(&id).await }, id).await;
         self.unless_said(unpaused, "is not paused")
     }
 
-        /// Sends SIGKILL. Succeeds if the container is not running.
+    /// Sends SIGKILL. Succeeds if the container is not running.
     pub async fn kill(&self, id: &ContainerId) -> Result<(), EngineError> {
         let kill = |docker: Arc<bollard::Docker>, id: String| async move {
             let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
@@ -148,7 +148,8 @@ impl Engine {
         self.retry_lost(SHORT, update, id).await
     }
 
-        /// Starts a container from the checkpoint of that name in its directory. Not retried: after a lost response the caller finds out what happened.
+    /// Starts a container from the checkpoint of that name in its directory. Not retried: after a lost response the
+    /// caller finds out what happened.
     pub async fn start_from(&self, id: &ContainerId, checkpoint: &str, deadline: Duration) -> Result<(), EngineError> {
         let (id, checkpoint) = (id.to_string(), checkpoint.to_owned());
         self.call_patiently(deadline, |docker| async move {
@@ -170,7 +171,8 @@ impl Engine {
         .await
     }
 
-        /// Has the engine dump a container into the engine's own directory. The container keeps running, or stays paused, as before.
+    /// Has the engine dump a container into the engine's own directory. The container keeps running, or stays paused,
+    /// as before.
     pub async fn dump(&self, id: &ContainerId, name: &str, deadline: Duration) -> Result<(), EngineError> {
         let options = CreateCheckpointOptions { checkpoint_id: name.to_owned(), checkpoint_dir: None, exit: false };
         let id = id.to_string();
@@ -188,7 +190,7 @@ impl Engine {
         self.call(SHORT, |docker| async move { docker.tag_image(&image, Some(options)).await }).await
     }
 
-        /// The directory in which the engine keeps a container's data, including its checkpoints.
+    /// The directory in which the engine keeps a container's data, including its checkpoints.
     pub async fn container_folder(&self, id: &ContainerId) -> Result<PathBuf, EngineError> {
         let info = self.call(LONG, |docker| async move { docker.info().await }).await?;
         let root = info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned());

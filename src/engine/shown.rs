@@ -15,12 +15,12 @@ pub struct Container {
     pub name: String,
     /// `created`, `running`, `paused`, `restarting`, `removing`, `exited` or `dead`.
     pub status: String,
-        /// By the name that it was created with.
+    /// By the name that it was created with.
     pub image: String,
     pub labels: HashMap<String, String>,
     pub networks: Vec<String>,
     pub ports: Vec<PublishedPort>,
-        /// Absent until the container is inspected.
+    /// Absent until the container is inspected.
     pub detail: Option<Detail>,
 }
 
@@ -30,7 +30,7 @@ pub struct Detail {
     /// Host PID of the first process; 0 when not running.
     pub pid: i32,
     pub exit_code: i64,
-        /// How often the engine has restarted it.
+    /// How often the engine has restarted it.
     pub restarts: i64,
     /// RFC 3339; `None` before the first start.
     pub started_at: Option<String>,
@@ -75,7 +75,7 @@ impl Container {
         self.status == summary.status && self.name == summary.name && self.ports == summary.ports
     }
 
-        /// Whether it carries this label of one of our operations.
+    /// Whether it carries this label of one of our operations.
     pub fn has_label(&self, key: &str, value: &str) -> bool {
         self.labels.get(key).is_some_and(|found| found == value)
     }

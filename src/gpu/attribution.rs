@@ -46,10 +46,10 @@ struct Known {
     life: Life,
     /// The last poll that found it alive.
     polled: u64,
-        /// Whether what was found is final.
+    /// Whether what was found is final.
     is_settled: bool,
     container: Option<ContainerId>,
-        /// The owner, as of this version of the rows; it need not be looked up again until they change.
+    /// The owner, as of this version of the rows; it need not be looked up again until they change.
     owner: Option<(u64, Arc<Owner>)>,
     pid_inside: Option<i32>,
     command: Arc<OnceLock<Option<Arc<str>>>>,
@@ -65,7 +65,7 @@ pub struct Question<'a> {
     pub listed_at: u64,
     pub rows: &'a Arc<Rows>,
     pub inventory: &'a Inventory,
-        /// Whether a client is watching, so that each process's host memory is read.
+    /// Whether a client is watching, so that each process's host memory is read.
     pub is_watched: bool,
 }
 
@@ -76,7 +76,7 @@ pub struct Attribution {
     readers: Arc<AtomicUsize>,
     /// Counts the polls.
     poll: u64,
-        /// Version of the rows in which owners were last looked up, and the rows.
+    /// Version of the rows in which owners were last looked up, and the rows.
     rows: (u64, Option<Arc<Rows>>),
 }
 
@@ -112,14 +112,14 @@ impl Attribution {
         named
     }
 
-        /// Increments the version when the rows have changed.
+    /// Increments the version when the rows have changed.
     fn note_rows(&mut self, rows: &Arc<Rows>) {
         if !self.rows.1.as_ref().is_some_and(|known| Arc::ptr_eq(known, rows)) {
             self.rows = (self.rows.0 + 1, Some(rows.clone()));
         }
     }
 
-        /// Checks which of these processes are still alive; once per poll, even if a process is on several GPUs.
+    /// Checks which of these processes are still alive; once per poll, even if a process is on several GPUs.
     fn look_again<'a>(&mut self, pids: impl Iterator<Item = &'a i32>) {
         let poll = self.poll;
         let is_due = |known: &&Known| known.polled != poll && known.is_settled;
@@ -151,7 +151,8 @@ impl Attribution {
         self.poll += 1;
     }
 
-    /// Determines what does not change. The start time is read again after the cgroup, which proves that both are of one process.
+    /// Determines what does not change. The start time is read again after the cgroup, which proves that both are of
+    /// one process.
     fn meet(&self, pid: i32, listed_at: u64) -> Option<Known> {
         let life = Life::of(pid)?;
         let id = life.id;
@@ -178,7 +179,7 @@ impl Attribution {
             resident: 0,
             statm,
         };
-                // Read once in any case, so that a client that begins to watch does not see zero.
+        // Read once in any case, so that a client that begins to watch does not see zero.
         known.read_memory(true);
         Some(known)
     }
@@ -194,7 +195,7 @@ impl Attribution {
         let (filled, readers) = (slot.clone(), self.readers.clone());
         let reader = std::thread::Builder::new().name("command line".to_owned()).spawn(move || {
             let command = process::command_line(id.pid).map(Arc::from);
-                        // The PID may have been reused by now.
+            // The PID may have been reused by now.
             let same = Stat::read(id.pid).is_some_and(|stat| stat.id == id);
             let _ = filled.set(command.filter(|_| same));
             readers.fetch_sub(1, Ordering::Relaxed);
@@ -208,7 +209,8 @@ impl Attribution {
 }
 
 impl Known {
-        /// Reads how much host memory it holds. It was alive a moment ago; if its PID has been reused since, the next poll drops this entry.
+    /// Reads how much host memory it holds. It was alive a moment ago; if its PID has been reused since, the next poll
+    /// drops this entry.
     fn read_memory(&mut self, is_watched: bool) {
         if !is_watched {
             self.statm = None;
@@ -231,7 +233,7 @@ impl Known {
             return owner.clone();
         }
         let owner = Arc::new(owner(self.container.as_ref(), question));
-                // The name of a container that is not a pod can change without any row changing.
+        // The name of a container that is not a pod can change without any row changing.
         self.owner = match *owner {
             Owner::Pod { .. } | Owner::Host => Some((rows, owner.clone())),
             Owner::Container { .. } => None,

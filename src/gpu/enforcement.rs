@@ -22,13 +22,13 @@ const PATIENCE: i64 = 10_000;
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-        /// Warn the user, in these pods.
+    /// Warn the user, in these pods.
     Warn {
         user: UserName,
         pods: Vec<PodId>,
         message: String,
     },
-        /// Kill this process and its descendants.
+    /// Kill this process and its descendants.
     EndProcess {
         user: UserName,
         pod: PodId,
@@ -260,7 +260,7 @@ mod tests {
         );
         assert!(enforcement.decide(&snapshot(59, &gpus), limit, RULE).is_empty());
         assert_eq!(ended(&enforcement.decide(&snapshot(60, &gpus), limit, RULE)), [2]);
-                // It has time to exit before the next one is killed.
+        // It has time to exit before the next one is killed.
         assert!(enforcement.decide(&snapshot(61, &gpus), limit, RULE).is_empty());
         let left = [gpus[0].clone(), vec![], gpus[2].clone()];
         assert_eq!(ended(&enforcement.decide(&snapshot(70, &left), limit, RULE)), [3]);
@@ -281,7 +281,8 @@ mod tests {
     }
 
     proptest! {
-                /// For any layout: no process of other users is ever killed, none of users within their limit, and killing the newest excess process again and again brings the user within the limit.
+        /// For any layout: no process of other users is ever killed, none of users within their limit, and killing the
+        /// newest excess process again and again brings the user within the limit.
         #[test]
         fn only_excess_processes_are_killed(
             layout in prop::collection::vec(prop::collection::vec((0u64..50, prop_oneof!["alice", "bob", Just(String::new())]), 0..4), 1..6),

@@ -62,7 +62,7 @@ pub enum Library {
     Working {
         driver: String,
     },
-        /// It is installed but does not work.
+    /// It is installed but does not work.
     Failing {
         reason: String,
     },
@@ -112,7 +112,7 @@ pub struct Reading {
     pub memory_clock: Option<u32>,
     /// Uncorrected errors since boot; `None` where ECC is off.
     pub ecc_errors: Option<u64>,
-        /// Why its clocks are reduced.
+    /// Why its clocks are reduced.
     pub throttle_reasons: Vec<String>,
 }
 
@@ -125,7 +125,7 @@ pub struct MigInstance {
     /// Bytes; `None` if the driver does not report it.
     pub memory_total: Option<u64>,
     pub memory_used: Option<u64>,
-        /// Percent; `None` with today's drivers, since NVML does not report it per instance.
+    /// Percent; `None` with today's drivers, since NVML does not report it per instance.
     pub utilization: Option<u32>,
 }
 
@@ -134,17 +134,17 @@ pub struct MigInstance {
 pub struct GpuProcess {
     pub id: ProcessId,
     pub owner: Arc<Owner>,
-        /// The PID inside its pod.
+    /// The PID inside its pod.
     pub pid_inside: Option<i32>,
-        /// `None` until it has been read.
+    /// `None` until it has been read.
     pub command: Option<Arc<str>>,
     /// Seconds since its start.
     pub uptime: f64,
-        /// Bytes of host memory, as of when a client last watched.
+    /// Bytes of host memory, as of when a client last watched.
     pub resident: u64,
-        /// Bytes of GPU memory; `None` if the driver does not report it.
+    /// Bytes of GPU memory; `None` if the driver does not report it.
     pub gpu_memory: Option<u64>,
-        /// Percent of the GPU's time; `None` if the driver does not report it.
+    /// Percent of the GPU's time; `None` if the driver does not report it.
     pub utilization: Option<u32>,
     pub kinds: Kinds,
     /// The MIG instance it runs in.
@@ -238,7 +238,7 @@ impl Gpus {
         self.0.snapshot.load_full()
     }
 
-        /// The newest snapshot, for a client that watches: not older than a second, or two if the poller was idle.
+    /// The newest snapshot, for a client that watches: not older than a second, or two if the poller was idle.
     pub async fn look(&self) -> Arc<Snapshot> {
         let since = Moment::now().steady;
         let slept = since - self.0.looked.swap(since, Ordering::Relaxed) > INTEREST.as_millis() as i64;
@@ -251,7 +251,8 @@ impl Gpus {
         self.snapshot()
     }
 
-        /// The load of each GPU: its memory, its utilization, the number of its processes, and the pods that it is assigned to, which may start to use it.
+    /// The load of each GPU: its memory, its utilization, the number of its processes, and the pods that it is assigned
+    /// to, which may start to use it.
     pub fn loads(&self) -> Vec<GpuLoad> {
         let rows = self.0.db.snapshot();
         let given = |index: u32| {
@@ -259,7 +260,7 @@ impl Gpus {
             rows.pods.iter().filter(has).count() as f64 * GIVEN
         };
         let load = |device: &Device| match &device.health {
-                        // Assigned last.
+            // Assigned last.
             Health::Unknown { .. } => f64::INFINITY,
             Health::Known(reading) => {
                 let memory = reading.memory_used.unwrap_or(0) as f64 / reading.memory_total.unwrap_or(1).max(1) as f64;

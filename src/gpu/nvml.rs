@@ -121,7 +121,7 @@ impl Library {
         Ok((GpuUuid(handle.uuid()?), handle.name().unwrap_or_default()))
     }
 
-        /// Reads one GPU. What the GPU does not support is left out; a failure of what it should support is an error.
+    /// Reads one GPU. What the GPU does not support is left out; a failure of what it should support is an error.
     pub fn read(&self, index: u32, last_sample: u64) -> Result<RawDevice, Trouble> {
         let handle = self.nvml.device_by_index(index)?;
         let mig = self.read_mig(&handle)?;
@@ -129,7 +129,7 @@ impl Library {
         let reading = Reading {
             memory_total: memory.map(|(total, _)| total),
             memory_used: memory.map(|(_, used)| used),
-                        // Not available for a GPU that is split into MIG instances.
+            // Not available for a GPU that is split into MIG instances.
             utilization: optional(handle.utilization_rates())?.map(|rates| rates.gpu),
             power: optional(handle.power_usage())?.map(watts),
             power_limit: optional(handle.enforced_power_limit())?.map(watts),

@@ -26,7 +26,10 @@ impl OldMemory {
         let call = symbols.and_then(|symbols| symbols.nvmlDeviceGetMemoryInfo.as_ref().ok());
         let call = call.ok_or(NvmlError::FunctionNotFound)?;
         let mut memory = MaybeUninit::zeroed();
-                // SAFETY: the handle belongs to the library that is loaded here a second time, for which the loader returns the same one, still initialized as long as `device` lives. The struct has the size of this version of the call. It holds three integers, for which zeroes are valid values, so it is initialized whether or not the call wrote to it.
+        // SAFETY: the handle belongs to the library that is loaded here a second time, for which the loader returns the
+        // same one, still initialized as long as `device` lives. The struct has the size of this version of the call.
+        // It holds three integers, for which zeroes are valid values, so it is initialized whether or not the call
+        // wrote to it.
         let memory = unsafe {
             nvml_try(call(device.handle(), memory.as_mut_ptr()))?;
             memory.assume_init()

@@ -25,7 +25,7 @@ const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 struct Progress {
     /// Threads with a smaller number have been abandoned.
     generation: u64,
-        /// Since when it has been waiting for NVML, and for which GPU (`None` = the library as a whole).
+    /// Since when it has been waiting for NVML, and for which GPU (`None` = the library as a whole).
     waiting: Option<(Option<u32>, Instant)>,
     /// GPUs whose call never returned.
     hanging: HashSet<u32>,
@@ -62,7 +62,7 @@ pub async fn run(gpus: Gpus, stop: CancellationToken) {
                 start_thread(&gpus, &progress, generation);
             }
             Some((None, _)) => {
-                                // Another thread would hang as well. The stuck one continues when the driver does.
+                // Another thread would hang as well. The stuck one continues when the driver does.
                 tracing::error!("opening NVML hangs; all GPUs are unknown until it returns");
                 lock(&progress).generation -= 1;
                 publish_failing(&gpus, "the NVIDIA driver does not answer");
@@ -112,7 +112,7 @@ struct Poller {
     progress: Arc<Mutex<Progress>>,
     generation: u64,
     attribution: Attribution,
-        /// Kept from earlier reads: a lost GPU cannot report its identity.
+    /// Kept from earlier reads: a lost GPU cannot report its identity.
     identities: HashMap<u32, (GpuUuid, String)>,
     last_samples: HashMap<u32, u64>,
 }
@@ -210,7 +210,7 @@ impl Poller {
         }))
     }
 
-        /// Calls NVML under the watchdog.
+    /// Calls NVML under the watchdog.
     fn ask<T>(&self, device: Option<u32>, question: impl FnOnce() -> T) -> Result<T, GivenUp> {
         {
             let mut progress = lock(&self.progress);
@@ -225,14 +225,14 @@ impl Poller {
             progress.waiting = None;
             return Ok(answer);
         }
-                // The call returned after all: the current thread may read this GPU again.
+        // The call returned after all: the current thread may read this GPU again.
         if let Some(index) = device {
             progress.hanging.remove(&index);
         }
         Err(GivenUp)
     }
 
-        /// Sleeps until the next poll is due or a client begins to watch. `false` when the thread must exit.
+    /// Sleeps until the next poll is due or a client begins to watch. `false` when the thread must exit.
     fn sleep(&self, interval: Duration) -> bool {
         let asleep = self.gpus.0.asleep.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self.gpus.0.woken.wait_timeout(asleep, interval);

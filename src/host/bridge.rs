@@ -102,7 +102,7 @@ fn set_port(index: u32, state: State) -> io::Result<()> {
 /// Makes a bridge claim a hardware address and drop packets to it, or stop doing so.
 pub fn claim(bridge: &str, address: [u8; 6], is_claimed: bool) -> io::Result<()> {
     let name = CString::new(bridge)?;
-        // SAFETY: the name ends with a NUL, and is only read.
+    // SAFETY: the name ends with a NUL, and is only read.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     if index == 0 {
         return Err(io::Error::last_os_error());
@@ -154,7 +154,8 @@ mod tests {
         assert!(done.success(), "{line}");
     }
 
-        /// A bridge in a network namespace of our own, and a process in another one attached to it. Needs root, as the daemon does.
+    /// A bridge in a network namespace of our own, and a process in another one attached to it. Needs root, as the
+    /// daemon does.
     #[test]
     fn a_disabled_port_forwards_nothing() {
         if !nix::unistd::geteuid().is_root() {
@@ -187,7 +188,7 @@ mod tests {
             let to = netlink::in_network_of(pid, || UdpSocket::bind("192.0.2.2:9")).unwrap();
             to.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             let mut number = 0u8;
-                        // An earlier datagram may arrive late.
+            // An earlier datagram may arrive late.
             let mut arrives = || {
                 number += 1;
                 from.send_to(&[number], "192.0.2.2:9").unwrap();
@@ -210,7 +211,7 @@ mod tests {
             let text = line.split_whitespace().nth(3).unwrap();
             let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
             let address: [u8; 6] = bytes.try_into().unwrap();
-                        // The port is as new: the bridge has learned nothing about it.
+            // The port is as new: the bridge has learned nothing about it.
             run("ip link set port0 down");
             for is_claimed in [true, true] {
                 claim("bridge0", address, is_claimed).unwrap();

@@ -56,7 +56,7 @@ impl Cgroup {
         }
     }
 
-        /// `None` if the cgroup is gone.
+    /// `None` if the cgroup is gone.
     pub fn read(&self) -> Option<Sample> {
         let pids = match self {
             Self::V1 { pids, .. } => pids,
@@ -78,7 +78,9 @@ impl Cgroup {
         self.parse_disk(&fs::read_to_string(file).ok()?)
     }
 
-        /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk. On version 1 newer kernels (seen with 6.18) do not count unless a limit is set: no disks at all does not mean zero there.
+    /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk.
+    /// On version 1 newer kernels (seen with 6.18) do not count unless a limit is set: no disks at all does not mean
+    /// zero there.
     fn parse_disk(&self, text: &str) -> Option<Disk> {
         let mut sum = Disk::default();
         if matches!(self, Self::V1 { .. }) && !text.contains(':') {
@@ -133,21 +135,21 @@ pub struct Meter {
 }
 
 impl Meter {
-        /// `None` if the process is gone.
+    /// `None` if the process is gone.
     pub fn of_process(pid: i32) -> Option<Self> {
         let group = Cgroup::of_process(pid)?;
         let cpu = File::open(group.cpu_file()).ok()?;
         Some(Self { group, cpu })
     }
 
-        /// Since the cgroup was created; `None` if it is gone.
+    /// Since the cgroup was created; `None` if it is gone.
     pub fn cpu_seconds(&self) -> Option<f64> {
         let mut buffer = [0; 1024];
         let length = self.cpu.read_at(&mut buffer, 0).ok()?;
         self.group.parse_cpu(std::str::from_utf8(&buffer[..length]).ok()?)
     }
 
-        /// Without reclaimable file cache; `None` if the cgroup is gone.
+    /// Without reclaimable file cache; `None` if the cgroup is gone.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.group.memory_bytes()
     }

@@ -45,7 +45,7 @@ pub enum Access {
 impl Access {
     const ALL: [Self; 4] = [Self::Open, Self::Denied, Self::Missing, Self::Untold];
 
-        /// The exit code of that process. Not 0 or 1, which other programs and crashes use.
+    /// The exit code of that process. Not 0 or 1, which other programs and crashes use.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Open => 10,
@@ -83,7 +83,7 @@ pub fn look(container: &ContainerId, pid: i32, device: &Path) -> Access {
         Ok(_) => return Access::Missing,
         Err(_) => return Access::Untold,
     }
-        // 0 is the writer itself.
+    // 0 is the writer itself.
     if (&inside.members).write_all(b"0").is_err() {
         return Access::Untold;
     }
@@ -109,7 +109,7 @@ impl Inside {
         let members = File::options().write(true).open(group.join("cgroup.procs")).ok()?;
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let root = File::options().read(true).custom_flags(flags).open(format!("/proc/{pid}/root")).ok()?;
-                // Checked again: this proves that the root is that of the same process.
+        // Checked again: this proves that the root is that of the same process.
         is_inside().then_some(Self { root, members })
     }
 

@@ -29,7 +29,7 @@ pub struct Life {
 }
 
 impl Life {
-        /// The process that has the PID now; `None` if there is none.
+    /// The process that has the PID now; `None` if there is none.
     pub fn of(pid: i32) -> Option<Self> {
         let descriptor = match open(pid) {
             Ok(descriptor) => Some(descriptor),
@@ -37,11 +37,11 @@ impl Life {
             Err(_) => None,
         };
         let life = Self { id: Stat::read(pid)?.id, descriptor };
-                // The start time is that of the descriptor's process unless that has exited in between.
+        // The start time is that of the descriptor's process unless that has exited in between.
         (!ended([&life])[0]).then_some(life)
     }
 
-        /// Returns as soon as it has exited.
+    /// Returns as soon as it has exited.
     pub async fn wait(&self) {
         let descriptor = self.descriptor.as_ref().map(AsFd::as_fd);
         // SAFETY: the descriptor stays open as long as it is borrowed, which is longer than it is watched.
@@ -105,7 +105,7 @@ mod tests {
         let pid = |child: &std::process::Child| i32::try_from(child.id()).unwrap();
         let mut lives: Vec<Life> = children.iter().map(|child| Life::of(pid(child)).unwrap()).collect();
         assert!(lives.iter().all(|life| life.descriptor.is_some()), "this kernel has pidfds");
-                // Each once more, as on a kernel without pidfds.
+        // Each once more, as on a kernel without pidfds.
         lives.extend(children.iter().map(|child| Life { descriptor: None, ..Life::of(pid(child)).unwrap() }));
         assert_eq!(ended(&lives), [false; 6]);
         children[1].kill().unwrap();
@@ -128,7 +128,7 @@ mod tests {
         let mut child = Command::new("true").spawn().unwrap();
         let life = Life::of(i32::try_from(child.id()).unwrap());
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-                // `None` if it exited before we looked.
+        // `None` if it exited before we looked.
         while life.as_ref().is_some_and(|life| !ended([life])[0]) {
             assert!(std::time::Instant::now() < until, "still alive");
             std::thread::sleep(std::time::Duration::from_millis(10));

@@ -82,7 +82,7 @@ fn ask_unix(states: u32, show: u32, wanted: u16, mut each: impl FnMut(u64, Optio
 /// Adds an address to the loopback interface of this thread's network namespace: its programs can use it, nothing
 /// outside sees it. An existing one is left as it is.
 pub fn add_own_address(address: Ipv4Addr) -> io::Result<()> {
-        // Otherwise eth0 answers ARP for the addresses of all interfaces, and takes this one from its owner on the bridge.
+    // Otherwise eth0 answers ARP for the addresses of all interfaces, and takes this one from its owner on the bridge.
     fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?;
     let mut request = vec![u8::try_from(libc::AF_INET).unwrap_or(2), 32, 0, 0];
     request.extend_from_slice(&LOOPBACK.to_ne_bytes());
@@ -101,7 +101,7 @@ pub fn add_own_address(address: Ipv4Addr) -> io::Result<()> {
 
 /// Sends one request and passes on the body of each message of the response.
 pub(super) fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        // SAFETY: a call without pointers; nothing else owns the descriptor that it returns.
+    // SAFETY: a call without pointers; nothing else owns the descriptor that it returns.
     let mut socket = unsafe {
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
         if socket < 0 {
@@ -126,7 +126,7 @@ pub(super) fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each
             let Some(body) = rest.get(HEADER..length) else { return Err(io::ErrorKind::UnexpectedEof.into()) };
             match kind {
                 libc::NLMSG_DONE => return Ok(()),
-                                // Error 0 is an acknowledgement.
+                // Error 0 is an acknowledgement.
                 libc::NLMSG_ERROR => {
                     return match number(body, 0).map_or(0, u32::cast_signed) {
                         0 => Ok(()),
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(unix_sockets().unwrap().get(&inode(&one)), Some(&0));
     }
 
-        /// In a pod, the engine does this.
+    /// In a pod, the engine does this.
     fn bring_loopback_up() {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         // SAFETY: a structure of numbers, filled as netdevice(7) says.
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(done, 0);
     }
 
-        /// Needs root, as the daemon does.
+    /// Needs root, as the daemon does.
     #[test]
     fn an_address_is_added_in_its_own_network_namespace() {
         if !nix::unistd::geteuid().is_root() {

@@ -38,7 +38,7 @@ impl Stat {
         Self::parse(pid, &read(format!("/proc/{pid}/stat"))?)
     }
 
-        /// Parses the file's one line.
+    /// Parses the file's one line.
     pub fn parse(pid: i32, stat: &str) -> Option<Self> {
         // The name, in parentheses, may contain anything; what follows the last parenthesis starts with field 3.
         let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
@@ -90,7 +90,8 @@ pub fn container_of(pid: i32) -> Option<ContainerId> {
     find_container(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
 }
 
-/// Parses `/proc/PID/cgroup`: `/docker/ID` with cgroupfs, `/system.slice/docker-ID.scope` with systemd, on version 1 and 2.
+/// Parses `/proc/PID/cgroup`: `/docker/ID` with cgroupfs, `/system.slice/docker-ID.scope` with systemd, on version 1
+/// and 2.
 fn find_container(cgroup: &str) -> Option<ContainerId> {
     let paths = cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.flat_map(|path| path.split('/')).find_map(|part| {
@@ -180,7 +181,7 @@ mod tests {
         assert_eq!(Stat::read(-1), None);
     }
 
-        /// prctl(2): a name is any 15 bytes.
+    /// prctl(2): a name is any 15 bytes.
     #[test]
     fn a_name_of_odd_bytes_hides_no_process() {
         let own = || {

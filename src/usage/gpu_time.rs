@@ -26,7 +26,7 @@ pub type Seats = HashMap<GpuUuid, HashMap<ProcessId, Seated>>;
 pub struct Seated {
     pub user: UserName,
     pub pod: String,
-        /// Milliseconds since 1970 up to which its use is counted.
+    /// Milliseconds since 1970 up to which its use is counted.
     pub counted: i64,
     pub active: bool,
 }
@@ -37,7 +37,7 @@ pub struct Used {
     /// Begin and end in milliseconds, owner, amount.
     pub pods: Vec<(i64, i64, Subject, Amount)>,
     pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
-        /// Whether a process was added, was removed or changed its owner.
+    /// Whether a process was added, was removed or changed its owner.
     pub is_reseated: bool,
 }
 
@@ -51,7 +51,7 @@ pub struct GpuClock {
 }
 
 impl GpuClock {
-        /// Continues where an earlier clock stopped.
+    /// Continues where an earlier clock stopped.
     pub fn resume(seats: Seats, last: Option<i64>) -> Self {
         Self { seats, last, ..Self::default() }
     }
@@ -107,7 +107,7 @@ impl GpuClock {
                 used.gpus.push((last, at, device.uuid.clone(), amount));
             }
         }
-                // The processes on the other GPUs are unknown now; they are counted, or not, when those GPUs are known again.
+        // The processes on the other GPUs are unknown now; they are counted, or not, when those GPUs are known again.
         self.seats.retain(|gpu, seats| {
             if !known.contains(gpu) {
                 seats.retain(|_, seated| at - seated.counted < MAX_UNKNOWN);
@@ -128,7 +128,7 @@ fn count_device(
     used: &mut Used,
     seats: &mut HashMap<ProcessId, Seated>,
 ) {
-        // Per pod: since when, whether it computes, how much GPU memory it holds.
+    // Per pod: since when, whether it computes, how much GPU memory it holds.
     struct Share<'a> {
         user: &'a UserName,
         begin: i64,
@@ -262,7 +262,7 @@ mod tests {
         Snapshot { at, library: Library::Working { driver: String::new() }, devices: vec![device] }
     }
 
-        /// The same, as if the clock had been set by this many milliseconds.
+    /// The same, as if the clock had been set by this many milliseconds.
     fn set_by(milliseconds: i64, mut snapshot: Snapshot) -> Snapshot {
         snapshot.at.wall += milliseconds;
         snapshot
@@ -288,7 +288,7 @@ mod tests {
                 .advance(&snapshot(20_000, vec![process(1, "a-x", 14.0, Some(80)), process(2, "b-y", 110.0, Some(0))])),
             clock.advance(&snapshot(30_000, vec![process(2, "b-y", 120.0, Some(0))])),
         ];
-                // a: from its start at 6 s to 20 s, and half of the 10 s during which it ended.
+        // a: from its start at 6 s to 20 s, and half of the 10 s during which it ended.
         assert_eq!(totals(&used), BTreeMap::from([("a-x".into(), (19.0, 0.0)), ("b-y".into(), (0.0, 30.0))]));
     }
 

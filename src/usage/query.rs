@@ -16,7 +16,7 @@ pub struct Window {
 }
 
 impl Window {
-        /// From this many seconds ago, or from the beginning, to now.
+    /// From this many seconds ago, or from the beginning, to now.
     pub fn last(seconds: Option<f64>) -> Self {
         let to = now() / 1000 + 1;
         Self { from: seconds.map_or(0, |seconds| (to - seconds as i64).max(0)), to }
@@ -28,7 +28,7 @@ impl Window {
             return 1.0;
         }
         let inside = (at + step).min(self.to) - at.max(self.from);
-                // The current bucket is not scaled by time that has not passed yet.
+        // The current bucket is not scaled by time that has not passed yet.
         let length = (at + step).min(self.to) - at;
         if length <= 0 { 0.0 } else { (inside as f64 / length as f64).clamp(0.0, 1.0) }
     }
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(window.share(1000, 10), 0.5);
         assert_eq!(window.share(1010, 10), 1.0);
         assert_eq!(window.share(0, 0), 1.0);
-                // The current bucket: 1990 to 2000 of an hour that began at 1800.
+        // The current bucket: 1990 to 2000 of an hour that began at 1800.
         assert_eq!(Window { from: 1990, to: 2000 }.share(1800, 3600), 0.05);
     }
 }

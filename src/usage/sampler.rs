@@ -116,7 +116,7 @@ struct Watched {
     meter: Meter,
     /// Its first process.
     pid: i32,
-        /// The first process's start, which distinguishes the runs of the container: each counts from zero.
+    /// The first process's start, which distinguishes the runs of the container: each counts from zero.
     run: String,
     /// Its age in seconds when it was first seen here.
     age: f64,
@@ -231,7 +231,7 @@ impl Sampler {
             }
             let Some(watched) = self.meters.get_mut(&container.id) else { continue };
             let Some(cpu_seconds) = watched.meter.cpu_seconds() else {
-                                // That run has ended.
+                // That run has ended.
                 self.meters.remove(&container.id);
                 self.is_changed = true;
                 continue;
@@ -245,7 +245,7 @@ impl Sampler {
             let known = self.cpu.get_mut(container.id.as_str()).filter(|cursor| cursor.run == watched.run);
             let (begin, counted) = match &known {
                 Some(cursor) => (cursor.at.min(at), cursor.cpu_seconds),
-                                // Never seen: count everything since the container's start, unless it was adopted long after it.
+                // Never seen: count everything since the container's start, unless it was adopted long after it.
                 None if pod.adopted && watched.age > ADOPTED_GRACE => (at, cpu_seconds),
                 None => (at - (watched.age * 1000.0) as i64, 0.0),
             };
@@ -265,7 +265,7 @@ impl Sampler {
                 }
             }
         }
-                // A pod that is being deleted is no longer seen.
+        // A pod that is being deleted is no longer seen.
         self.is_changed |= seen < self.meters.len();
     }
 
@@ -274,7 +274,8 @@ impl Sampler {
         if self.cpu.is_empty() && self.pending.is_empty() {
             return Ok(());
         }
-                // A cursor is kept even if its pod was not seen now: a container that is not listed yet, or stopped, is not a new one.
+        // A cursor is kept even if its pod was not seen now: a container that is not listed yet, or stopped, is not a
+        // new one.
         let rows = app.db.snapshot();
         let live: HashSet<&str> =
             rows.pods.iter().filter_map(|pod| pod.container.as_ref()).map(ContainerId::as_str).collect();
