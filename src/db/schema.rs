@@ -18,7 +18,7 @@ CREATE TABLE users (
     created_at  INTEGER NOT NULL
 ) STRICT;
 
--- Tables about a user name it instead of pointing at a row: with a remote provider the account is elsewhere.
+-- Tables refer to a user by name instead of by row: with a remote provider the account is elsewhere.
 CREATE TABLE tokens (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     user        TEXT NOT NULL,
@@ -118,7 +118,7 @@ CREATE TABLE events (
 CREATE INDEX events_by_user ON events (user);
 CREATE INDEX events_open ON events (outcome) WHERE outcome = 'pending';
 
--- Usage of an old installation, one row per process as pody 0.4.1 kept it.
+-- Usage imported from an old installation, one row per process as pody 0.4.1 recorded it.
 CREATE TABLE legacy_usage (
     user        TEXT NOT NULL,
     started_at  INTEGER NOT NULL,
@@ -167,7 +167,7 @@ CREATE TABLE gpu_usage (
     PRIMARY KEY (step, at, gpu)
 ) STRICT, WITHOUT ROWID;
 
--- Up to where is counted; moved in the transaction that adds what was counted.
+-- The position up to which usage is counted; moved in the transaction that adds the usage.
 CREATE TABLE cpu_cursors (
     container   TEXT PRIMARY KEY,
     run         TEXT NOT NULL,
@@ -187,7 +187,7 @@ CREATE TABLE gpu_snapshots (
 ) STRICT;
 ",
     r"
--- What was saved of pods. A row goes with its folder; `deleting` until the folder is gone.
+-- Checkpoints of pods. A row is removed with its directory; it is `deleting` until the directory is gone.
 CREATE TABLE checkpoints (
     id             TEXT PRIMARY KEY,
     user           TEXT NOT NULL,
@@ -207,7 +207,7 @@ CREATE TABLE checkpoints (
 ) STRICT;
 CREATE INDEX checkpoints_by_user ON checkpoints (user);
 
--- The journal of checkpoints and restores: the phase is written before it is begun.
+-- The journal of checkpoints and restores: each phase is recorded before it begins.
 CREATE TABLE actions (
     id             TEXT PRIMARY KEY,
     type           TEXT NOT NULL,
@@ -234,7 +234,7 @@ ALTER TABLE quotas ADD COLUMN checkpoint_count INTEGER;
 ALTER TABLE quotas ADD COLUMN checkpoint_size INTEGER;
 ",
     r"
--- What this host is called by other systems, for good: a random UUID, made with this table.
+-- The permanent ID of this host for other systems: a random UUID, created with this table.
 CREATE TABLE host (
     id TEXT NOT NULL
 ) STRICT;
@@ -242,7 +242,7 @@ INSERT INTO host (id)
 SELECT lower(substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-4' || substr(h, 14, 3) || '-8' || substr(h, 18, 3) || '-' || substr(h, 21, 12))
 FROM (SELECT hex(randomblob(16)) AS h);
 
--- What agents of other clusters tell of them, per user.
+-- What agents report about other clusters, per user.
 CREATE TABLE clusters (
     id          TEXT PRIMARY KEY,
     user        TEXT NOT NULL,
@@ -266,7 +266,7 @@ CREATE TABLE resources (
     PRIMARY KEY (cluster, kind, namespace, name)
 ) STRICT, WITHOUT ROWID;
 
--- What agents tell of checkpoints: their own, or, under the id of one of ours, more about that.
+-- What agents report about checkpoints: their own, or, under the id of one of ours, more about that one.
 CREATE TABLE told_checkpoints (
     id            TEXT PRIMARY KEY,
     user          TEXT NOT NULL,
@@ -291,10 +291,10 @@ CREATE TABLE told_actions (
 CREATE INDEX told_actions_by_user ON told_actions (user);
 ",
     r"
--- Who had a checkpoint made: people (`hand`), a schedule, or a drain.
+-- What requested a checkpoint: a person (`hand`), a schedule, or a drain.
 ALTER TABLE checkpoints ADD COLUMN origin TEXT NOT NULL DEFAULT 'hand';
 
--- Pods that are saved again and again.
+-- Pods with scheduled checkpoints.
 CREATE TABLE schedules (
     pod             TEXT PRIMARY KEY,
     user            TEXT NOT NULL,
@@ -310,7 +310,7 @@ CREATE TABLE schedules (
     replaces        TEXT NOT NULL
 ) STRICT;
 
--- One row while pods are stopped for maintenance, are being brought back, or some did not come back.
+-- One row while pods are stopped for maintenance, are being restored, or some could not be restored.
 CREATE TABLE drain (
     id        INTEGER PRIMARY KEY CHECK (id = 1),
     state     TEXT NOT NULL,
@@ -354,7 +354,7 @@ CREATE INDEX copies_by_status ON copies (status);
 ",
 ];
 
-/// Brings the tables to the newest form; refuses a database from a newer pody.
+/// Migrates the tables to the newest version; rejects a database from a newer pody.
 pub fn migrate(connection: &mut Connection) -> Result<(), DbError> {
     let known = i32::try_from(STEPS.len()).expect("a handful of steps");
     let version = |c: &Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
