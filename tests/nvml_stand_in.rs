@@ -164,7 +164,8 @@ fn older_drivers_are_read_through_the_older_calls() {
         let mut rows = vec![0; callers_row / 4 * room];
         let mut count = room as c_uint;
         let place = if room == 0 { ptr::null_mut() } else { rows.as_mut_ptr() };
-        // SAFETY: the handle is one of this library; the buffer has room for as many rows as the call is given, each of the right size.
+        // SAFETY: the handle is one of this library; the buffer has room for as many rows as the call is given, each of
+        // the right size.
         let code = unsafe {
             let list = nvml.lib().__library.get::<List>(name.as_bytes()).expect("a function of the library");
             list(device.handle().cast(), &mut count, place)

@@ -75,7 +75,7 @@ CREATE TABLE pods (
     state          TEXT NOT NULL,
     -- PodSpec as JSON
     spec           TEXT NOT NULL,
-    -- made by pody 0.4.1 and taken over
+    -- created by pody 0.4.1 and adopted
     adopted        INTEGER NOT NULL,
     container_id   TEXT,
     op             TEXT NOT NULL,
@@ -94,7 +94,7 @@ CREATE TABLE ports (
 ) STRICT;
 CREATE INDEX ports_by_pod ON ports (pod);
 
--- Commits under way: the name is taken before the engine is asked.
+-- Commits in progress: the name is reserved before the engine is called.
 CREATE TABLE commits (
     image       TEXT PRIMARY KEY,
     user        TEXT NOT NULL,
@@ -110,7 +110,7 @@ CREATE TABLE events (
     source      TEXT NOT NULL,
     action      TEXT NOT NULL,
     object      TEXT NOT NULL,
-    -- whose affair it is: that user may read it
+    -- the user it concerns, who may read it
     user        TEXT,
     outcome     TEXT NOT NULL,
     detail      TEXT
@@ -125,7 +125,7 @@ CREATE TABLE legacy_usage (
     seconds     REAL NOT NULL,
     cpu_seconds REAL NOT NULL,
     gpus        INTEGER NOT NULL,
-    -- what tells one process from another: importing twice counts once
+    -- identifies the process, so that importing twice counts once
     source      TEXT NOT NULL UNIQUE
 ) STRICT;
 CREATE INDEX legacy_usage_by_user ON legacy_usage (user);
@@ -199,9 +199,9 @@ CREATE TABLE checkpoints (
     name           TEXT,
     reason         TEXT,
     status         TEXT NOT NULL,
-    -- bytes that it takes; expected ones while it is made
+    -- bytes; the expected size while it is being made
     size           INTEGER NOT NULL,
-    -- the image's id, kept from being pruned
+    -- id of the image, which is protected from pruning
     image          TEXT NOT NULL,
     created_at     INTEGER NOT NULL
 ) STRICT;
@@ -217,7 +217,7 @@ CREATE TABLE actions (
     checkpoint     TEXT NOT NULL,
     status         TEXT NOT NULL,
     phase          TEXT NOT NULL,
-    -- what a later start needs to undo it, as JSON
+    -- what a later start needs to roll it back, as JSON
     journal        TEXT NOT NULL,
     bytes          INTEGER NOT NULL,
     frozen_ms      INTEGER,
@@ -305,7 +305,7 @@ CREATE TABLE schedules (
     last_at         INTEGER,
     last_checkpoint TEXT,
     last_error      TEXT,
-    -- the action under way, and as JSON what goes for its checkpoint once that is complete
+    -- the action in progress, and as JSON the checkpoints to delete once its own is complete
     action          TEXT,
     replaces        TEXT NOT NULL
 ) STRICT;
@@ -318,7 +318,7 @@ CREATE TABLE drain (
     source    TEXT NOT NULL,
     reason    TEXT NOT NULL,
     forced    INTEGER NOT NULL,
-    -- for a shutdown of the host: the next start brings the pods back
+    -- for a shutdown of the host: the next start restores the pods
     shutdown  INTEGER NOT NULL,
     boot      TEXT NOT NULL,
     begun_at  INTEGER NOT NULL
@@ -340,14 +340,14 @@ CREATE TABLE drained_pods (
 CREATE TABLE copies (
     checkpoint TEXT PRIMARY KEY,
     user       TEXT NOT NULL,
-    -- the URL of the store that it was begun in
+    -- the URL of the store in which it was begun
     store      TEXT NOT NULL,
     -- queued, copying, copied, failed or deleting
     status     TEXT NOT NULL,
     -- failures so far, and why the last one
     attempts   INTEGER NOT NULL,
     error      TEXT,
-    -- when it is tried again
+    -- time of the next attempt
     due_at     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX copies_by_status ON copies (status);

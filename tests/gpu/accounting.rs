@@ -17,7 +17,8 @@ fn seconds(server: &Server, route: &str, user: &str) -> f64 {
     server.admin().get(route).ok().json()[user].as_f64().unwrap_or(0.0)
 }
 
-/// A daemon killed in the middle neither loses time nor counts it twice: within 1 % of the truth according to the clock and the cgroup.
+/// A daemon killed in the middle neither loses time nor counts it twice: within 1 % of the truth according to the clock
+/// and the cgroup.
 #[test]
 fn time_is_counted_across_a_kill_of_the_daemon() {
     let gpus = Gpus::new(State::with_gpus(2));
@@ -78,7 +79,8 @@ fn time_is_counted_across_a_kill_of_the_daemon() {
     assert!(seconds(&server, "/stat/cputime", "alice") >= 0.99 * counted);
 }
 
-/// A window that begins while a job runs counts the part inside it, on the CPU as on GPUs; GPUs are active, held or free.
+/// A window that begins while a job runs counts the part inside it, on the CPU as on GPUs; GPUs are active, held or
+/// free.
 #[test]
 fn a_window_counts_what_falls_inside_it() {
     let gpus = Gpus::new(State::with_gpus(3));

@@ -1,4 +1,5 @@
-//! Load on the HTTP server: slow clients, many clients, large requests. The daemon releases its memory, files and threads afterwards.
+//! Load on the HTTP server: slow clients, many clients, large requests. The daemon releases its memory, files and
+//! threads afterwards.
 
 use std::{
     fs,

@@ -69,7 +69,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     stopped: AtomicBool,
-    /// The test has failed: held requests are no longer passed on, since they would create containers after the cleanup.
+    /// The test has failed: held requests are no longer passed on, since they would create containers after the
+    /// cleanup.
     failed: AtomicBool,
     counter: AtomicUsize,
 }
