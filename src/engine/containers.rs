@@ -262,8 +262,8 @@ fn settings(network: &str) -> Option<HashMap<String, String>> {
 }
 
 impl Engine {
-    /// Creates the container, or finds it if an earlier response was lost: `label` tells ours from another container of
-    /// that name.
+    /// Creates the container, or finds it if an earlier response was lost: `label` distinguishes ours from another
+    /// container of that name.
     pub async fn ensure_created(&self, spec: &ContainerSpec, label: (&str, &str)) -> Result<ContainerId, EngineError> {
         let body = create_body(spec);
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();

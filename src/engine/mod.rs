@@ -46,7 +46,7 @@ pub enum EngineError {
     /// The deadline passed: the engine may have done the work, or may do it later.
     #[error("Docker did not finish within {} s", .0.as_secs())]
     TimedOut(Duration),
-    #[error("Docker did not find it: {0}")]
+    #[error("Docker found no such object: {0}")]
     NotFound(String),
     #[error("Docker refused: {0}")]
     Conflict(String),

@@ -1,5 +1,5 @@
-//! The time of day, which can be set, and the time since boot, which cannot. Durations are measured by the second: on a
-//! host whose clock jumps by a day, nothing has been used for a day and no deadline has passed.
+//! The time of day, which can be set, and the time since boot, which cannot. Durations are measured with the latter: on
+//! a host whose clock jumps by a day, nothing has been used for a day and no deadline has passed.
 
 use nix::time::{ClockId, clock_gettime};
 

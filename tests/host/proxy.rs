@@ -144,8 +144,8 @@ impl Proxy {
         self.cut("*");
     }
 
-    /// Applies to every request that matches. A pattern is method and path without the version, such as `POST
-    /// /containers/*/start`; `*` stands for any text, and the query belongs to the path.
+    /// Applies to every request that matches. A pattern is method and path without the version, such as
+    /// `POST /containers/*/start`; `*` stands for any text, and the query belongs to the path.
     pub fn on(&self, pattern: &str, fault: Fault) -> Rule {
         self.rule(pattern, fault, usize::MAX)
     }
