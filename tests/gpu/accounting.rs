@@ -10,7 +10,7 @@ use super::{
         Server,
         gpus::{Gpus, Process, State},
     },
-    create, end, run, seat, sleep_in, wait_for,
+    create, end, put_on_gpu, run, sleep_in, wait_for,
 };
 
 fn seconds(server: &Server, route: &str, user: &str) -> f64 {
@@ -33,16 +33,16 @@ fn time_is_counted_across_a_kill_of_the_daemon() {
     );
     let begun = Instant::now();
     // On two GPUs: two seconds per second.
-    seat(&gpus, 0, &[(job, 1 << 30)]);
-    seat(&gpus, 1, &[(job, 1 << 30)]);
+    put_on_gpu(&gpus, 0, &[(job, 1 << 30)]);
+    put_on_gpu(&gpus, 1, &[(job, 1 << 30)]);
     std::thread::sleep(Duration::from_secs(8));
     server.kill();
     std::thread::sleep(Duration::from_secs(4));
     server.start_again();
     std::thread::sleep(Duration::from_secs(12));
     // A new process counts from its start if it was on no GPU before; this one was started just before.
-    seat(&gpus, 0, &[]);
-    seat(&gpus, 1, &[]);
+    put_on_gpu(&gpus, 0, &[]);
+    put_on_gpu(&gpus, 1, &[]);
     let truth = 2.0 * begun.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_millis(1500));
     let counted = seconds(&server, "/stat/gputime", "alice");

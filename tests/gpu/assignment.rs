@@ -9,7 +9,7 @@ use super::{
         gpus::{Gpus, State},
     },
     engine::{Engine, TINY},
-    seat, wait_for,
+    put_on_gpu, wait_for,
 };
 
 /// Creates a pod and returns what was requested of the engine, and what the pod's processes read in NVIDIA's variable.
@@ -53,8 +53,8 @@ fn a_pod_gets_the_requested_gpus_within_the_quota_whatever_its_image_says() {
     // For a count, the least used: two processes are on 0, one on 2.
     let mut sleepers: Vec<_> =
         (0..3).map(|_| std::process::Command::new("sleep").arg("4713").spawn().expect("sleep exists")).collect();
-    seat(&gpus, 0, &[(sleepers[0].id(), 1), (sleepers[1].id(), 1)]);
-    seat(&gpus, 2, &[(sleepers[2].id(), 1)]);
+    put_on_gpu(&gpus, 0, &[(sleepers[0].id(), 1), (sleepers[1].id(), 1)]);
+    put_on_gpu(&gpus, 2, &[(sleepers[2].id(), 1)]);
     let on =
         |gpu: usize| server.admin().get("/host/gpus").ok().json()["gpus"][gpu]["processes"].as_array().map(Vec::len);
     wait_for("the processes", || (on(0), on(2)), |seen| *seen == (Some(2), Some(1)));

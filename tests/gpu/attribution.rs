@@ -8,7 +8,7 @@ use super::{
         Server,
         gpus::{Gpus, State},
     },
-    create, end, run, seat, sleep_in, wait_for,
+    create, end, put_on_gpu, run, sleep_in, wait_for,
 };
 
 /// PID, pod, user, memory of each process on a GPU.
@@ -28,8 +28,8 @@ fn processes_of_pods_the_host_and_foreign_containers_are_distinguished_as_they_c
 
     let (first, second) = (sleep_in(&alice, 1001), sleep_in(&alice, 1002));
     let (other, strange) = (sleep_in(&bob, 1003), sleep_in(&foreign, 1004));
-    seat(&gpus, 0, &[(first, 100), (other, 200), (strange, 300), (host.id(), 400)]);
-    seat(&gpus, 1, &[(first, 500), (second, 600)]);
+    put_on_gpu(&gpus, 0, &[(first, 100), (other, 200), (strange, 300), (host.id(), 400)]);
+    put_on_gpu(&gpus, 1, &[(first, 500), (second, 600)]);
     let admin = server.admin();
     let look = || admin.get("/host/gpu-ps").ok().json();
     let expected = [

@@ -12,7 +12,7 @@ use super::{
         gpus::{Gpus, State},
         need,
     },
-    create, end, is_alive, run, seat, sleep_in,
+    create, end, is_alive, put_on_gpu, run, sleep_in,
 };
 
 #[test]
@@ -41,8 +41,8 @@ fn a_clock_set_by_a_day_changes_no_amount_and_ends_nothing() {
 
     let job = sleep_in(&container, 3001);
     let begun = Instant::now();
-    seat(&gpus, 0, &[(job, 1 << 30)]);
-    seat(&gpus, 1, &[(job, 1 << 30)]);
+    put_on_gpu(&gpus, 0, &[(job, 1 << 30)]);
+    put_on_gpu(&gpus, 1, &[(job, 1 << 30)]);
     eventually(Duration::from_secs(20), "the overuse is seen", || {
         server.count("SELECT count(*) FROM events WHERE action = 'gpu.overuse'") > 0
     });
@@ -53,8 +53,8 @@ fn a_clock_set_by_a_day_changes_no_amount_and_ends_nothing() {
         assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running");
         assert!(is_alive(job), "{by}: killed, although the grace period is not over");
     }
-    seat(&gpus, 0, &[]);
-    seat(&gpus, 1, &[]);
+    put_on_gpu(&gpus, 0, &[]);
+    put_on_gpu(&gpus, 1, &[]);
     let truth = begun.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(2));
 

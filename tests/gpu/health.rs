@@ -76,7 +76,7 @@ fn an_older_driver_lists_its_processes_too() {
     let gpus = Gpus::new(State { driver_version: "470.256.02".to_owned(), ..State::with_gpus(1) });
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
     let mut host = std::process::Command::new("sleep").arg("4712").spawn().expect("sleep exists");
-    super::seat(&gpus, 0, &[(host.id(), 400)]);
+    super::put_on_gpu(&gpus, 0, &[(host.id(), 400)]);
     // Its memory as well, which is read with another call.
     gpus.change(|state| state.devices[0].memory_used = 5 << 30);
     let reading = || server.admin().get("/host/gpus").ok().json()["gpus"][0]["reading"].clone();

@@ -61,7 +61,7 @@ fn end(pid: u32) {
 }
 
 /// Puts processes on a GPU, replacing the previous ones.
-fn seat(gpus: &Gpus, gpu: usize, processes: &[(u32, u64)]) {
+fn put_on_gpu(gpus: &Gpus, gpu: usize, processes: &[(u32, u64)]) {
     gpus.change(|state| {
         state.devices[gpu].processes = processes.iter().map(|(pid, bytes)| Process::computing(*pid, *bytes)).collect();
     });

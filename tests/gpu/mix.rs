@@ -104,7 +104,7 @@ fn read(snapshot: &Value) -> (i64, Rows) {
 }
 
 /// A process on GPUs.
-struct Sitter {
+struct GpuJob {
     pid: u32,
     home: Home,
     gpus: Vec<usize>,
@@ -119,7 +119,7 @@ enum Held {
     Twin(Twin),
 }
 
-impl Sitter {
+impl GpuJob {
     fn row(&self) -> Value {
         json!([self.home.pod, self.home.user, self.memory, self.kinds])
     }
@@ -158,7 +158,7 @@ fn sleepers(container: &str, numbers: &[u32]) -> Vec<u32> {
 struct Mix<'a> {
     gpus: &'a Gpus,
     book: Book,
-    sitters: Vec<Sitter>,
+    jobs: Vec<GpuJob>,
     homes: Vec<Home>,
     /// Distinguishes our sleepers from those of others.
     number: u32,
@@ -173,17 +173,18 @@ impl Mix<'_> {
     fn publish(&self, left: &[(usize, Process)]) {
         self.gpus.change(|state| {
             for (gpu, device) in state.devices.iter_mut().enumerate() {
-                let sitting = self.sitters.iter().filter(|sitter| sitter.gpus.contains(&gpu)).map(|sitter| Process {
-                    kinds: sitter.kinds.clone(),
-                    ..Process::computing(sitter.pid, sitter.memory)
-                });
+                let on_gpu = self
+                    .jobs
+                    .iter()
+                    .filter(|job| job.gpus.contains(&gpu))
+                    .map(|job| Process { kinds: job.kinds.clone(), ..Process::computing(job.pid, job.memory) });
                 let left = left.iter().filter(|(on, _)| *on == gpu).map(|(_, process)| process.clone());
-                device.processes = sitting.chain(left).collect();
+                device.processes = on_gpu.chain(left).collect();
             }
         });
     }
 
-    fn sit_down(&mut self, pid: u32, home: Home, held: Option<Held>) {
+    fn join_gpus(&mut self, pid: u32, home: Home, held: Option<Held>) {
         // A process that is younger than the driver's list is ignored; ticks are hundredths of a second.
         thread::sleep(Duration::from_millis(25));
         let first = self.random(GPUS);
@@ -191,9 +192,9 @@ impl Mix<'_> {
         on.extend((self.random(3) == 0).then_some((first + 1) % GPUS));
         let kinds = [vec![Kind::Compute], vec![Kind::Compute, Kind::Graphics], vec![Kind::Graphics], vec![Kind::Mps]];
         let kinds = kinds[self.random(kinds.len())].clone();
-        let sitter = Sitter { pid, home, gpus: on, memory: u64::from(rand::random::<u32>()), kinds, held };
-        let (since, row, on) = (now(), sitter.row(), sitter.gpus.clone());
-        self.sitters.push(sitter);
+        let job = GpuJob { pid, home, gpus: on, memory: u64::from(rand::random::<u32>()), kinds, held };
+        let (since, row, on) = (now(), job.row(), job.gpus.clone());
+        self.jobs.push(job);
         self.publish(&[]);
         on.into_iter().for_each(|gpu| self.book.begin(gpu, pid, row.clone(), since));
     }
@@ -203,50 +204,50 @@ impl Mix<'_> {
         let number = self.number;
         if home.pod.is_empty() {
             let child = Command::new("sleep").arg(number.to_string()).spawn().expect("sleep is there");
-            self.sit_down(child.id(), home, Some(Held::Host(child)));
+            self.join_gpus(child.id(), home, Some(Held::Host(child)));
         } else {
             let pid = sleepers(&home.pod, &[number])[0];
-            self.sit_down(pid, home, None);
+            self.join_gpus(pid, home, None);
         }
     }
 
     /// Takes one off its GPUs, alive.
-    fn stand_up(&mut self) {
-        let sitter = self.sitters.swap_remove(self.random(self.sitters.len()));
+    fn leave_gpus(&mut self) {
+        let job = self.jobs.swap_remove(self.random(self.jobs.len()));
         let since = now();
         self.publish(&[]);
-        sitter.gpus.iter().for_each(|gpu| self.book.end(*gpu, sitter.pid, since));
-        let mut sitter = sitter;
-        sitter.end();
+        job.gpus.iter().for_each(|gpu| self.book.end(*gpu, job.pid, since));
+        let mut job = job;
+        job.end();
     }
 
     /// Ends one, which the driver keeps listing for a moment.
     fn die(&mut self) {
-        let at = self.random(self.sitters.len());
+        let at = self.random(self.jobs.len());
         let since = now();
-        self.sitters[at].end();
-        let sitter = self.sitters.swap_remove(at);
-        sitter.gpus.iter().for_each(|gpu| self.book.end(*gpu, sitter.pid, since));
+        self.jobs[at].end();
+        let job = self.jobs.swap_remove(at);
+        job.gpus.iter().for_each(|gpu| self.book.end(*gpu, job.pid, since));
         thread::sleep(Duration::from_millis(150));
         self.publish(&[]);
     }
 
     /// Ends one whose PID is reused in another home; the driver lists that PID all the time.
     fn replace(&mut self) {
-        let at = self.random(self.sitters.len());
+        let at = self.random(self.jobs.len());
         let since = now();
-        self.sitters[at].end();
-        let old = self.sitters.swap_remove(at);
+        self.jobs[at].end();
+        let old = self.jobs.swap_remove(at);
         old.gpus.iter().for_each(|gpu| self.book.end(*gpu, old.pid, since));
         let home = self.homes[self.random(self.homes.len())].clone();
         let born = now();
         self.number += 1;
         let twin = Twin::start(old.pid, Some(&*home.pod).filter(|pod| !pod.is_empty()), self.number);
         thread::sleep(Duration::from_millis(25));
-        let sitter = Sitter { home, held: Some(Held::Twin(twin)), ..old };
-        let row = sitter.row();
-        sitter.gpus.iter().for_each(|gpu| self.book.begin(*gpu, sitter.pid, row.clone(), born));
-        self.sitters.push(sitter);
+        let job = GpuJob { home, held: Some(Held::Twin(twin)), ..old };
+        let row = job.row();
+        job.gpus.iter().for_each(|gpu| self.book.begin(*gpu, job.pid, row.clone(), born));
+        self.jobs.push(job);
     }
 }
 
@@ -281,7 +282,7 @@ fn every_snapshot_of_twenty_pods_is_exact_while_everything_changes() {
     let mut homes = pods.clone();
     homes.extend([Home { pod: foreign.clone(), user: None }, Home { pod: String::new(), user: None }]);
     let number = 1_000_000 + rand::random::<u32>() % 1_000_000_000;
-    let mut mix = Mix { gpus: &gpus, book: Book::default(), sitters: Vec::new(), homes: homes.clone(), number };
+    let mut mix = Mix { gpus: &gpus, book: Book::default(), jobs: Vec::new(), homes: homes.clone(), number };
 
     let (admin, done) = (server.admin(), AtomicBool::new(false));
     wait_for("the GPUs", || read_count(&admin), |count| *count == GPUS);
@@ -293,7 +294,7 @@ fn every_snapshot_of_twenty_pods_is_exact_while_everything_changes() {
                 0 => mix.start(homes[mix.random(homes.len())].clone()),
                 1 => mix.replace(),
                 2 => mix.die(),
-                _ => mix.stand_up(),
+                _ => mix.leave_gpus(),
             }
             thread::sleep(Duration::from_millis(u64::from(rand::random::<u8>())));
         }
@@ -309,7 +310,7 @@ fn every_snapshot_of_twenty_pods_is_exact_while_everything_changes() {
     // There were many snapshots, with many processes.
     assert!(seen.len() >= ROUNDS && rows > 10 * seen.len(), "{} snapshots, {rows} rows", seen.len());
 
-    mix.sitters.iter_mut().for_each(Sitter::end);
+    mix.jobs.iter_mut().for_each(GpuJob::end);
     run("docker", &["rm", "-f", &foreign]);
     thread::scope(|scope| {
         for user in USERS {

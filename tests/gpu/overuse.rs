@@ -12,7 +12,7 @@ use super::{
         Server,
         gpus::{Gpus, State},
     },
-    create, is_alive, run, seat, sleep_in, wait_for,
+    create, is_alive, put_on_gpu, run, sleep_in, wait_for,
 };
 
 /// The GPU events that alice can read.
@@ -38,9 +38,9 @@ fn overuse_is_warned_about_and_then_the_newest_excess_process_is_killed() {
     std::thread::sleep(Duration::from_millis(50));
     let new = sleep_in(&alice, 2003);
     let bystander = sleep_in(&alice, 2004);
-    seat(&gpus, 0, &[(old, 1)]);
-    seat(&gpus, 1, &[(new, 1), (others, 1)]);
-    seat(&gpus, 2, &[(others, 1)]);
+    put_on_gpu(&gpus, 0, &[(old, 1)]);
+    put_on_gpu(&gpus, 1, &[(new, 1), (others, 1)]);
+    put_on_gpu(&gpus, 2, &[(others, 1)]);
     let actions = || actions(&server);
     wait_for("the warning", actions, |seen| seen == &["gpu.overuse"]);
     assert!(is_alive(new), "there is a grace period");
@@ -75,8 +75,8 @@ fn with_on_overuse_warn_there_is_only_a_warning() {
     let mut shown = terminal.stdout.take().expect("a pipe");
     let mut opened = [0; 6];
     shown.read_exact(&mut opened).expect("the terminal opens");
-    seat(&gpus, 0, &[(first, 1)]);
-    seat(&gpus, 1, &[(second, 1)]);
+    put_on_gpu(&gpus, 0, &[(first, 1)]);
+    put_on_gpu(&gpus, 1, &[(second, 1)]);
     wait_for("the warning", || actions(&server), |seen| seen == &["gpu.overuse"]);
     let log = || run("docker", &["exec", &alice, "sh", "-c", "cat /log/pody/*.warning.log 2>/dev/null || true"]);
     let message = wait_for("the log", log, |text| !text.is_empty());
@@ -103,8 +103,8 @@ fn with_on_overuse_stop_pod_the_pod_is_stopped() {
     let (old, others) = (sleep_in(&kept, 2201), sleep_in(&bob, 2202));
     std::thread::sleep(Duration::from_millis(50));
     let new = sleep_in(&newer, 2203);
-    seat(&gpus, 0, &[(old, 1), (others, 1)]);
-    seat(&gpus, 1, &[(new, 1), (others, 1)]);
+    put_on_gpu(&gpus, 0, &[(old, 1), (others, 1)]);
+    put_on_gpu(&gpus, 1, &[(new, 1), (others, 1)]);
     let status = |user: &str, instance: &str| {
         let pod = server.member(user).get(&format!("/pod/inspect?ins={instance}")).ok().json();
         pod["status"].as_str().expect("a word").to_owned()
@@ -121,7 +121,7 @@ fn with_on_overuse_stop_pod_the_pod_is_stopped() {
         "{detail}"
     );
     // It stays stopped until its owner starts it, although pods usually restart by themselves.
-    seat(&gpus, 1, &[]);
+    put_on_gpu(&gpus, 1, &[]);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(status("alice", "newer"), "exited");
     server.member("alice").post("/pod/start?ins=newer").ok();

@@ -10,7 +10,7 @@ use super::{
         Server,
         gpus::{Fault, Faults, Gpus, State},
     },
-    create, end, seat, sleep_in,
+    create, end, put_on_gpu, sleep_in,
     twin::Twin,
     wait_for,
 };
@@ -23,7 +23,7 @@ fn a_pid_reused_between_the_drivers_list_and_proc_is_credited_to_no_user() {
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).start() else { return };
     let (alice, bob) = (create(&server, "alice", "main"), create(&server, "bob", "main"));
     let pid = sleep_in(&alice, 5001);
-    seat(&gpus, 0, &[(pid, 1 << 20)]);
+    put_on_gpu(&gpus, 0, &[(pid, 1 << 20)]);
     let admin = server.admin();
     let look = || {
         let seen = admin.get("/host/gpus").ok().json();
@@ -45,7 +45,7 @@ fn a_pid_reused_between_the_drivers_list_and_proc_is_credited_to_no_user() {
     end(pid);
     let twin = Twin::start(pid, Some(&bob), 5002);
     let taken = Instant::now();
-    seat(&gpus, 0, &[]);
+    put_on_gpu(&gpus, 0, &[]);
     let (before, _) = look();
     let mut polls = 0;
     let mut last = before;
@@ -62,7 +62,7 @@ fn a_pid_reused_between_the_drivers_list_and_proc_is_credited_to_no_user() {
 
     // Now it uses the GPU itself: the process is bob's, and alice's time no longer grows.
     gpus.change(|state| state.devices[0].faults.clear());
-    seat(&gpus, 0, &[(pid, 1 << 20)]);
+    put_on_gpu(&gpus, 0, &[(pid, 1 << 20)]);
     wait_for("bob", look, |(_, owners)| *owners == [json!(bob)]);
     let seconds = |user: &str| admin.get("/stat/gputime").ok().json()[user].as_f64().unwrap_or(0.0);
     let (hers, his) = (seconds("alice"), seconds("bob"));
