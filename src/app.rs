@@ -9,12 +9,12 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    account::{AccountError, Accounts, Actor},
+    account::{AccountError, Accounts},
     checkpoint::Checkpoints,
     cluster::Clusters,
     config::{self, ConfigError, LiveConfig},
     control,
-    db::{Db, DbError, now},
+    db::{Db, DbError},
     engine::Engine,
     files::Files,
     gpu::{self, Gpus},
@@ -23,7 +23,7 @@ use crate::{
         server::{Server, ServerError},
     },
     metrics::Metrics,
-    names::UserName,
+    model::{names::UserName, time::now, user::Actor},
     pod::{PodError, Pods},
     registry::Registry,
     usage::{self, Usage},
@@ -31,8 +31,10 @@ use crate::{
 
 /// Upkeep of the database: ballast, tokens that expired.
 const UPKEEP: Duration = Duration::from_secs(60);
+
 /// Time between two looks for memory that can be given back.
 const TRIM: Duration = Duration::from_secs(10);
+
 /// Work that was begun may take this long to end when the daemon stops; what is left is settled at the next start.
 const LAST_WORK: Duration = Duration::from_secs(1);
 

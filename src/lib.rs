@@ -4,7 +4,7 @@
 //!
 //! - [`app`]: the handles that every part gets; starts and stops the workers. [`control`]: how admin commands tell a daemon
 //! - [`config`]: `$PODY_HOME/config.toml`, strict, hot-reloaded
-//! - [`names`], [`ids`]: parsed names, typed ids
+//! - [`model`]: rows, ids, names, quantities, quotas, states, times; pure, and shared by every layer
 //! - [`account`]: users, passwords, tokens, throttle, quotas
 //! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
 //! - [`checkpoint`]: running pods saved and brought back: phases, store, preflight, recovery
@@ -34,9 +34,8 @@ pub mod files;
 pub mod gpu;
 pub mod host;
 pub mod http;
-pub mod ids;
 pub mod metrics;
-pub mod names;
+pub mod model;
 pub mod objects;
 pub mod pod;
 pub mod registry;

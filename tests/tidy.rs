@@ -81,10 +81,10 @@ fn policy_is_pure() {
     // The retention policy comes with its own module.
     let modules = [
         "src/pod/admission.rs",
-        "src/account/quota.rs",
+        "src/model/quota.rs",
         "src/gpu/enforcement.rs",
         "src/usage/gpu_time.rs",
-        "src/usage/buckets.rs",
+        "src/model/buckets.rs",
         "src/checkpoint/admission.rs",
         "src/checkpoint/upkeep/retention.rs",
         "src/checkpoint/gpu/verdict.rs",

@@ -7,8 +7,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{AccountError, Accounts, Actor, passwords::Credential, record};
-use crate::{db::OldInstallation, names::UserName};
+use super::{AccountError, Accounts, passwords::Credential, record};
+use crate::{
+    db::OldInstallation,
+    model::{names::UserName, user::Actor},
+};
 
 /// What an import did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -8,7 +8,6 @@
 
 pub mod import;
 mod passwords;
-pub mod quota;
 mod remote;
 pub mod ssh_keys;
 mod throttle;
@@ -16,21 +15,23 @@ mod tokens;
 
 use std::{net::IpAddr, time::Duration};
 
-use serde::Serialize;
-
-pub use remote::RemoteError;
-pub use tokens::{NewToken, Token, TokenHash, TokenInfo};
-
 use self::{
     passwords::{Credential, Passwords},
-    quota::{Quota, QuotaChange, StoredQuota},
     remote::Remote,
     throttle::Throttle,
+};
+pub use self::{
+    remote::RemoteError,
+    tokens::{NewToken, TokenInfo},
 };
 use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome, Tx},
-    names::UserName,
+    model::{
+        names::UserName,
+        quota::{Quota, QuotaChange, StoredQuota},
+        user::{Actor, Caller, TokenHash, User, UserInfo},
+    },
 };
 
 /// Longest password in bytes; hashing takes the whole of it.
@@ -38,73 +39,6 @@ const MAX_PASSWORD: usize = 1024;
 
 /// Characters of a name that is no user's which the throttle remembers.
 const MAX_COUNTED_NAME: usize = 40;
-
-/// A row of the table `users`.
-#[derive(Clone, Debug)]
-pub struct User {
-    pub id: i64,
-    pub name: UserName,
-    /// argon2id in PHC form.
-    pub password: String,
-    pub is_admin: bool,
-    pub disabled: bool,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
-}
-
-/// A user as others see them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct UserInfo {
-    #[serde(skip)]
-    pub id: i64,
-    pub name: UserName,
-    pub is_admin: bool,
-    pub disabled: bool,
-}
-
-impl From<&User> for UserInfo {
-    fn from(user: &User) -> Self {
-        Self { id: user.id, name: user.name.clone(), is_admin: user.is_admin, disabled: user.disabled }
-    }
-}
-
-/// Who asks, proven.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    pub user: UserName,
-    pub is_admin: bool,
-    pub address: IpAddr,
-}
-
-/// Who is written down as the doer of a change.
-#[derive(Clone, Debug)]
-pub struct Actor {
-    pub name: String,
-    pub source: String,
-}
-
-impl Actor {
-    /// An admin command on this host.
-    pub fn local() -> Self {
-        Self { name: "root".to_owned(), source: "local".to_owned() }
-    }
-
-    /// The daemon itself.
-    pub fn daemon() -> Self {
-        Self { name: "pody".to_owned(), source: "local".to_owned() }
-    }
-
-    /// Another node that uses this node's accounts.
-    pub fn node(address: IpAddr) -> Self {
-        Self { name: "remote-node".to_owned(), source: address.to_string() }
-    }
-}
-
-impl From<&Caller> for Actor {
-    fn from(caller: &Caller) -> Self {
-        Self { name: caller.user.to_string(), source: caller.address.to_string() }
-    }
-}
 
 /// Why nobody is let in.
 #[derive(Debug, thiserror::Error)]
@@ -259,7 +193,7 @@ impl Accounts {
     pub async fn authenticate_token(&self, token: &str, address: IpAddr) -> Result<Caller, AuthError> {
         let snapshot = self.db.snapshot();
         let token = snapshot.accounts.tokens.get(&TokenHash::of(token)).ok_or(AuthError::BadToken)?;
-        if token.expires_at <= crate::db::now() {
+        if token.expires_at <= crate::model::time::now() {
             return Err(AuthError::BadToken);
         }
         let found = self.find_user(&token.user).await.map_err(AuthError::Remote)?.ok_or(AuthError::BadToken)?;

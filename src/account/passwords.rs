@@ -18,12 +18,14 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::names::UserName;
+use crate::model::names::UserName;
 
 /// How long a verified credential is taken without hashing it again.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
+
 /// How long a password waits for its turn to be hashed.
 const TURN_WAIT: Duration = Duration::from_secs(5);
+
 /// Verified users remembered; the rest is hashed each time.
 const MAX_REMEMBERED: usize = 4096;
 

@@ -9,13 +9,17 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    UserChange, UserInfo,
+    UserChange,
     passwords::{Credential, Mac, MacKey, REMEMBERED, same},
 };
-use crate::{config::RemoteProvider, names::UserName};
+use crate::{
+    config::RemoteProvider,
+    model::{names::UserName, user::UserInfo},
+};
 
 /// How long the other node may take to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
+
 /// How long a list of the other node's users is taken as it is.
 const LIST_AGE: Duration = Duration::from_secs(10);
 

@@ -2,40 +2,22 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use super::{AccountError, Accounts, Actor, record};
-use crate::{
-    db::{now, rfc3339},
-    names::{Span, UserName},
+use super::{AccountError, Accounts, record};
+use crate::model::{
+    names::UserName,
+    quantities::Span,
+    time::{now, rfc3339},
+    user::{Actor, TokenHash},
 };
 
 /// Tokens a user may have at a time.
 const MAX_TOKENS: usize = 100;
+
 /// Life of a token where the user does not say, and at most.
 const DEFAULT_LIFETIME: Span = Span(90.0 * 86_400.0);
+
 const MAX_LIFETIME: Span = Span(3.0 * 365.0 * 86_400.0);
-
-/// SHA-256 of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TokenHash(pub [u8; 32]);
-
-impl TokenHash {
-    pub fn of(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
-    }
-}
-
-/// A row of the table `tokens`.
-#[derive(Clone, Debug)]
-pub struct Token {
-    pub id: i64,
-    pub user: UserName,
-    pub name: String,
-    pub hash: TokenHash,
-    pub created_at: i64,
-    pub expires_at: i64,
-}
 
 /// A token as its owner sees it in a list. Times are RFC 3339.
 #[derive(Clone, Debug, Serialize)]

@@ -1,7 +1,7 @@
 //! Whether a user may have one more checkpoint. Pure: numbers in, a reason out.
 
 use super::CheckpointError;
-use crate::account::quota::{Limit, Quota};
+use crate::model::quota::{Limit, Quota};
 
 /// Admits one of about `size` bytes beside those held, given by their sizes.
 pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), CheckpointError> {
@@ -38,7 +38,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::account::quota::DefaultQuota;
+    use crate::model::quota::DefaultQuota;
 
     proptest! {
         #[test]

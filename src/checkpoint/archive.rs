@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 use tokio::process::Command;
 
 use super::{CheckpointError, store};
-use crate::names::clipped;
+use crate::model::names::clipped;
 
 /// What is kept of files besides their content.
 const KEPT: [&str; 4] = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"];

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{CheckpointError, store};
-use crate::names::ByteSize;
+use crate::model::quantities::ByteSize;
 
 /// A log of this size is CRIU in a loop, bytes.
 pub const LOG_LIMIT: u64 = 64 << 20;
@@ -150,11 +150,15 @@ pub fn may_pass(cause: &str) -> bool {
 
 /// What a disk that is full says, to CRIU and to everybody else.
 const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
 /// With less than this left a disk is full, bytes: CRIU writes up to so much at a time.
 const ROOM: u64 = 1 << 20;
+
 /// What runc says where it could not even begin with CRIU, and where CRIU went away.
 const NEVER_BEGUN: &str = "CRIU version check failed";
+
 const GONE: &str = "unixpacket";
+
 /// CRIU's last words when all went well.
 const FINISHED: &str = "finished successfully";
 

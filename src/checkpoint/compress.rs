@@ -11,16 +11,20 @@ use std::{
 };
 
 use super::{
-    CheckpointError, Compression, hashing,
+    CheckpointError, hashing,
     manifest::{Manifest, Packed},
     store, streams,
 };
+use crate::model::checkpoint::Compression;
 
 /// Smaller files are not worth it.
 const LARGE: u64 = 1 << 20;
+
 /// zstd's level: a third of its default's time for nearly the same result on memory.
 const ZSTD_LEVEL: i32 = 1;
+
 const BUFFER: usize = 1 << 20;
+
 /// Packed by one thread at a time, where a codec has no threads of its own: lz4 frames and gzip members may follow each other.
 const BLOCK: usize = 4 << 20;
 

@@ -25,32 +25,53 @@ use super::{
 
 /// The image of all that is open in a pod.
 const FILES: &str = "files.img";
+
 /// images/fdinfo.proto: the parts of an entry that are of timers and of unix sockets.
 const TIMER: u64 = 12;
+
 const UNIX_SOCKET: u64 = 16;
+
 /// images/timerfd.proto: how often it has expired since it was read, and seconds and nanoseconds that are left and between.
 const TICKS: u64 = 5;
+
 const LEFT: [u64; 2] = [7, 8];
+
 const INTERVAL: [u64; 2] = [9, 10];
+
 /// images/sk-unix.proto: inode and name; the folder that a name begins in, and whether there is no such file.
 const INODE: u64 = 2;
+
 const NAME: u64 = 11;
+
 const FOLDER: u64 = 14;
+
 const DELETED: u64 = 15;
+
 /// The part of an internet socket; of it (images/sk-inet.proto) protocol, state, ports, addresses, and which ways are shut.
 const INTERNET_SOCKET: u64 = 4;
+
 const PROTOCOL: u64 = 5;
+
 const STATE: u64 = 6;
+
 const PORTS: [u64; 2] = [7, 8];
+
 const ADDRESSES: [u64; 2] = [11, 12];
+
 const SHUT: u64 = 19;
+
 /// Of these, TCP, a socket that is closed, and both ways (images/sk-opts.proto).
 const TCP: u64 = 6;
+
 const CLOSED: u64 = 7;
+
 const BOTH: u64 = 3;
+
 /// Images of what a process shares with others have names that begin so; this one is of the pod's first process.
 const SHARED: &str = "ids-";
+
 const FIRST: &str = "ids-1.img";
+
 /// images/core.proto: the time.
 const TIME: u64 = 12;
 

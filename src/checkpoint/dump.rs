@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    CheckpointError, LeaveRunning, causes, corrections,
+    CheckpointError, causes, corrections,
     host_options::HostOptions,
     images::Pagemap,
     network::{lock::NetworkLock, socket_names, sockets},
@@ -21,12 +21,18 @@ use super::{
     save::{BREATHS, Saving},
     settle_in, stopped, store, tuning,
 };
-use crate::{engine::EngineError, host::process, ids::ContainerId};
+use crate::{
+    engine::EngineError,
+    host::process,
+    model::{checkpoint::LeaveRunning, ids::ContainerId},
+};
 
 /// Time between two looks at how much was written.
 const LOOK: Duration = Duration::from_millis(100);
+
 /// Pieces of memory that processes share, which nobody counts beforehand: the images of more are written as files.
 const SHARED: usize = 16;
+
 /// Each is a file descriptor.
 const MOST_PIPES: usize = 256;
 

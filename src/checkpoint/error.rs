@@ -4,11 +4,14 @@ use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use super::store;
 use crate::{
-    checkpoint::{CheckpointStatus, Interval},
     db::DbError,
     engine::EngineError,
-    ids::{ActionId, CheckpointId},
-    names::ByteSize,
+    model::{
+        checkpoint::CheckpointStatus,
+        ids::{ActionId, CheckpointId},
+        quantities::ByteSize,
+        schedule::Interval,
+    },
     objects::ObjectError,
     pod::PodError,
 };

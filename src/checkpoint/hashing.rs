@@ -17,6 +17,7 @@ use super::{
 
 /// Read at a time: large enough for all threads to have a part.
 const CHUNK: usize = 4 << 20;
+
 /// Chunks that are read ahead of the hash.
 const AHEAD: usize = 2;
 

@@ -10,12 +10,14 @@ use std::{
 };
 
 use super::{CheckpointError, gzip, store};
-use crate::{host::process, ids::ActionId};
+use crate::{host::process, model::ids::ActionId};
 
 /// The file that tells the folder of one restore from all others has a name that begins so.
 pub const NONCE: &str = "pody-nonce-";
+
 /// More than any folder is deep: `..` of the root is the root.
 const UP: usize = 32;
+
 /// Names of images that are large, and are linked.
 const LARGE: [&str; 2] = ["pages-", "tmpfs-"];
 

@@ -14,30 +14,37 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    CheckpointError, Compression, Kind,
+    CheckpointError,
     gpu::SavedGpus,
     hashing::hash,
     store::{MANIFEST, sync_folder},
     streams,
     tuning::Tuning,
 };
-use crate::{
-    db::now,
+use crate::model::{
+    checkpoint::{Compression, Kind},
     ids::{CheckpointId, PodId},
     names::{InstanceName, UserName},
     pod::PodSpec,
+    time::now,
 };
 
 /// The form of the manifest; one of another form is not read.
 const FORMAT: u32 = 1;
+
 /// A manifest holds hundreds of files in most cases, and seven for each process.
 pub const MAX_SIZE: u64 = 64 << 20;
+
 /// Of one whose content a stranger may have chosen.
 const MAX_FILES: usize = 200_000;
+
 const MAX_LOSSES: usize = 1_000;
+
 const MAX_TEXT: usize = 4_096;
+
 /// A petabyte: sums of sizes stay far from the end of their type.
 const MAX_BYTES: u64 = 1 << 50;
+
 /// Clocks of two hosts may differ, milliseconds.
 const MAX_AHEAD: i64 = 86_400_000;
 

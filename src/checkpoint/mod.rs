@@ -36,7 +36,6 @@ mod host_options;
 mod images;
 mod manifest;
 mod network;
-mod phase;
 mod preflight;
 mod recover;
 mod remote;
@@ -51,7 +50,6 @@ mod store;
 mod streams;
 mod target;
 mod tuning;
-mod types;
 mod upkeep;
 
 use std::{
@@ -70,28 +68,24 @@ use self::store::Store;
 pub use self::{
     error::CheckpointError,
     manifest::Manifest,
-    phase::Phase,
     preflight::{ProcessVerdict, Saved, Verdict},
-    remote::{copies::Copy, copying::CopyView, fetch::RemoteCheckpoint},
+    remote::fetch::RemoteCheckpoint,
     runtime::{FILTERED, is_filtered, too_old as criu_too_old},
-    types::{
-        Action, ActionFilter, ActionKind, ActionStatus, Checkpoint, CheckpointFilter, CheckpointName, CheckpointStatus,
-        Compression, Connections, CopyStatus, Journal, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin,
-        UnknownWord,
-    },
-    upkeep::{
-        drain::{Drain, DrainState, DrainStatus, DrainedPod, DrainedState, DrainedView, NewDrain},
-        schedule::{Interval, Keep, PodSchedule, Rule, RuleError, Schedule, ScheduleView},
-    },
 };
 use crate::{
-    account::{Accounts, Actor, Caller},
+    account::Accounts,
     config::LiveConfig,
-    db::{Db, DbError, NewEvent, Outcome, Tx, now},
+    db::{Db, DbError, NewEvent, Outcome, Tx},
     engine::Engine,
     gpu::Gpus,
-    ids::{ActionId, CheckpointId, PodId},
-    names::UserName,
+    model::{
+        action::{Action, ActionFilter, ActionStatus},
+        checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus},
+        ids::{ActionId, CheckpointId, PodId},
+        names::UserName,
+        time::now,
+        user::{Actor, Caller},
+    },
     objects::LiveStorage,
     pod::Pods,
 };

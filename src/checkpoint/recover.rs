@@ -12,8 +12,7 @@ use fail::fail_point;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Action, ActionKind, CheckpointError, CheckpointStatus, Checkpoints, LeaveRunning, Manifest, Phase, archive,
-    compress, gpu, hollow,
+    CheckpointError, Checkpoints, Manifest, archive, compress, gpu, hollow,
     host_options::HostOptions,
     network::{lock, silence},
     off_thread, runtime,
@@ -22,16 +21,24 @@ use super::{
 };
 use crate::{
     engine::{Anatomy, Health},
-    ids::{ActionId, CheckpointId, ContainerId, PodId},
-    pod::Pod,
+    model::{
+        action::{Action, ActionKind},
+        checkpoint::{CheckpointStatus, LeaveRunning},
+        ids::{ActionId, CheckpointId, ContainerId, PodId},
+        phase::Phase,
+        pod::Pod,
+    },
 };
 
 /// Time between two looks whether something is to be settled.
 const INTERVAL: Duration = Duration::from_secs(1);
+
 /// How long pods may stand still when the daemon stops.
 const LAST_DUMPS: Duration = Duration::from_secs(4);
+
 /// How much longer at the most where GPUs are concerned. systemd kills a service after 90 s.
 const GPU_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long a container may take to show what became of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 

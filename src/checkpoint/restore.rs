@@ -14,14 +14,12 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, AtWork, CheckpointError, Checkpoints, Connections, Live, Phase, archive, causes, compress, corrections,
-    hollow,
+    AtWork, CheckpointError, Checkpoints, Live, archive, causes, compress, corrections, hollow,
     host_options::HostOptions,
     manifest::{Manifest, MemoryFiles},
     network::{
         address::Held,
         connections::{Addresses, Tcp, Way},
-        silence::Silenced,
     },
     off_thread,
     recover::aside,
@@ -31,17 +29,26 @@ use super::{
     store, tuning,
 };
 use crate::{
-    engine::{EngineError, RestartRule},
-    ids::ContainerId,
-    pod::{Pod, PodError},
+    engine::EngineError,
+    model::{
+        action::{Action, Silenced},
+        checkpoint::Connections,
+        ids::ContainerId,
+        phase::Phase,
+        pod::{Pod, RestartRule},
+    },
+    pod::PodError,
 };
 
 /// A pod that is still there so long after its restore lives: one whose memory is damaged ends at once.
 const PROBATION: Duration = Duration::from_millis(50);
+
 /// How often other ports are tried for a new pod.
 const PORT_TRIES: usize = 5;
+
 /// How often a pod is begun that gets another address than the one that way was made for.
 const ADDRESS_TRIES: usize = 3;
+
 /// The engine's file for `/etc/hosts`, in its folder of a container.
 const HOSTS: &str = "hosts";
 
@@ -80,9 +87,9 @@ impl Restoring {
     async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
         self.action.phase = phase;
         self.me.write_action(&self.action).await?;
-        fail_point!(&phase.fail_point(super::ActionKind::Restore), |_| Err(CheckpointError::Interrupted(
-            phase.doing()
-        )));
+        fail_point!(&phase.fail_point(crate::model::action::ActionKind::Restore), |_| Err(
+            CheckpointError::Interrupted(phase.doing())
+        ));
         match phase {
             Phase::Verify => self.verify().await,
             Phase::Prepare => self.prepare().await,

@@ -10,13 +10,11 @@ use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, ActionKind, AtWork, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Compression, LeaveRunning,
-    Live, Manifest, Phase, archive, compress, hashing,
+    AtWork, CheckpointError, Checkpoints, Live, Manifest, archive, compress, hashing,
     host_options::HostOptions,
     millis_since,
     network::lock::{self, NetworkLock},
     off_thread,
-    phase::Circumstances,
     room::Room,
     runtime,
     source::Seen,
@@ -24,16 +22,25 @@ use super::{
 };
 use crate::{
     db::Tx,
-    engine::{EngineError, RestartRule},
-    pod::{Pod, ShellsHeld},
+    engine::EngineError,
+    model::{
+        action::{Action, ActionKind},
+        checkpoint::{Checkpoint, CheckpointStatus, Compression, LeaveRunning},
+        phase::{Circumstances, Phase},
+        pod::{Pod, RestartRule},
+    },
+    pod::ShellsHeld,
 };
 
 /// The images kept from being pruned have names of this repository.
 pub const KEPT_IMAGES: &str = "pody-keep";
+
 /// How long a pod goes on before it is tried to save it again, milliseconds.
 pub(super) const BREATHS: [u64; 4] = [20, 70, 150, 400];
+
 /// How often a program is let go on that is met in vfork(2), which lasts a millisecond or so, and for how long.
 const VFORKS: u32 = 40;
+
 const VFORK_BREATH: Duration = Duration::from_millis(7);
 
 /// One checkpoint under way.

@@ -35,25 +35,37 @@ use crate::host::{cgroup, netlink};
 
 /// The hidden command under which this program does it.
 pub const COMMAND: &str = "settle-in";
+
 /// Files beside the log of the restore.
 const PLAN: &str = "settle-in.json";
+
 const SCRIPT: &str = "settle-in.sh";
+
 const COMPLAINT: &str = "settle-in.error";
+
 /// There once the pod has its addresses.
 const ADDRESSED: &str = "settle-in.addressed";
+
 const DONE: &str = "settle-in.done";
+
 /// What is said of an address.
 pub const ANOTHER: &str = "the engine gave the pod another address";
+
 /// What is said of a memory file system.
 pub const NOT_FILLED: &str = "could not be put back";
+
 /// Smaller ones CRIU unpacks in no time.
 const LARGE: u64 = 4 << 20;
+
 /// A larger `/etc/hosts` is left as the engine makes it.
 const MOST_HOSTS: u64 = 64 << 10;
+
 /// The values of a network that Docker and pods' own settings change, below /proc/sys.
 const SETTINGS: [&str; 3] = ["net/ipv4/ping_group_range", "net/ipv4/ip_unprivileged_port_start", "net/mptcp/enabled"];
+
 /// Bytes of the pipe to tar, which takes them all at once.
 const PIPE: i32 = 1 << 20;
+
 const RECORDS: &str = "--blocking-factor=2048";
 
 /// What is to be done.

@@ -3,8 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
-    Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, DrainedPod,
-    DrainedState, Journal, Kind, NewCheckpoint, Origin, Phase, Verdict, admission,
+    CheckpointError, Checkpoints, Verdict, admission,
     gpu::{self, GpusSeen},
     manifest::{Host, Manifest},
     network::lock::NetworkLock,
@@ -15,12 +14,21 @@ use super::{
     upkeep::{drainer::new_row, scheduler::is_needed},
 };
 use crate::{
-    account::{Actor, Caller, quota::Quota},
-    db::{Outcome, Tx, now},
+    db::{Outcome, Tx},
     engine::Anatomy,
-    ids::{ActionId, CheckpointId, ContainerId},
-    names::PodRef,
-    pod::{Pod, PodError},
+    model::{
+        action::{Action, ActionKind, ActionStatus, Journal},
+        checkpoint::{Checkpoint, CheckpointStatus, Kind, NewCheckpoint, Origin},
+        drain::{DrainedPod, DrainedState},
+        ids::{ActionId, CheckpointId, ContainerId},
+        names::PodRef,
+        phase::Phase,
+        pod::Pod,
+        quota::Quota,
+        time::now,
+        user::{Actor, Caller},
+    },
+    pod::PodError,
 };
 
 /// What was found out about a pod that is to be saved.
@@ -273,6 +281,7 @@ fn admit(
 /// How long CRIU may take with a process or a thread besides its memory, on a busy host. A hundred processes were seen to
 /// take ten seconds.
 const PER_PROCESS: Duration = Duration::from_millis(500);
+
 const PER_THREAD: Duration = Duration::from_millis(20);
 
 /// What CRIU has to do.

@@ -24,23 +24,31 @@ use nix::{
 
 use super::{images::field, runtime};
 use crate::{
-    host::process::{self, ProcessId, Stat},
-    ids::ContainerId,
+    host::process::{self, Stat},
+    model::ids::{ContainerId, ProcessId},
 };
 
 /// What the kernel names as the place where a stopped process waits (kernel/signal.c).
 const STOP: &str = "do_signal_stop";
+
 const VFORK: &str = "kernel_clone";
+
 /// How long a program may take to find out of CRIU's code, on a busy host.
 const WAY_OUT: Duration = Duration::from_secs(2);
+
 const LOOK: Duration = Duration::from_millis(1);
+
 /// An image begins with two magic numbers and the length of its entry.
 const HEADER: usize = 12;
+
 /// images/core.proto: the part of an entry that is of the process and not of a thread, and in it the state.
 const TASK: u64 = 3;
+
 const STATE: u64 = 1;
+
 /// The values of that state (compel/include/uapi/task-state.h).
 const ALIVE: u8 = 1;
+
 const STOPPED: u8 = 3;
 
 /// The processes of a container that stands still that CRIU could not attach to.

@@ -19,14 +19,19 @@ use std::{
 };
 
 use super::CheckpointError;
-use crate::ids::CheckpointId;
+use crate::model::ids::CheckpointId;
 
 pub const MANIFEST: &str = "manifest.json";
+
 pub const IMAGES: &str = "checkpoint";
+
 pub const ROOTFS: &str = "rootfs-diff.tar";
+
 pub const DUMP_LOG: &str = "dump.log";
+
 /// Folders of checkpoints in the making.
 const UNDER_WAY: &str = ".tmp-";
+
 /// Folders for a restore: unpacked files, CRIU's log.
 const SCRATCH: &str = ".restore-";
 
@@ -62,7 +67,7 @@ impl Store {
     }
 
     /// A folder for a restore, gone when that ends.
-    pub fn scratch(&self, action: crate::ids::ActionId) -> PathBuf {
+    pub fn scratch(&self, action: crate::model::ids::ActionId) -> PathBuf {
         self.0.join(format!("{SCRATCH}{action}"))
     }
 

@@ -5,17 +5,22 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Action, ActionKind, ActionStatus, Checkpoint, CheckpointError, CheckpointFilter, CheckpointStatus, Checkpoints,
-    DrainedPod, DrainedState, Journal, NewRestore, Phase, manifest::Manifest, note, restore::Restoring, runtime,
-    save::KEPT_IMAGES, store,
+    CheckpointError, Checkpoints, manifest::Manifest, note, restore::Restoring, runtime, save::KEPT_IMAGES, store,
 };
 use crate::{
-    account::{Actor, Caller},
-    db::{Outcome, now},
-    engine::RestartRule,
-    ids::ActionId,
-    names::{ImageRef, PodRef},
-    pod::{AskedBy, Pod, PodError, PodSpec},
+    db::Outcome,
+    model::{
+        action::{Action, ActionKind, ActionStatus, Journal},
+        checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus, NewRestore},
+        drain::{DrainedPod, DrainedState},
+        ids::ActionId,
+        names::{ImageRef, PodRef},
+        phase::Phase,
+        pod::{Pod, PodSpec, RestartRule},
+        time::now,
+        user::{Actor, Caller},
+    },
+    pod::{AskedBy, PodError},
 };
 
 impl Checkpoints {

@@ -11,7 +11,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::runtime;
-use crate::{host::process, ids::ContainerId};
+use crate::{host::process, model::ids::ContainerId};
 
 /// linux/ioprio.h: the number that follows is one of a thread.
 const OF_THREAD: i32 = 1;

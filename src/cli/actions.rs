@@ -21,11 +21,15 @@ use super::{
 
 /// Time between two looks at how far an action is, and while the server does not answer.
 const LOOK: Duration = Duration::from_millis(100);
+
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A server that is started anew is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Cells of the progress bar, and columns of what stands beside it.
 const BAR: usize = 24;
+
 const BESIDE: usize = 58;
 
 #[derive(Debug, Args)]

@@ -12,17 +12,21 @@ use super::{
     user::open,
 };
 use crate::{
-    account::Actor,
     app::App,
-    checkpoint::{DrainState, DrainStatus, DrainedState, DrainedView, NewDrain},
     config,
     control::{Told, tell_daemon},
+    model::{
+        drain::{DrainState, DrainStatus, DrainedState, DrainedView, NewDrain},
+        user::Actor,
+    },
 };
 
 /// Time between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(200);
+
 /// What members are told where the admin gives no reason.
 const MAINTENANCE: &str = "maintenance";
+
 const SHUTDOWN: &str = "the host goes down";
 
 #[derive(Debug, Args)]

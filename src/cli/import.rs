@@ -11,7 +11,7 @@ use super::{
     output::{Format, Output},
     user::{open, tell},
 };
-use crate::account::Actor;
+use crate::model::user::Actor;
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {

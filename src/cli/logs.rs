@@ -10,7 +10,7 @@ use super::{
     exit,
     output::{Format, Output},
 };
-use crate::names::Span;
+use crate::model::quantities::Span;
 
 #[derive(Debug, Args)]
 pub struct LogsArgs {
@@ -28,7 +28,7 @@ pub struct LogsArgs {
 }
 
 /// A span of time, passed on as it was typed.
-fn since(text: &str) -> Result<String, crate::names::SpanError> {
+fn since(text: &str) -> Result<String, crate::model::quantities::SpanError> {
     text.parse::<Span>().map(|_| text.to_owned())
 }
 

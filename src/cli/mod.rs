@@ -52,10 +52,12 @@ use std::{ffi::OsString, path::Path};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use error::CliError;
-use output::{Format, Output};
-use pods::Action;
-use request::Verb;
+use self::{
+    error::CliError,
+    output::{Format, Output},
+    pods::Action,
+    request::Verb,
+};
 
 /// Pods on a shared GPU box: daemon, client and admin tool in one.
 #[derive(Debug, Parser)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::{host::device, ids::ContainerId};
+use crate::{host::device, model::ids::ContainerId};
 
 #[derive(Debug, Args)]
 pub struct ProbeArgs {

@@ -10,11 +10,12 @@ use super::{
     user::{done, open},
 };
 use crate::{
-    account::{
-        AccountError, Actor,
+    account::AccountError,
+    model::{
+        names::UserName,
         quota::{CoresChange, CountChange, GpusChange, Limit, Quota, QuotaChange, SizeChange, StoredQuota},
+        user::Actor,
     },
-    names::UserName,
 };
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,7 @@ use super::{
     exit,
     output::{self, Output},
 };
-use crate::checkpoint::Rule;
+use crate::model::schedule::Rule;
 
 #[derive(Debug, Args)]
 pub struct ScheduleArgs {
@@ -53,7 +53,7 @@ impl ScheduleArgs {
             out.show(answer, |line: Line| table(vec![line], false, out))?;
         } else {
             let rule = self.rule.join(" ");
-            let rule: Rule = rule.parse().map_err(|error: crate::checkpoint::RuleError| {
+            let rule: Rule = rule.parse().map_err(|error: crate::model::schedule::RuleError| {
                 CliError::usage(error.to_string(), "see `pody checkpoint schedule --help`")
             })?;
             let (every, keep) = (rule.every.to_string(), rule.keep.to_string());

@@ -23,8 +23,8 @@ use super::{
     error::CliError,
     exit,
     output::Output,
-    shell_words, terminal,
-    terminal::RawMode,
+    shell_words,
+    terminal::{self, RawMode},
 };
 
 #[derive(Debug, Args)]
@@ -53,7 +53,9 @@ struct Listed {
 
 /// Time between two tries to come back to a session whose pod does not run, and how long that is tried. Ctrl-C ends it.
 const RETRY: Duration = Duration::from_millis(500);
+
 const PATIENCE: Duration = Duration::from_secs(3600);
+
 /// Ctrl-C in raw mode.
 const INTERRUPT: u8 = 3;
 

@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 
-use super::{client::Client, error::CliError, exit, original, output, output::Output, usage::UsageArgs};
+use super::{
+    client::Client,
+    error::CliError,
+    exit, original,
+    output::{self, Output},
+    usage::UsageArgs,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum StatCommand {

@@ -43,6 +43,7 @@ enum Part {
 
 /// Length of the longest bar of GPU time where there is no terminal whose width it could depend on.
 const BAR: usize = 20;
+
 /// Columns that the rest of the table takes.
 const REST: u16 = 70;
 

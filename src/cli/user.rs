@@ -10,12 +10,12 @@ use super::{
     terminal,
 };
 use crate::{
-    account::{AccountError, Actor, UserChange},
+    account::{AccountError, UserChange},
     app::App,
     config,
     control::{Told, tell_daemon},
     engine::Engine,
-    names::{Span, UserName},
+    model::{names::UserName, quantities::Span, user::Actor},
 };
 
 #[derive(Debug, Subcommand)]

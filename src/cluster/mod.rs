@@ -4,42 +4,38 @@
 //! their own: pods, nodes and jobs as their Kubernetes knows them. Those are kept and listed, and nothing else is ever
 //! done with them; they count against limits per user, and what is not heard of for a while is not listed any more.
 
-mod resource;
-
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-pub use resource::{Kind, Resource};
-
 use crate::{
-    account::{Caller, UserInfo},
-    db::{Db, DbError, NewEvent, Outcome, Tx, now},
-    ids::ClusterId,
-    names::UserName,
+    db::{Db, DbError, NewEvent, Outcome, Tx},
+    model::{
+        agent::{self, Cluster, Kind, Resource, ResourceError},
+        ids::ClusterId,
+        names::UserName,
+        time::now,
+        user::{Caller, UserInfo},
+    },
 };
 
 /// What the agents of one user may leave here.
 const MAX_CLUSTERS: u64 = 16;
+
 const MAX_RESOURCES: u64 = 2000;
+
 const MAX_RESOURCE_BYTES: usize = 64 << 10;
+
 const MAX_BYTES: u64 = 16 << 20;
+
 const MAX_NAME: usize = 100;
+
 /// The cluster of an agent that names none.
 const DEFAULT_NAME: &str = "default";
+
 /// A resource is listed for so long after it was heard of, and kept for so long, milliseconds.
 const LISTED: i64 = 5 * 60 * 1000;
-const KEPT: i64 = 24 * 60 * 60 * 1000;
 
-/// A row of the table `clusters`.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    pub id: ClusterId,
-    pub user: UserName,
-    pub name: String,
-    pub metadata: Option<Value>,
-    /// Milliseconds since 1970.
-    pub synced_at: Option<i64>,
-}
+const KEPT: i64 = 24 * 60 * 60 * 1000;
 
 /// What an agent sends.
 #[derive(Debug)]
@@ -62,8 +58,8 @@ pub enum ClusterError {
     Name,
     #[error("a user has at most {MAX_CLUSTERS} clusters, and you have {MAX_CLUSTERS}; use one of them")]
     TooManyClusters,
-    #[error("the resource is not usable: {0}")]
-    Resource(&'static str),
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
     #[error("a resource has at most {MAX_RESOURCE_BYTES} bytes of JSON, this has {0}; leave out managedFields")]
     TooLarge(usize),
     #[error(
@@ -125,7 +121,7 @@ impl Clusters {
         if sync.cluster == Some(self.host) {
             return Err(ClusterError::ThisHost(self.host));
         }
-        let told = sync.resource.map(resource::parse).transpose()?.flatten();
+        let told = sync.resource.map(agent::parse).transpose()?.flatten();
         let metadata = sync.metadata.filter(|value| !value.is_null()).map(|value| value.to_string());
         if let Some(size) = metadata.as_ref().map(String::len).filter(|&size| size > MAX_RESOURCE_BYTES) {
             return Err(ClusterError::TooLarge(size));
@@ -182,7 +178,7 @@ fn ensure(tx: &Tx, caller: &Caller, name: String) -> Result<ClusterId, ClusterEr
     Ok(id)
 }
 
-fn keep(tx: &Tx, cluster: Cluster, told: resource::Told) -> Result<Uuid, ClusterError> {
+fn keep(tx: &Tx, cluster: Cluster, told: agent::Told) -> Result<Uuid, ClusterError> {
     let body = told.body.to_string();
     if body.len() > MAX_RESOURCE_BYTES {
         return Err(ClusterError::TooLarge(body.len()));

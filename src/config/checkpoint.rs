@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Deserialize;
 
 use super::byte_size;
-use crate::{checkpoint::Compression, names::ByteSize};
+use crate::model::{checkpoint::Compression, quantities::ByteSize};
 
 /// The most threads that are started for one checkpoint by default, and the most that can be configured.
 const MAX_OWN_STREAMS: usize = 8;
+
 pub(super) const MAX_STREAMS: usize = 256;
 
 #[derive(Clone, Debug, Deserialize)]

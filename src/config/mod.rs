@@ -21,9 +21,10 @@ pub use self::{
     remote_users::{RemoteProvider, RemoteService, RemoteUserProfile},
     volume::{VolumeMapping, VolumeMappingError},
 };
-use crate::{
-    account::quota::DefaultQuota,
-    names::{ByteSize, NamePrefix, PortRanges},
+use crate::model::{
+    names::NamePrefix,
+    quantities::{ByteSize, PortRanges},
+    quota::DefaultQuota,
 };
 
 /// The port that clients expect if none is given.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::names::UserName;
+use crate::model::names::UserName;
 
 /// One line of `volume_mappings`: `/host/$username:/in/pod[:ro|:rw]` or `tmpfs:/in/pod`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use rusqlite::{Row, params};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
-    checkpoint::{Action, ActionFilter},
+use crate::model::{
+    action::{Action, ActionFilter},
     ids::{ActionId, CheckpointId, PodId},
     names::UserName,
 };

@@ -3,7 +3,7 @@
 use rusqlite::{Row, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
+use crate::model::{
     checkpoint::{Checkpoint, CheckpointStatus},
     ids::CheckpointId,
     names::UserName,

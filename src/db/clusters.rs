@@ -3,8 +3,8 @@
 use rusqlite::{Connection, Row, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
-    cluster::{Cluster, Kind, Resource},
+use crate::model::{
+    agent::{Cluster, Kind, Resource},
     ids::ClusterId,
     names::UserName,
 };

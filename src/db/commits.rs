@@ -2,8 +2,8 @@
 
 use rusqlite::params;
 
-use super::{DbError, Tx, collect, now, parsed};
-use crate::{ids::OpId, names::UserName};
+use super::{DbError, Tx, collect, parsed};
+use crate::model::{ids::OpId, names::UserName, time::now};
 
 /// A commit in progress.
 pub struct Commit {

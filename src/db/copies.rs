@@ -3,10 +3,11 @@
 
 use rusqlite::{Row, params};
 
-use super::{DbError, Tx, collect, now, parsed};
-use crate::{
+use super::{DbError, Tx, collect, parsed};
+use crate::model::{
     checkpoint::{Copy, CopyStatus},
     ids::CheckpointId,
+    time::now,
 };
 
 const COLUMNS: &str = "checkpoint, user, store, status, attempts, error, due_at";

@@ -3,12 +3,13 @@
 use rusqlite::{Connection, Row, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
-    checkpoint::{Drain, DrainedPod},
+use crate::model::{
+    drain::{Drain, DrainedPod},
     ids::{CheckpointId, PodId},
 };
 
 const COLUMNS: &str = "state, actor, source, reason, forced, shutdown, boot, begun_at";
+
 const POD_COLUMNS: &str = "pod, user, instance, container_name, state, action, checkpoint, reason";
 
 fn read(row: &Row) -> Result<Drain, DbError> {

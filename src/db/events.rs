@@ -6,8 +6,11 @@
 use rusqlite::{Row, params};
 use serde::Serialize;
 
-use super::{DbError, Tx, collect, now};
-use crate::names::UserName;
+use super::{DbError, Tx, collect};
+use crate::model::{
+    names::UserName,
+    time::{now, rfc3339},
+};
 
 /// How an accepted change ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,11 +93,6 @@ pub struct FoundEvent {
     /// Milliseconds since 1970.
     pub millis: i64,
     pub event: Event,
-}
-
-/// Milliseconds since 1970 in RFC 3339.
-pub fn rfc3339(millis: i64) -> String {
-    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| millis.to_string(), |t| t.to_string())
 }
 
 fn read(row: &Row) -> Result<Event, DbError> {

@@ -8,9 +8,9 @@ use std::{
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
-    account::quota::{Limit, StoredQuota},
+use crate::model::{
     names::UserName,
+    quota::{Limit, StoredQuota},
 };
 
 /// What one process used, as pody 0.4.1 recorded it.

@@ -41,15 +41,18 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-pub use commits::Commit;
-pub use events::{Event, EventFilter, EventSearch, FoundEvent, NewEvent, Outcome, rfc3339};
-pub use legacy::{LegacyUsage, OldInstallation};
-pub use legacy_log::OldLog;
-pub use snapshot::{Accounts, PodRows, Snapshot};
-pub use usage::{CpuCursor, GpuUsageRow, UsageBatch, UsageRow};
+pub use self::{
+    commits::Commit,
+    events::{Event, EventFilter, EventSearch, FoundEvent, NewEvent, Outcome},
+    legacy::{LegacyUsage, OldInstallation},
+    legacy_log::OldLog,
+    snapshot::{Accounts, PodRows, Snapshot},
+    usage::{CpuCursor, GpuUsageRow, UsageBatch, UsageRow},
+};
 
 /// How long a write waits for its turn, and then for a lock held by another process.
 const WRITE_WAIT: Duration = Duration::from_secs(3);
+
 /// Freed when the disk is full: room for some hundred deletes.
 const BALLAST_BYTES: usize = 1 << 20;
 
@@ -279,11 +282,6 @@ where
     T::Err: std::fmt::Display,
 {
     text.parse().map_err(|e: T::Err| DbError::Row(format!("{text:?}: {e}")))
-}
-
-/// Milliseconds since 1970, as all times are stored.
-pub fn now() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Runs `query` and decodes each row.

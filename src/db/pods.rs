@@ -2,12 +2,12 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::{DbError, Tx, collect, now, parsed};
-use crate::{
-    engine::PublishedPort,
+use super::{DbError, Tx, collect, parsed};
+use crate::model::{
     ids::{ContainerId, PodId, WorkloadId},
     names::{InstanceName, UserName},
-    pod::{Pod, PodSpec, State},
+    pod::{Pod, PodSpec, PublishedPort, State},
+    time::now,
 };
 
 const COLUMNS: &str =

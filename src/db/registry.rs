@@ -4,11 +4,11 @@ use rusqlite::{Row, params};
 use serde_json::Value;
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
+use crate::model::{
+    agent::{ToldAction, ToldCheckpoint},
     checkpoint::CheckpointStatus,
     ids::{ActionId, CheckpointId},
     names::UserName,
-    registry::{ToldAction, ToldCheckpoint},
 };
 
 const CHECKPOINT: &str = "id, user, own, status, gpu, platform, info, restore_path, deprecated_at";

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Row, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{checkpoint::Schedule, ids::PodId};
+use crate::model::{ids::PodId, schedule::Schedule};
 
 const COLUMNS: &str = "pod, user, every, keep, next_at, last_at, last_checkpoint, last_error, action, replaces";
 

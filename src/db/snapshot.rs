@@ -11,16 +11,20 @@ use std::{
 use rusqlite::Connection;
 
 use super::{DbError, drain, pods, schedules, tokens, users};
-use crate::{
-    account::{Token, TokenHash, User, quota::StoredQuota},
-    checkpoint::{Drain, Schedule},
+use crate::model::{
+    drain::Drain,
     ids::{ContainerId, PodId},
     names::UserName,
     pod::Pod,
+    quota::StoredQuota,
+    schedule::Schedule,
+    user::{Token, TokenHash, User},
 };
 
 const ACCOUNTS: u8 = 1;
+
 const PODS: u8 = 2;
+
 const UPKEEP: u8 = 4;
 
 /// Which parts of the snapshot the open transaction has touched.

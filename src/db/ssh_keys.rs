@@ -3,9 +3,9 @@
 use rusqlite::{Row, params};
 
 use super::{DbError, Tx, collect};
-use crate::{
-    account::ssh_keys::{PublicKey, SshKey},
+use crate::model::{
     names::UserName,
+    user::{PublicKey, SshKey},
 };
 
 fn read(row: &Row) -> Result<SshKey, DbError> {

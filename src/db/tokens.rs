@@ -3,9 +3,9 @@
 use rusqlite::{Connection, Row, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
-    account::{Token, TokenHash},
+use crate::model::{
     names::UserName,
+    user::{Token, TokenHash},
 };
 
 fn read(row: &Row) -> Result<Token, DbError> {

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use rusqlite::{Row, params};
 
 use super::{DbError, Tx, collect, parsed};
-use crate::{
-    gpu::GpuUuid,
-    usage::{Amount, GpuAmount, STEPS, Seated, Subject, buckets::spread},
+use crate::model::{
+    buckets::spread,
+    usage::{Amount, GpuAmount, GpuUuid, STEPS, Seated, Subject},
 };
 
 /// The position up to which a container's CPU time is counted.

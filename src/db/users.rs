@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{DbError, Tx, collect, now, parsed};
-use crate::{
-    account::{
-        User,
-        quota::{CpuLimit, Limit, StoredQuota},
-    },
-    names::{GpuSet, UserName},
+use super::{DbError, Tx, collect, parsed};
+use crate::model::{
+    names::UserName,
+    quantities::GpuSet,
+    quota::{CpuLimit, Limit, StoredQuota},
+    time::now,
+    user::User,
 };
 
 const COLUMNS: &str = "id, name, password, is_admin, disabled, created_at";

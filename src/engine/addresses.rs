@@ -21,12 +21,14 @@ use bollard::{
 };
 use bytes::Bytes;
 
-use super::{Engine, EngineError, Init, SHORT};
-use crate::ids::ContainerId;
+use super::{Engine, EngineError, SHORT};
+use crate::model::{ids::ContainerId, pod::Init};
 
 /// The network of containers that do not name one.
 const DEFAULT: &str = "bridge";
+
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+
 /// Read by Docker 28 and later: how often a new address is announced to its neighbours.
 const ANNOUNCEMENTS: &str = "com.docker.network.advertise_addr_nmsgs";
 

@@ -1,10 +1,6 @@
 //! Operations on containers. Every call is by full id, and each step can be repeated without harm.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use bollard::{
     models::{
@@ -20,10 +16,13 @@ use bollard::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use serde::{Deserialize, Serialize};
 
 use super::{Engine, EngineError, LONG, SHORT};
-use crate::{ids::ContainerId, names::GpuSet};
+use crate::model::{
+    ids::ContainerId,
+    pod::{Init, Shape},
+    quantities::GpuSet,
+};
 
 /// Capabilities that a root shell, sshd and apt need. Everything else is dropped: no device nodes, no raw sockets, no
 /// file or process capabilities to pass on.
@@ -44,104 +43,6 @@ const CAPABILITIES: [&str; 10] = [
 /// the runtime sometimes gives up; and a container whose programs start others all the time may freeze at a later
 /// attempt.
 const FREEZES: [u64; 4] = [20, 70, 150, 400];
-
-/// A port of the host that is published to a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublishedPort {
-    pub host: u16,
-    pub container: u16,
-}
-
-/// A bind mount of a host directory. The source is resolved: no component of it is a symbolic link.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bind {
-    pub source: PathBuf,
-    pub target: String,
-    pub read_only: bool,
-}
-
-/// A tmpfs mount in a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tmpfs {
-    pub target: String,
-    /// Bytes; `None` = the engine's default.
-    pub size: Option<u64>,
-}
-
-/// Everything that can be requested of the engine for a container of ours: enough to create it again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Shape {
-    /// By the engine's name.
-    pub image: String,
-    pub hostname: String,
-    pub binds: Vec<Bind>,
-    pub tmpfs: Vec<Tmpfs>,
-    pub ports: Vec<PublishedPort>,
-    /// Empty = the engine's default bridge.
-    pub network: String,
-    /// `None` = the host cannot give GPUs, and none are requested.
-    pub gpus: Option<GpuSet>,
-    /// Bytes; `None` = no limit, here and below.
-    pub memory: Option<u64>,
-    /// Thousandths of a core.
-    pub cpu: Option<u64>,
-    pub pids: Option<u64>,
-    pub shm: Option<u64>,
-    pub storage: Option<u64>,
-    pub new_privileges: bool,
-    /// `None` = the image's own program is PID 1, as in adopted pods and in pods of older versions.
-    #[serde(default)]
-    pub init: Option<Init>,
-}
-
-/// Our own PID 1 in a container, and what it runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Init {
-    /// On the host. Resolved, like a bind's source.
-    pub program: PathBuf,
-    /// The image's own entrypoint.
-    pub entrypoint: Vec<String>,
-    pub command: Vec<String>,
-    /// Whether programs may use io_uring; a pod whose programs do cannot be checkpointed.
-    pub io_uring: bool,
-}
-
-impl Init {
-    /// Path of the program in the container. It is below `/dev`, which is a tmpfs: elsewhere the engine would leave an
-    /// empty file of that name in the container's writable layer, and so in commits.
-    pub const INSIDE: &'static str = "/dev/pody-init";
-
-    /// The engine's entrypoint and command. If the image has no entrypoint the container has none either, since a
-    /// commit cannot unset one.
-    fn to_run(&self) -> (Option<Vec<String>>, Option<Vec<String>>) {
-        let io_uring = self.io_uring.then_some("--io-uring");
-        let first = [Self::INSIDE, "init"].into_iter().chain(io_uring).chain(["--"]).map(str::to_owned);
-        let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        match self.entrypoint.is_empty() {
-            true => (None, Some(first.chain(self.command.iter().cloned()).collect())),
-            false => (Some(first.chain(self.entrypoint.iter().cloned()).collect()), command),
-        }
-    }
-
-    fn mount(&self) -> Mount {
-        Mount {
-            typ: Some(MountType::BIND),
-            source: Some(self.program.to_string_lossy().into_owned()),
-            target: Some(Self::INSIDE.to_owned()),
-            read_only: Some(true),
-            ..Mount::default()
-        }
-    }
-
-    /// Dockerfile lines that restore the image's own entrypoint and command.
-    fn original(&self) -> Vec<String> {
-        let list = |words: &[String]| serde_json::to_string(words).expect("texts");
-        // In this order: an entrypoint unsets the command.
-        let entrypoint = (!self.entrypoint.is_empty()).then(|| format!("ENTRYPOINT {}", list(&self.entrypoint)));
-        let command = (!self.command.is_empty()).then(|| format!("CMD {}", list(&self.command)));
-        entrypoint.into_iter().chain(command).collect()
-    }
-}
 
 /// A container to create. Nothing else can be requested of the engine.
 #[derive(Clone, Debug)]
@@ -221,7 +122,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         exposed_ports: Some(shape.ports.iter().map(|port| key(port.container)).collect()),
         stop_timeout: Some(i64::from(spec.stop_grace)),
         host_config: Some(HostConfig {
-            mounts: Some(binds.chain(tmpfs).chain(shape.init.as_ref().map(Init::mount)).collect()),
+            mounts: Some(binds.chain(tmpfs).chain(shape.init.as_ref().map(init_mount)).collect()),
             port_bindings: Some(bindings.collect()),
             network_mode: Some(shape.network.clone()).filter(|network| !network.is_empty()),
             device_requests,
@@ -486,5 +387,16 @@ impl Engine {
         let id = id.to_string();
         let body = bollard::body_full(Bytes::from(archive));
         self.call(SHORT, |docker| async move { docker.upload_to_container(&id, Some(options), body).await }).await
+    }
+}
+
+/// How the program of a pod gets into it.
+fn init_mount(init: &Init) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(init.program.to_string_lossy().into_owned()),
+        target: Some(Init::INSIDE.to_owned()),
+        read_only: Some(true),
+        ..Mount::default()
     }
 }

@@ -15,10 +15,11 @@ use futures_util::{Stream, StreamExt};
 use tokio::io::AsyncWrite;
 
 use super::{Engine, EngineError, SHORT};
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// Bytes of a command's output that are read at a time.
 const READ_BUFFER: usize = 64 << 10;
+
 /// After this time the host PID of a command is read.
 const LONG_COMMAND: Duration = Duration::from_millis(200);
 

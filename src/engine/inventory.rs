@@ -24,16 +24,20 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Container, Engine, EngineError, Health, Image};
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// Time between two relists: a change that no event reported is seen within it.
 const RELIST: Duration = Duration::from_secs(1);
+
 /// Time that a list or an inspect may take before the engine counts as hung.
 const LIST_DEADLINE: Duration = Duration::from_secs(3);
+
 /// How long events are collected before the containers are inspected.
 const GATHER: Duration = Duration::from_millis(10);
+
 /// Containers that are inspected at a time.
 const LOOKS: usize = 8;
+
 /// Images change rarely, and events report it; they are relisted this often anyway.
 const IMAGE_RELIST: Duration = Duration::from_secs(30);
 

@@ -24,17 +24,18 @@ use tokio::sync::watch;
 
 pub use self::{
     addresses::{AddressPool, Placeholder},
-    containers::{Bind, ContainerSpec, Init, LogOptions, PublishedPort, Shape, Tmpfs},
+    containers::{ContainerSpec, LogOptions},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::Inventory,
-    saving::{Anatomy, RestartRule},
+    saving::Anatomy,
     shown::{Container, Detail, Image},
 };
 
 /// Deadline of a short call to the engine. Together with the cleanup after it, it stays below the 10 s within which a
 /// write must be answered when the engine hangs.
 pub const SHORT: Duration = Duration::from_secs(7);
+
 /// Deadline of calls that move data (commit).
 pub const LONG: Duration = Duration::from_secs(600);
 

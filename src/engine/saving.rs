@@ -9,35 +9,10 @@ use bollard::{
         InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, TagImageOptionsBuilder,
     },
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Engine, EngineError, LONG, SHORT};
-use crate::ids::ContainerId;
-
-/// When the engine starts a container by itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestartRule {
-    /// `no`, `always`, `unless-stopped`, `on-failure`.
-    pub name: String,
-    pub retries: i64,
-}
-
-impl RestartRule {
-    pub fn never() -> Self {
-        Self { name: "no".to_owned(), retries: 0 }
-    }
-
-    /// The policy of pods.
-    pub fn always() -> Self {
-        Self { name: "always".to_owned(), retries: 0 }
-    }
-
-    /// For a pod that was checkpointed and stopped: a reboot must not start it from scratch.
-    pub fn unless_stopped() -> Self {
-        Self { name: "unless-stopped".to_owned(), retries: 0 }
-    }
-}
+use crate::model::{ids::ContainerId, pod::RestartRule};
 
 /// What a checkpoint needs to know about a container.
 #[derive(Clone, Debug)]

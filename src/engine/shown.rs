@@ -4,8 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use bollard::models::{ContainerInspectResponse, ContainerSummary};
 
-use super::PublishedPort;
-use crate::{ids::ContainerId, names::GpuSet};
+use crate::model::{ids::ContainerId, pod::PublishedPort, quantities::GpuSet};
 
 /// A container, as of its last inspection.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{FilePath, Owner};
-use crate::names::UserName;
+use crate::model::names::UserName;
 
 /// What a link is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,19 +33,26 @@ pub use self::{
     upload::{Begin, OnlyIf, Upload},
 };
 use crate::{
-    account::{AccountError, Accounts, Actor, Caller},
+    account::{AccountError, Accounts},
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome},
-    names::{ByteSize, UserName},
+    model::{
+        names::UserName,
+        quantities::ByteSize,
+        user::{Actor, Caller},
+    },
     objects::{LiveStorage, ObjectError},
 };
 
 /// A partial file that nobody goes on with is kept for so long.
 const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// Time between two looks for what is to be dropped.
 const UPKEEP: Duration = Duration::from_secs(60);
+
 /// Of so many looks one is at the remote store.
 const REMOTE_UPKEEP: u64 = 60;
+
 /// Where partial files are, beside the users' folders.
 const PARTIAL: &str = ".partial";
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::{FileError, FilePath, Files, Owner, make_private};
-use crate::{account::Actor, names::ByteSize};
+use crate::model::{quantities::ByteSize, user::Actor};
 
 /// Time between two looks at how much room the disk has, bytes written.
 const LOOK_EVERY: u64 = 16 << 20;

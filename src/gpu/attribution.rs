@@ -27,13 +27,14 @@ use crate::{
     engine::Inventory,
     host::{
         life::{self, Life},
-        process::{self, ProcessId, Stat},
+        process::{self, Stat},
     },
-    ids::ContainerId,
+    model::ids::{ContainerId, ProcessId},
 };
 
 /// Total time to wait for the command lines of new processes; slower ones appear in a later poll.
 const COMMAND_WAIT: Duration = Duration::from_millis(50);
+
 /// Command lines being read at a time: a process can block its reader forever.
 const MAX_READERS: usize = 16;
 

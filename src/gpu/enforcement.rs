@@ -7,13 +7,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{GpuProcess, GpuUuid, Health, Owner, Snapshot};
+use super::{GpuProcess, Health, Owner, Snapshot};
 use crate::{
-    account::quota::Limit,
     config::OnOveruse,
-    host::{clock::Moment, process::ProcessId},
-    ids::{ContainerId, PodId},
-    names::UserName,
+    host::clock::Moment,
+    model::{
+        ids::{ContainerId, PodId, ProcessId},
+        names::UserName,
+        quota::Limit,
+        usage::GpuUuid,
+    },
 };
 
 /// Milliseconds that a killed process has to exit before the next one is considered.

@@ -6,16 +6,18 @@ use nvml_wrapper::{bitmasks::event::EventTypes, enums::event::XidError, error::N
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Device, GpuUuid, Gpus, Health, Library, Snapshot, nvml};
+use super::{Device, Gpus, Health, Library, Snapshot, nvml};
 use crate::{
-    account::Actor,
     db::{DbError, NewEvent, Outcome},
+    model::{usage::GpuUuid, user::Actor},
 };
 
 /// Pause before Xid errors are watched again after NVML failed.
 const REOPEN: Duration = Duration::from_secs(30);
+
 /// How long one wait for an Xid error lasts, milliseconds.
 const WAIT: u32 = 2000;
+
 /// How many incidents may wait to be recorded.
 const QUEUE: usize = 64;
 

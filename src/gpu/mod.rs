@@ -33,10 +33,15 @@ use crate::{
     config::LiveConfig,
     db::Db,
     engine::Inventory,
-    host::{clock::Moment, process::ProcessId},
-    ids::{ContainerId, PodId},
-    names::{GpuSet, UserName},
-    pod::{Pod, admission::GpuLoad},
+    host::clock::Moment,
+    model::{
+        ids::{ContainerId, PodId, ProcessId},
+        names::UserName,
+        pod::Pod,
+        quantities::GpuSet,
+        usage::GpuUuid,
+    },
+    pod::admission::GpuLoad,
 };
 
 /// A client counts as watching until this long after its last read.
@@ -45,11 +50,6 @@ const INTEREST: Duration = Duration::from_secs(15);
 /// The load of a pod that was assigned a GPU, in addition to that of its processes: more than the memory use of an idle
 /// GPU.
 const GIVEN: f64 = 0.5;
-
-/// A GPU's own identifier. The index is for display only and may change between boots.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
-pub struct GpuUuid(pub String);
 
 /// The state of the driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -11,8 +11,8 @@ use nvml_wrapper::{
     struct_wrappers::device::ProcessInfo,
 };
 
-use super::{GpuUuid, Kinds, MigInstance, Reading, old_memory::OldMemory};
-use crate::host::process;
+use super::{Kinds, MigInstance, Reading, old_memory::OldMemory};
+use crate::{host::process, model::usage::GpuUuid};
 
 /// Drivers often ship only the first one.
 const NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];

@@ -9,14 +9,15 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Device, GpuUuid, Gpus, Health, Library, Snapshot,
+    Device, Gpus, Health, Library, Snapshot,
     attribution::{Attribution, Question},
     nvml::{self, Trouble},
 };
-use crate::host::clock::Moment;
+use crate::{host::clock::Moment, model::usage::GpuUuid};
 
 /// A call that takes longer counts as hung.
 const HANG: Duration = Duration::from_secs(5);
+
 /// Pauses before the library is reopened: each is twice the previous one, from the first to the second value.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 

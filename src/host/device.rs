@@ -23,10 +23,11 @@ use nix::{
 };
 
 use super::{cgroup, process};
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// The hidden command that runs this program as that process.
 pub const COMMAND: &str = "probe-device";
+
 /// How long it may take: a hung driver would block it forever.
 const DEADLINE: Duration = Duration::from_secs(3);
 

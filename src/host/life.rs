@@ -14,10 +14,10 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::process::{ProcessId, Stat};
+use super::process::Stat;
+use crate::model::ids::ProcessId;
 
 /// Poll interval for a process without a descriptor.
 const LOOK: Duration = Duration::from_millis(5);

@@ -6,21 +6,11 @@ use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime},
 };
-use serde::{Deserialize, Serialize};
 
-use crate::ids::ContainerId;
+use crate::model::ids::{ContainerId, ProcessId};
 
 /// Longest command line that is kept, bytes.
 const MAX_COMMAND: u64 = 4096;
-
-/// A process, identified for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// As the host sees it.
-    pub pid: i32,
-    /// Start time, in clock ticks since boot.
-    pub started: u64,
-}
 
 /// What `/proc/PID/stat` contains (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use super::{
     pody::{self, ApiError},
     router::Access,
 };
-use crate::{account::Caller, app::App};
+use crate::{app::App, model::user::Caller};
 
 /// The caller of a route with this access. Nobody in particular for routes that ask for none.
 pub async fn identify(

@@ -11,14 +11,17 @@ use utoipa::{
 
 use super::pody::ApiError;
 use crate::{
-    account::{
-        quota::{CoresChange, CountChange, GpusChange, SizeChange},
-        ssh_keys::PublicKey,
-    },
-    checkpoint::{ActionKind, CheckpointName, Compression, Interval, Keep, Kind},
     files::FilePath,
-    ids::{ActionId, CheckpointId, SessionId},
-    names::{CommitTag, GpuRequest, ImageRef, InstanceName, PodRef, Span, UserName, clipped},
+    model::{
+        action::ActionKind,
+        checkpoint::{CheckpointName, Compression, Kind},
+        ids::{ActionId, CheckpointId, SessionId},
+        names::{CommitTag, ImageRef, InstanceName, PodRef, UserName, clipped},
+        quantities::{GpuRequest, Span},
+        quota::{CoresChange, CountChange, GpusChange, SizeChange},
+        schedule::{Interval, Keep},
+        user::PublicKey,
+    },
 };
 
 /// One parameter, as the documentation shows it.

@@ -20,12 +20,18 @@ use super::{
     params::{BodyUse, Input, Param, Params},
     pody::{self, ApiError},
 };
-use crate::{account::Caller, app::App, engine::Health, names::clipped};
+use crate::{
+    app::App,
+    engine::Health,
+    model::{names::clipped, user::Caller},
+};
 
 /// Largest body that is read as a whole, bytes.
 const MAX_BODY: usize = 1 << 20;
+
 /// Largest query, bytes: 414 beyond it.
 const MAX_QUERY: usize = 32 << 10;
+
 /// Reads from the inventory carry this header, in seconds, while the engine does not answer.
 const AGE_HEADER: HeaderName = HeaderName::from_static("x-pody-inventory-age");
 
@@ -58,6 +64,7 @@ impl Cx {
 }
 
 type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+
 type Handler = Arc<dyn Fn(Cx, &Input) -> Answer + Send + Sync>;
 
 /// One row of the list.

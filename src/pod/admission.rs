@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::{
-    account::quota::{Limit, Quota},
-    names::{ByteSize, GpuRequest, GpuSet},
+use crate::model::{
+    quantities::{ByteSize, GpuRequest, GpuSet},
+    quota::{Limit, Quota},
 };
 
 /// A pod that counts against its user's quota.
@@ -133,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::account::quota::DefaultQuota;
+    use crate::model::quota::DefaultQuota;
 
     fn quota(max_pods: Option<u64>, memory: Option<u64>, total: Option<u64>) -> Quota {
         let mut quota = Quota::from(&DefaultQuota::default());

@@ -12,10 +12,12 @@ use fail::fail_point;
 
 use super::{PodError, Pods, admission, begin_event, label};
 use crate::{
-    account::{Actor, Caller},
     db::{self, DbError, Outcome},
-    ids::OpId,
-    names::{CommitTag, PodRef, UserName},
+    model::{
+        ids::OpId,
+        names::{CommitTag, PodRef, UserName},
+        user::{Actor, Caller},
+    },
 };
 
 /// An image that was made.
@@ -139,7 +141,7 @@ impl Pods {
     async fn reserve_commit(
         &self,
         actor: Actor,
-        pod: &super::Pod,
+        pod: &crate::model::pod::Pod,
         image: String,
         op: OpId,
         size: u64,

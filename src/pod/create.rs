@@ -11,20 +11,30 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use fail::fail_point;
 
 use super::{
-    AskedBy, Pod, PodError, PodSpec, Pods, State, admission, admission::Held, begin_event, images::AllowedImage, label,
-    ports,
+    AskedBy, PodError, Pods,
+    admission::{self, Held},
+    begin_event,
+    images::AllowedImage,
+    label, ports,
 };
 use crate::{
-    account::{Actor, quota::Quota},
     config::VolumeMapping,
-    db::{DbError, Outcome, now},
-    engine::{Bind, ContainerSpec, EngineError, Tmpfs},
-    ids::{ContainerId, OpId, PodId},
-    names::{GpuRequest, GpuSet, ImageRef, InstanceName, UserName, container_name},
+    db::{DbError, Outcome},
+    engine::{ContainerSpec, EngineError},
+    model::{
+        ids::{ContainerId, OpId, PodId},
+        names::{ImageRef, InstanceName, UserName, container_name},
+        pod::{Bind, Pod, PodSpec, State, Tmpfs},
+        quantities::{GpuRequest, GpuSet},
+        quota::Quota,
+        time::now,
+        user::Actor,
+    },
 };
 
 /// How often another port is tried when one was taken between choice and start.
 const PORT_TRIES: usize = 5;
+
 /// How long a create may wait and work while no other create succeeds either. Behind it comes the undo.
 const PATIENCE: Duration = Duration::from_secs(7);
 

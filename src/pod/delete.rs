@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use fail::fail_point;
 
-use super::{Pod, PodError, Pods, State, begin_event, label};
+use super::{PodError, Pods, begin_event, label};
 use crate::{
-    account::{Actor, Caller},
     db::{DbError, Outcome},
     engine::EngineError,
-    ids::OpId,
-    names::{PodRef, UserName},
+    model::{
+        ids::OpId,
+        names::{PodRef, UserName},
+        pod::{Pod, State},
+        user::{Actor, Caller},
+    },
 };
 
 /// How long whoever deletes a pod waits, for their turn at it too. What was begun by then is ended by reconciliation.
 const DELETE: Duration = Duration::from_secs(9);
+
 /// How long whoever wanted a pod waits for its undoing; reconciliation has all the time that it takes.
 const UNDO: Duration = Duration::from_secs(2);
 

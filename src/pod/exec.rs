@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use super::{PodError, Pods, processes};
 use crate::{
-    account::{Actor, Caller},
     db::{NewEvent, Outcome},
-    engine::{EngineError, ExecRequest, Init, LogOptions},
-    ids::ContainerId,
-    names::PodRef,
+    engine::{EngineError, ExecRequest, LogOptions},
+    model::{
+        ids::ContainerId,
+        names::PodRef,
+        pod::Init,
+        user::{Actor, Caller},
+    },
 };
 
 /// Bytes of a command line: the kernel's limit on one argument of a program (MAX_ARG_STRLEN), without its final NUL.
@@ -16,6 +19,7 @@ const MAX_COMMAND: usize = (128 << 10) - 1;
 
 /// Runs command lines.
 const SHELL: &str = "/bin/bash";
+
 /// What `pody-init run` says where it is not there.
 const NO_SHELL: &str = "pody-init: exec: \"/bin/bash\"";
 
@@ -83,7 +87,7 @@ impl Pods {
         })
     }
 
-    pub(super) fn exec_error(&self, pod: &super::Pod, error: EngineError) -> PodError {
+    pub(super) fn exec_error(&self, pod: &crate::model::pod::Pod, error: EngineError) -> PodError {
         let no_pids = |message: &str| message.to_ascii_lowercase().contains("resource temporarily unavailable");
         match error {
             EngineError::Failed { message, .. } | EngineError::Conflict(message) if no_pids(&message) => {
@@ -123,7 +127,12 @@ impl Pods {
     }
 
     /// Writes down what was asked for; its outcome is the asker's to see.
-    pub(super) async fn note(&self, caller: &Caller, action: &'static str, pod: &super::Pod) -> Result<(), PodError> {
+    pub(super) async fn note(
+        &self,
+        caller: &Caller,
+        action: &'static str,
+        pod: &crate::model::pod::Pod,
+    ) -> Result<(), PodError> {
         let actor = Actor::from(caller);
         let (object, user) = (pod.container_name.clone(), pod.user.clone());
         self.db
@@ -144,7 +153,7 @@ impl Pods {
 }
 
 /// The pod was stopped, paused or deleted between our look and the engine's.
-fn ended(pod: &super::Pod, status: &str) -> PodError {
+fn ended(pod: &crate::model::pod::Pod, status: &str) -> PodError {
     PodError::NotRunning { pod: pod.container_name.clone(), status: status.to_owned(), next: "see `pody inspect`" }
 }
 

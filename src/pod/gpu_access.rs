@@ -17,17 +17,21 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Pod, Pods, State};
+use super::Pods;
 use crate::{
-    account::Actor,
     db::{DbError, NewEvent, Outcome},
     gpu::Library,
     host::device::{self, Access},
-    ids::{ContainerId, PodId},
-    names::GpuSet,
+    model::{
+        ids::{ContainerId, PodId},
+        pod::{Pod, State},
+        quantities::GpuSet,
+        user::Actor,
+    },
 };
 
 const LOST: &str = "pod.gpu-lost";
+
 const BACK: &str = "pod.gpu-back";
 
 /// What is known of the pods that were looked at. Cheap to clone.

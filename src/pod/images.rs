@@ -6,10 +6,12 @@ use serde::Serialize;
 
 use super::{PodError, Pods, begin_event, commit::is_commit_of};
 use crate::{
-    account::{Actor, Caller},
     config::ImageConfig,
     engine::Image,
-    names::{ImageRef, UserName},
+    model::{
+        names::{ImageRef, UserName},
+        user::{Actor, Caller},
+    },
 };
 
 /// An image and the rules for pods of it.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{PodError, images::AllowedImage};
-use crate::engine::Init;
+use crate::model::pod::Init;
 
 /// Made by `build.rs`.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pody-init"));

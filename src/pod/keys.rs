@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
-use super::{Pod, PodError, Pods, State};
+use super::{PodError, Pods};
 use crate::{
-    account::ssh_keys::{SshKey, merge_authorized_keys},
+    account::ssh_keys::merge_authorized_keys,
     engine::EngineError,
-    ids::ContainerId,
-    names::UserName,
+    model::{
+        ids::ContainerId,
+        names::UserName,
+        pod::{Pod, State},
+        user::SshKey,
+    },
 };
 
 const FILE: &str = "/root/.ssh/authorized_keys";
+
 /// A larger file is not ours to rewrite.
 const MAX_FILE: usize = 1 << 20;
 
@@ -67,7 +72,7 @@ fn archive(content: &str) -> Vec<u8> {
         header.set_size(size as u64);
         header.set_uid(0);
         header.set_gid(0);
-        header.set_mtime(u64::try_from(crate::db::now() / 1000).unwrap_or(0));
+        header.set_mtime(u64::try_from(crate::model::time::now() / 1000).unwrap_or(0));
         header
     };
     let file = header(tar::EntryType::Regular, 0o600, content.len());

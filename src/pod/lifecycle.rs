@@ -6,11 +6,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{AskedBy, PodError, Pods, begin_event, keys::Before};
 use crate::{
-    account::Caller,
     db::DbError,
     engine::{EngineError, LogOptions},
-    ids::ContainerId,
-    names::PodRef,
+    model::{ids::ContainerId, names::PodRef, user::Caller},
 };
 
 /// What to do with a pod's container.
@@ -24,10 +22,13 @@ pub enum Action {
 /// How long whoever acts on a pod waits, for their turn at it too; the grace of a stop comes on top. Behind it the event is
 /// closed, and the answer is still there within 10 s.
 const ACT: Duration = Duration::from_secs(8);
+
 /// How long the inventory and the output are looked at behind an action that succeeded.
 const LOOK: Duration = Duration::from_secs(1);
+
 /// Lines and bytes of output shown behind an action.
 const SHOWN_LINES: u32 = 100;
+
 const SHOWN_BYTES: usize = 64 << 10;
 
 impl Pods {
@@ -81,7 +82,12 @@ impl Pods {
         Ok(self.last_output(&container).await)
     }
 
-    async fn act_on(&self, pod: &super::Pod, container: &ContainerId, action: Action) -> Result<(), PodError> {
+    async fn act_on(
+        &self,
+        pod: &crate::model::pod::Pod,
+        container: &ContainerId,
+        action: Action,
+    ) -> Result<(), PodError> {
         let grace = self.config.get().pod.stop_grace_seconds;
         let done = match action {
             Action::Stop => self.engine.stop(container, grace).await,

@@ -3,10 +3,13 @@
 //! Whoever begins one of these looks twice: at the snapshot, to refuse before anything else is said, and in the transaction
 //! that writes it down, so that none slips by a drain that is asked for at the same moment.
 
-use super::{Pod, PodError, Pods};
+use super::{PodError, Pods};
 use crate::{
-    account::{Actor, Caller},
     db::Tx,
+    model::{
+        pod::Pod,
+        user::{Actor, Caller},
+    },
 };
 
 /// Who wants something done with a pod.

@@ -56,20 +56,26 @@ pub use self::{
     view::{PodStats, PodView},
 };
 use crate::{
-    account::{Accounts, Actor, Caller, ssh_keys::SshKey},
-    checkpoint::Drain,
+    account::Accounts,
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Outcome, Tx},
     engine::{Container, Engine, EngineError},
     gpu::Gpus,
-    ids::{ContainerId, OpId, PodId, SessionId, WorkloadId},
-    names::{ImageRef, InstanceName, PodRef, UserName, container_name},
+    model::{
+        drain::Drain,
+        ids::{ContainerId, PodId, SessionId},
+        names::{ImageRef, PodRef, UserName, container_name},
+        pod::{Pod, State},
+        user::{Actor, Caller, SshKey},
+    },
 };
 
 /// How long something waits for what is being done with the same pod.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+
 /// Time between two looks whether it is over.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
+
 /// How long a read waits for the first list of the engine after a start.
 const FIRST_LIST: Duration = Duration::from_secs(2);
 
@@ -82,73 +88,6 @@ pub mod label {
     pub const OP: &str = "pody.op";
     /// All of them: an image made of a pod must not carry them on.
     pub const ALL: [&str; 5] = [USER, INSTANCE, WORKLOAD, POD, OP];
-}
-
-/// Where a pod is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    Creating,
-    Running,
-    Deleting,
-    Deleted,
-    Failed,
-}
-
-impl State {
-    pub const ALL: [Self; 5] = [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed];
-
-    /// The table of the module's picture.
-    pub fn may_become(self, next: Self) -> bool {
-        use State::{Creating, Deleted, Deleting, Failed, Running};
-        matches!(
-            (self, next),
-            (Creating, Running | Deleting) | (Running, Deleting | Deleted) | (Deleting, Deleted | Failed)
-        )
-    }
-}
-
-/// What a pod is made of, kept in its row.
-pub type PodSpec = crate::engine::Shape;
-
-/// A row of the table `pods`.
-#[derive(Clone, Debug)]
-pub struct Pod {
-    pub id: PodId,
-    pub workload: WorkloadId,
-    pub user: UserName,
-    pub instance: InstanceName,
-    pub container_name: String,
-    pub state: State,
-    pub spec: PodSpec,
-    /// Made by pody 0.4.1 or by hand, and taken over.
-    pub adopted: bool,
-    pub container: Option<ContainerId>,
-    /// The operation under way, or the last one.
-    pub op: OpId,
-    /// The event of that operation.
-    pub event: i64,
-    /// Why it is being undone.
-    pub reason: Option<String>,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
-}
-
-impl Pod {
-    fn labels(&self) -> HashMap<String, String> {
-        HashMap::from([
-            (label::USER.to_owned(), self.user.to_string()),
-            (label::INSTANCE.to_owned(), self.instance.to_string()),
-            (label::WORKLOAD.to_owned(), self.workload.to_string()),
-            (label::POD.to_owned(), self.id.to_string()),
-            (label::OP.to_owned(), self.op.to_string()),
-        ])
-    }
-
-    /// Moves on in the life of a pod. A step that the table does not allow is a bug of ours.
-    fn become_state(&mut self, next: State) {
-        assert!(self.state.may_become(next), "a pod cannot go from {:?} to {next:?}", self.state);
-        self.state = next;
-    }
 }
 
 /// Why something was not done with a pod.
@@ -436,29 +375,14 @@ fn begin_event(tx: &Tx, actor: &Actor, action: &'static str, pod: &str, user: &U
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every pair of states, against the table in the module's picture.
-    #[test]
-    fn only_the_pictured_steps_are_allowed() {
-        let allowed: Vec<(State, State)> = State::ALL
-            .iter()
-            .flat_map(|from| State::ALL.iter().map(move |to| (*from, *to)))
-            .filter(|(from, to)| from.may_become(*to))
-            .collect();
-        use State::*;
-        assert_eq!(
-            allowed,
-            [
-                (Creating, Running),
-                (Creating, Deleting),
-                (Running, Deleting),
-                (Running, Deleted),
-                (Deleting, Deleted),
-                (Deleting, Failed)
-            ]
-        );
+impl Pod {
+    fn labels(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (label::USER.to_owned(), self.user.to_string()),
+            (label::INSTANCE.to_owned(), self.instance.to_string()),
+            (label::WORKLOAD.to_owned(), self.workload.to_string()),
+            (label::POD.to_owned(), self.id.to_string()),
+            (label::OP.to_owned(), self.op.to_string()),
+        ])
     }
 }

@@ -5,22 +5,26 @@ use std::{collections::HashMap, time::Duration};
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
-use super::{Pod, Pods, processes};
+use super::{Pods, processes};
 use crate::{
-    account::Actor,
     db::{DbError, NewEvent, Outcome},
     engine::ExecRequest,
     gpu::{
         Gpus,
         enforcement::{Act, Enforcement, Rule},
     },
-    host::process::{self, ProcessId, Stat},
-    ids::{ContainerId, PodId},
-    names::UserName,
+    host::process::{self, Stat},
+    model::{
+        ids::{ContainerId, PodId, ProcessId},
+        names::UserName,
+        pod::Pod,
+        user::Actor,
+    },
 };
 
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
+
 /// How long telling a pod may take.
 const TELL: Duration = Duration::from_secs(5);
 

@@ -8,7 +8,7 @@ use std::{
 use rand::seq::SliceRandom;
 
 use super::PodError;
-use crate::{engine::PublishedPort, names::PortRanges};
+use crate::model::{pod::PublishedPort, quantities::PortRanges};
 
 /// Picks a free host port for each port of the container, at random, so that a port that was just given up is seldom the
 /// next one given. `taken` are those of pods and of other containers; ports that any program listens on are left out too.

@@ -8,8 +8,8 @@ use nix::{
 };
 
 use crate::{
-    host::process::{self, ProcessId, Stat},
-    ids::ContainerId,
+    host::process::{self, Stat},
+    model::ids::{ContainerId, ProcessId},
 };
 
 /// Time between SIGTERM and SIGKILL.

@@ -17,17 +17,21 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Pod, PodError, Pods, State, begin_event, keys::Before, label};
+use super::{PodError, Pods, begin_event, keys::Before, label};
 use crate::{
-    account::Actor,
     db::Outcome,
     engine::{Container, Health},
-    ids::PodId,
-    names::{UserName, parse_container_name},
+    model::{
+        ids::PodId,
+        names::{UserName, parse_container_name},
+        pod::{Pod, State},
+        user::Actor,
+    },
 };
 
 /// At least this often, and on every change of the inventory.
 const INTERVAL: Duration = Duration::from_secs(1);
+
 /// At most this often.
 const PAUSE: Duration = Duration::from_millis(100);
 

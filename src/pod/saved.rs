@@ -5,16 +5,20 @@ use std::path::PathBuf;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Pod, PodError, PodSpec, Pods, State,
+    PodError, Pods,
     create::{NewPod, make_folders},
     images::AllowedImage,
     label,
 };
 use crate::{
-    account::Actor,
-    engine::{EngineError, Init},
-    ids::{ContainerId, PodId},
-    names::{GpuSet, ImageRef, InstanceName, UserName},
+    engine::EngineError,
+    model::{
+        ids::{ContainerId, PodId},
+        names::{ImageRef, InstanceName, UserName},
+        pod::{Init, Pod, PodSpec, State},
+        quantities::GpuSet,
+        user::Actor,
+    },
 };
 
 impl Pods {

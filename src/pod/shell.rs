@@ -19,26 +19,35 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::{LOCK_LOOK, LOCK_WAIT, Pod, PodError, Pods, exec::check_command, processes};
+use super::{LOCK_LOOK, LOCK_WAIT, PodError, Pods, exec::check_command, processes};
 use crate::{
-    account::Caller,
-    engine::{EngineError, ExecRequest, Init, Piece, Pipes, Terminal},
-    host::process::{self, ProcessId, Stat},
-    ids::{ContainerId, PodId, SessionId},
-    names::PodRef,
+    engine::{EngineError, ExecRequest, Piece, Pipes, Terminal},
+    host::process::{self, Stat},
+    model::{
+        ids::{ContainerId, PodId, ProcessId, SessionId},
+        names::PodRef,
+        pod::{Init, Pod},
+        user::Caller,
+    },
 };
 
 /// How long the first process may take to begin a session, or to come back to one.
 const BEGIN: Duration = Duration::from_secs(7);
+
 /// What asks the first process for something that is done at once.
 const ASK: Duration = Duration::from_secs(10);
+
 const ANSWER_LIMIT: usize = 1 << 20;
+
 /// The first process takes it as the word to let everybody go (`init/src/pid1.rs`).
 const LET_GO: i32 = 62;
+
 /// Those who are let go may take this long; then they are ended, which harms no session.
 const LEAVE: Duration = Duration::from_secs(2);
+
 /// `ENOENT`: there is no such session, program or first process. `EAGAIN`: no process can be made.
 const NO_SUCH: i32 = 2;
+
 const NO_PROCESS: i32 = 11;
 
 /// What somebody wants a terminal for.

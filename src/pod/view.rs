@@ -4,14 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{Pod, PodError, Pods, State, create::shown_gpus};
+use super::{PodError, Pods, create::shown_gpus};
 use crate::{
-    account::Caller,
-    checkpoint::ScheduleView,
-    db::rfc3339,
     engine::Detail,
     host::cgroup::{Cgroup, Sample},
-    names::{InstanceName, PodRef, UserName},
+    model::{
+        names::{InstanceName, PodRef, UserName},
+        pod::{Pod, State},
+        schedule::ScheduleView,
+        time::rfc3339,
+        user::Caller,
+    },
 };
 
 /// Time between the two looks that tell how many cores a pod uses.

@@ -10,92 +10,37 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
 use serde_json::Value;
 
 use crate::{
-    account::{Actor, Caller},
-    checkpoint::{Action, Checkpoint, CheckpointError, CheckpointFilter, CheckpointStatus, Checkpoints},
+    checkpoint::{CheckpointError, Checkpoints},
     config::LiveConfig,
-    db::{Db, DbError, NewEvent, Outcome, Tx, now},
-    ids::{ActionId, CheckpointId},
-    names::UserName,
+    db::{Db, DbError, NewEvent, Outcome, Tx},
+    model::{
+        action::Action,
+        agent::{ToldAction, ToldCheckpoint, ToldStatus},
+        checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus},
+        ids::{ActionId, CheckpointId},
+        names::UserName,
+        time::now,
+        user::{Actor, Caller},
+    },
 };
 
 /// What the agents of one user may leave here.
 const MAX_CHECKPOINTS: u64 = 1000;
+
 const MAX_JSON: usize = 64 << 10;
+
 const MAX_BYTES: u64 = 16 << 20;
+
 const MAX_TEXT: usize = 4096;
+
 /// Time between two looks for what was deprecated long enough.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// How far an agent is with a checkpoint of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToldStatus {
-    Initializing,
-    UpdatedInfo,
-    Ready,
-    Deprecated,
-}
-
-impl ToldStatus {
-    const ALL: [Self; 4] = [Self::Initializing, Self::UpdatedInfo, Self::Ready, Self::Deprecated];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Initializing => "initializing",
-            Self::UpdatedInfo => "updated_info",
-            Self::Ready => "ready",
-            Self::Deprecated => "deprecated",
-        }
-    }
-}
-
-/// Why a text is no state of a checkpoint.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no state of a checkpoint")]
-pub struct ToldStatusError(String);
-
-impl FromStr for ToldStatus {
-    type Err = ToldStatusError;
-
-    fn from_str(s: &str) -> Result<Self, ToldStatusError> {
-        Self::ALL.into_iter().find(|status| status.as_str() == s).ok_or_else(|| ToldStatusError(s.to_owned()))
-    }
-}
-
-/// A row of the table `told_checkpoints`.
-#[derive(Clone, Debug)]
-pub struct ToldCheckpoint {
-    pub id: CheckpointId,
-    pub user: UserName,
-    /// Of the agent's; else it tells of one of ours.
-    pub own: bool,
-    pub status: ToldStatus,
-    pub gpu: Option<String>,
-    pub platform: Option<String>,
-    pub info: Option<Value>,
-    pub restore_path: Option<String>,
-    /// Milliseconds since 1970.
-    pub deprecated_at: Option<i64>,
-}
-
-/// A row of the table `told_actions`.
-#[derive(Clone, Debug)]
-pub struct ToldAction {
-    pub id: ActionId,
-    pub user: UserName,
-    /// Why a restore was asked for.
-    pub reason: Option<String>,
-    /// What `/v2/actions/upload` brought.
-    pub upload: Option<Value>,
-    /// What `/v2/restores/info` brought.
-    pub info: Option<Value>,
-}
 
 /// A checkpoint of ours, of an agent's, or ours with what an agent tells of it.
 #[derive(Clone, Debug)]

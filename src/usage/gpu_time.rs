@@ -6,30 +6,24 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Amount, GpuAmount, Subject};
 use crate::{
-    gpu::{Device, GpuProcess, GpuUuid, Health, Owner, Reading, Snapshot},
-    host::{clock::ClockWatch, process::ProcessId},
-    names::UserName,
+    gpu::{Device, GpuProcess, Health, Owner, Reading, Snapshot},
+    host::clock::ClockWatch,
+    model::{
+        ids::ProcessId,
+        names::UserName,
+        usage::{Amount, GpuAmount, GpuUuid, Seated, Subject},
+    },
 };
 
 /// Most milliseconds that are credited to a process that ended between snapshots.
 const MAX_GUESS: i64 = 30_000;
+
 /// Milliseconds after which the processes of an unknown GPU are forgotten: what they did meanwhile is unknown too.
 const MAX_UNKNOWN: i64 = 60_000;
 
 /// The processes on each GPU.
 pub type Seats = HashMap<GpuUuid, HashMap<ProcessId, Seated>>;
-
-/// A process on a GPU as of the last snapshot.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Seated {
-    pub user: UserName,
-    pub pod: String,
-    /// Milliseconds since 1970 up to which its use is counted.
-    pub counted: i64,
-    pub active: bool,
-}
 
 /// What was used between two snapshots.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -224,7 +218,7 @@ mod tests {
     use crate::{
         gpu::{Kinds, Library},
         host::clock::Moment,
-        ids::PodId,
+        model::ids::PodId,
     };
 
     fn process(pid: i32, pod: &str, uptime: f64, utilization: Option<u32>) -> GpuProcess {

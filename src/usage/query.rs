@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Amount, Subject, buckets::step_for};
 use crate::{
-    db::{Db, DbError, now},
-    names::UserName,
+    db::{Db, DbError},
+    model::{
+        buckets::step_for,
+        names::UserName,
+        time::now,
+        usage::{Amount, Subject},
+    },
 };
 
 /// A span of time, Unix seconds.

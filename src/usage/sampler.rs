@@ -12,35 +12,41 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Amount, GpuAmount, STEPS, Subject,
-    gpu_time::{GpuClock, Seats},
-};
+use super::gpu_time::{GpuClock, Seats};
 use crate::{
     app::App,
-    db::{CpuCursor, DbError, UsageBatch, now},
-    gpu::{GpuUuid, Snapshot},
+    db::{CpuCursor, DbError, UsageBatch},
+    gpu::Snapshot,
     host::{
         cgroup::Meter,
         clock::{ClockWatch, Moment},
-        process::{self, ProcessId, Stat},
+        process::{self, Stat},
     },
-    ids::ContainerId,
-    pod::State,
+    model::{
+        ids::{ContainerId, ProcessId},
+        pod::State,
+        time::now,
+        usage::{Amount, GpuAmount, GpuUuid, STEPS, Subject},
+    },
 };
 
 /// Interval between writes when nobody reads: one per finest bucket. A write with a hundred pods on GPUs costs more
 /// than ten samples.
 const WRITE: Duration = Duration::from_secs(10);
+
 /// Interval between writes after a process appeared on a GPU or left it, or a container was started or ended: a kill
 /// would lose all that is known of it. Shorter than the usual `sample_seconds`, so that the next sample is written.
 const WRITE_CHANGE: Duration = Duration::from_secs(4);
+
 /// Shortest interval between writes for readers.
 const FRESH: Duration = Duration::from_secs(1);
+
 /// Interval between reads of a cgroup's memory, milliseconds: they take the kernel longer than all the rest.
 const MEMORY: i64 = 5000;
+
 /// Interval at which old buckets are removed; also done at the start.
 const PRUNE: Duration = Duration::from_secs(600);
+
 /// Seconds. If an adopted pod has run for longer, what it used before is not counted; it may have run for months.
 const ADOPTED_GRACE: f64 = 30.0;
 

@@ -9,10 +9,9 @@ use std::{
 
 use futures_util::{SinkExt, StreamExt};
 use pody::{
-    account::Caller,
     app::App,
     engine::Engine,
-    names::PodRef,
+    model::{names::PodRef, user::Caller},
     pod::{NewShell, ShellEvent, ShellsHeld},
 };
 use serde_json::{Value, json};

@@ -12,21 +12,18 @@ pub mod tool;
 mod verdict;
 mod work;
 
-pub use self::work::unwoken;
-
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize};
 
-pub use self::plan::SavedGpus;
+pub use self::{plan::SavedGpus, work::unwoken};
 use self::{
     plan::{GpuNow, SavedProcess},
     tool::Tool,
     verdict::{Found, Memory, Program, Use},
 };
 use super::{
-    CheckpointError, Checkpoints, Kind,
+    CheckpointError, Checkpoints,
     preflight::{Findings, Holder, Saved},
 };
 use crate::{
@@ -38,8 +35,12 @@ use crate::{
         memory,
         process::{self, Stat},
     },
-    ids::ContainerId,
-    names::GpuSet,
+    model::{
+        action::{GpuProcess, GpuWork},
+        checkpoint::Kind,
+        ids::ContainerId,
+        quantities::GpuSet,
+    },
 };
 
 /// How long a new look of the driver's is waited for.
@@ -47,33 +48,6 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// Bytes a second that are expected of a copy between a GPU and the host: about what PCIe 4 does, with CUDA's own work.
 const COPY_RATE: u64 = 5 << 30;
-
-/// What has to be done with GPUs, for a later start of the daemon, too.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GpuWork {
-    pub program: PathBuf,
-    /// In the order in which they are locked.
-    pub processes: Vec<GpuProcess>,
-    /// On all GPUs together.
-    pub bytes: u64,
-    /// For a restore onto other GPUs: `old=new,…`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device_map: Option<String>,
-}
-
-/// A process that uses CUDA.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GpuProcess {
-    /// As the pod counts it.
-    pub pid: i32,
-    pub name: String,
-}
-
-impl GpuProcess {
-    pub fn who(&self) -> String {
-        format!("{}[{}]", self.name, self.pid)
-    }
-}
 
 impl From<&Holder> for GpuProcess {
     fn from(holder: &Holder) -> Self {

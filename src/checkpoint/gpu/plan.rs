@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    GpuProcess,
-    verdict::{DEVICE_MAP, Found, Program},
-};
+use super::verdict::{DEVICE_MAP, Found, Program};
 use crate::{
     gpu::{Device, Health, Snapshot},
-    names::{ByteSize, GpuSet},
+    model::{
+        action::GpuProcess,
+        quantities::{ByteSize, GpuSet},
+    },
 };
 
 /// Of one whose content a stranger may have chosen.
 const MAX_GPUS: usize = 256;
+
 const MAX_PROCESSES: usize = 50_000;
+
 const MAX_NAME: usize = 200;
 
 /// What a checkpoint keeps of GPUs.
@@ -197,7 +199,8 @@ fn counted<'a>(models: impl Iterator<Item = &'a str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tool::About, *};
+    use super::*;
+    use crate::checkpoint::gpu::tool::About;
 
     fn saved(devices: &[(&str, &str, u64)]) -> SavedGpus {
         let uses = devices.iter().map(|(uuid, _, bytes)| ((*uuid).to_owned(), *bytes)).collect();

@@ -22,18 +22,23 @@ use tokio::{
     process::Command,
 };
 
-use crate::{host::process, ids::ActionId};
+use crate::{host::process, model::ids::ActionId};
 
 /// Its name, where the config names none.
 const NAME: &str = "cuda-checkpoint";
+
 /// Tells a call of an action from all others, also after the daemon was killed.
 const MARK: &str = "PODY_GPU_ACTION";
+
 /// The driver would show it other GPUs than the map of devices names.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
 /// How much of what it says is read.
 const SAID: u64 = 16 << 10;
+
 /// How long a killed call may take to be gone: one that waits in the driver cannot end.
 const GONE: Duration = Duration::from_secs(5);
+
 /// How long it may take to tell its version.
 const ASK: Duration = Duration::from_secs(10);
 

@@ -1,14 +1,16 @@
 //! Whether programs on GPUs can be saved. Pure: what was found in, sentences out.
 
-use super::{
-    GpuProcess,
-    tool::{About, CudaState},
+use super::tool::{About, CudaState};
+use crate::{
+    gpu::Kinds,
+    model::{action::GpuProcess, quantities::ByteSize},
 };
-use crate::{gpu::Kinds, names::ByteSize};
 
 /// The first driver that can lock and copy in steps, and the first that can put memory on another GPU.
 const ACTIONS: u32 = 570;
+
 pub const DEVICE_MAP: u32 = 580;
+
 const FILES_ALONE: &str = "end it first, or save the files alone with --kind rootfsonly";
 
 /// What the host has for it.

@@ -8,26 +8,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    GpuProcess, GpuWork,
-    tool::{self, CudaState, Step, Tool, Trouble},
-};
+use super::tool::{self, CudaState, Step, Tool, Trouble};
 use crate::{
     checkpoint::{
-        Action, CheckpointError, Checkpoints, off_thread, preflight,
+        CheckpointError, Checkpoints, off_thread, preflight,
         restore::Restoring,
         runtime,
         save::Saving,
         source::{Load, deadline},
     },
     host::process,
-    ids::{ActionId, ContainerId},
+    model::{
+        action::{Action, GpuProcess, GpuWork},
+        ids::{ActionId, ContainerId},
+    },
 };
 
 /// How often it is looked whether programs have begun to use a GPU meanwhile, and how often what failed is tried again.
 const ROUNDS: usize = 3;
+
 /// Before what failed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
+
 /// How long a process that a call fails for may take to be gone, which explains the failure.
 const ENDING: Duration = Duration::from_secs(1);
 

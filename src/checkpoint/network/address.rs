@@ -17,22 +17,32 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{
-    checkpoint::{Action, CheckpointError, Checkpoints, DrainedPod, Manifest, off_thread, restore::Restoring},
+    checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread, restore::Restoring},
     engine::{Engine, Placeholder},
-    ids::{ActionId, ContainerId},
+    model::{
+        action::Action,
+        drain::DrainedPod,
+        ids::{ActionId, ContainerId},
+    },
 };
 
 /// Placeholders for one restore; each costs a container's start.
 const MOST: usize = 32;
+
 /// The engine gets slower with more at a time, not faster.
 const AT_A_TIME: usize = 4;
+
 /// A placeholder that nobody removes ends.
 const LASTS: Duration = Duration::from_secs(120);
+
 /// How long another's placeholder is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+
 const LOOK: Duration = Duration::from_millis(100);
+
 /// Names begin so: they have too many parts for a pod's.
 const NAME: &str = "pody-address-";
+
 const LABEL: &str = "pody.action";
 
 /// All that the engine would give before the address. Dropped, they are given back; until then nobody else here has its turn.

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::checkpoint::{Connections, manifest::Sockets};
+use crate::{checkpoint::manifest::Sockets, model::checkpoint::Connections};
 
 /// What becomes of TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

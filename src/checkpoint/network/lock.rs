@@ -9,12 +9,13 @@ use std::{fs, process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-use crate::checkpoint::network::sockets;
+use super::sockets;
 use crate::host::bridge::{self, State};
 
 /// Both kinds of addresses, each in one step.
 const LOCK: &str = "for t in iptables ip6tables; do printf '*filter\n:PODY - [0:0]\n-A PODY -j DROP\n\
                     -I INPUT -j PODY\n-I OUTPUT -j PODY\nCOMMIT\n' | $t-restore -w --noflush || [ $t = ip6tables ] || exit 1; done";
+
 /// Our chain, and those by which CRIU does it. A CRIU that was killed leaves them, and the pod without network.
 const UNLOCK: &str = "for t in iptables ip6tables; do for c in PODY CRIU; do $t -w -D INPUT -j $c; $t -w -D OUTPUT -j $c; \
                       $t -w -F $c; $t -w -X $c; done; done 2>/dev/null; \

@@ -2,19 +2,11 @@
 //! CRIU closes it a moment later; a packet of somebody who goes on to send, if it comes in between, would be answered with the
 //! end of the connection. So the bridge claims the pod's hardware address until the pod goes on ([`crate::host::bridge`]).
 
-use std::net::Ipv4Addr;
-
-use serde::{Deserialize, Serialize};
-
-use crate::checkpoint::{Action, CheckpointError, restore::Restoring};
-use crate::host::bridge;
-
-/// What is claimed, for a later start of the daemon, too.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Silenced {
-    pub bridge: String,
-    pub address: Ipv4Addr,
-}
+use crate::{
+    checkpoint::{CheckpointError, restore::Restoring},
+    host::bridge,
+    model::action::{Action, Silenced},
+};
 
 impl Silenced {
     /// As the engine makes it of the address of a container. Where it makes another, nobody knows that one yet.

@@ -15,12 +15,16 @@ use std::{
 
 use nix::{errno::Errno, libc};
 
-use crate::checkpoint::manifest::Sockets;
-use crate::host::{life, netlink};
+use crate::{
+    checkpoint::manifest::Sockets,
+    host::{life, netlink},
+};
 
 /// States of /proc/net/tcp.
 const TIME_WAIT: &str = "06";
+
 const CLOSED: &str = "07";
+
 pub const LISTENS: &str = "0A";
 
 /// The internet sockets of a pod, by any of its processes.

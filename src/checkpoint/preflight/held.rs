@@ -21,6 +21,7 @@ use crate::{
 /// Kinds of descriptors without a file that CRIU can save (criu/files.c), as they are linked to.
 const KNOWN: [&str; 8] =
     ["[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]", "bpf-map"];
+
 /// Kinds of sockets that CRIU can save (criu/sockets.c, criu/sk-inet.c), as the kernel names their protocols.
 const SOCKETS: [&str; 14] = [
     "TCP",
@@ -38,14 +39,19 @@ const SOCKETS: [&str; 14] = [
     "NETLINK",
     "PACKET",
 ];
+
 /// The lower sides of terminals.
 const TERMINAL: &str = "/dev/pts/";
+
 /// open(2): messages of a pipe that stay apart.
 const PACKETS: u32 = 0o40000;
+
 /// CRIU opens terminals until it has the number that it looks for, but so many at most (criu/tty.c).
 const TERMINALS: u32 = 32;
+
 /// Looks at what may wait for a moment only, and the time between two.
 const LOOKS: usize = 4;
+
 const BETWEEN: Duration = Duration::from_millis(150);
 
 /// What the processes of a pod hold that is known only from a look at the whole pod.

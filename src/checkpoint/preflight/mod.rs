@@ -21,7 +21,6 @@ use self::{
     watches::Watched,
 };
 use super::{
-    Kind,
     manifest::Sockets,
     network::{
         socket_names,
@@ -33,20 +32,23 @@ use super::{
 };
 use crate::{
     config::{CheckpointConfig, GpuCheckpoints},
-    engine::{Anatomy, Init},
+    engine::Anatomy,
     host::process,
-    ids::ContainerId,
-    names::clipped,
+    model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
 };
 
 /// Bytes a second that a dump is expected to write before one was measured on this host.
 pub const EXPECTED_RATE: u64 = 400 << 20;
+
 /// What CRIU writes for a process besides its memory.
 const PER_PROCESS: u64 = 256 << 10;
+
 /// What a descriptor of inotify links to.
 const INOTIFY: &str = "anon_inode:inotify";
+
 /// How the names of NVIDIA's devices begin.
 const GPU_DEVICES: &str = "/dev/nvidia";
+
 /// The bit of CAP_SYS_RESOURCE.
 const SYS_RESOURCE: u32 = 24;
 
@@ -328,7 +330,7 @@ fn look_at_files(
             && data.nlink() == 0
             && data.len() > limit.0
         {
-            let size = crate::names::ByteSize(data.len());
+            let size = crate::model::quantities::ByteSize(data.len());
             format!(
                 "{who} holds a deleted file of {size} open ({path}), and up to {limit} can be saved; close it, or ask an admin to raise [checkpoint] deleted_file_limit"
             )

@@ -26,69 +26,38 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::copying::{Begun, UnderWay};
 use crate::{
     checkpoint::{
-        Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Manifest, off_thread,
-        remote::copying::{Begun, UnderWay},
+        CheckpointError, Checkpoints, Manifest, off_thread,
         store::{self, MANIFEST},
-        types::CopyStatus,
     },
     config::{CopyWhich, RemoteConfig},
-    db::{now, rfc3339},
-    ids::CheckpointId,
-    names::UserName,
+    model::{
+        checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus},
+        ids::CheckpointId,
+        names::UserName,
+        time::now,
+    },
     objects::{Expected, Key, ObjectError, Storage, Transfer},
 };
 
 /// Time between two looks for what is due, and for local folders that are not wanted any more.
 const INTERVAL: Duration = Duration::from_secs(1);
+
 const LOOK_FOR_FOLDERS: Duration = Duration::from_secs(60);
+
 /// The pause after the first failure, and the longest one, milliseconds.
 const FIRST_PAUSE: i64 = 2_000;
+
 const LONGEST_PAUSE: i64 = 600_000;
+
 /// Below everything that is ours in the store.
 const FOLDER: &str = "checkpoints";
+
 const FILES: &str = "files";
+
 pub(in crate::checkpoint) const MANIFEST_HASH: &str = "manifest.b3";
-
-/// A row of the table `copies`.
-#[derive(Clone, Debug)]
-pub struct Copy {
-    pub checkpoint: CheckpointId,
-    pub user: UserName,
-    pub store: String,
-    pub status: CopyStatus,
-    pub attempts: u32,
-    pub error: Option<String>,
-    pub due_at: i64,
-}
-
-impl Copy {
-    pub fn new(checkpoint: CheckpointId, user: UserName, store: String) -> Self {
-        Self { checkpoint, user, store, status: CopyStatus::Queued, attempts: 0, error: None, due_at: 0 }
-    }
-
-    /// As people see it.
-    pub fn words(&self) -> String {
-        match (&self.error, self.status) {
-            (Some(error), CopyStatus::Failed) => {
-                format!("failed: {error}; tried again at {}", rfc3339(self.due_at))
-            }
-            (_, status) => status.to_string(),
-        }
-    }
-
-    fn failed(mut self, error: &CheckpointError) -> Self {
-        if self.status != CopyStatus::Deleting {
-            self.status = CopyStatus::Failed;
-        }
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(20)).min(LONGEST_PAUSE);
-        self.attempts += 1;
-        self.error = Some(error.to_string());
-        self.due_at = now() + pause;
-        self
-    }
-}
 
 /// Where a checkpoint lies in the store.
 pub(in crate::checkpoint) fn key_of<'a>(
@@ -312,6 +281,19 @@ impl Checkpoints {
         }
         tracing::info!(checkpoint = %id, "removed from this host, its copy is complete");
         off_thread(move || store::remove(&folder)).await
+    }
+}
+
+impl Copy {
+    fn failed(mut self, error: &CheckpointError) -> Self {
+        if self.status != CopyStatus::Deleting {
+            self.status = CopyStatus::Failed;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(20)).min(LONGEST_PAUSE);
+        self.attempts += 1;
+        self.error = Some(error.to_string());
+        self.due_at = now() + pause;
+        self
     }
 }
 

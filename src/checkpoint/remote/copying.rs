@@ -8,34 +8,18 @@ use std::{
     },
 };
 
-use serde::Serialize;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    checkpoint::{Action, ActionKind, Checkpoint, CheckpointError, Checkpoints, Copy, CopyStatus},
-    ids::CheckpointId,
+    checkpoint::{CheckpointError, Checkpoints},
+    model::{
+        action::{Action, ActionKind},
+        checkpoint::{Checkpoint, Copy, CopyStatus, CopyView},
+        ids::CheckpointId,
+    },
     objects::{LiveStorage, ObjectError, Storage},
 };
-
-/// A copy as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct CopyView {
-    /// `queued`, `copying`, `copied`, or `failed` and why.
-    #[serde(rename = "remote")]
-    pub state: String,
-    /// Bytes that are there, of all that there are to be; while it is made.
-    #[serde(rename = "remote_bytes", skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
-    #[serde(rename = "remote_total_bytes", skip_serializing_if = "Option::is_none")]
-    pub total_bytes: Option<u64>,
-}
-
-impl From<&Copy> for CopyView {
-    fn from(copy: &Copy) -> Self {
-        Self { state: copy.words(), bytes: None, total_bytes: None }
-    }
-}
 
 /// How far one is.
 pub(in crate::checkpoint) struct UnderWay {

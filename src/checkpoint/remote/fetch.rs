@@ -11,26 +11,30 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user};
 use crate::{
-    account::{Actor, Caller},
     checkpoint::{
-        Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Copy, CopyStatus, CopyView, Kind, Live, Manifest,
-        Origin, admission, manifest, may_see, note, off_thread,
-        remote::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user},
+        CheckpointError, Checkpoints, Live, Manifest, admission, manifest, may_see, note, off_thread,
         save::KEPT_IMAGES,
         store::{self, MANIFEST},
-        types::as_time,
     },
     db::Outcome,
-    ids::CheckpointId,
-    names::{InstanceName, UserName, container_name},
+    model::{
+        checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus, CopyView, Kind, Origin},
+        ids::CheckpointId,
+        names::{InstanceName, UserName, container_name},
+        time::as_time,
+        user::{Actor, Caller},
+    },
     objects::{Expected, ObjectError, Storage, Transfer},
 };
 
 /// Checkpoints of one answer, the newest.
 const MOST_LISTED: usize = 500;
+
 /// Manifests read at a time.
 const READERS: usize = 8;
+
 /// Stands behind the name of a file that is on its way.
 const UNDER_WAY: &str = ".fetching";
 
@@ -126,7 +130,7 @@ impl Checkpoints {
             instance: manifest.instance.clone(),
             container_name: container_name(prefix.as_ref(), &user, &manifest.instance),
             kind: manifest.kind,
-            compression: compression.unwrap_or(crate::checkpoint::Compression::None),
+            compression: compression.unwrap_or(crate::model::checkpoint::Compression::None),
             name: None,
             reason: None,
             status: CheckpointStatus::Ready,

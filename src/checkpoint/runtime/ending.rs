@@ -19,11 +19,12 @@ use crate::{
         store,
     },
     host::process::{self, Stat},
-    ids::{ActionId, ContainerId},
+    model::ids::{ActionId, ContainerId},
 };
 
 /// A CRIU that has written nothing for so long, not even into its log, hangs.
 const STALLED: Duration = Duration::from_secs(5);
+
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
 

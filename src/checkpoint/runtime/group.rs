@@ -6,7 +6,7 @@
 
 use std::{fs, path::Path};
 
-use crate::ids::ContainerId;
+use crate::model::ids::ContainerId;
 
 /// Which version programs are sorted by on this host.
 pub fn version() -> u8 {

@@ -37,23 +37,30 @@ use super::{CheckpointError, archive, causes, host_options::HostOptions, network
 use crate::{
     config::CheckpointConfig,
     host::process::Stat,
-    ids::{ActionId, ContainerId},
+    model::ids::{ActionId, ContainerId},
 };
 
 /// Tells the processes of an action from all others, also after the daemon was killed. CRIU wipes its environment out: it is
 /// known by its working folder, which is the checkpoint's, and by its log there.
 const MARK: &str = "PODY_ACTION";
+
 /// Links of files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
+
 /// CRIU since 6.16 needs this one: older ones dump no process with an INET socket there.
 const NEW_KERNEL: (u32, u32) = (6, 16);
+
 const NEEDED_THERE: (u32, u32) = (4, 2);
+
 /// Older ones end where runc's requests and scripts of ours come together (`BUG at criu/action-scripts.c`, CRIU's pull request 2217).
 const OLDEST: (u32, u32) = (3, 19);
+
 /// From here on CRIU surely takes `network-lock skip`; an option that it does not know ends a dump.
 const SKIPS_LOCK: (u32, u32) = (4, 0);
+
 /// The kernel has only those without a filter suspend the filters of others, which all pods have (kernel/ptrace.c).
 pub const FILTERED: &str = "the daemon runs under a seccomp filter, and the kernel lets nobody save programs from there; start it without: in a systemd unit take out SystemCallFilter=, LockPersonality=, RestrictRealtime= and the other settings that systemd.exec(5) says imply one, or run install.sh again";
+
 /// A CRIU that was found good is not asked again for so long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
 

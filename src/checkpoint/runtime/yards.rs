@@ -11,12 +11,14 @@ use std::{
 
 use nix::mount::{MntFlags, umount2};
 
-use crate::{host::process, ids::ContainerId};
+use crate::{host::process, model::ids::ContainerId};
 
 /// criu/cgroup.c
 const CGROUPS: &str = ".criu.cgyard.";
+
 /// criu/mount.c, below /tmp.
 const MOUNTS: &str = ".criu.mntns.";
+
 /// A yard of mounts that is so old and nowhere mounted is nobody's.
 const OLD: Duration = Duration::from_secs(600);
 

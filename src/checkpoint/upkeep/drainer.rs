@@ -9,27 +9,34 @@ use fail::fail_point;
 use futures_util::{StreamExt, stream};
 
 use crate::{
-    account::Actor,
-    checkpoint::{
-        Action, ActionStatus, CheckpointError, Checkpoints, Compression, Drain, DrainState, DrainedPod, DrainedState,
-        Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin, caller_for, note_of_host,
-    },
+    checkpoint::{CheckpointError, Checkpoints, caller_for, note_of_host},
     db::Outcome,
-    engine::{EngineError, Health, RestartRule},
+    engine::{EngineError, Health},
     host::process,
-    ids::{ActionId, CheckpointId, PodId},
-    names::PodRef,
-    pod::{self, AskedBy, Pod, PodError, State},
+    model::{
+        action::{Action, ActionStatus},
+        checkpoint::{Compression, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin},
+        drain::{Drain, DrainState, DrainedPod, DrainedState},
+        ids::{ActionId, CheckpointId, PodId},
+        names::PodRef,
+        pod::{Pod, RestartRule, State},
+        user::Actor,
+    },
+    pod::{self, AskedBy, PodError},
 };
 
 /// Time between two looks at what is to be done.
 const INTERVAL: Duration = Duration::from_millis(500);
+
 /// Times that a pod is saved or restored before it counts as one that cannot be.
 const TRIES: u32 = 2;
+
 /// Time before the engine is asked to restore a pod once more.
 const BREATH: Duration = Duration::from_secs(3);
+
 /// Time between two looks whether an action has ended.
 const LOOK: Duration = Duration::from_millis(100);
+
 /// How long a pod is waited for that something else is done with.
 const PATIENCE: Duration = Duration::from_secs(300);
 

@@ -8,8 +8,10 @@ use std::{
     fmt,
 };
 
-use crate::checkpoint::Origin;
-use crate::ids::{CheckpointId, PodId};
+use crate::model::{
+    checkpoint::Origin,
+    ids::{CheckpointId, PodId},
+};
 
 const DAY: i64 = 86_400_000;
 

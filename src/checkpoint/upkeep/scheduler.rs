@@ -10,22 +10,26 @@ use std::{
 
 use fail::fail_point;
 
+use super::retention::{self, Held, Reason, Rules};
 use crate::{
-    account::Actor,
-    checkpoint::{
-        Action, ActionStatus, Checkpoint, CheckpointError, CheckpointStatus, Checkpoints, Kind, LeaveRunning,
-        NewCheckpoint, Origin, Schedule, caller_for, tell,
-        upkeep::retention::{self, Held, Reason, Rules},
-    },
-    db::{DbError, Outcome, Tx, now},
+    checkpoint::{CheckpointError, Checkpoints, caller_for, tell},
+    db::{DbError, Outcome, Tx},
     engine::{EngineError, Health},
-    ids::{CheckpointId, PodId},
-    names::PodRef,
+    model::{
+        action::{Action, ActionStatus},
+        checkpoint::{Checkpoint, CheckpointStatus, Kind, LeaveRunning, NewCheckpoint, Origin},
+        ids::{CheckpointId, PodId},
+        names::PodRef,
+        schedule::Schedule,
+        time::now,
+        user::Actor,
+    },
     pod::PodError,
 };
 
 /// Time between two looks at what is due.
 const INTERVAL: Duration = Duration::from_secs(1);
+
 /// Looks between two for checkpoints that have had their time.
 const EXPIRY: u32 = 10;
 

@@ -52,7 +52,8 @@ fn judge(version: &str, kernel: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Level, *};
+    use super::*;
+    use crate::cli::doctor::Level;
 
     #[test]
     fn new_kernels_need_a_new_criu() {

@@ -6,10 +6,13 @@ use super::{Finding, ask_program, version_in};
 use crate::config::{Config, GpuCheckpoints};
 
 const CHECK: &str = "gpu checkpoints";
+
 /// The first driver that can lock and copy in steps.
 const DRIVER: (u32, u32) = (570, 0);
+
 /// Where distributions put CRIU's plugins.
 const PLUGINS: [&str; 3] = ["/usr/lib/criu", "/usr/local/lib/criu", "/usr/lib64/criu"];
+
 const GET: &str =
     "get cuda-checkpoint from github.com/NVIDIA/cuda-checkpoint, or name it in [checkpoint] cuda_checkpoint";
 
@@ -56,7 +59,8 @@ fn judge(help: Result<String, String>, driver: Result<String, String>, has_plugi
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Level, *};
+    use super::*;
+    use crate::cli::doctor::Level;
 
     #[test]
     fn program_and_driver_must_be_new_enough() {

@@ -12,13 +12,15 @@ use super::Finding;
 use crate::{
     cli::client::Client,
     config::Config,
-    names::{ByteSize, PortRanges},
+    model::quantities::{ByteSize, PortRanges},
 };
 
 /// Below this the next commit or log file may fill the disk.
 const LITTLE_SPACE: u64 = 10 << 30;
+
 /// Below this databases and pods break.
 const NO_SPACE: u64 = 1 << 30;
+
 /// How long the daemon may take to say how it is.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -122,7 +124,8 @@ async fn daemon() -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Level, *};
+    use super::*;
+    use crate::cli::doctor::Level;
 
     #[test]
     fn a_port_that_someone_holds_is_not_free() {

@@ -27,6 +27,7 @@ use crate::cli::{
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
+
 /// How long an answer may take before the screen says that it is old.
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -10,10 +10,13 @@ use crate::cli::{
 
 /// Length of a bar where there is no terminal whose width it could depend on.
 const BAR: usize = 20;
+
 /// What a process or a GPU does not tell.
 const UNTOLD: &str = "-";
+
 /// ANSI colours.
 const RED: &str = "31";
+
 const YELLOW: &str = "33";
 
 #[derive(Deserialize)]

@@ -9,29 +9,36 @@ use uuid::Uuid;
 
 use super::{Filled, Loose, V2Error};
 use crate::{
-    account::Caller,
     app::App,
-    checkpoint::{
-        Action, ActionFilter, ActionKind, ActionStatus, CheckpointError, Compression, Connections, Kind, LeaveRunning,
-        NewCheckpoint, Origin, Phase,
-    },
-    db::rfc3339,
+    checkpoint::CheckpointError,
     http::{
         params::{Body, NoParams, sentence},
         router::{Cx, Json},
     },
-    ids::{ActionId, CheckpointId, ClusterId, PodId},
-    names::{PodRef, UserName, clipped},
+    model::{
+        action::{Action, ActionFilter, ActionKind, ActionStatus},
+        agent::ToldAction,
+        checkpoint::{Compression, Connections, Kind, LeaveRunning, NewCheckpoint, Origin},
+        ids::{ActionId, CheckpointId, ClusterId, PodId},
+        names::{PodRef, UserName, clipped},
+        phase::Phase,
+        pod::Pod,
+        time::rfc3339,
+        user::Caller,
+    },
     params,
-    pod::{Pod, PodError},
-    registry::{ToldAction, ensure_plain},
+    pod::PodError,
+    registry::ensure_plain,
 };
 
 /// Actions of one answer, the newest.
 const LIMIT: u32 = 1000;
+
 /// Time between two looks at an action that is waited for, and how long it is waited for.
 const LOOK: Duration = Duration::from_millis(100);
+
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 /// Most streams that a caller may allow.
 const MAX_STREAMS: i32 = 256;
 

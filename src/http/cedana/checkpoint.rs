@@ -6,17 +6,21 @@ use utoipa::ToSchema;
 
 use super::{Filled, Loose, NoUuid, V2Error, action::pod_ref};
 use crate::{
-    account::Caller,
     app::App,
-    checkpoint::{CheckpointStatus, Manifest},
+    checkpoint::Manifest,
     http::{
         params::{BadParam, Body, Input, NoParams, Param, Params},
         router::{Cx, Json},
     },
-    ids::{ActionId, CheckpointId},
-    names::PodRef,
+    model::{
+        agent::ToldStatus,
+        checkpoint::CheckpointStatus,
+        ids::{ActionId, CheckpointId},
+        names::PodRef,
+        user::Caller,
+    },
     params,
-    registry::{Entry, Info, ToldStatus},
+    registry::{Entry, Info},
 };
 
 /// Ids of one question.

@@ -7,12 +7,14 @@ use utoipa::ToSchema;
 use super::{Filled, Loose, V2Error};
 use crate::{
     cluster::NewSync,
-    db::{now, rfc3339},
     http::{
         params::{Body, NoParams},
         router::{Cx, Json},
     },
-    ids::ClusterId,
+    model::{
+        ids::ClusterId,
+        time::{now, rfc3339},
+    },
 };
 
 #[derive(Serialize)]

@@ -5,15 +5,18 @@ use serde_json::{Value, json};
 
 use super::{Filled, V2Error};
 use crate::{
-    db::{EventSearch, FoundEvent, now},
+    db::{EventSearch, FoundEvent},
     http::router::{Cx, Json},
+    model::time::now,
     params,
 };
 
 /// Seconds that are looked back where the caller does not say.
 const WINDOW: u32 = 3600;
+
 /// As far as the editions' type of it goes.
 const MAX_WINDOW: u32 = i32::MAX as u32;
+
 /// Events of one answer, the newest.
 const LIMIT: u32 = 1000;
 

@@ -21,22 +21,27 @@ use super::{
     conditions::{self, Wanted, wanted},
 };
 use crate::{
-    account::{Actor, Caller},
     app::App,
     files::{Begin, FileError, FilePath, Link, Opened, Owner, Upload, Verb},
     http::{
         params::Streamed,
         router::{Cx, Json},
     },
-    names::{UserName, clipped},
+    model::{
+        names::{UserName, clipped},
+        user::{Actor, Caller},
+    },
     params,
 };
 
 /// Bytes of one piece of a download.
 const PIECE: usize = 64 << 10;
+
 /// What is read of a body that is not wanted, so that the client hears why, bytes and time.
 const DRAIN: usize = 1 << 20;
+
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+
 /// What stays as it is in a part of a path.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 

@@ -17,17 +17,15 @@ pub mod user;
 
 use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr};
 
-pub use error::V2Error;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::Value;
 
-use crate::{
-    http::params::{BadParam, Parameter},
-    names::clipped,
-};
+pub use self::error::V2Error;
+use super::params::{BadParam, Parameter};
+use crate::model::names::clipped;
 
 /// An id that may have come with quotes around it.
 #[derive(Clone, Copy, Debug)]
@@ -136,13 +134,13 @@ macro_rules! reasons {
         }
 
         impl std::str::FromStr for Reason {
-            type Err = $crate::checkpoint::UnknownWord;
+            type Err = $crate::model::words::UnknownWord;
 
             fn from_str(s: &str) -> Result<Self, Self::Err> {
                 match s {
                     $($word => Ok(Self::$variant),)*
                     other => Err(Self::Err {
-                        text: $crate::names::clipped(other),
+                        text: $crate::model::names::clipped(other),
                         what: "reason",
                         known: vec![$($word),*],
                     }),

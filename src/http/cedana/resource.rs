@@ -5,19 +5,22 @@ use uuid::Uuid;
 
 use super::{Filled, Loose, V2Error};
 use crate::{
-    account::Caller,
     app::App,
-    cluster::{Kind, Resource},
-    db::now,
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
+    model::{
+        agent::{Kind, Resource},
+        pod::Pod,
+        time::now,
+        user::Caller,
+    },
     params,
-    pod::Pod,
 };
 
 const OURS: &str = "pody";
+
 const TOLD: &str = "agent";
 
 #[derive(Serialize)]
@@ -268,7 +271,7 @@ fn age_since(rfc3339: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::rfc3339;
+    use crate::model::time::rfc3339;
 
     #[test]
     fn ages_read_as_kubectls_do() {

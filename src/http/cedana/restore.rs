@@ -9,10 +9,17 @@ use super::{
     action::{CriuOptions, For, ensure_this_host},
 };
 use crate::{
-    checkpoint::{ActionKind, CheckpointError, NewRestore},
-    http::{params::Body, params::NoParams, router::Cx},
-    ids::{ActionId, CheckpointId},
-    names::InstanceName,
+    checkpoint::CheckpointError,
+    http::{
+        params::{Body, NoParams},
+        router::Cx,
+    },
+    model::{
+        action::ActionKind,
+        checkpoint::NewRestore,
+        ids::{ActionId, CheckpointId},
+        names::InstanceName,
+    },
     params,
 };
 

@@ -4,10 +4,12 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    checkpoint::{ActionFilter, ActionKind},
     http::router::{Cx, Json},
-    ids::{ActionId, CheckpointId},
-    names::PodRef,
+    model::{
+        action::{ActionFilter, ActionKind},
+        ids::{ActionId, CheckpointId},
+        names::PodRef,
+    },
     params,
 };
 

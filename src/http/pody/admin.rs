@@ -5,15 +5,16 @@ use serde::Serialize;
 
 use super::{ApiError, Message};
 use crate::{
-    account::{
-        AccountError, Actor, UserChange,
-        quota::{CoresChange, CountChange, GpusChange, Quota, QuotaChange, SizeChange, StoredQuota},
-    },
+    account::{AccountError, UserChange},
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
-    names::UserName,
+    model::{
+        names::UserName,
+        quota::{CoresChange, CountChange, GpusChange, Quota, QuotaChange, SizeChange, StoredQuota},
+        user::Actor,
+    },
     params,
 };
 

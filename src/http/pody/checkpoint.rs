@@ -4,13 +4,16 @@ use serde::Serialize;
 
 use super::{ApiError, Log};
 use crate::{
-    checkpoint::{
-        Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, Manifest, NewCheckpoint,
-        NewRestore, Origin,
-    },
+    checkpoint::Manifest,
     http::router::{Cx, Json},
-    ids::CheckpointId,
-    names::{InstanceName, PodRef, UserName},
+    model::{
+        checkpoint::{
+            Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, NewCheckpoint, NewRestore,
+            Origin,
+        },
+        ids::CheckpointId,
+        names::{InstanceName, PodRef, UserName},
+    },
     params,
 };
 

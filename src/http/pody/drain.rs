@@ -4,12 +4,11 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    account::Actor,
-    checkpoint::NewDrain,
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
+    model::{drain::NewDrain, user::Actor},
     params,
 };
 

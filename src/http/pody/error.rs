@@ -18,13 +18,14 @@ use crate::{
     db::DbError,
     engine::EngineError,
     http::router::Json,
-    ids::OpId,
+    model::ids::OpId,
     objects::ObjectError,
     pod::PodError,
 };
 
 /// Seconds after which trouble of ours may have passed.
 const RETRY: u64 = 2;
+
 /// Seconds until it is worth while to ask whether maintenance is over.
 const RETRY_MAINTENANCE: u64 = 60;
 

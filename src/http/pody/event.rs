@@ -6,12 +6,13 @@ use super::ApiError;
 use crate::{
     db::EventFilter,
     http::router::{Cx, Json},
-    names::UserName,
+    model::names::UserName,
     params,
 };
 
 /// Events of one answer.
 const LIMIT: u32 = 100;
+
 const MAX_LIMIT: u32 = 1000;
 
 params! { List { ; limit: u32, before: i64, user: UserName } }

@@ -6,16 +6,19 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    account::Caller,
     config::Config,
-    db::rfc3339,
-    gpu::{Device, GpuProcess, GpuUuid, Health, Library, MigInstance, Owner},
+    gpu::{Device, GpuProcess, Health, Library, MigInstance, Owner},
     host::clock::Moment,
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
-    names::{UserName, clipped},
+    model::{
+        names::{UserName, clipped},
+        time::rfc3339,
+        usage::GpuUuid,
+        user::Caller,
+    },
     params,
 };
 

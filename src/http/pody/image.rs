@@ -8,7 +8,7 @@ use crate::{
         params::NoParams,
         router::{Cx, Json},
     },
-    names::ImageRef,
+    model::names::ImageRef,
     params,
 };
 

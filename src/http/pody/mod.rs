@@ -19,8 +19,9 @@ pub mod token;
 pub mod user;
 pub mod user_api;
 
-pub use error::{ApiError, db_status, object_status};
 use serde::Serialize;
+
+pub use self::error::{ApiError, db_status, object_status};
 
 /// `{"message": …}`
 #[derive(Serialize)]

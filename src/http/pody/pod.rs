@@ -10,21 +10,24 @@ use serde::Serialize;
 pub use super::shell::shell;
 use super::{ApiError, Log};
 use crate::{
-    account::Actor,
-    db,
     engine::LogOptions,
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
-    ids::SessionId,
-    names::{CommitTag, GpuRequest, ImageRef, PodRef, Span, UserName},
+    model::{
+        ids::SessionId,
+        names::{CommitTag, ImageRef, PodRef, UserName},
+        quantities::{GpuRequest, Span},
+        user::Actor,
+    },
     params,
     pod::{Action, Executed, NewPod, PodView},
 };
 
 /// Lines of `/pod/logs` where the caller names none, and bytes at most.
 const LOG_LINES: u32 = 100;
+
 const LOG_BYTES: usize = 4 << 20;
 
 pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
@@ -172,7 +175,9 @@ params! { Logs { ins: PodRef; tail: u32, since: Span, follow: bool } }
 
 pub async fn logs(cx: Cx, params: Logs) -> Result<Response, ApiError> {
     let container = cx.app.pods.log_source(cx.caller(), &params.ins)?;
-    let since = params.since.map(|span| (db::now() / 1000 - span.0 as i64).clamp(0, i64::from(i32::MAX)) as i32);
+    let since = params
+        .since
+        .map(|span| (crate::model::time::now() / 1000 - span.0 as i64).clamp(0, i64::from(i32::MAX)) as i32);
     let follow = params.follow == Some(true);
     let tail = params.tail.or_else(|| since.is_none().then_some(LOG_LINES));
     let options = LogOptions { tail, since, follow };

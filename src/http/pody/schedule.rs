@@ -4,9 +4,11 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    checkpoint::{Interval, Keep, PodSchedule, Rule},
     http::router::{Cx, Json},
-    names::{PodRef, UserName},
+    model::{
+        names::{PodRef, UserName},
+        schedule::{Interval, Keep, PodSchedule, Rule},
+    },
     params,
 };
 

@@ -17,8 +17,7 @@ use serde_json::json;
 use super::ApiError;
 use crate::{
     http::{identity::refuse_other_sites, router::Cx},
-    ids::SessionId,
-    names::PodRef,
+    model::{ids::SessionId, names::PodRef},
     params,
     pod::{self, NewShell, ShellEvent},
 };

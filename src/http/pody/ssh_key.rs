@@ -4,14 +4,12 @@ use serde::Serialize;
 
 use super::{ApiError, Message};
 use crate::{
-    account::{
-        Actor,
-        ssh_keys::{PublicKey, SshKeyInfo},
-    },
+    account::ssh_keys::SshKeyInfo,
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
+    model::user::{Actor, PublicKey},
     params,
 };
 

@@ -10,19 +10,20 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    db::rfc3339,
-    gpu::GpuUuid,
     http::router::{Cx, Json},
-    names::{PodRef, Span, UserName, clipped},
-    params,
-    usage::{
-        Amount, GpuAmount, Subject,
-        query::{self, Window},
+    model::{
+        names::{PodRef, UserName, clipped},
+        quantities::Span,
+        time::rfc3339,
+        usage::{Amount, GpuAmount, GpuUuid, Subject},
     },
+    params,
+    usage::query::{self, Window},
 };
 
 /// Window of a series where the caller names none: an hour.
 const SERIES: f64 = 3600.0;
+
 const JOULES_PER_KWH: f64 = 3_600_000.0;
 
 params! { Times { ; user: String, t: Span } }

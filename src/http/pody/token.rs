@@ -4,12 +4,11 @@ use serde::Serialize;
 
 use super::{ApiError, Message};
 use crate::{
-    account::Actor,
     http::{
         params::NoParams,
         router::{Cx, Json},
     },
-    names::Span,
+    model::{quantities::Span, user::Actor},
     params,
 };
 

@@ -4,13 +4,13 @@ use serde::Serialize;
 
 use super::{ApiError, Message};
 use crate::{
-    account::{Actor, UserChange, quota::Quota},
+    account::UserChange,
     http::{
         identity::refuse_other_sites,
         params::NoParams,
         router::{Cx, Json},
     },
-    names::UserName,
+    model::{names::UserName, quota::Quota, user::Actor},
     params,
 };
 

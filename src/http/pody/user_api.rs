@@ -5,10 +5,13 @@ use subtle::ConstantTimeEq;
 
 use super::{ApiError, Message};
 use crate::{
-    account::{AccountError, Actor, UserChange, UserInfo},
+    account::{AccountError, UserChange},
     app::App,
     http::router::{Cx, Json},
-    names::UserName,
+    model::{
+        names::UserName,
+        user::{Actor, UserInfo},
+    },
     params,
 };
 

@@ -42,7 +42,7 @@ fn uuid(answer: &Answer) -> String {
     assert_eq!(answer.status, 200, "{answer}");
     assert!(answer.header("content-type").unwrap_or_default().starts_with("text/plain"), "{:?}", answer.headers);
     let text = answer.text();
-    assert!(text.parse::<pody::ids::PodId>().is_ok() && text.len() == 36, "{text:?} is no UUID");
+    assert!(text.parse::<pody::model::ids::PodId>().is_ok() && text.len() == 36, "{text:?} is no UUID");
     text
 }
 

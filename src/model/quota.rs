@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::names::{ByteSize, GpuSet};
+use super::quantities::{ByteSize, GpuSet};
 
 /// A limit on something countable; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,6 +210,7 @@ change_text!(
     || Some(Limit::UNLIMITED),
     |text| text.parse().ok().filter(|&n: &u64| n <= i64::MAX as u64).map(|n| Limit(Some(n)))
 );
+
 change_text!(
     /// A new size: `64g`, `none` (zero), `default`, `unlimited`.
     SizeChange(Limit),
@@ -220,6 +221,7 @@ change_text!(
         text => text.parse::<ByteSize>().ok().map(|size| Limit(Some(size.0))),
     }
 );
+
 change_text!(
     /// A new number of cores: `4`, `0.5`, `default`, `unlimited`.
     CoresChange(CpuLimit),
@@ -227,6 +229,7 @@ change_text!(
     || Some(CpuLimit(None)),
     |text| text.parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0).map(CpuLimit::from_cores)
 );
+
 change_text!(
     /// A new set of GPUs: `all`, `none`, `0,1`, `default`.
     GpusChange(GpuSet),

@@ -29,13 +29,11 @@
 //! | check | it lives | as above |
 //! | clean | what was put aside, the engine's copies | |
 
-use std::fmt;
-
-use super::{ActionKind, Kind, LeaveRunning, types::words};
-use serde::{Deserialize, Serialize, Serializer};
-use std::str::FromStr;
-
-use super::types::UnknownWord;
+use super::{
+    action::ActionKind,
+    checkpoint::{Kind, LeaveRunning},
+    words::words,
+};
 
 words! {
     Phase, "phase" {

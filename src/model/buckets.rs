@@ -1,6 +1,6 @@
 //! Distributes an amount between two times over buckets. Pure.
 
-use super::STEPS;
+use super::usage::STEPS;
 
 /// Most buckets of one step that a span is spread over: a longer gap is spread only in coarser ones.
 const MAX_BUCKETS: i64 = 4000;

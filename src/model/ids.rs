@@ -51,15 +51,18 @@ uuid_id! {
     /// One container that we made (or adopted), from its creation to its deletion.
     PodId
 }
+
 uuid_id! {
     /// The name a pod lives under, kept while pods come and go below it.
     WorkloadId
 }
+
 uuid_id! {
     /// One attempt to change something outside the database. It is written into the row before the work starts and into
     /// the label `pody.op` of what the work makes, so that a lost answer can be told from work never done.
     OpId
 }
+
 uuid_id! {
     /// A terminal that a pod's first process holds.
     SessionId
@@ -69,10 +72,12 @@ uuid_id! {
     /// One saved state of a pod.
     CheckpointId
 }
+
 uuid_id! {
     /// One checkpoint or restore, under way or ended.
     ActionId
 }
+
 uuid_id! {
     /// A cluster of an outside agent, or this host as one.
     ClusterId
@@ -115,4 +120,13 @@ impl FromStr for ContainerId {
             Err(BadContainerId(s.chars().count()))
         }
     }
+}
+
+/// A process, identified for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// As the host sees it.
+    pub pid: i32,
+    /// Start time, in clock ticks since boot.
+    pub started: u64,
 }

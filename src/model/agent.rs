@@ -5,8 +5,10 @@ use std::{fmt, str::FromStr};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::ClusterError;
-use crate::{ids::ClusterId, names::UserName};
+use super::{
+    ids::{ActionId, CheckpointId, ClusterId},
+    names::UserName,
+};
 
 /// What a resource is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,22 +77,20 @@ pub struct Told {
 const MAX_NAME: usize = 253;
 
 /// Reads `{"type": "Pod", "metadata": {"name": …}, …}`; `None` for the type `None`.
-pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ClusterError> {
+pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ResourceError> {
     let kind = match fields.remove("type").as_ref().and_then(Value::as_str) {
         Some("None") => return Ok(None),
         Some("Pod") => Kind::Pod,
         Some("Node") => Kind::Node,
         Some("Job") => Kind::Job,
-        _ => return Err(ClusterError::Resource("its type must be None, Pod, Node or Job")),
+        _ => return Err(ResourceError("its type must be None, Pod, Node or Job")),
     };
     let body = Value::Object(fields);
     let text = |key: &str| body["metadata"][key].as_str().unwrap_or_default().to_owned();
     let (name, namespace) = (text("name"), text("namespace"));
     let is_good = |name: &str| name.len() <= MAX_NAME && !name.chars().any(char::is_control);
     if name.is_empty() || !is_good(&name) || !is_good(&namespace) {
-        return Err(ClusterError::Resource(
-            "metadata.name and metadata.namespace must be names as Kubernetes has them",
-        ));
+        return Err(ResourceError("metadata.name and metadata.namespace must be names as Kubernetes has them"));
     }
     let uid = text("uid").parse().ok();
     Ok(Some(Told { kind, namespace, name, uid, body }))
@@ -175,3 +175,83 @@ impl Resource {
         })
     }
 }
+
+/// How far an agent is with a checkpoint of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldStatus {
+    Initializing,
+    UpdatedInfo,
+    Ready,
+    Deprecated,
+}
+
+impl ToldStatus {
+    const ALL: [Self; 4] = [Self::Initializing, Self::UpdatedInfo, Self::Ready, Self::Deprecated];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::UpdatedInfo => "updated_info",
+            Self::Ready => "ready",
+            Self::Deprecated => "deprecated",
+        }
+    }
+}
+
+/// Why a text is no state of a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no state of a checkpoint")]
+pub struct ToldStatusError(String);
+
+impl FromStr for ToldStatus {
+    type Err = ToldStatusError;
+
+    fn from_str(s: &str) -> Result<Self, ToldStatusError> {
+        Self::ALL.into_iter().find(|status| status.as_str() == s).ok_or_else(|| ToldStatusError(s.to_owned()))
+    }
+}
+
+/// A row of the table `told_checkpoints`.
+#[derive(Clone, Debug)]
+pub struct ToldCheckpoint {
+    pub id: CheckpointId,
+    pub user: UserName,
+    /// Of the agent's; else it tells of one of ours.
+    pub own: bool,
+    pub status: ToldStatus,
+    pub gpu: Option<String>,
+    pub platform: Option<String>,
+    pub info: Option<Value>,
+    pub restore_path: Option<String>,
+    /// Milliseconds since 1970.
+    pub deprecated_at: Option<i64>,
+}
+
+/// A row of the table `told_actions`.
+#[derive(Clone, Debug)]
+pub struct ToldAction {
+    pub id: ActionId,
+    pub user: UserName,
+    /// Why a restore was asked for.
+    pub reason: Option<String>,
+    /// What `/v2/actions/upload` brought.
+    pub upload: Option<Value>,
+    /// What `/v2/restores/info` brought.
+    pub info: Option<Value>,
+}
+
+/// A row of the table `clusters`.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub user: UserName,
+    pub name: String,
+    pub metadata: Option<Value>,
+    /// Milliseconds since 1970.
+    pub synced_at: Option<i64>,
+}
+
+/// Why a resource that an agent sent is not usable.
+#[derive(Debug, thiserror::Error)]
+#[error("the resource is not usable: {0}")]
+pub struct ResourceError(&'static str);

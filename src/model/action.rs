@@ -1,0 +1,167 @@
+//! Actions: one checkpoint or restore each, with the journal that recovery reads.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    checkpoint::{CopyView, LeaveRunning},
+    ids::{ActionId, CheckpointId, ContainerId, PodId, ProcessId},
+    names::UserName,
+    phase::Phase,
+    pod::RestartRule,
+    time::{as_time, as_time_if_any},
+    words::words,
+};
+
+words! {
+    ActionKind, "kind of action" {
+        Checkpoint = "checkpoint",
+        Restore = "restore",
+    }
+}
+
+words! {
+    ActionStatus, "state of an action" {
+        Running = "running",
+        Done = "done",
+        Error = "error",
+    }
+}
+
+/// Which actions to list.
+#[derive(Clone, Debug)]
+pub struct ActionFilter {
+    pub kind: Option<ActionKind>,
+    pub pod: Option<PodId>,
+    /// Of all pods that ever had this container's name.
+    pub container_name: Option<String>,
+    pub checkpoint: Option<CheckpointId>,
+    /// Everybody's, for admins.
+    pub all: bool,
+    pub limit: u32,
+}
+
+impl Default for ActionFilter {
+    fn default() -> Self {
+        Self { kind: None, pod: None, container_name: None, checkpoint: None, all: false, limit: 100 }
+    }
+}
+
+/// A row of the table `actions`: one checkpoint or restore.
+#[derive(Clone, Debug, Serialize)]
+pub struct Action {
+    pub id: ActionId,
+    #[serde(rename = "type")]
+    pub kind: ActionKind,
+    pub user: UserName,
+    pub pod: PodId,
+    pub container_name: String,
+    pub checkpoint: CheckpointId,
+    pub status: ActionStatus,
+    pub phase: Phase,
+    /// Written or read so far.
+    pub bytes: u64,
+    /// Expected, while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+    /// How long the pod stood still; still counting while it does.
+    pub frozen_ms: Option<u64>,
+    /// What is not in the checkpoint, or was not brought back.
+    pub losses: Vec<String>,
+    pub error: Option<String>,
+    /// The copy of its checkpoint in the remote store.
+    #[serde(flatten)]
+    pub remote: Option<CopyView>,
+    #[serde(serialize_with = "as_time")]
+    pub started_at: i64,
+    #[serde(serialize_with = "as_time_if_any")]
+    pub ended_at: Option<i64>,
+    #[serde(skip)]
+    pub event: i64,
+    #[serde(skip)]
+    pub journal: Journal,
+}
+
+/// What a later start of the daemon needs to know to settle an action.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Journal {
+    pub leave_running: LeaveRunning,
+    pub container: Option<ContainerId>,
+    /// The container's restart rule afterwards.
+    pub restart: Option<RestartRule>,
+    /// That of a container that stays stopped where it is not brought back.
+    #[serde(default)]
+    pub restart_if_not: Option<RestartRule>,
+    /// The writable layer of a container that is brought back in place.
+    pub upper: Option<PathBuf>,
+    /// A restore makes a pod of its own.
+    pub makes_pod: bool,
+    /// A copy in the remote store is asked for.
+    #[serde(default)]
+    pub remote: bool,
+    /// Containers that took addresses for a moment: how many names were used.
+    #[serde(default)]
+    pub placeholders: u32,
+    /// A bridge drops what is for the pod.
+    #[serde(default)]
+    pub silenced: Option<Silenced>,
+    /// Programs that are taken off their GPUs, or are to be put back on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuWork>,
+    /// Processes that were told to go on while they are frozen, and must be stopped again.
+    #[serde(default)]
+    pub stopped: Vec<ProcessId>,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            leave_running: LeaveRunning::Yes,
+            container: None,
+            restart: None,
+            restart_if_not: None,
+            upper: None,
+            makes_pod: false,
+            remote: false,
+            placeholders: 0,
+            silenced: None,
+            gpu: None,
+            stopped: Vec::new(),
+        }
+    }
+}
+
+/// What has to be done with GPUs, for a later start of the daemon, too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuWork {
+    pub program: PathBuf,
+    /// In the order in which they are locked.
+    pub processes: Vec<GpuProcess>,
+    /// On all GPUs together.
+    pub bytes: u64,
+    /// For a restore onto other GPUs: `old=new,…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_map: Option<String>,
+}
+
+/// A process that uses CUDA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// As the pod counts it.
+    pub pid: i32,
+    pub name: String,
+}
+
+impl GpuProcess {
+    pub fn who(&self) -> String {
+        format!("{}[{}]", self.name, self.pid)
+    }
+}
+
+/// What is claimed, for a later start of the daemon, too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Silenced {
+    pub bridge: String,
+    pub address: Ipv4Addr,
+}

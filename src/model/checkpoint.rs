@@ -1,0 +1,248 @@
+//! The words of checkpoints: kinds, states, what is asked for and what is shown.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ids::{CheckpointId, PodId},
+    names::{InstanceName, PodRef, UserName},
+    time::{as_time, rfc3339},
+    words::words,
+};
+
+words! {
+    /// What is saved.
+    Kind, "kind of checkpoint" {
+        /// The processes; files as the pod has them when it is brought back.
+        Simple = "simple",
+        /// The processes and what the pod wrote into its file system.
+        Rootfs = "rootfs",
+        /// The files alone; the pod starts from its beginning when it is brought back.
+        RootfsOnly = "rootfsonly",
+    }
+}
+
+impl Kind {
+    pub fn has_processes(self) -> bool {
+        self != Self::RootfsOnly
+    }
+
+    pub fn has_files(self) -> bool {
+        self != Self::Simple
+    }
+}
+
+words! {
+    /// How a checkpoint's large files are packed.
+    Compression, "compression" {
+        None = "none",
+        Zstd = "zstd",
+        Lz4 = "lz4",
+        Gzip = "gzip",
+    }
+}
+
+words! {
+    CheckpointStatus, "state of a checkpoint" {
+        Creating = "creating",
+        Ready = "ready",
+        /// To be deleted after a time; not restored from any more.
+        Deprecated = "deprecated",
+        Deleting = "deleting",
+    }
+}
+
+words! {
+    /// Who had a checkpoint made.
+    Origin, "origin of a checkpoint" {
+        /// People, by a request.
+        Hand = "hand",
+        Schedule = "schedule",
+        Drain = "drain",
+    }
+}
+
+words! {
+    CopyStatus, "state of a copy" {
+        Queued = "queued",
+        Copying = "copying",
+        Copied = "copied",
+        Failed = "failed",
+        Deleting = "deleting",
+    }
+}
+
+/// Whether the pod goes on after it was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaveRunning {
+    Yes,
+    No,
+}
+
+/// A name that people give to a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct CheckpointName(String);
+
+/// Why a text is no name of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a checkpoint's name has 1 to 64 letters, digits and '.', '_', '-' and starts with a letter or digit")]
+pub struct CheckpointNameError;
+
+impl CheckpointName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for CheckpointName {
+    type Err = CheckpointNameError;
+
+    fn from_str(s: &str) -> Result<Self, CheckpointNameError> {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let good =
+            (1..=64).contains(&s.len()) && s.chars().all(known) && s.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if good { Ok(Self(s.to_owned())) } else { Err(CheckpointNameError) }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct NewCheckpoint {
+    pub kind: Kind,
+    pub leave_running: LeaveRunning,
+    pub compression: Compression,
+    pub name: Option<CheckpointName>,
+    pub reason: Option<String>,
+    pub origin: Origin,
+    /// A copy in the remote store is asked for.
+    pub remote: bool,
+    /// Threads for it, where the caller wants fewer than the host would take.
+    pub streams: Option<usize>,
+}
+
+/// What is to be brought back: the checkpoint, or the newest of the pod.
+#[derive(Clone, Debug)]
+pub struct NewRestore {
+    pub checkpoint: Option<CheckpointId>,
+    pub pod: Option<PodRef>,
+    /// `None` = under its own name.
+    pub restore_as: Option<InstanceName>,
+    /// `None` = what goes: kept where nobody else has them.
+    pub connections: Option<Connections>,
+}
+
+/// What is to become of TCP connections that were open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// They go on, or the restore fails.
+    Keep,
+    Close,
+}
+
+/// A row of the table `checkpoints`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checkpoint {
+    pub id: CheckpointId,
+    pub user: UserName,
+    pub pod: PodId,
+    pub instance: InstanceName,
+    pub container_name: String,
+    pub kind: Kind,
+    pub compression: Compression,
+    pub name: Option<CheckpointName>,
+    pub reason: Option<String>,
+    pub status: CheckpointStatus,
+    /// Bytes that it takes; expected ones while it is made.
+    pub size: u64,
+    /// The image's id.
+    pub image: String,
+    #[serde(serialize_with = "as_time")]
+    pub created_at: i64,
+    pub origin: Origin,
+    /// Its copy in the remote store.
+    #[serde(flatten)]
+    pub remote: Option<CopyView>,
+}
+
+/// Which checkpoints to list.
+#[derive(Clone, Debug, Default)]
+pub struct CheckpointFilter {
+    /// `None` = the caller's own; everybody's with `all`.
+    pub user: Option<UserName>,
+    /// Everybody's, for admins.
+    pub all: bool,
+    pub pod: Option<PodRef>,
+    pub ids: Option<Vec<CheckpointId>>,
+    pub name: Option<CheckpointName>,
+}
+
+/// A row of the table `copies`.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    pub checkpoint: CheckpointId,
+    pub user: UserName,
+    pub store: String,
+    pub status: CopyStatus,
+    pub attempts: u32,
+    pub error: Option<String>,
+    pub due_at: i64,
+}
+
+impl Copy {
+    pub fn new(checkpoint: CheckpointId, user: UserName, store: String) -> Self {
+        Self { checkpoint, user, store, status: CopyStatus::Queued, attempts: 0, error: None, due_at: 0 }
+    }
+
+    /// As people see it.
+    pub fn words(&self) -> String {
+        match (&self.error, self.status) {
+            (Some(error), CopyStatus::Failed) => {
+                format!("failed: {error}; tried again at {}", rfc3339(self.due_at))
+            }
+            (_, status) => status.to_string(),
+        }
+    }
+}
+
+/// A copy as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct CopyView {
+    /// `queued`, `copying`, `copied`, or `failed` and why.
+    #[serde(rename = "remote")]
+    pub state: String,
+    /// Bytes that are there, of all that there are to be; while it is made.
+    #[serde(rename = "remote_bytes", skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(rename = "remote_total_bytes", skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+}
+
+impl From<&Copy> for CopyView {
+    fn from(copy: &Copy) -> Self {
+        Self { state: copy.words(), bytes: None, total_bytes: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_read_back() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.as_str().parse::<Kind>().unwrap(), *kind);
+        }
+        let error = "full".parse::<Kind>().unwrap_err().to_string();
+        assert_eq!(error, "\"full\" is no kind of checkpoint; there are: simple, rootfs, rootfsonly");
+    }
+
+    #[test]
+    fn names_cannot_be_paths() {
+        for bad in ["", "..", "../x", "-x", "a/b", "a b", "é", &"x".repeat(65)] {
+            assert!(bad.parse::<CheckpointName>().is_err(), "{bad:?}");
+        }
+        assert!("before-upgrade_1.2".parse::<CheckpointName>().is_ok());
+    }
+}

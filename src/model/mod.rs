@@ -1,0 +1,20 @@
+//! The rows of the database and the words of the domain: ids, names, quantities, quotas, states, times.
+//!
+//! The bottom of the house: pure values that every layer shares, the client included. No I/O, no async, no SQL.
+
+pub mod action;
+pub mod agent;
+pub mod buckets;
+pub mod checkpoint;
+pub mod drain;
+pub mod ids;
+pub mod names;
+pub mod phase;
+pub mod pod;
+pub mod quantities;
+pub mod quota;
+pub mod schedule;
+pub mod time;
+pub mod usage;
+pub mod user;
+pub mod words;

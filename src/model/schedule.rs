@@ -1,0 +1,244 @@
+//! Schedules: `every 6h keep 4`.
+
+use std::{fmt, str::FromStr};
+
+use serde::Serialize;
+
+use super::{
+    ids::{ActionId, CheckpointId, PodId},
+    names::{InstanceName, UserName},
+    time::{as_time, as_time_if_any},
+};
+
+/// Longest time between two checkpoints, seconds: a year.
+pub const LONGEST: i64 = 366 * 86_400;
+
+/// Most checkpoints that a schedule keeps.
+pub const MOST: u32 = 100;
+
+/// Time between two checkpoints: seconds, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interval(pub i64);
+
+/// Why a text is no interval.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no interval; write a whole number with m, h, d or w, at most a year, for example 6h")]
+pub struct IntervalError(String);
+
+/// How many checkpoints stay, 1 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep(pub u32);
+
+/// Why a text is no such number.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no number of checkpoints to keep; write one from 1 to {MOST}, for example 4")]
+pub struct KeepError(String);
+
+/// A whole schedule in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub every: Interval,
+    pub keep: Keep,
+}
+
+/// Why a text is no schedule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    #[error("a schedule reads \"every INTERVAL keep COUNT\", for example \"every 6h keep 4\"; this reads {0:?}")]
+    Form(String),
+    #[error(transparent)]
+    Interval(#[from] IntervalError),
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+}
+
+impl Interval {
+    pub fn seconds(self) -> i64 {
+        self.0
+    }
+}
+
+impl FromStr for Interval {
+    type Err = IntervalError;
+
+    fn from_str(s: &str) -> Result<Self, IntervalError> {
+        let error = || IntervalError(clipped(s));
+        let (number, unit) = s.split_at(s.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?);
+        let unit = match unit.to_ascii_lowercase().as_str() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            "w" => 7 * 86_400,
+            _ => return Err(error()),
+        };
+        let seconds = number.parse::<i64>().ok().and_then(|number| number.checked_mul(unit));
+        seconds.filter(|seconds| (1..=LONGEST).contains(seconds)).map(Self).ok_or_else(error)
+    }
+}
+
+impl fmt::Display for Interval {
+    /// In the largest unit that goes into it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(7 * 86_400, 'w'), (86_400, 'd'), (3600, 'h'), (60, 'm'), (1, 's')];
+        let (size, unit) = units.into_iter().find(|(size, _)| self.0 % size == 0).unwrap_or((1, 's'));
+        write!(f, "{}{unit}", self.0 / size)
+    }
+}
+
+impl FromStr for Keep {
+    type Err = KeepError;
+
+    fn from_str(s: &str) -> Result<Self, KeepError> {
+        let number = s.parse::<u32>().ok().filter(|number| (1..=MOST).contains(number));
+        number.map(Self).ok_or_else(|| KeepError(clipped(s)))
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    fn from_str(s: &str) -> Result<Self, RuleError> {
+        let words: Vec<&str> = s.split_whitespace().collect();
+        match words[..] {
+            [every, interval, keep, count]
+                if every.eq_ignore_ascii_case("every") && keep.eq_ignore_ascii_case("keep") =>
+            {
+                Ok(Self { every: interval.parse()?, keep: count.parse()? })
+            }
+            _ => Err(RuleError::Form(clipped(s))),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "every {} keep {}", self.every, self.keep)
+    }
+}
+
+/// A row of the table `schedules`.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub pod: PodId,
+    pub user: UserName,
+    /// Seconds.
+    pub every: i64,
+    pub keep: u32,
+    /// Milliseconds since 1970, as the other times.
+    pub next_at: i64,
+    /// The last checkpoint's begin.
+    pub last_at: Option<i64>,
+    pub last_checkpoint: Option<CheckpointId>,
+    /// Why there was none the last time.
+    pub last_error: Option<String>,
+    /// The action under way.
+    pub action: Option<ActionId>,
+    /// What goes for its checkpoint once that is complete, because of the quota.
+    pub replaces: Vec<CheckpointId>,
+}
+
+impl Schedule {
+    pub fn rule(&self) -> Rule {
+        Rule { every: Interval(self.every), keep: Keep(self.keep) }
+    }
+}
+
+/// A schedule as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScheduleView {
+    /// `every 6h keep 4`
+    pub rule: String,
+    pub every_seconds: i64,
+    pub keep: u32,
+    #[serde(serialize_with = "as_time")]
+    pub next_at: i64,
+    #[serde(serialize_with = "as_time_if_any")]
+    pub last_at: Option<i64>,
+    pub last_checkpoint: Option<CheckpointId>,
+    pub last_error: Option<String>,
+}
+
+impl From<&Schedule> for ScheduleView {
+    fn from(schedule: &Schedule) -> Self {
+        Self {
+            rule: schedule.rule().to_string(),
+            every_seconds: schedule.every,
+            keep: schedule.keep,
+            next_at: schedule.next_at,
+            last_at: schedule.last_at,
+            last_checkpoint: schedule.last_checkpoint,
+            last_error: schedule.last_error.clone(),
+        }
+    }
+}
+
+/// A schedule with its pod.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodSchedule {
+    pub user: UserName,
+    pub instance: InstanceName,
+    #[serde(flatten)]
+    pub schedule: ScheduleView,
+}
+
+fn clipped(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_schedule_is_told_with_an_example() {
+        for (text, rule) in [("every 6h keep 4", "every 6h keep 4"), (" Every  120m KEEP 100 ", "every 2h keep 100")] {
+            assert_eq!(text.parse::<Rule>().unwrap().to_string(), rule);
+        }
+        let bad = [
+            "",
+            "6h",
+            "every 6h",
+            "every 6 keep 4",
+            "every h keep 4",
+            "every 0h keep 4",
+            "every -6h keep 4",
+            "every 1.5h keep 4",
+            "every 6h keep 0",
+            "every 6h keep 101",
+            "every 6h keep",
+            "every 6h keep 4 more",
+            "each 6h keep 4",
+            "every 400d keep 4",
+            "every 99999999999999999999h keep 4",
+            "every 6é keep 4",
+        ];
+        for text in bad {
+            let error = text.parse::<Rule>().unwrap_err().to_string();
+            assert!(error.contains("for example"), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rules_read_back(seconds in 1..=LONGEST, keep in 1..=MOST) {
+            let rule = Rule { every: Interval(seconds), keep: Keep(keep) };
+            prop_assert_eq!(rule.to_string().parse(), Ok(rule));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,40}", number in "[0-9]{0,25}[a-zA-Zé]{0,2}") {
+            let _ = text.parse::<Rule>();
+            let _ = format!("every {number} keep {number}").parse::<Rule>();
+            let _ = (number.parse::<Interval>(), number.parse::<Keep>());
+        }
+    }
+}
