@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs Pody on this machine, or upgrades and repairs it: see usage() below.
 #
-# Read from main() at the end. Every step looks first and changes only what is
-# missing, so the script may be run again at any time. tests/run.sh sources this
-# file for the same preparation.
+# Start reading at main() at the end. Every step checks first and changes only
+# what is missing, so the script may be run again at any time. tests/run.sh
+# sources this file for the same preparation.
 set -euo pipefail
 
 # /usr/local/sbin holds a newer CRIU than /usr/sbin may.
@@ -11,7 +11,7 @@ export PATH=/usr/local/sbin:$PATH:/usr/sbin:/sbin HOME=${HOME:-/root}
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# Where things are put. The old names are those of pody 0.4.1.
+# Where things are installed. The old names are those of pody 0.4.1.
 PODY_HOME=${PODY_HOME:-/var/lib/pody}
 readonly binary=/usr/local/bin/pody
 readonly old_names="podx pody-serve pody-user pody-quota pody-util pody-log"
@@ -21,7 +21,7 @@ readonly default_port=8799
 # Used only where there is no systemd.
 readonly daemon_log=/var/log/pody.log
 readonly dockerd_log=/var/log/pody-dockerd.log
-# Output of the programs that the steps run.
+# The output of the programs that the steps run.
 readonly install_log=/var/log/pody-install.log
 # A newer CRIU than the distribution's lives in a prefix of its own.
 readonly criu_prefix=/opt/criu
@@ -40,7 +40,7 @@ usage: sudo ./install.sh [--port PORT] [--foreground]
   --foreground   install no service: run the daemon in this terminal
   --uninstall    stop the service and remove the program; keeps \$PODY_HOME,
                  pods and Docker
-  --help         this text
+  --help         print this text
 
 environment:
   PODY_HOME      configuration and database (default /var/lib/pody)
@@ -62,12 +62,12 @@ die() {
     exit 1
 }
 
-# Says where a run ended that no die() explained.
+# Prints where the run stopped, unless die() explained it.
 on_exit() {
     local status=$?
     [ "$status" = 0 ] || [ -n "${explained:-}" ] || {
         printf 'error: stopped at: %s\n' "${current_step:-the start}" >&2
-        hint "the end of $install_log says more; mend it and run this again, finished steps are skipped"
+        hint "see the end of $install_log; fix the cause and run this again, finished steps are skipped"
     }
 }
 
@@ -98,7 +98,7 @@ require_known_distribution() {
     esac
 }
 
-# Installs those of the packages that are missing.
+# Installs the packages that are missing.
 install_packages() {
     local package missing=()
     for package in "$@"; do
@@ -118,8 +118,8 @@ install_packages() {
 
 docker_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
-# Turns on what pods need of the engine: checkpoints (experimental), and pods that
-# outlive dockerd. Keeps every other key; prints "changed" if it wrote.
+# Enables what pods need of the engine: checkpoints (experimental), and pods that
+# outlive dockerd (live-restore). Keeps every other key; prints "changed" if it wrote.
 configure_dockerd() {
     mkdir -p /etc/docker
     python3 - /etc/docker/daemon.json <<'PYTHON'
@@ -142,14 +142,14 @@ PYTHON
 
 ensure_docker() {
     if ! has dockerd && ! docker_answers; then
-        # Before the package starts its daemon, so that it starts with these.
+        # Before the package starts its daemon, so that it starts with these settings.
         configure_dockerd >/dev/null
         install_packages docker.io
     fi
-    # From Debian 13 on the client is a package of its own.
+    # Since Debian 13 the client is a package of its own.
     has docker || install_packages docker-cli
-    # Docker only recommends it, and starts no container without where the kernel has
-    # AppArmor on.
+    # Docker only recommends it, but starts no container without it where the kernel
+    # has AppArmor enabled.
     if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && ! has apparmor_parser; then
         install_packages apparmor
     fi
@@ -165,7 +165,7 @@ ensure_docker() {
     docker_answers || die "no Docker engine answers" "see the end of $install_log, or 'docker version'"
 }
 
-# An engine that was there before may run other people's containers: it is
+# An engine that was already there may run other people's containers: it is
 # restarted only when it is idle.
 adapt_running_dockerd() {
     local experimental live_restore containers swarm
@@ -179,7 +179,7 @@ adapt_running_dockerd() {
         quiet systemctl restart docker
         return
     fi
-    warn "Docker runs with experimental=$experimental live-restore=$live_restore: checkpoints need the first, pods that outlive dockerd the second" \
+    warn "Docker runs with experimental=$experimental live-restore=$live_restore: checkpoints need experimental, pods that outlive dockerd need live-restore" \
         "set both to true in /etc/docker/daemon.json and restart Docker when its $containers running containers may stop"
 }
 
@@ -187,7 +187,7 @@ adapt_running_dockerd() {
 start_dockerd() {
     note "starting dockerd (log: $dockerd_log)"
     mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-    # A pid file from before a reboot may name a process that is something else now.
+    # A pid file from before a reboot may name a process that is another program now.
     if [ -f /var/run/docker.pid ] && ! grep -qs dockerd "/proc/$(cat /var/run/docker.pid)/comm"; then
         rm -f /var/run/docker.pid
     fi
@@ -202,9 +202,9 @@ start_dockerd() {
 
 # ---------------------------------------------------------------- CRIU
 
-# Kernels from 6.16 on refuse a socket option that CRIU before 4.2 reads of every
+# Kernels since 6.16 refuse a socket option that CRIU before 4.2 reads of every
 # socket, so nothing with a network connection could be saved; `criu check` does
-# not notice. Those before 3.19 end when they are given scripts and called by runc.
+# not notice. CRIU before 3.19 exits when runc calls it with action scripts.
 criu_usable() {
     local version needed=3.19
     has criu && criu check >/dev/null 2>&1 || return 1
@@ -229,9 +229,9 @@ ensure_criu() {
     criu_usable
 }
 
-# CRIU's newest package of the machine's own Debian mirror, unpacked with all it
-# depends on (libc too) into a prefix, so that the system's libraries stay as they
-# are. A package database of its own, empty, makes apt resolve the whole closure.
+# The newest CRIU package of the machine's own Debian mirror, unpacked with all its
+# dependencies (libc too) into a prefix, so that the system's libraries stay as they
+# are. A separate, empty package database makes apt resolve all of them.
 install_criu_from_sid() {
     local mirror work package new=$criu_prefix.new
     note "the distribution's CRIU cannot save pods on kernel $(uname -r): fetching a newer one"
@@ -283,7 +283,7 @@ install_criu_from_ppa() {
 # ---------------------------------------------------------------- Rust
 
 # Puts a cargo on PATH that is new enough for Cargo.toml. Under sudo the caller's
-# own toolchain serves too; downloads then still go to root's CARGO_HOME.
+# toolchain serves as well; downloads still go to root's CARGO_HOME.
 ensure_rust() {
     local user_home
     # First on PATH: the distribution's cargo, if any, is older.
@@ -313,8 +313,8 @@ cargo_usable() {
 
 # ---------------------------------------------------------------- preparation
 
-# What building, running and testing Pody needs of the machine.
-# prepare criu-optional|criu-required: whether to go on where no CRIU works.
+# Installs what building, running and testing Pody needs.
+# prepare criu-optional|criu-required: whether a missing CRIU is fatal.
 prepare() {
     step "packages"
     require_known_distribution
@@ -325,9 +325,9 @@ prepare() {
 
     step "CRIU"
     if ! ensure_criu; then
-        [ "$1" = criu-optional ] || die "no CRIU works on kernel $(uname -r)" "the end of $install_log says why"
+        [ "$1" = criu-optional ] || die "no CRIU works on kernel $(uname -r)" "see the end of $install_log"
         warn "no CRIU works on kernel $(uname -r): checkpoints stay off, all else works" \
-            "the end of $install_log says why; running this again tries again"
+            "see the end of $install_log; run this again to retry"
     fi
 
     step "Rust"
@@ -340,7 +340,7 @@ prepare() {
 # ---------------------------------------------------------------- the program
 
 build() {
-    # A checkout of someone else's gets no build output that only root can delete.
+    # Another user's checkout gets no build output that only root can delete.
     if [ "$(stat -c %u "$repo")" != 0 ]; then
         export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-/var/cache/pody/target}
     fi
@@ -348,7 +348,7 @@ build() {
     quiet cargo build --manifest-path "$repo/Cargo.toml" --release --locked --bin pody
 }
 
-# Puts the binary in place under all its names. Sets binary_changed.
+# Installs the binary under all its names. Sets binary_changed.
 install_binary() {
     local name
     binary_changed=
@@ -364,7 +364,7 @@ install_binary() {
     done
 }
 
-# The Python pody 0.4.1 has programs of the same names; they are kept beside ours.
+# pody 0.4.1, in Python, has programs of the same names; they are kept beside ours.
 set_aside() {
     if [ ! -L "$1" ] && [ -f "$1" ] && [ "$(head -c2 "$1")" = '#!' ]; then
         note "$1 was a script; kept as $1.old"
@@ -387,7 +387,7 @@ ensure_admin() {
     admin_password=$(head -c 18 /dev/urandom | base64 | tr '+/' '-_')
     quiet "$binary" user add "$admin" --admin --password-stdin <<<"$admin_password"
     note "name:     $admin"
-    note "password: $admin_password   (shown this once; change it with: pody passwd)"
+    note "password: $admin_password   (shown only once; change it with: pody passwd)"
 }
 
 # ---------------------------------------------------------------- the service
@@ -411,8 +411,8 @@ write_unit() {
     unit_changed=yes
 }
 
-# Saves pods when the host goes down, where before_shutdown is set. Never restarted:
-# what it does is done when it is stopped.
+# Saves pods when the host goes down, if before_shutdown is set. Never restarted:
+# its work is done when it is stopped.
 write_drain_unit() {
     PODY_HOME=$PODY_HOME "$binary" util systemd-unit --drain >"$drain_unit"
 }
@@ -428,19 +428,19 @@ start_service() {
     fi
 }
 
-# The process of the daemon that has this folder, whoever began it: it holds a lock
-# (proc_locks(5)). It may run a program that was replaced or removed.
+# The process of the daemon of this $PODY_HOME, however it was started: it holds a
+# lock (proc_locks(5)). Its program may have been replaced or removed since.
 daemon() {
     local inode pid
     inode=$(stat -c %i "$PODY_HOME/pody.lock" 2>/dev/null) || return 0
-    for pid in $(awk -v "inode=:$inode" '$2 == "FLOCK" && index($6 "$", inode "$") { print $5 }' /proc/locks); do
+    awk -v "inode=:$inode" '$2 == "FLOCK" && index($6 "$", inode "$") { print $5 }' /proc/locks | while read -r pid; do
         [[ "$(readlink "/proc/$pid/exe" 2>/dev/null)" != "$binary"* ]] || echo "$pid"
     done
 }
 
 # Without systemd: the daemon in the background, in a session of its own.
 start_daemon() {
-    ! has_systemd || ! systemctl is-active -q pody || die "the service pody runs" "stop it first: systemctl stop pody"
+    ! has_systemd || ! systemctl is-active -q pody || die "the service pody is running" "stop it first: systemctl stop pody"
     if [ -n "$(daemon)" ]; then
         [ -n "$binary_changed" ] || ! healthy || return 0
         stop_daemon
@@ -472,16 +472,16 @@ wait_until_healthy() {
     done
     if has_systemd && [ -z "$foreground" ]; then
         journalctl -u pody -n 20 --no-pager >&2 || true
-        die "the service does not answer on port $port" "journalctl -u pody says why"
+        die "the service does not answer on port $port" "see journalctl -u pody"
     fi
     tail -n 20 "$daemon_log" >&2
-    die "the daemon does not answer on port $port" "$daemon_log says why"
+    die "the daemon does not answer on port $port" "see $daemon_log"
 }
 
 # ---------------------------------------------------------------- the proof
 
-# Makes a pod as a user would and runs a command in it. The first installation
-# leaves it for the admin to try; later ones clean up after themselves.
+# Creates a pod as a user would and runs a command in it. The first installation
+# keeps it for the admin to try; later ones delete it.
 prove() {
     local made=''
     if uses_tls; then
@@ -521,10 +521,10 @@ Pody runs at $address
 
   As the admin, on this machine:
     export PODY_API_BASE=$(scheme)://127.0.0.1:$port
-    pody login                        asks for name and password, keeps a token
+    pody login                        asks for name and password, stores a token
 ${hello_stays:+    pody ssh hello                    a shell in the pod
 }    pody user add NAME                an account for a member; asks for the password
-    pody doctor                       what this machine lacks, if anything
+    pody doctor                       checks this machine
 
   A member, from anywhere:
     export PODY_API_BASE=$address
@@ -541,7 +541,7 @@ TEXT
   The daemon runs in the background: log $daemon_log
     stop it:         kill $(daemon)
     at every boot:   PODY_HOME=$PODY_HOME $binary serve --port $port
-                     (there is no systemd here: put it where this machine starts things)
+                     (no systemd here: add it to what this machine starts at boot)
 TEXT
     fi
 }
@@ -614,7 +614,7 @@ main() {
     farewell
     if [ -n "$foreground" ]; then
         stop_daemon
-        printf '\nrunning in this terminal; Ctrl-C stops the daemon, pods go on\n'
+        printf '\nrunning in this terminal; Ctrl-C stops the daemon, pods keep running\n'
         exec "$binary" serve --port "$port"
     fi
 }

@@ -19,7 +19,7 @@ IMAGE = "pody-base:latest"
 MIB = 1 << 20
 ROUNDS = 10
 
-# Holds memory, or fills /dev/shm, and says the time again and again: the largest gap is what it stood still.
+# Holds memory, or fills /dev/shm, and keeps writing the time: the largest gap is how long it was frozen.
 PROGRAM = """
 import os, sys, time
 where, size = sys.argv[1], int(sys.argv[2])
@@ -49,12 +49,12 @@ def run(*words, **options):
 
 
 def timed(work):
-    begun = time.monotonic()
+    started = time.monotonic()
     value = work()
-    return time.monotonic() - begun, value
+    return time.monotonic() - started, value
 
 
-def folder_size(path):
+def directory_size(path):
     return sum(os.lstat(f).st_size for f in glob.glob(os.path.join(path, "**"), recursive=True) if os.path.isfile(f))
 
 
@@ -63,7 +63,7 @@ def copies():
 
 
 def tick(container, engine="docker"):
-    """When the program last said the time, and its largest gap."""
+    """When the program last wrote the time, and its largest gap."""
     text = run(engine, "exec", container, "cat", "/run/bench/tick").split()
     return float(text[0]), float(text[1])
 
@@ -104,13 +104,13 @@ class Pody:
         self.process = subprocess.Popen(serve, env=environment, stdout=log, stderr=log)
         for _ in range(200):
             try:
-                self.ask("GET", "/pod/list")
+                self.request("GET", "/pod/list")
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.05)
         raise SystemExit("the daemon does not start")
 
-    def ask(self, method, path, **form):
+    def request(self, method, path, **form):
         data = urllib.parse.urlencode(form).encode() if method == "POST" else None
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, method=method)
         request.add_header("Authorization", "Basic " + base64.b64encode(b"bench:bench-secret").decode())
@@ -118,19 +118,19 @@ class Pody:
             return json.load(answer)
 
     def act(self, path, **form):
-        action = self.ask("POST", path, **form)
+        action = self.request("POST", path, **form)
         while action["status"] == "running":
             time.sleep(0.01)
-            action = self.ask("GET", f"/action/status?id={action['id']}")
+            action = self.request("GET", f"/action/status?id={action['id']}")
         if action["status"] != "done":
             raise SystemExit(f"{path}: {action['error']}")
         return action
 
     def end(self):
-        for name in self.ask("GET", "/pod/list"):
-            self.ask("POST", "/pod/delete", ins=name)
-        for row in self.ask("GET", "/pod/checkpoints"):
-            self.ask("POST", "/checkpoint/delete", checkpoint=row["id"])
+        for name in self.request("GET", "/pod/list"):
+            self.request("POST", "/pod/delete", ins=name)
+        for row in self.request("GET", "/pod/checkpoints"):
+            self.request("POST", "/checkpoint/delete", checkpoint=row["id"])
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(20)
         shutil.rmtree(self.home)
@@ -157,20 +157,20 @@ def measure_engine(where, size):
     run("docker", "checkpoint", "create", name, "two")
     root = run("docker", "info", "-f", "{{.DockerRootDir}}")
     identity = run("docker", "inspect", "-f", "{{.Id}}", name)
-    images = folder_size(f"{root}/containers/{identity}/checkpoints/two")
+    images = directory_size(f"{root}/containers/{identity}/checkpoints/two")
     restore, _ = timed(lambda: run("docker", "start", "--checkpoint", "two", name))
     wait_ticking(name)
     leaked = copies() - before
-    leaked_bytes = sum(map(folder_size, leaked))
+    leaked_bytes = sum(map(directory_size, leaked))
     run("docker", "rm", "-f", name)
-    # Ours to remove: this run made them.
-    for folder in leaked:
-        shutil.rmtree(folder)
+    # This run made them, so it removes them.
+    for directory in leaked:
+        shutil.rmtree(directory)
     return {"freeze": freeze, "total": total, "restore": restore, "images": images, "leaked": leaked_bytes}
 
 
 def measure_pody(pody, where, size, rounds=1):
-    pody.ask("POST", "/pod/create", ins="main", image=IMAGE)
+    pody.request("POST", "/pod/create", ins="main", image=IMAGE)
     container = "ckbench-bench-main"
     start_program(container, where, size)
     reset(container)
@@ -178,17 +178,17 @@ def measure_pody(pody, where, size, rounds=1):
     total, action = timed(lambda: pody.act("/pod/checkpoint", ins="main"))
     wait_ticking(container, tick(container)[0])
     freeze = tick(container)[1]
-    folder = f"{pody.home}/checkpoints/{action['checkpoint']}"
-    images = sum(os.path.getsize(f) for f in glob.glob(f"{folder}/checkpoint/*"))
-    stored = folder_size(folder)
+    directory = f"{pody.home}/checkpoints/{action['checkpoint']}"
+    images = sum(os.path.getsize(f) for f in glob.glob(f"{directory}/checkpoint/*"))
+    stored = directory_size(directory)
     restores = []
     for _ in range(rounds):
-        pody.ask("POST", "/pod/stop", ins="main")
+        pody.request("POST", "/pod/stop", ins="main")
         restores.append(timed(lambda: pody.act("/pod/restore", ins="main"))[0])
         wait_ticking(container)
-    leaked = sum(map(folder_size, copies() - before))
-    pody.ask("POST", "/pod/delete", ins="main")
-    pody.ask("POST", "/checkpoint/delete", checkpoint=action["checkpoint"])
+    leaked = sum(map(directory_size, copies() - before))
+    pody.request("POST", "/pod/delete", ins="main")
+    pody.request("POST", "/checkpoint/delete", checkpoint=action["checkpoint"])
     return {
         "freeze": freeze, "total": total, "restore": sorted(restores)[len(restores) // 2], "images": images,
         "stored": stored, "leaked": leaked,

@@ -1,7 +1,7 @@
 """The measurements behind compare.sh. Standard library only.
 
-Each number of ours stands beside the same number of the original or of the raw engine, taken in turns in the same run, so
-that a busy machine slows both. Reads: wrk, 8 connections, Basic auth, medians over the rounds. Changes: one at a time,
+Each of our numbers is next to that of the original or of the raw engine, measured alternately in the same run, so that a
+busy machine slows both. Reads: wrk, 8 connections, Basic auth, medians over the rounds. Changes: one at a time,
 medians; then a burst.
 """
 
@@ -32,7 +32,7 @@ PODS = 20
 ROUNDS, SECONDS = 3, 3
 SINGLE = 25
 BURST = 40
-# Pods at which the sampler's cost is taken.
+# Numbers of pods at which the sampler's cost is measured.
 SAMPLED = (100, 200)
 DOCKER = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 
@@ -50,7 +50,7 @@ class Engine(http.client.HTTPConnection):
 
 
 def call(connection, method, path, body=None, headers=None):
-    """One request; returns (status, parsed answer)."""
+    """One request; returns (status, parsed response)."""
     headers = dict(headers or {})
     if body is not None:
         body = json.dumps(body)
@@ -80,32 +80,32 @@ def free_port():
 
 
 class Gpus:
-    """The stand-in for NVIDIA's library: a folder with the library and the state that it answers from."""
+    """The stand-in for NVIDIA's library: a directory with the library and the state file that it reads."""
 
     def __init__(self, library, devices):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="pody-bench-gpus-"))
-        (self.folder / "libnvidia-ml.so.1").symlink_to(pathlib.Path(library).resolve())
-        self.seats = [[] for _ in range(devices)]
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="pody-bench-gpus-"))
+        (self.directory / "libnvidia-ml.so.1").symlink_to(pathlib.Path(library).resolve())
+        self.assigned = [[] for _ in range(devices)]
         self.write()
 
-    def seat(self, pids):
-        """Deals processes out to the GPUs."""
-        self.seats = [pids[at :: len(self.seats)] for at in range(len(self.seats))]
+    def assign(self, pids):
+        """Distributes processes over the GPUs."""
+        self.assigned = [pids[at :: len(self.assigned)] for at in range(len(self.assigned))]
         self.write()
 
     def write(self):
         rows = lambda pids: [{"pid": pid, "used_memory": 1 << 30, "sm_util": 50} for pid in pids]
-        devices = [{"uuid": f"GPU-{at}", "processes": rows(pids)} for at, pids in enumerate(self.seats)]
-        fresh = self.folder / "state.new"
+        devices = [{"uuid": f"GPU-{at}", "processes": rows(pids)} for at, pids in enumerate(self.assigned)]
+        fresh = self.directory / "state.new"
         fresh.write_text(json.dumps({"devices": devices}))
-        fresh.rename(self.folder / "state.json")
+        fresh.rename(self.directory / "state.json")
 
     def environment(self):
-        return {"LD_LIBRARY_PATH": str(self.folder), "PODY_NVML_STATE": str(self.folder / "state.json")}
+        return {"LD_LIBRARY_PATH": str(self.directory), "PODY_NVML_STATE": str(self.directory / "state.json")}
 
 
 class Server:
-    """One of the two servers: a process, a port, and the memory it takes."""
+    """One of the two servers: a process, a port, and its memory."""
 
     def __init__(self, name, command, port, home, gpus):
         self.name, self.port = name, port
@@ -165,7 +165,7 @@ class Server:
 
 
 def wrk(server, path):
-    """Requests a second, p50 and p99 in milliseconds, resident MiB in the middle of it."""
+    """Requests per second, p50 and p99 in milliseconds, resident MiB halfway through."""
     script = ["wrk", "-t1", "-c8", f"-d{SECONDS}s", "--latency", "-H", f"Authorization: {AUTH}"]
     running = subprocess.Popen([*script, f"http://127.0.0.1:{server.port}{path}"], stdout=subprocess.PIPE, text=True)
     time.sleep(SECONDS / 2)
@@ -195,11 +195,11 @@ def compare_reads(original, ours):
             resident[server] = max([resident.get(server, 0), *(row[3] for row in rows)])
         route = route.split("?")[0]
         print(f"| `{route}` | {old:,.0f} | {new:,.0f} | **{new / old:,.0f}×** | {old50:.1f} / {old99:.1f} | {new50:.2f} / {new99:.2f} |")
-    print(f"| most memory while at it, MiB | {resident[original]:.0f} | {resident[ours]:.0f} | | | |")
+    print(f"| peak memory during the reads, MiB | {resident[original]:.0f} | {resident[ours]:.0f} | | | |")
 
 
 def raw_body(template):
-    """What the engine is sent for a pod: the same as ours, with a port of the engine's choosing."""
+    """The body that creates a pod at the engine: the same as ours, with a port that the engine chooses."""
     config, host = template["Config"], template["HostConfig"]
     kept = ["Memory", "MemorySwap", "PidsLimit", "CapAdd", "CapDrop", "SecurityOpt", "LogConfig", "RestartPolicy", "IpcMode", "Mounts"]
     return {
@@ -219,7 +219,7 @@ def raw_create(name, body):
 
 def raw_exec(container):
     made = engine("POST", f"/containers/{container}/exec", {"AttachStdout": True, "AttachStderr": True, "Tty": True, "Cmd": ["/bin/bash", "-c", "true"]})["Id"]
-    # Read to the end as a client does: the stream ends with the command.
+    # Read to the end, as a client does: the stream ends when the command does.
     connection = Engine()
     connection.connect()
     body = b'{"Detach": false, "Tty": true}'
@@ -232,9 +232,9 @@ def raw_exec(container):
 
 
 def timed(work):
-    begun = time.perf_counter()
+    started = time.perf_counter()
     result = work()
-    return (time.perf_counter() - begun) * 1000, result
+    return (time.perf_counter() - started) * 1000, result
 
 
 def compare_changes(ours, body):
@@ -252,7 +252,7 @@ def compare_changes(ours, body):
             times["exec"]["ours"].append(timed(lambda: ours.post("/pod/exec", ins=name, cmd="true"))[0])
             times["delete"]["ours"].append(timed(lambda: ours.post("/pod/delete", ins=name))[0])
 
-        # In turns, so that neither always comes second.
+        # Alternating, so that neither always comes second.
         for one in (raw, pody) if number % 2 else (pody, raw):
             one()
     print("\n| change, ms | engine median | pody median | difference | engine p90 | pody p90 |")
@@ -301,13 +301,13 @@ def compare_burst(ours, body):
 
 
 def processes_in(container):
-    """Host PIDs of what runs in a container."""
+    """Host PIDs of the processes in a container."""
     top = engine("GET", f"/containers/{container}/top?ps_args=-eo+pid")
     return [int(row[0]) for row in top["Processes"]]
 
 
 def daemon_share(options, config, home, gpus, pods, processes, seconds):
-    """The part of a core that the daemon takes when it looks every so many seconds."""
+    """The share of a core that the daemon takes when it samples at this interval."""
     limits = f"\n[gpu]\nidle_poll_seconds = {seconds}\n[usage]\nsample_seconds = {seconds}\n"
     (pathlib.Path(home) / "config.toml").write_text(config + limits)
     port = free_port()
@@ -318,23 +318,23 @@ def daemon_share(options, config, home, gpus, pods, processes, seconds):
             if time.monotonic() > deadline:
                 raise RuntimeError("not all pods and processes are seen")
             time.sleep(0.2)
-        # Interest, which the question above was, lasts for 15 s; while it does there are looks every second.
+        # The request above counts as somebody watching for 15 s, and meanwhile the GPUs are read every second.
         time.sleep(17)
         ticks = lambda: sum(map(int, pathlib.Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-        before, begun = ticks(), time.monotonic()
+        before, started = ticks(), time.monotonic()
         time.sleep(30)
-        return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begun)
+        return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - started)
     finally:
         server.stop()
 
 
 def measure_sampler(options, config, home):
-    """CPU time of the daemon with many pods and processes on eight GPUs: looked at every second, and not at all.
+    """CPU time of the daemon with many pods and processes on eight GPUs: sampled every second, and not at all.
 
-    The difference is what poller and sampler cost; the rest is the list of containers, taken from the engine every second.
+    The difference is the cost of poller and sampler; the rest is listing the engine's containers every second.
     """
     body = {"Image": IMAGE, "Cmd": ["/bin/sh", "-c", "for n in 1 2 3 4 5 6 7 8 9; do sleep 9999 & done; wait"], "HostConfig": {}}
-    print("\n| 1 Hz, 8 GPUs, per cent of a core | daemon | of which poller and sampler |")
+    print("\n| 1 Hz, 8 GPUs, percent of a core | daemon | of which poller and sampler |")
     print("| --- | --: | --: |")
     made = []
     for pods in SAMPLED:
@@ -343,12 +343,12 @@ def measure_sampler(options, config, home):
             made += list(pool.map(lambda name: raw_create(name, body), names))
         gpus = Gpus(options.nvml, 8)
         pids = [pid for container in made for pid in processes_in(container)]
-        gpus.seat(pids)
+        gpus.assign(pids)
         try:
-            with_looks, without = (daemon_share(options, config, home, gpus, pods, len(pids), seconds) for seconds in (1.0, 3600.0))
+            sampled, without = (daemon_share(options, config, home, gpus, pods, len(pids), seconds) for seconds in (1.0, 3600.0))
         finally:
-            shutil.rmtree(gpus.folder, ignore_errors=True)
-        print(f"| {pods} pods, {len(pids):,} processes | {with_looks * 100:.2f} % | **{(with_looks - without) * 100:.2f} %** |")
+            shutil.rmtree(gpus.directory, ignore_errors=True)
+        print(f"| {pods} pods, {len(pids):,} processes | {sampled * 100:.2f} % | **{(sampled - without) * 100:.2f} %** |")
 
 
 def clean():
@@ -399,10 +399,10 @@ ports = [22]
             [options.binary, "user", "add", USER, "--admin", "--password-stdin"], input=PASSWORD + "\n", text=True,
             env={**os.environ, "PODY_HOME": homes[1]}, **quiet,
         )
-        # The same pods for both: made at the engine, found by the original by their names and adopted by ours. One has a
-        # device request and is never started, because the original's inspect fails on a pod without.
+        # The same pods for both: created at the engine, found by the original by their names and adopted by ours. One has a
+        # device request, because the original's inspect fails on a pod without one, and is never started.
         made = [raw_create(f"{PREFIX}-{USER}-p{number}", {"Image": IMAGE, "Tty": True, "HostConfig": {}}) for number in range(PODS - 1)]
-        gpus.seat([pid for container in made[:3] for pid in processes_in(container)])
+        gpus.assign([pid for container in made[:3] for pid in processes_in(container)])
         held = {"DeviceRequests": [{"Driver": "nvidia", "DeviceIDs": ["0"], "Capabilities": [["gpu"]]}]}
         engine("POST", f"/containers/create?name={PREFIX}-{USER}-held", {"Image": IMAGE, "Tty": True, "HostConfig": held})
 
@@ -436,8 +436,8 @@ ports = [22]
         for server in servers:
             server.stop()
         clean()
-        for folder in [*homes, gpus.folder]:
-            shutil.rmtree(folder, ignore_errors=True)
+        for directory in [*homes, gpus.directory]:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 main()

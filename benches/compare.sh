@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Side by side, in one run, on one Docker with the same pods and the same stand-in for NVIDIA's library: the original pody
-# 0.4.1 server, this one, and the raw engine. Prints Markdown tables. Takes about five minutes; needs root, Docker, the image pody-base, wrk and python3.
+# Compares the original pody 0.4.1 server, this one and the raw engine in one run, on one Docker with the same pods and the
+# same stand-in for NVIDIA's library. Prints Markdown tables. Takes about five minutes; needs root, Docker, the image
+# pody-base, wrk and python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -2,8 +2,8 @@
 # Builds a pod image that needs no registry: `images/build.sh pody-base [--force]`.
 #
 # The root filesystem comes from the machine's own package mirror (the suite the
-# machine runs), so it works wherever `apt-get` works. Nothing is built when the
-# image exists and was made from the same inputs; see README.md.
+# machine runs), so it works wherever `apt-get` works. Nothing is built if the
+# image exists and was built from the same inputs; see README.md.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -83,8 +83,8 @@ sources=$(host_apt_sources)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# The host's word on stale release files holds in the image too (frozen mirrors);
-# its proxy serves the build only, for it may carry a password.
+# The host's setting for stale release files applies in the image too (frozen mirrors);
+# its proxy is used for the build only, because it may contain a password.
 apt-config dump | grep -E '^Acquire::(Check-Valid-Until|Check-Date) ' >"$work/apt.conf" || true
 apt-config dump | grep -E '^Acquire::https?::Proxy ' >"$work/proxy.conf" || true
 
@@ -115,7 +115,7 @@ docker import \
     --change "LABEL pody.image=$image pody.content-hash=$hash" \
     --message "built by images/build.sh" \
     "$work/rootfs.tar" "$tag" >/dev/null
-# The image that had the name goes, unless a tag or a pod still holds it.
+# The image that had the name is removed, unless a tag or a pod still uses it.
 if [ -n "$previous" ] && [ "$(docker image inspect --format '{{len .RepoTags}}' "$previous" 2>/dev/null)" = 0 ]; then
     docker image rm "$previous" >/dev/null 2>&1 || true
 fi

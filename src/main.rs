@@ -1,8 +1,8 @@
-//! Reads the arguments and runs the command; see `pody::cli`. Under the name `gzip` it serves CRIU: `pody::checkpoint::gzip`.
+//! Reads the arguments and runs the command; see `pody::cli`. Under the name `gzip` it serves CRIU: `pody::criu::gzip`.
 
 use std::{path::Path, process::ExitCode};
 
-use pody::{checkpoint::gzip, cli::Cli};
+use pody::{cli::Cli, criu::gzip};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();

@@ -1,4 +1,4 @@
-//! Numbers for Prometheus.
+//! Metrics for Prometheus.
 
 use std::{
     fmt::Write as _,
@@ -12,9 +12,9 @@ use prometheus_client::{
 };
 
 use crate::{
-    app::App,
-    engine::Health,
-    gpu::{self, Reading},
+    engine::{Engine, Health},
+    gpu::{self, Gpus, Reading},
+    pod::Pods,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -51,7 +51,7 @@ struct GpuPodLabels {
 
 type Number = Gauge<f64, AtomicU64>;
 
-/// Numbers by pod and by GPU, set anew at each reading.
+/// Gauges by pod and by GPU, set at each scrape.
 #[derive(Clone, Default)]
 struct Readings {
     pod_cpu_seconds: Family<OnePodLabels, Number>,
@@ -85,21 +85,20 @@ impl Readings {
         let written = "Written to disks since the start of the pod";
         registry.register_with_unit("pod_disk_written", written, Unit::Bytes, self.pod_disk_written.clone());
         registry.register("gpu_known", "1 while the GPU can be read", self.gpu_known.clone());
-        registry.register("gpu_utilization_percent", "Time in which a kernel ran", self.gpu_utilization.clone());
-        registry.register_with_unit("gpu_memory", "GPU memory in use", Unit::Bytes, self.gpu_memory.clone());
-        registry.register_with_unit(
-            "gpu_memory_total",
-            "GPU memory there is",
-            Unit::Bytes,
-            self.gpu_memory_total.clone(),
+        registry.register(
+            "gpu_utilization_percent",
+            "Share of time in which a kernel ran",
+            self.gpu_utilization.clone(),
         );
+        registry.register_with_unit("gpu_memory", "GPU memory in use", Unit::Bytes, self.gpu_memory.clone());
+        registry.register_with_unit("gpu_memory_total", "Total GPU memory", Unit::Bytes, self.gpu_memory_total.clone());
         registry.register("gpu_power_watts", "Power drawn", self.gpu_power.clone());
         registry.register_with_unit("gpu_temperature", "Temperature", Unit::Celsius, self.gpu_temperature.clone());
         registry.register_with_unit("gpu_pod_memory", "GPU memory by pod", Unit::Bytes, self.gpu_pod_memory.clone());
         registry.register("gpu_pod_processes", "Processes on the GPU by pod", self.gpu_pod_processes.clone());
         registry.register(
             "gpu_pod_utilization_percent",
-            "Time in which a kernel of the pod ran, as far as the driver tells",
+            "Share of time in which a kernel of the pod ran, as far as the driver reports it",
             self.gpu_pod_utilization.clone(),
         );
     }
@@ -121,9 +120,9 @@ impl Readings {
         self.gpu_pod_utilization.clear();
     }
 
-    fn read_pods(&self, app: &App) {
-        for pod in app.pods.list_all() {
-            let Some(sample) = app.pods.sample(&pod) else { continue };
+    fn read_pods(&self, pods: &Pods) {
+        for pod in pods.list_all() {
+            let Some(sample) = pods.sample(&pod) else { continue };
             let labels = OnePodLabels { user: pod.user.to_string(), pod: pod.container_name.clone() };
             self.pod_cpu_seconds.get_or_create(&labels).set(sample.cpu_seconds);
             self.pod_memory.get_or_create(&labels).set(sample.memory_bytes as f64);
@@ -135,8 +134,8 @@ impl Readings {
         }
     }
 
-    fn read_gpus(&self, app: &App) {
-        for device in &app.gpus.snapshot().devices {
+    fn read_gpus(&self, gpus: &Gpus) {
+        for device in &gpus.snapshot().devices {
             let labels = GpuLabels { gpu: device.uuid.0.clone(), index: device.index };
             let Reading { memory_total, memory_used, utilization, power, temperature, .. } = match &device.health {
                 gpu::Health::Known(reading) => reading.clone(),
@@ -176,7 +175,7 @@ impl Readings {
     }
 }
 
-/// Counters that live as long as the daemon, and gauges that are set when they are read. Cheap to clone.
+/// Counters that live as long as the daemon, and gauges that are set at each scrape. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -209,7 +208,7 @@ impl Default for Metrics {
             inventory_age.clone(),
         );
         let gpu_polls = Gauge::default();
-        registry.register("gpu_polls", "Looks at the GPUs since the start of the daemon", gpu_polls.clone());
+        registry.register("gpu_polls", "Polls of the GPUs since the start of the daemon", gpu_polls.clone());
         let readings = Readings::default();
         readings.register(&mut registry);
         let reading = Arc::default();
@@ -233,20 +232,20 @@ impl Metrics {
         self.request_seconds.observe(seconds);
     }
 
-    /// Everything in the OpenMetrics text format.
-    pub fn render(&self, app: &App) -> String {
+    /// All metrics in the OpenMetrics text format.
+    pub fn render(&self, pods: &Pods, gpus: &Gpus, engine: &Engine) -> String {
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         self.pods.clear();
-        for pod in app.pods.list_all() {
-            let view = app.pods.view(&pod);
+        for pod in pods.list_all() {
+            let view = pods.view(&pod);
             self.pods.get_or_create(&PodLabels { user: view.user.to_string(), status: view.status }).inc();
         }
         self.readings.clear();
-        self.readings.read_pods(app);
-        self.readings.read_gpus(app);
-        self.gpu_polls.set(app.gpus.polls());
-        self.docker_up.set(i64::from(app.engine.health() == Health::Up));
-        self.inventory_age.set(app.engine.inventory().age().map_or(-1.0, |age| age.as_secs_f64()));
+        self.readings.read_pods(pods);
+        self.readings.read_gpus(gpus);
+        self.gpu_polls.set(gpus.polls());
+        self.docker_up.set(i64::from(engine.health() == Health::Up));
+        self.inventory_age.set(engine.inventory().age().map_or(-1.0, |age| age.as_secs_f64()));
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             let _ = writeln!(text, "# not complete");

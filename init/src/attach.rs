@@ -1,4 +1,4 @@
-//! The other end of PID 1's socket: carries a session's bytes between its terminal and the engine's pipes.
+//! The client of PID 1's socket: relays a session's bytes between its terminal and the engine's pipes.
 
 use std::{
     ffi::CString,
@@ -14,54 +14,54 @@ use std::{
 use crate::{
     CANNOT_RUN,
     sys::{self, PollFd, WinSize},
-    wire::{self, Begin, Frame, Frames, Reply, Request},
+    wire::{self, Frame, Frames, Reply, Request, Start},
 };
 
 const INPUT: RawFd = 0;
 const OUTPUT: RawFd = 1;
 const BUFFER: usize = 32 << 10;
-/// Typed bytes that wait for a program to read them; then no more are taken from the daemon.
+/// Typed bytes that may wait for a program to read them; at this many, no more are read from the daemon.
 const MAX_TYPED: usize = 64 << 10;
-/// What a command has shown arrives at once; something that it left behind may hold its terminal for ever, or flood it. No
-/// terminal holds as much as that many reads.
-const LAST_WORDS: Duration = Duration::from_millis(30);
-const LAST_READS: usize = 256;
+/// How the rest of the output is read after the command has ended. It arrives at once, but a process left behind may
+/// keep the terminal open for ever, or flood it: hence both limits. A terminal buffers less than that many reads.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(30);
+const MAX_DRAIN_READS: usize = 256;
 
-/// Says a line to the daemon.
-fn tell(line: &str) {
+/// Reports to the daemon.
+fn report(line: &str) {
     sys::write_all(2, format!("{line}\n").as_bytes());
 }
 
-/// It was not begun. The daemon knows another way.
+/// The session was not started. The daemon falls back to another way.
 fn fail(error: i32) -> i32 {
-    tell(&format!("failed {error}"));
+    report(&format!("failed {error}"));
     CANNOT_RUN
 }
 
-/// Begins a session, or comes back to one if there is no command, and stays with it. The exit code is the command's.
+/// Starts a session, or resumes one if there is no command, and stays attached. The exit code is the command's.
 pub fn attach(id: &str, size: WinSize, command: &[CString]) -> i32 {
     let request = match command {
         [] => Request::Resume { id: id.to_owned(), size },
-        command => match begin(id, command, size) {
-            Ok(begin) => Request::Begin(begin),
+        command => match new_start(id, command, size) {
+            Ok(start) => Request::Start(start),
             Err(error) => return fail(error),
         },
     };
-    let (socket, reply, mut files) = match ask(&request) {
+    let (socket, reply, mut files) = match send_request(&request) {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
     match (reply, files.len()) {
         (Reply::Started, 2) => {
             let (master, history) = (files.remove(0), files.remove(0));
-            tell("started");
-            show(history);
-            Attached { socket, master, frames: Frames::default(), typed: Vec::new() }.carry()
+            report("started");
+            print_file(history);
+            Attached { socket, master, frames: Frames::default(), typed: Vec::new() }.relay()
         }
         (Reply::Ended(code), 1) => {
-            tell("started");
-            show(files.remove(0));
-            tell(&format!("exit {code}"));
+            report("started");
+            print_file(files.remove(0));
+            report(&format!("exit {code}"));
             code
         }
         (Reply::Failed(error), _) => fail(error),
@@ -69,13 +69,13 @@ pub fn attach(id: &str, size: WinSize, command: &[CString]) -> i32 {
     }
 }
 
-/// Begins a session that nobody is attached to.
+/// Starts a session that no client is attached to.
 pub fn start(id: &str, command: &[CString]) -> i32 {
-    let begun = begin(id, command, WinSize::new(24, 80));
-    let request = begun.map(|begin| Request::Begin(Begin { in_background: true, ..begin }));
-    match request.and_then(|request| ask(&request)) {
+    let request = new_start(id, command, WinSize::new(24, 80))
+        .map(|start| Request::Start(Start { in_background: true, ..start }));
+    match request.and_then(|request| send_request(&request)) {
         Ok((_, Reply::Started, _)) => {
-            tell("started");
+            report("started");
             0
         }
         Ok((_, Reply::Failed(error), _)) | Err(error) => fail(error),
@@ -85,9 +85,9 @@ pub fn start(id: &str, command: &[CString]) -> i32 {
 
 /// Prints the sessions as JSON.
 pub fn list() -> i32 {
-    match ask(&Request::List) {
+    match send_request(&Request::List) {
         Ok((_, Reply::Listed, mut files)) if files.len() == 1 => {
-            show(files.remove(0));
+            print_file(files.remove(0));
             0
         }
         Ok((_, Reply::Failed(error), _)) | Err(error) => fail(error),
@@ -95,45 +95,45 @@ pub fn list() -> i32 {
     }
 }
 
-/// The command as we would run it: in our folder, with our environment. The engine has made both for us.
-fn begin(id: &str, command: &[CString], size: WinSize) -> Result<Begin, i32> {
+/// The command as this process would run it: in its directory and with its environment, both set up by the engine.
+fn new_start(id: &str, command: &[CString], size: WinSize) -> Result<Start, i32> {
     if command[0].as_bytes().starts_with(b"/") {
         sys::may_run(&command[0]).map_err(|error| error.raw_os_error().unwrap_or(sys::EINVAL))?;
     }
-    let folder = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    let directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let environment = std::env::vars_os().filter_map(|(key, value)| {
         let mut text = key.into_vec();
         text.push(b'=');
         text.extend(value.into_vec());
         CString::new(text).ok()
     });
-    Ok(Begin {
+    Ok(Start {
         id: id.to_owned(),
         in_background: false,
         size,
-        folder: CString::new(folder.into_os_string().into_vec()).map_err(|_| sys::EINVAL)?,
+        directory: CString::new(directory.into_os_string().into_vec()).map_err(|_| sys::EINVAL)?,
         command: command.to_vec(),
         environment: environment.collect(),
     })
 }
 
-/// Says it to PID 1 and hears the answer.
-fn ask(request: &Request) -> Result<(UnixStream, Reply, Vec<OwnedFd>), i32> {
+/// Sends a request to PID 1 and reads the reply.
+fn send_request(request: &Request) -> Result<(UnixStream, Reply, Vec<OwnedFd>), i32> {
     let socket = wire::connect().ok_or(sys::ENOENT)?;
-    // Not by `write`: PID 1 closes at once on strangers, and that would be a SIGPIPE.
+    // Not with `write`: PID 1 closes unauthorized connections at once, and that would raise SIGPIPE.
     (&socket).write_all(&request.encode()).map_err(|_| sys::EIO)?;
-    let (reply, files) = hear(&socket).ok_or(sys::EIO)?;
+    let (reply, files) = read_reply(&socket).ok_or(sys::EIO)?;
     Ok((socket, reply, files))
 }
 
-fn hear(socket: &UnixStream) -> Option<(Reply, Vec<OwnedFd>)> {
+fn read_reply(socket: &UnixStream) -> Option<(Reply, Vec<OwnedFd>)> {
     let mut bytes = [0; 8];
     let files = sys::receive_files(socket.as_raw_fd(), &mut bytes).ok()??;
     Some((Reply::decode(bytes)?, files))
 }
 
-/// Shows a file from its begin.
-fn show(file: OwnedFd) {
+/// Prints a file from its beginning.
+fn print_file(file: OwnedFd) {
     let mut bytes = Vec::new();
     let _ = File::from(file).read_to_end(&mut bytes);
     sys::write_all(OUTPUT, &bytes);
@@ -143,70 +143,70 @@ struct Attached {
     socket: UnixStream,
     master: OwnedFd,
     frames: Frames,
-    /// Typed, and not taken by the terminal yet.
+    /// Typed, and not accepted by the terminal yet.
     typed: Vec<u8>,
 }
 
 impl Attached {
-    fn carry(mut self) -> i32 {
+    fn relay(mut self) -> i32 {
         let mut buffer = vec![0; BUFFER];
         loop {
-            let takes_input = self.typed.len() < MAX_TYPED;
+            let accepts_input = self.typed.len() < MAX_TYPED;
             let file = |fd, events| PollFd { fd, events, revents: 0 };
             let writes = if self.typed.is_empty() { 0 } else { sys::POLLOUT };
             let mut files = [
                 file(self.socket.as_raw_fd(), sys::POLLIN),
                 file(self.master.as_raw_fd(), sys::POLLIN | writes),
-                file(if takes_input { INPUT } else { -1 }, sys::POLLIN),
+                file(if accepts_input { INPUT } else { -1 }, sys::POLLIN),
             ];
             let _ = sys::poll(&mut files, None);
             let [socket, master, input] = files.map(|file| file.revents);
             if socket != 0 {
-                return self.end(&mut buffer);
+                return self.finish(&mut buffer);
             }
             if master & sys::POLLOUT != 0 {
-                self.type_in();
+                self.write_typed();
             }
             if master & (sys::POLLIN | sys::POLLHUP | sys::POLLERR) != 0 && !self.read_terminal(&mut buffer) {
-                // Every program has closed its side: now only PID 1 has something to say.
+                // Every program has closed its side: only PID 1's reply is still to come.
                 let _ = sys::poll(&mut [file(self.socket.as_raw_fd(), sys::POLLIN)], None);
-                return self.end(&mut buffer);
+                return self.finish(&mut buffer);
             }
             if input != 0 && !self.read_input(&mut buffer) {
-                // Closing the socket tells PID 1.
+                // PID 1 notices that the socket closes.
                 return 128 + sys::SIGHUP;
             }
         }
     }
 
-    /// PID 1 has spoken its last word.
-    fn end(&mut self, buffer: &mut [u8]) -> i32 {
-        match hear(&self.socket) {
+    /// Reads the last reply of PID 1, and what the terminal still holds.
+    fn finish(&mut self, buffer: &mut [u8]) -> i32 {
+        match read_reply(&self.socket) {
             Some((Reply::Ended(code), _)) => {
-                let waits = |fd| sys::poll(&mut [PollFd { fd, events: sys::POLLIN, revents: 0 }], Some(LAST_WORDS));
-                for _ in 0..LAST_READS {
+                let waits = |fd| sys::poll(&mut [PollFd { fd, events: sys::POLLIN, revents: 0 }], Some(DRAIN_TIMEOUT));
+                for _ in 0..MAX_DRAIN_READS {
                     if !waits(self.master.as_raw_fd()).is_ok_and(|ready| ready > 0) || !self.read_terminal(buffer) {
                         break;
                     }
                 }
-                tell(&format!("exit {code}"));
+                report(&format!("exit {code}"));
                 code
             }
-            Some((Reply::LetGo, _)) => {
-                tell("detached");
+            Some((Reply::Detach, _)) => {
+                report("detached");
                 0
             }
-            // PID 1 is gone, and so shall we be.
+            // PID 1 is gone: this process will be killed, too.
             _ => 128 + sys::SIGKILL,
         }
     }
 
-    /// Shows what there is; `false` at the terminal's end.
+    /// Copies what the terminal has to the output; `false` at its end.
     fn read_terminal(&mut self, buffer: &mut [u8]) -> bool {
         match sys::read_some(self.master.as_raw_fd(), buffer) {
             Ok(0) => false,
             Ok(count) => {
-                // Where nobody reads it any more, the end of the input tells.
+                // A closed output is ignored here: the end of the input reports it.
                 sys::write_all(OUTPUT, &buffer[..count]);
                 true
             }
@@ -214,7 +214,7 @@ impl Attached {
         }
     }
 
-    /// Takes frames from the daemon; `false` when the user has left.
+    /// Reads frames from the daemon; `false` when the user has left.
     fn read_input(&mut self, buffer: &mut [u8]) -> bool {
         match sys::read_some(INPUT, buffer) {
             Ok(0) | Err(_) => return false,
@@ -226,11 +226,11 @@ impl Attached {
                 Frame::Resize(size) => sys::resize(self.master.as_raw_fd(), size),
             }
         }
-        self.type_in();
+        self.write_typed();
         true
     }
 
-    fn type_in(&mut self) {
+    fn write_typed(&mut self) {
         if self.typed.is_empty() {
             return;
         }

@@ -1,8 +1,8 @@
 //! PID 1: one thread and one loop over signals, the socket and the sessions.
 //!
-//! The main program is in the foreground of the container's terminal and gets every signal that comes from outside. Its end
-//! is the pod's end, with its exit code. PID 1 stays the leader of that terminal's session and keeps it open: CRIU restores a
-//! terminal only through its leader, and `/proc/1/fd/1` is where programs in containers write to be in the log.
+//! The main program is in the foreground of the container's terminal and gets every signal from outside. When it ends,
+//! the pod ends, with its exit code. PID 1 stays the leader of that terminal's session and keeps it open: CRIU restores
+//! a terminal only through its leader, and `/proc/1/fd/1` is where programs in containers write to reach the log.
 
 use std::{
     ffi::CString,
@@ -21,72 +21,72 @@ use crate::{
     wire::{self, Reply, Request},
 };
 
-/// The daemon's word before a checkpoint: whoever is attached is let go, and their sessions go on.
-const LET_GO: i32 = 62;
-/// Who connects has this long to say what is wanted.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Who connect at a time.
-const MAX_CALLERS: usize = 64;
-/// Sessions that ended with nobody there, kept for who comes back.
-const MAX_WAITING: usize = 16;
+/// The signal that the daemon sends before a checkpoint: all clients are detached, and their sessions continue.
+const DETACH: i32 = 62;
+/// Deadline of a request after its connection was accepted.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that are waiting to send their request, at most.
+const MAX_CONNECTIONS: usize = 64;
+/// Sessions kept that ended while detached and whose exit code nobody has fetched, at most.
+const MAX_UNCLAIMED: usize = 16;
 
-/// Runs the main program to its end; its exit code.
+/// Runs the main program to its end and returns its exit code.
 pub fn run(command: &[CString], io_uring: IoUring) -> i32 {
     if !sys::is_first_process() {
-        sys::say("`init` is for PID 1");
+        sys::log("`init` is for PID 1");
         return crate::CANNOT_RUN;
     }
     if io_uring == IoUring::Refused
         && let Err(error) = seccomp::refuse_io_uring()
     {
-        sys::say(&format!("io_uring stays allowed: {error}"));
+        sys::log(&format!("io_uring stays allowed: {error}"));
     }
     let listener = listen();
     sys::catch_signals();
     let main = match sys::fork_process() {
         Ok(Forked::Parent(pid)) => pid,
         Ok(Forked::Child) => {
-            // While signals are blocked: who is in the background may not take the foreground otherwise.
+            // While signals are blocked: otherwise SIGTTOU would stop a background process that takes the foreground.
             sys::take_foreground(0);
             sys::reset_signals();
             sys::leave(crate::exec(command, None))
         }
         Err(error) => {
-            sys::say(&format!("no process for {:?}: {error}", command[0]));
+            sys::log(&format!("no process for {:?}: {error}", command[0]));
             return crate::CANNOT_RUN;
         }
     };
-    Init { main, listener, callers: Vec::new(), sessions: Vec::new() }.serve()
+    Init { main, listener, connections: Vec::new(), sessions: Vec::new() }.serve()
 }
 
-/// Before any program of the pod could take the name.
+/// Called before any program of the pod runs and could take the name.
 fn listen() -> Option<UnixListener> {
     let listener = wire::listen().and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    listener.map_err(|error| sys::say(&format!("no sessions: {error}"))).ok()
+    listener.map_err(|error| sys::log(&format!("no sessions: {error}"))).ok()
 }
 
 struct Init {
     main: i32,
     listener: Option<UnixListener>,
-    callers: Vec<Caller>,
+    connections: Vec<Connection>,
     sessions: Vec<Session>,
 }
 
-/// Somebody who has connected and not said all yet.
-struct Caller {
+/// A client that has connected and not sent its whole request yet.
+struct Connection {
     stream: UnixStream,
-    said: Vec<u8>,
-    until: Instant,
+    received: Vec<u8>,
+    deadline: Instant,
 }
 
-/// What a file in the list of those waited for is.
+/// What a file in the poll list belongs to.
 #[derive(Clone, Copy)]
 enum Source {
     Listener,
-    Caller(usize),
+    Connection(usize),
     Session(usize),
 }
 
@@ -96,19 +96,19 @@ impl Init {
             for signal in sys::take_signals() {
                 match signal {
                     sys::SIGCHLD => {}
-                    LET_GO => self.sessions.iter_mut().for_each(Session::let_go),
+                    DETACH => self.sessions.iter_mut().for_each(Session::detach),
                     signal => sys::send_signal(self.main, signal),
                 }
             }
             if let Some(code) = self.reap() {
                 return code;
             }
-            let next = self.tidy();
+            let next = self.expire();
             self.wait(next);
         }
     }
 
-    /// Takes all that have ended, orphans too. The main program's code, if it is among them.
+    /// Reaps every child that has ended, orphans too. Returns the main program's exit code if it is among them.
     fn reap(&mut self) -> Option<i32> {
         while let Some((pid, code)) = sys::reap() {
             if pid == self.main {
@@ -123,39 +123,42 @@ impl Init {
         None
     }
 
-    /// Does what is due and forgets what is over. When the next is due.
-    fn tidy(&mut self) -> Option<Instant> {
+    /// Runs what is due and drops what is over. Returns when the next is due.
+    fn expire(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let due = self.sessions.iter_mut().filter_map(|session| session.tick(now)).min();
-        self.callers.retain(|caller| caller.until > now);
-        let waiting = self.sessions.iter().filter(|session| session.is_waiting()).count();
-        let mut surplus = waiting.saturating_sub(MAX_WAITING);
+        self.connections.retain(|connection| connection.deadline > now);
+        let unclaimed = self.sessions.iter().filter(|session| session.is_unclaimed()).count();
+        let mut surplus = unclaimed.saturating_sub(MAX_UNCLAIMED);
         self.sessions.retain(|session| {
-            let is_surplus = surplus > 0 && session.is_waiting();
+            let is_surplus = surplus > 0 && session.is_unclaimed();
             surplus -= usize::from(is_surplus);
             !is_surplus && !session.is_gone()
         });
-        due.into_iter().chain(self.callers.iter().map(|caller| caller.until)).min()
+        due.into_iter().chain(self.connections.iter().map(|connection| connection.deadline)).min()
     }
 
     fn wait(&mut self, next: Option<Instant>) {
         let listener = self.listener.iter().map(|listener| (Source::Listener, listener.as_raw_fd()));
-        let callers =
-            self.callers.iter().enumerate().map(|(at, caller)| (Source::Caller(at), caller.stream.as_raw_fd()));
+        let connections = self
+            .connections
+            .iter()
+            .enumerate()
+            .map(|(at, connection)| (Source::Connection(at), connection.stream.as_raw_fd()));
         let sessions = self.sessions.iter().enumerate();
         let sessions = sessions.filter_map(|(at, session)| Some((Source::Session(at), session.watched()?)));
         let (sources, mut files): (Vec<Source>, Vec<PollFd>) = listener
-            .chain(callers)
+            .chain(connections)
             .chain(sessions)
             .map(|(source, fd)| (source, PollFd { fd, events: sys::POLLIN, revents: 0 }))
             .unzip();
         sys::wait(&mut files, next.map(|at| at.saturating_duration_since(Instant::now())));
-        // From the end, so that places in the lists stay right while some are taken out.
+        // From the end, so that indices stay valid while elements are removed.
         for (source, file) in sources.into_iter().zip(files).rev().filter(|(_, file)| file.revents != 0) {
             debug_assert!(file.fd >= 0);
             match source {
                 Source::Listener => self.accept(),
-                Source::Caller(at) => self.hear(at),
+                Source::Connection(at) => self.read_request(at),
                 Source::Session(at) => self.sessions[at].ready(),
             }
         }
@@ -164,53 +167,60 @@ impl Init {
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         while let Ok((stream, _)) = listener.accept() {
-            if self.callers.len() < MAX_CALLERS && wire::is_welcome(&stream) && stream.set_nonblocking(true).is_ok() {
-                self.callers.push(Caller { stream, said: Vec::new(), until: Instant::now() + PATIENCE });
+            if self.connections.len() < MAX_CONNECTIONS
+                && wire::is_authorized(&stream)
+                && stream.set_nonblocking(true).is_ok()
+            {
+                self.connections.push(Connection {
+                    stream,
+                    received: Vec::new(),
+                    deadline: Instant::now() + REQUEST_TIMEOUT,
+                });
             }
         }
     }
 
-    /// Reads what a caller says, and does it when all is said.
-    fn hear(&mut self, at: usize) {
-        let caller = &mut self.callers[at];
+    /// Reads from a connection, and handles the request once it is complete.
+    fn read_request(&mut self, at: usize) {
+        let connection = &mut self.connections[at];
         let mut buffer = [0; 16 << 10];
         let is_over = loop {
-            match caller.stream.read(&mut buffer) {
+            match connection.stream.read(&mut buffer) {
                 Ok(0) => break true,
-                Ok(count) => caller.said.extend_from_slice(&buffer[..count]),
+                Ok(count) => connection.received.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break false,
                 Err(_) => break true,
             }
-            if caller.said.len() > wire::MAX_REQUEST {
+            if connection.received.len() > wire::MAX_REQUEST {
                 break true;
             }
         };
-        let said = caller.said.split_at_checked(4).filter(|(len, rest)| {
+        let framed = connection.received.split_at_checked(4).filter(|(len, rest)| {
             <[u8; 4]>::try_from(*len).map(u32::from_le_bytes).is_ok_and(|len| usize::try_from(len) == Ok(rest.len()))
         });
-        match said.map(|(_, request)| Request::decode(request)) {
+        match framed.map(|(_, request)| Request::decode(request)) {
             None if !is_over => {}
-            None | Some(None) => drop(self.callers.remove(at)),
+            None | Some(None) => drop(self.connections.remove(at)),
             Some(Some(request)) => {
-                let stream = self.callers.remove(at).stream;
-                self.obey(request, stream);
+                let stream = self.connections.remove(at).stream;
+                self.handle(request, stream);
             }
         }
     }
 
-    fn obey(&mut self, request: Request, stream: UnixStream) {
+    fn handle(&mut self, request: Request, stream: UnixStream) {
         let refuse = |stream: &UnixStream, error: i32| {
             let _ = sys::send_files(stream.as_raw_fd(), &Reply::Failed(error).encode(), &[]);
         };
         let find = |sessions: &mut Vec<Session>, id: &str| sessions.iter().position(|session| session.id == id);
         match request {
-            Request::Begin(begin) if find(&mut self.sessions, &begin.id).is_some() => refuse(&stream, sys::EEXIST),
-            Request::Begin(begin) => match Session::begin(&begin) {
+            Request::Start(start) if find(&mut self.sessions, &start.id).is_some() => refuse(&stream, sys::EEXIST),
+            Request::Start(start) => match Session::start(&start) {
                 Ok(mut session) => {
-                    if begin.in_background {
+                    if start.in_background {
                         let _ = sys::send_files(stream.as_raw_fd(), &Reply::Started.encode(), &[]);
                     } else {
-                        session.attach(stream, begin.size);
+                        session.attach(stream, start.size);
                     }
                     self.sessions.push(session);
                 }

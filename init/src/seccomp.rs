@@ -1,7 +1,7 @@
-//! io_uring cannot be saved in a checkpoint, so programs are told that the kernel has none, and take another way.
+//! io_uring cannot be saved in a checkpoint, so its system calls fail with ENOSYS, and programs use something else.
 //!
-//! A filter of ours beside the engine's own, which stays in force. Only where no new privileges can be gained: elsewhere the
-//! kernel wants CAP_SYS_ADMIN for it, and set-user-id programs would run filtered.
+//! The filter is added to the engine's own, which stays in force. It is installed only under `no_new_privs`: otherwise
+//! the kernel requires CAP_SYS_ADMIN for it, and set-user-id programs would run filtered.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub enum IoUring {
 /// `io_uring_setup`, `_enter` and `_register`: the same numbers on every architecture, 32-bit ones too.
 const FIRST: u32 = 425;
 const LAST: u32 = 427;
-/// x86's x32 calls carry this bit.
+/// The bit that marks x86's x32 calls.
 const X32: u32 = 0x4000_0000;
 
 const LOAD: u16 = 0x20;
@@ -43,7 +43,7 @@ const fn instruction(code: u16, if_true: u8, if_false: u8, value: u32) -> Instru
     Instruction { code, if_true, if_false, value }
 }
 
-/// For this process and all that it starts. Nothing where new privileges can be gained.
+/// Installs the filter for this process and its children. Does nothing without `no_new_privs`.
 pub fn refuse_io_uring() -> io::Result<()> {
     if sys::has_no_new_privileges() { sys::filter_calls(&FILTER) } else { Ok(()) }
 }
@@ -52,8 +52,8 @@ pub fn refuse_io_uring() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What the filter says to a system call, as the kernel would run it.
-    fn judge(call: u32) -> u32 {
+    /// Runs the filter on a system call, as the kernel would.
+    fn evaluate(call: u32) -> u32 {
         let (mut at, mut value) = (0, 0);
         loop {
             let step = FILTER[at];
@@ -64,18 +64,18 @@ mod tests {
                 JUMP_AT_LEAST => at += usize::from(if value >= step.value { step.if_true } else { step.if_false }),
                 JUMP_GREATER => at += usize::from(if value > step.value { step.if_true } else { step.if_false }),
                 RETURN => return step.value,
-                code => panic!("{code:#x} is no instruction of ours"),
+                code => panic!("{code:#x} is not an instruction of the filter"),
             }
         }
     }
 
     #[test]
-    fn io_uring_is_not_there_and_all_else_is() {
+    fn only_io_uring_fails_with_enosys() {
         for call in [425, 426, 427, 425 | X32] {
-            assert_eq!(judge(call), FAIL_ENOSYS, "{call}");
+            assert_eq!(evaluate(call), FAIL_ENOSYS, "{call}");
         }
         for call in [0, 1, 424, 428, 435, 1000, u32::MAX] {
-            assert_eq!(judge(call), ALLOW, "{call}");
+            assert_eq!(evaluate(call), ALLOW, "{call}");
         }
     }
 }

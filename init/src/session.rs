@@ -1,14 +1,14 @@
 //! A session: a command on a terminal that PID 1 holds.
 //!
-//! Who is attached reads and writes the terminal directly; PID 1 only waits for their leaving. While nobody is attached PID 1
-//! reads it, so that the command is never held up, and keeps the end of what was shown.
+//! The attached client reads and writes the terminal directly; PID 1 only waits for it to leave. While no client is
+//! attached, PID 1 reads the terminal, so that the command is never blocked, and keeps the end of the output.
 //!
 //! ```text
-//!              their leaving                               killed, reaped
+//!           client leaves                                  killed, reaped
 //! attached ───────────────────► hung up ─────────────────────────────────────► gone
 //!    │  ▲                                                                       ▲
-//!    │  └───── resumed ─────┐              the command ended                    │ resumed,
-//!    └─► let go ───────────► left ───────────────────────────────► ended ───────┘ or too many
+//!    │  └───── resumed ──────┐             the command ended                    │ resumed,
+//!    └─► detaching ───────► detached ────────────────────────────► ended ───────┘ or too many
 //! ```
 
 use std::{
@@ -24,17 +24,17 @@ use std::{
 
 use crate::{
     sys::{self, Forked},
-    wire::{self, Begin, Reply},
+    wire::{self, Reply, Start},
 };
 
-/// Bytes kept of what a session shows while nobody is attached.
+/// Bytes of output kept while no client is attached.
 const HISTORY: usize = 256 << 10;
-/// Between SIGHUP and SIGKILL for those who were left by their user.
+/// Between SIGHUP and SIGKILL after the client has left.
 const GRACE: Duration = Duration::from_secs(1);
-/// Whoever was told to go may take this long to show what they have read.
-const LEAVE: Duration = Duration::from_millis(500);
-/// Whoever was told of the end may take this long to show what is left.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long a client may take to print what it has read after it was asked to detach.
+const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a client may take to print the rest of the output after the command has ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Session {
     pub id: String,
@@ -43,56 +43,57 @@ pub struct Session {
     /// Unix seconds.
     started: u64,
     pub leader: i32,
-    /// Open as long as there may be something to read from it.
+    /// Open as long as there may be something to read.
     master: Option<OwnedFd>,
     client: Option<UnixStream>,
-    /// It outlives whoever attaches.
+    /// It outlives every client.
     in_background: bool,
-    /// It outlives who is attached now.
-    kept: bool,
-    /// When who is attached was told to go.
-    leaving: Option<Instant>,
+    /// It outlives the current client.
+    outlives_client: bool,
+    /// When a client that is to leave is dropped.
+    leave_deadline: Option<Instant>,
     history: VecDeque<u8>,
     /// How the command ended.
     pub code: Option<i32>,
-    /// Somebody was told that.
-    told: bool,
-    /// When what is left of it is killed.
-    doom: Option<Instant>,
+    /// Whether a client got the exit code, or none will.
+    is_reported: bool,
+    /// When its remaining processes are killed.
+    kill_at: Option<Instant>,
 }
 
 impl Session {
     /// Starts the command.
-    pub fn begin(begin: &Begin) -> io::Result<Self> {
+    pub fn start(start: &Start) -> io::Result<Self> {
         let (master, slave) = sys::open_terminal()?;
-        sys::resize(master.as_raw_fd(), begin.size);
+        sys::resize(master.as_raw_fd(), start.size);
         let leader = match sys::fork_process()? {
             Forked::Parent(pid) => pid,
-            Forked::Child => become_command(slave.as_raw_fd(), begin),
+            Forked::Child => become_command(slave.as_raw_fd(), start),
         };
         Ok(Self {
-            id: begin.id.clone(),
-            shown: wire::shown(&begin.command),
+            id: start.id.clone(),
+            shown: wire::shown(&start.command),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             leader,
             master: Some(master),
             client: None,
-            in_background: begin.in_background,
-            kept: true,
-            leaving: None,
+            in_background: start.in_background,
+            outlives_client: true,
+            leave_deadline: None,
             history: VecDeque::new(),
             code: None,
-            told: false,
-            doom: None,
+            is_reported: false,
+            kill_at: None,
         })
     }
 
-    /// Hands the terminal over, with what was shown meanwhile; of one that has ended, how.
+    /// Passes the terminal to a client, with the output since the last one left. If the command has ended, passes its
+    /// exit code.
     pub fn attach(&mut self, client: UnixStream, size: sys::WinSize) {
         if let Some(previous) = self.client.take() {
-            let _ = sys::send_files(previous.as_raw_fd(), &Reply::LetGo.encode(), &[]);
+            let _ = sys::send_files(previous.as_raw_fd(), &Reply::Detach.encode(), &[]);
         }
-        self.leaving = None;
+        self.leave_deadline = None;
         if self.code.is_some() {
             self.read_terminal();
         }
@@ -100,51 +101,51 @@ impl Session {
         let Ok(history) = sys::memory_file(&[front, back].concat()) else { return };
         let sent = match (self.code, &self.master) {
             (Some(code), _) => {
-                self.told = true;
+                self.is_reported = true;
                 sys::send_files(client.as_raw_fd(), &Reply::Ended(code).encode(), &[history.as_raw_fd()])
             }
             (None, Some(master)) => {
                 sys::resize(master.as_raw_fd(), size);
                 let files = [master.as_raw_fd(), history.as_raw_fd()];
                 self.client = Some(client);
-                self.kept = self.in_background;
+                self.outlives_client = self.in_background;
                 let socket = self.client.as_ref().map_or(-1, AsRawFd::as_raw_fd);
                 sys::send_files(socket, &Reply::Started.encode(), &files)
             }
-            // Every program has closed its side, and the command goes on without a terminal.
+            // Every program has closed its side, and the command continues without a terminal.
             (None, None) => sys::send_files(client.as_raw_fd(), &Reply::Failed(sys::EIO).encode(), &[]),
         };
         if sent.is_ok() {
             self.history.clear();
         } else {
             self.client = None;
-            self.told = false;
+            self.is_reported = false;
         }
     }
 
-    /// The session goes on without who is attached.
-    pub fn let_go(&mut self) {
+    /// Asks the client to leave; the session continues without it.
+    pub fn detach(&mut self) {
         if let Some(client) = &self.client {
-            self.kept = true;
-            self.leaving = Some(Instant::now() + LEAVE);
-            let _ = sys::send_files(client.as_raw_fd(), &Reply::LetGo.encode(), &[]);
+            self.outlives_client = true;
+            self.leave_deadline = Some(Instant::now() + DETACH_TIMEOUT);
+            let _ = sys::send_files(client.as_raw_fd(), &Reply::Detach.encode(), &[]);
         }
     }
 
     /// The command has ended.
     pub fn end(&mut self, code: i32) {
         self.code = Some(code);
-        // Told to go already, they no longer listen: how it ended is kept for who comes back.
-        if self.leaving.is_none()
+        // A client that was asked to leave no longer listens: the exit code is kept for the next one.
+        if self.leave_deadline.is_none()
             && let Some(client) = &self.client
         {
-            self.told = sys::send_files(client.as_raw_fd(), &Reply::Ended(code).encode(), &[]).is_ok();
-            // What was shown last is theirs to read; we read on when they have left.
-            self.leaving = Some(Instant::now() + LAST_WORDS);
+            self.is_reported = sys::send_files(client.as_raw_fd(), &Reply::Ended(code).encode(), &[]).is_ok();
+            // The client reads the last output; PID 1 reads what is left after that.
+            self.leave_deadline = Some(Instant::now() + DRAIN_TIMEOUT);
         }
     }
 
-    /// What is waited for: who is attached, or the terminal.
+    /// The file to poll: the client's socket, or the terminal.
     pub fn watched(&self) -> Option<RawFd> {
         match &self.client {
             Some(client) => Some(client.as_raw_fd()),
@@ -152,28 +153,28 @@ impl Session {
         }
     }
 
-    /// What was waited for has happened.
+    /// That file is ready.
     pub fn ready(&mut self) {
         if self.client.is_none() {
             self.read_terminal();
             return;
         }
-        // Who is attached has nothing to say: this is their leaving.
+        // A client sends nothing once attached: its socket was closed.
         self.client = None;
-        self.leaving = None;
-        // What a command leaves behind when it ends by itself is left alone.
-        if !self.kept && !self.told {
+        self.leave_deadline = None;
+        // What a command leaves running when it ends by itself is left alone.
+        if !self.outlives_client && !self.is_reported {
             self.hang_up();
         }
     }
 
     fn read_terminal(&mut self) {
         let mut buffer = [0; 4096];
-        // Not for ever: others wait.
+        // Bounded, so that other sessions get their turn.
         for _ in 0..64 {
             let Some(master) = &self.master else { return };
             match sys::read_some(master.as_raw_fd(), &mut buffer) {
-                Ok(count @ 1..) if !self.told => {
+                Ok(count @ 1..) if !self.is_reported => {
                     self.history.extend(&buffer[..count]);
                     let surplus = self.history.len().saturating_sub(HISTORY);
                     self.history.drain(..surplus);
@@ -186,45 +187,49 @@ impl Session {
         }
     }
 
-    /// Its user has left: all of it ends.
+    /// The client has left: every process of the session ends.
     fn hang_up(&mut self) {
         self.master = None;
         for pid in self.members() {
             sys::send_signal(pid, sys::SIGHUP);
             sys::send_signal(pid, sys::SIGCONT);
         }
-        self.doom = Some(Instant::now() + GRACE);
+        self.kill_at = Some(Instant::now() + GRACE);
     }
 
-    /// Does what is due; says when the next is.
+    /// Runs what is due; returns when the next is.
     pub fn tick(&mut self, now: Instant) -> Option<Instant> {
-        if self.leaving.is_some_and(|at| at <= now) {
+        if self.leave_deadline.is_some_and(|at| at <= now) {
             self.client = None;
-            self.leaving = None;
+            self.leave_deadline = None;
         }
-        if self.doom.is_some_and(|at| at <= now) {
-            self.doom = None;
+        if self.kill_at.is_some_and(|at| at <= now) {
+            self.kill_at = None;
             for pid in self.members() {
                 sys::send_signal(pid, sys::SIGKILL);
             }
-            self.told = true;
+            self.is_reported = true;
         }
-        [self.leaving, self.doom].into_iter().flatten().min()
+        [self.leave_deadline, self.kill_at].into_iter().flatten().min()
     }
 
-    /// Nothing is left to be done with it or to be asked of it.
+    /// Nothing is left to do or to report.
     pub fn is_gone(&self) -> bool {
-        self.code.is_some() && self.told && self.client.is_none() && self.master.is_none() && self.doom.is_none()
+        self.code.is_some()
+            && self.is_reported
+            && self.client.is_none()
+            && self.master.is_none()
+            && self.kill_at.is_none()
     }
 
-    /// The command ended with nobody there.
-    pub fn is_waiting(&self) -> bool {
-        self.code.is_some() && !self.told
+    /// The command ended while detached, and no client has fetched its exit code.
+    pub fn is_unclaimed(&self) -> bool {
+        self.code.is_some() && !self.is_reported
     }
 
-    /// As an object of JSON; `None` where there is nothing to come back to.
+    /// As a JSON object; `None` if it cannot be resumed.
     pub fn describe(&self) -> Option<String> {
-        if self.told || self.doom.is_some() {
+        if self.is_reported || self.kill_at.is_some() {
             return None;
         }
         let code = self.code.map_or_else(|| "null".to_owned(), |code| code.to_string());
@@ -237,12 +242,12 @@ impl Session {
         ))
     }
 
-    /// Whether somebody can come back to it.
+    /// Whether a client can attach to it again.
     pub fn can_be_resumed(&self) -> bool {
-        !self.told && self.doom.is_none()
+        !self.is_reported && self.kill_at.is_none()
     }
 
-    /// Processes of the session, as /proc has them.
+    /// Processes of the session, from /proc.
     fn members(&self) -> Vec<i32> {
         let entries = std::fs::read_dir("/proc").into_iter().flatten();
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
@@ -256,14 +261,14 @@ fn session_of(pid: i32) -> Option<i32> {
     stat[stat.rfind(')')? + 1..].split_whitespace().nth(3)?.parse().ok()
 }
 
-/// The child's side: a session and a terminal of its own, then the command.
-fn become_command(terminal: RawFd, begin: &Begin) -> ! {
+/// In the child: a session and a terminal of its own, then the command.
+fn become_command(terminal: RawFd, start: &Start) -> ! {
     sys::new_session();
     sys::take_terminal(terminal);
     sys::become_standard(terminal);
     sys::reset_signals();
-    if !sys::change_folder(&begin.folder) {
-        let _ = sys::change_folder(&CString::from(c"/"));
+    if !sys::change_directory(&start.directory) {
+        let _ = sys::change_directory(&CString::from(c"/"));
     }
-    sys::leave(crate::exec(&begin.command, Some(&begin.environment)))
+    sys::leave(crate::exec(&start.command, Some(&start.environment)))
 }

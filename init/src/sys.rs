@@ -1,5 +1,5 @@
-//! The C library's calls, made safe to use. Declared by hand, because std is all there is; the layouts are those of glibc on
-//! 64-bit Linux, x86-64 and arm64.
+//! Safe wrappers of C library calls. Declared by hand, because this program uses nothing but std; the layouts are those
+//! of glibc on 64-bit Linux, x86-64 and arm64.
 
 use std::{
     ffi::{CString, c_char, c_int, c_ulong, c_void},
@@ -17,10 +17,10 @@ pub const SIGPIPE: i32 = 13;
 pub const SIGCHLD: i32 = 17;
 pub const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
-/// Of the kernel; the first two that programs do not get are the C library's.
+/// The kernel's; the C library keeps the first two (32 and 33) for itself.
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
-/// Raised by what a process does itself: PID 1 is to die of them.
+/// Raised by faults of the process itself: PID 1 must die of them.
 const FAULTS: [i32; 6] = [4, 5, 6, 7, 8, 11];
 
 pub const POLLIN: i16 = 1;
@@ -100,7 +100,7 @@ pub struct WinSize {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Peer {
-    /// 0 = in no PID namespace that we see.
+    /// 0 if the peer is in a PID namespace that is not visible from here.
     pub pid: i32,
     pub uid: u32,
     gid: u32,
@@ -132,7 +132,7 @@ struct Rights {
     fds: [RawFd; 2],
 }
 
-/// Of a control message before its data.
+/// Bytes of a control message before its data.
 const RIGHTS_HEADER: usize = size_of::<usize>() + 2 * size_of::<c_int>();
 
 unsafe extern "C" {
@@ -173,12 +173,12 @@ impl WinSize {
     }
 }
 
-/// A line on the standard error, whoever reads it.
-pub fn say(text: &str) {
+/// Logs a line to the standard error.
+pub fn log(text: &str) {
     write_all(2, format!("pody-init: {text}\n").as_bytes());
 }
 
-/// Writes all of it, waiting where that is needed. Says whether that worked.
+/// Writes all bytes, waiting where needed; `false` if that failed.
 pub fn write_all(fd: RawFd, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         match write_some(fd, bytes) {
@@ -223,7 +223,7 @@ pub enum Forked {
     Parent(i32),
 }
 
-/// Only ever called while there is one thread.
+/// Only called while the process has one thread.
 pub fn fork_process() -> io::Result<Forked> {
     // SAFETY: with one thread the child may do whatever the parent may.
     Ok(match checked(unsafe { fork() })? {
@@ -232,33 +232,33 @@ pub fn fork_process() -> io::Result<Forked> {
     })
 }
 
-/// Leaves at once, without what `exit` would flush or call.
+/// Exits at once, without the flushes and handlers of `exit`.
 pub fn leave(code: i32) -> ! {
-    // SAFETY: it does not come back.
+    // SAFETY: it does not return.
     unsafe { _exit(code) }
 }
 
 pub fn new_session() {
-    // SAFETY: it fails only where a session is led already.
+    // SAFETY: no arguments; it fails only for a process group leader.
     unsafe { setsid() };
 }
 
-pub fn change_folder(path: &CString) -> bool {
-    // SAFETY: a text with its NUL.
+pub fn change_directory(path: &CString) -> bool {
+    // SAFETY: a NUL-terminated string.
     unsafe { chdir(path.as_ptr()) == 0 }
 }
 
 pub fn may_run(path: &CString) -> io::Result<()> {
-    // SAFETY: a text with its NUL.
+    // SAFETY: a NUL-terminated string.
     checked(unsafe { access(path.as_ptr(), X_OK) }).map(drop)
 }
 
 pub fn send_signal(pid: i32, signal: i32) {
-    // SAFETY: numbers only; whoever is gone already needs no signal.
+    // SAFETY: numbers only; a process that is gone needs no signal.
     unsafe { kill(pid, signal) };
 }
 
-/// A child that has ended, with its exit code as shells count it.
+/// A child that has ended, with its exit code in the shells' convention.
 pub fn reap() -> Option<(i32, i32)> {
     let mut status = 0;
     // SAFETY: `status` is writable.
@@ -267,14 +267,15 @@ pub fn reap() -> Option<(i32, i32)> {
     (pid > 0).then(|| (pid, if signal == 0 { (status >> 8) & 0xff } else { 128 + signal }))
 }
 
-/// Becomes the program, looked for in `PATH`; comes back only with why it could not. `None` = our own environment.
+/// Replaces this process with the program, searched in `PATH`; returns only if that fails. `None` keeps our
+/// environment.
 pub fn exec(command: &[CString], environment: Option<&[CString]>) -> io::Error {
     let pointers = |texts: &[CString]| -> Vec<*const c_char> {
         texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
     };
     let arguments = pointers(command);
     let given = environment.map(pointers);
-    // SAFETY: lists of texts that end with a null pointer, as the call wants them; `environ` is one, too.
+    // SAFETY: null-terminated lists of strings, as the call requires; `environ` is one, too.
     unsafe {
         let environment = given.as_ref().map_or(environ, |list| list.as_ptr());
         execvpe(arguments[0], arguments.as_ptr(), environment);
@@ -284,14 +285,14 @@ pub fn exec(command: &[CString], environment: Option<&[CString]>) -> io::Error {
 
 // ---------------------------------------------------------------- signals
 
-/// Signals that have come and were not taken yet, one bit each.
+/// Signals that arrived and were not taken yet, one bit each.
 static PENDING: AtomicU64 = AtomicU64::new(0);
 
-extern "C" fn note(signal: c_int) {
+extern "C" fn mark_pending(signal: c_int) {
     PENDING.fetch_or(1 << (signal - 1), Ordering::SeqCst);
 }
 
-fn handle(signal: i32, handler: usize) {
+fn set_handler(signal: i32, handler: usize) {
     let action = SignalAction { handler, mask: ALL_SIGNALS, flags: 0, restorer: 0 };
     // SAFETY: the handler only sets a bit; signals that cannot be handled are refused.
     unsafe { sigaction(signal, &raw const action, ptr::null_mut()) };
@@ -302,19 +303,19 @@ fn set_mask(mask: &SignalSet) {
     unsafe { sigprocmask(SIG_SETMASK, mask, ptr::null_mut()) };
 }
 
-/// From here on signals come only while [`wait`] waits, and [`take_signals`] tells of them.
+/// From here on signals arrive only during [`wait`], and [`take_signals`] returns them.
 pub fn catch_signals() {
     set_mask(&ALL_SIGNALS);
     let ordinary = (1..32).filter(|signal| ![SIGKILL, SIGSTOP, SIGPIPE].contains(signal) && !FAULTS.contains(signal));
     for signal in ordinary.chain(SIGRTMIN..=SIGRTMAX) {
-        handle(signal, note as *const () as usize);
+        set_handler(signal, mark_pending as *const () as usize);
     }
 }
 
-/// As a new program expects them.
+/// Restores the signal state that a new program expects.
 pub fn reset_signals() {
     for signal in (1..32).chain(SIGRTMIN..=SIGRTMAX) {
-        handle(signal, SIG_DFL);
+        set_handler(signal, SIG_DFL);
     }
     set_mask(&NO_SIGNALS);
 }
@@ -324,12 +325,12 @@ pub fn take_signals() -> impl Iterator<Item = i32> {
     (1..=SIGRTMAX).filter(move |signal| pending & (1 << (signal - 1)) != 0)
 }
 
-/// Waits for a file, a signal or the time.
+/// Waits for a file, a signal or the timeout.
 pub fn wait(files: &mut [PollFd], timeout: Option<Duration>) {
     let _ = poll_with(files, timeout, &raw const NO_SIGNALS);
 }
 
-/// [`wait`] with the signals as they are.
+/// [`wait`] with the current signal mask.
 pub fn poll(files: &mut [PollFd], timeout: Option<Duration>) -> io::Result<c_int> {
     poll_with(files, timeout, ptr::null())
 }
@@ -348,7 +349,7 @@ fn poll_with(files: &mut [PollFd], timeout: Option<Duration>, mask: *const Signa
 
 /// Puts this process, in a group of its own, into the foreground of its terminal.
 pub fn take_foreground(fd: RawFd) {
-    // SAFETY: numbers, and a readable one; without a terminal the second fails.
+    // SAFETY: numbers, and a pointer to one; without a terminal the ioctl fails.
     unsafe {
         setpgid(0, 0);
         let group = getpid();
@@ -356,9 +357,9 @@ pub fn take_foreground(fd: RawFd) {
     }
 }
 
-/// Makes it the terminal of the session that this process leads.
+/// Makes it the controlling terminal of the session that this process leads.
 pub fn take_terminal(fd: RawFd) {
-    // SAFETY: a number; a terminal that is another session's is not taken.
+    // SAFETY: a number; a terminal of another session is not taken.
     unsafe { ioctl(fd, TIOCSCTTY, 0 as c_int) };
 }
 
@@ -367,11 +368,11 @@ pub fn resize(fd: RawFd, size: WinSize) {
     unsafe { ioctl(fd, TIOCSWINSZ, &raw const size) };
 }
 
-/// A new terminal: the side that shows, which never blocks, and the side that programs are on.
+/// Opens a new pseudoterminal: the master, which never blocks, and the slave.
 pub fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     let own = |path: &str, flags: c_int| -> io::Result<OwnedFd> {
         let path = CString::new(path)?;
-        // SAFETY: a text with its NUL; the descriptor is nobody else's.
+        // SAFETY: a NUL-terminated string; nobody else owns the descriptor.
         checked(unsafe { open(path.as_ptr(), flags | O_CLOEXEC | O_NOCTTY) })
             .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
     };
@@ -394,18 +395,18 @@ pub fn become_standard(fd: RawFd) {
 
 // ---------------------------------------------------------------- sockets and files
 
-/// Who is at the other end of a unix socket.
+/// The process at the other end of a unix socket.
 pub fn peer(fd: RawFd) -> Option<Peer> {
     let mut peer = Peer::default();
     let mut len = u32::try_from(size_of::<Peer>()).ok()?;
-    // SAFETY: writable for the length that is given.
+    // SAFETY: writable for the given length.
     let got = unsafe { getsockopt(fd, SOL_SOCKET, SO_PEERCRED, (&raw mut peer).cast(), &raw mut len) };
     (got == 0).then_some(peer)
 }
 
-/// A file in memory with these bytes, to be read from its begin.
+/// A memfd with these bytes, to be read from its beginning.
 pub fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
-    // SAFETY: a text with its NUL; the descriptor is nobody else's.
+    // SAFETY: a NUL-terminated string; nobody else owns the descriptor.
     let file = checked(unsafe { memfd_create(c"pody-init".as_ptr(), MFD_CLOEXEC) })?;
     let file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(file) });
     std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0)?;
@@ -425,7 +426,7 @@ pub fn send_files(socket: RawFd, bytes: &[u8], files: &[RawFd]) -> io::Result<()
         message.control = (&raw mut rights).cast();
         message.control_len = size_of::<Rights>().min(RIGHTS_HEADER + size_of_val(files).next_multiple_of(8));
     }
-    // SAFETY: all pointers in the header are to what lives here.
+    // SAFETY: all pointers in the header point to locals that outlive the call.
     let sent = unsafe { sendmsg(socket, &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) };
     match usize::try_from(sent) {
         Ok(count) if count == bytes.len() => Ok(()),
@@ -434,21 +435,21 @@ pub fn send_files(socket: RawFd, bytes: &[u8], files: &[RawFd]) -> io::Result<()
     }
 }
 
-/// Receives exactly so many bytes, and the files that came with them. `None` at the end.
+/// Fills the buffer, and returns the files that came with the bytes. `None` at the end.
 pub fn receive_files(socket: RawFd, bytes: &mut [u8]) -> io::Result<Option<Vec<OwnedFd>>> {
     let mut rights = Rights { len: 0, level: 0, kind: 0, fds: [-1; 2] };
     let mut iov = IoVec { base: bytes.as_mut_ptr().cast(), len: bytes.len() };
     let mut message = header(&mut iov);
     message.control = (&raw mut rights).cast();
     message.control_len = size_of::<Rights>();
-    // SAFETY: all pointers in the header are to what lives here.
+    // SAFETY: all pointers in the header point to locals that outlive the call.
     let count = unsafe { recvmsg(socket, &raw mut message, MSG_WAITALL | MSG_CMSG_CLOEXEC) };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     let mut files = Vec::new();
     if message.control_len >= RIGHTS_HEADER && rights.level == SOL_SOCKET && rights.kind == SCM_RIGHTS {
         let number = rights.len.saturating_sub(RIGHTS_HEADER) / size_of::<RawFd>();
         for fd in rights.fds.into_iter().take(number) {
-            // SAFETY: the kernel made it for us just now.
+            // SAFETY: the kernel just installed it; nobody else owns it.
             files.push(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
@@ -492,7 +493,7 @@ pub fn has_no_new_privileges() -> bool {
     unsafe { prctl(PR_GET_NO_NEW_PRIVS, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) == 1 }
 }
 
-/// Puts a filter before every system call of this process and its children, for good.
+/// Installs a filter for every system call of this process and its children. It cannot be removed.
 pub fn filter_calls(filter: &[Instruction]) -> io::Result<()> {
     const PR_SET_SECCOMP: c_int = 22;
     const SECCOMP_MODE_FILTER: c_ulong = 2;

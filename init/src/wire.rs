@@ -1,11 +1,11 @@
-//! What is said on the socket between PID 1 and those who attach, and on the pipes between those and the daemon.
+//! The protocols on the socket between PID 1 and its clients, and on the pipes between a client and the daemon.
 //!
-//! To PID 1: one request, [`Request`], with its length before it. From PID 1: a [`Reply`] of eight bytes, with a session's
-//! terminal and what it has shown meanwhile as files beside it; later another that says how it ended.
+//! To PID 1: one [`Request`], preceded by its length. From PID 1: a [`Reply`] of eight bytes, with a session's terminal
+//! and the output since the last client left as files beside it; later another reply with its end.
 //!
-//! From the daemon, on the standard input of `attach`: frames of a kind, a length and bytes ([`Frames`]). Its end is the
-//! user's leaving. To the daemon: the terminal's bytes on the standard output; on the standard error one line each of
-//! `started`, then `exit CODE` or `detached`, or instead of all that `failed ERRNO`.
+//! From the daemon, on the standard input of `attach`: frames of a kind, a length and bytes ([`Frames`]). End of file
+//! means that the user has left. To the daemon: the terminal's bytes on the standard output; on the standard error one
+//! line each of `started`, then `exit CODE` or `detached`, or instead of all that `failed ERRNO`.
 
 use std::{
     ffi::{CStr, CString},
@@ -18,16 +18,16 @@ use std::{
 
 use crate::sys::{self, WinSize};
 
-/// No request is longer: a program's arguments and environment are not, together.
+/// Upper bound of a request, bytes: a program's arguments and environment together are smaller.
 pub const MAX_REQUEST: usize = 4 << 20;
-/// Names that are tried; more than one only where pods share a network, and so its names.
+/// Names that are tried. More than one is used only where pods share a network namespace, and with it abstract names.
 const NAMES: u32 = 64;
 
-/// What is wanted of PID 1.
+/// A request to PID 1.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
-    Begin(Begin),
-    /// Comes back to a session; whoever is attached to it is let go.
+    Start(Start),
+    /// Attaches to a session; a client that is attached is detached.
     Resume {
         id: String,
         size: WinSize,
@@ -35,28 +35,28 @@ pub enum Request {
     List,
 }
 
-/// A session to be begun.
+/// A session to start.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Begin {
+pub struct Start {
     pub id: String,
-    /// Nobody attaches; it lives on by itself.
+    /// No client attaches; the session lives on its own.
     pub in_background: bool,
     pub size: WinSize,
-    pub folder: CString,
+    pub directory: CString,
     pub command: Vec<CString>,
     pub environment: Vec<CString>,
 }
 
-/// What PID 1 says.
+/// A reply of PID 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// With the terminal, and where it was begun earlier with what it has shown.
+    /// With the terminal and the output since the last client left.
     Started,
-    /// With what it has shown, if that was not seen.
+    /// The exit code; in reply to a request, with the output that no client has read.
     Ended(i32),
-    /// Go, and leave the session alone.
-    LetGo,
-    /// An error of the system.
+    /// The client must leave; the session continues.
+    Detach,
+    /// An errno.
     Failed(i32),
     /// With the list.
     Listed,
@@ -67,7 +67,7 @@ impl Reply {
         let (kind, value) = match self {
             Self::Started => (b'S', 0),
             Self::Ended(code) => (b'E', code),
-            Self::LetGo => (b'G', 0),
+            Self::Detach => (b'G', 0),
             Self::Failed(error) => (b'F', error),
             Self::Listed => (b'L', 0),
         };
@@ -81,7 +81,7 @@ impl Reply {
         Some(match kind {
             b'S' => Self::Started,
             b'E' => Self::Ended(value),
-            b'G' => Self::LetGo,
+            b'G' => Self::Detach,
             b'F' => Self::Failed(value),
             b'L' => Self::Listed,
             _ => return None,
@@ -90,7 +90,7 @@ impl Reply {
 }
 
 impl Request {
-    /// With its length before it.
+    /// Preceded by its length.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; 4];
         let text = |bytes: &mut Vec<u8>, text: &[u8]| {
@@ -108,13 +108,13 @@ impl Request {
             bytes.extend(size.cols.to_le_bytes());
         };
         match self {
-            Self::Begin(begin) => {
-                bytes.push(if begin.in_background { b'b' } else { b'a' });
-                text(&mut bytes, begin.id.as_bytes());
-                size(&mut bytes, begin.size);
-                text(&mut bytes, begin.folder.as_bytes());
-                list(&mut bytes, &begin.command);
-                list(&mut bytes, &begin.environment);
+            Self::Start(start) => {
+                bytes.push(if start.in_background { b'b' } else { b'a' });
+                text(&mut bytes, start.id.as_bytes());
+                size(&mut bytes, start.size);
+                text(&mut bytes, start.directory.as_bytes());
+                list(&mut bytes, &start.command);
+                list(&mut bytes, &start.environment);
             }
             Self::Resume { id, size: window } => {
                 bytes.push(b'r');
@@ -128,15 +128,15 @@ impl Request {
         bytes
     }
 
-    /// Reads what stands behind the length; `None` = it makes no sense.
+    /// Decodes what follows the length; `None` if it is malformed.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut left = Left(bytes);
         let request = match left.take(1)? {
-            kind @ (b"a" | b"b") => Self::Begin(Begin {
+            kind @ (b"a" | b"b") => Self::Start(Start {
                 in_background: kind == b"b",
                 id: left.id()?,
                 size: left.size()?,
-                folder: left.text()?,
+                directory: left.text()?,
                 command: left.list().filter(|command| !command.is_empty())?,
                 environment: left.list()?,
             }),
@@ -148,7 +148,7 @@ impl Request {
     }
 }
 
-/// What of a request is still to be read.
+/// The bytes of a request that are still to be decoded.
 struct Left<'a>(&'a [u8]);
 
 impl<'a> Left<'a> {
@@ -181,7 +181,7 @@ impl<'a> Left<'a> {
     }
 }
 
-/// Frames from the daemon, as they arrive in pieces.
+/// Frames from the daemon, which may arrive in pieces.
 #[derive(Default)]
 pub struct Frames(Vec<u8>);
 
@@ -198,7 +198,7 @@ impl Frames {
         self.0.extend_from_slice(bytes);
     }
 
-    /// The next one that is complete. A kind that is not known is left out.
+    /// The next complete frame. Frames of an unknown kind are skipped.
     pub fn next(&mut self) -> Option<Frame> {
         loop {
             let (head, rest) = self.0.split_at_checked(5)?;
@@ -224,7 +224,7 @@ fn name(number: u32) -> std::io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("pody-init{number}"))
 }
 
-/// The socket of PID 1. Its name is no file: nothing in the pod can remove it, and it is in no commit.
+/// The socket of PID 1. Its name is abstract: nothing in the pod can remove it, and no commit contains it.
 pub fn listen() -> std::io::Result<UnixListener> {
     let mut number = 0;
     loop {
@@ -235,12 +235,12 @@ pub fn listen() -> std::io::Result<UnixListener> {
     }
 }
 
-/// Whether whoever connected may: the same user as PID 1, or root, and in this pod.
-pub fn is_welcome(stream: &UnixStream) -> bool {
+/// Whether the peer may send requests: it is in this pod, and root or the user of PID 1.
+pub fn is_authorized(stream: &UnixStream) -> bool {
     sys::peer(stream.as_raw_fd()).is_some_and(|peer| peer.pid > 0 && (peer.uid == 0 || peer.uid == sys::user()))
 }
 
-/// Connects to PID 1 of this pod; another's, on a shared network, is left alone.
+/// Connects to PID 1 of this pod; that of another pod in the same network namespace is skipped.
 pub fn connect() -> Option<UnixStream> {
     for number in 0..=NAMES {
         let stream = UnixStream::connect_addr(&name(number).ok()?).ok()?;
@@ -251,7 +251,7 @@ pub fn connect() -> Option<UnixStream> {
     None
 }
 
-/// A command as people write it, for lists: words, quoted for JSON.
+/// A command as one JSON string, for lists: its words joined by spaces.
 pub fn shown(command: &[CString]) -> String {
     let words: Vec<_> = command.iter().map(|word| CStr::to_string_lossy(word)).collect();
     json_text(&words.join(" "))
@@ -274,12 +274,12 @@ pub fn json_text(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn begin() -> Request {
-        Request::Begin(Begin {
+    fn start() -> Request {
+        Request::Start(Start {
             id: "a-b".to_owned(),
             in_background: false,
             size: WinSize::new(40, 120),
-            folder: c"/root".to_owned(),
+            directory: c"/root".to_owned(),
             command: vec![c"/bin/bash".to_owned(), c"-c".to_owned(), c"".to_owned()],
             environment: vec![c"TERM=xterm".to_owned()],
         })
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn requests_arrive_as_they_were_sent() {
-        for request in [begin(), Request::Resume { id: "x".to_owned(), size: WinSize::new(1, 65535) }, Request::List] {
+        for request in [start(), Request::Resume { id: "x".to_owned(), size: WinSize::new(1, 65535) }, Request::List] {
             let bytes = request.encode();
             assert_eq!(bytes[..4], u32::try_from(bytes.len() - 4).unwrap().to_le_bytes());
             assert_eq!(Request::decode(&bytes[4..]), Some(request));
@@ -295,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_too_long_is_no_request() {
-        let bytes = begin().encode();
+    fn a_request_that_is_cut_or_too_long_is_rejected() {
+        let bytes = start().encode();
         for len in 0..bytes.len() - 4 {
             assert_eq!(Request::decode(&bytes[4..4 + len]), None, "{len}");
         }
@@ -308,14 +308,14 @@ mod tests {
 
     #[test]
     fn replies_arrive_as_they_were_sent() {
-        for reply in [Reply::Started, Reply::Ended(137), Reply::LetGo, Reply::Failed(11), Reply::Listed] {
+        for reply in [Reply::Started, Reply::Ended(137), Reply::Detach, Reply::Failed(11), Reply::Listed] {
             assert_eq!(Reply::decode(reply.encode()), Some(reply));
         }
         assert_eq!(Reply::decode([0; 8]), None);
     }
 
     #[test]
-    fn frames_come_in_any_pieces() {
+    fn frames_may_arrive_in_any_pieces() {
         let bytes = b"i\x03\0\0\0abcw\x04\0\0\0\x28\0\x78\0?\x01\0\0\0xi\0\0\0\0";
         let mut frames = Frames::default();
         let mut seen = Vec::new();
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_shown_as_json() {
+    fn a_command_is_shown_as_a_json_string() {
         assert_eq!(shown(&[c"a".to_owned(), c"b\"\\\n".to_owned()]), r#""a b\"\\\u000a""#);
     }
 }

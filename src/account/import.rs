@@ -1,7 +1,7 @@
-//! Brings users, quotas and usage of a pody 0.4.1 installation over, in one pass and one transaction.
+//! Imports users, quotas and usage of a pody 0.4.1 installation, in one pass and one transaction.
 //!
-//! The old credential is the input of the new hash, so old passwords work at once. What is here already stays as it is:
-//! importing twice changes nothing.
+//! The old credential is the input of the new hash, so old passwords work at once. Existing users and quotas stay as
+//! they are: importing twice changes nothing.
 
 use std::path::Path;
 
@@ -13,21 +13,21 @@ use crate::{
     model::{names::UserName, user::Actor},
 };
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ImportReport {
     pub users: Vec<UserName>,
     pub quotas: Vec<UserName>,
     /// Rows of usage.
     pub usage: usize,
-    /// What was left out, each with its reason.
+    /// Skipped entries, each with its reason.
     pub skipped: Vec<String>,
 }
 
-/// Why an import did nothing.
+/// Why an import failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("there is no users.db in {0}; name the PODY_HOME of the old installation, usually ~/.pody")]
+    #[error("there is no users.db in {0}; give the PODY_HOME of the old installation, usually ~/.pody")]
     NotThere(std::path::PathBuf),
     #[error(transparent)]
     Account(#[from] AccountError),
@@ -57,7 +57,7 @@ impl Accounts {
                     "user {name}: the stored credential is damaged; set a password with `pody user add`"
                 ));
             } else if known.accounts.users.contains_key(&name) {
-                report.skipped.push(format!("user {name}: is here already"));
+                report.skipped.push(format!("user {name}: exists already"));
             } else {
                 let hash = self.passwords.hash(Credential::from_hex(&user.credential)).await;
                 users.push((name, hash, user.is_admin));
@@ -67,7 +67,7 @@ impl Accounts {
         for (name, quota) in old.list_quotas()? {
             match name.parse::<UserName>() {
                 Ok(name) if known.accounts.quotas.contains_key(&name) => {
-                    report.skipped.push(format!("quota of {name}: is here already"));
+                    report.skipped.push(format!("quota of {name}: exists already"));
                 }
                 Ok(name) => quotas.push((name, quota)),
                 Err(error) => report.skipped.push(format!("quota of {name:?}: {error}")),

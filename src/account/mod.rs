@@ -1,10 +1,10 @@
 //! Users, passwords, tokens, throttle, quotas.
 //!
-//! An identity is proven by a password (HTTP Basic) or a bearer token; both end in a [`Caller`]. Every door goes through
-//! [`Accounts`], so the throttle, the cache and the audit trail are the same at each of them.
+//! A user authenticates with a password (HTTP Basic) or a bearer token; both result in a [`Caller`]. All ways in use
+//! [`Accounts`], so they share the throttle, the cache and the audit trail.
 //!
-//! Accounts live in this node's database, or, with `[remote_user_profile.provider]`, at another node. Quotas, tokens and
-//! SSH keys are always this node's.
+//! Accounts live in this node's database, or, with `[remote_user_profile.provider]`, on another node. Quotas, tokens
+//! and SSH keys are always this node's.
 
 pub mod import;
 mod passwords;
@@ -34,18 +34,18 @@ use crate::{
     },
 };
 
-/// Longest password in bytes; hashing takes the whole of it.
+/// Longest password in bytes; all of it is hashed.
 const MAX_PASSWORD: usize = 1024;
 
-/// Characters of a name that is no user's which the throttle remembers.
+/// Characters of an unknown user name that the throttle remembers.
 const MAX_COUNTED_NAME: usize = 40;
 
-/// Why nobody is let in.
+/// Why authentication failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     #[error("invalid username or password")]
     Wrong,
-    #[error("this token is not valid (any more)")]
+    #[error("this token is invalid or has expired")]
     BadToken,
     #[error("this account is disabled")]
     Disabled,
@@ -53,26 +53,26 @@ pub enum AuthError {
     Throttled { retry_after: Duration },
     #[error("too many passwords to check at once; try again in a second")]
     Busy,
-    #[error("the node that keeps the accounts cannot be asked")]
+    #[error("cannot reach the node that keeps the accounts")]
     Remote(#[source] RemoteError),
 }
 
-/// Why a change of an account was not made.
+/// Why a change of an account failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     #[error("there is no user {0}")]
     NoUser(UserName),
-    #[error("there is a user {0} already")]
+    #[error("user {0} already exists")]
     Exists(UserName),
-    #[error("{0} is the last admin that can sign in; make another admin first")]
+    #[error("{0} is the last admin that can sign in; make another user an admin first")]
     LastAdmin(UserName),
     #[error("{user} still has {} pods: {}; purge the user, or delete the pods first", .pods.len(), .pods.join(", "))]
     HasPods { user: UserName, pods: Vec<String> },
     #[error("a password has 1 to {MAX_PASSWORD} bytes")]
     Password,
-    #[error("there is no token {0} of yours")]
+    #[error("you have no token {0}")]
     NoToken(i64),
-    #[error("there is no SSH key {0} of yours")]
+    #[error("you have no SSH key {0}")]
     NoKey(i64),
     #[error("a user has at most {0} of these; remove one first")]
     TooMany(usize),
@@ -82,7 +82,7 @@ pub enum AccountError {
     Db(#[from] DbError),
 }
 
-/// What to change of a user; `None` leaves it.
+/// A change of a user; `None` leaves a field as it is.
 #[derive(Clone, Default)]
 pub struct UserChange {
     pub password: Option<String>,
@@ -90,7 +90,7 @@ pub struct UserChange {
     pub disabled: Option<bool>,
 }
 
-/// All that is known of users. Cheap to clone.
+/// All users and their credentials. Cheap to clone.
 #[derive(Clone)]
 pub struct Accounts {
     db: Db,
@@ -124,7 +124,7 @@ impl Accounts {
         Ok(Caller { user: found.name, is_admin: found.is_admin, address })
     }
 
-    /// Refuses a name that cannot exist, at the cost of one that could.
+    /// Refuses a name that cannot exist, in the time that a possible name takes.
     async fn refuse(&self, name: &str, credential: &Credential, address: IpAddr) -> Result<Caller, AuthError> {
         let limits = self.config.get();
         let account: String = name.chars().take(MAX_COUNTED_NAME).collect();
@@ -152,7 +152,7 @@ impl Accounts {
         let limits = self.config.get();
         self.throttle.check(name.as_str(), address, &limits.throttle)?;
         let _turn = self.passwords.turn().await.ok_or(AuthError::Busy)?;
-        // Others may have guessed wrong, or proven right, while this one waited.
+        // Others may have failed, or verified the same password, while this one waited.
         self.throttle.check(name.as_str(), address, &limits.throttle)?;
         let right = match user {
             Some(user) if self.passwords.is_verified(name, credential, &user.password) => true,
@@ -203,8 +203,8 @@ impl Accounts {
         }
     }
 
-    /// The user of the credential that another node was given, for its own sign-in. That protocol names no user, so
-    /// without a name each account is tried.
+    /// The user of a credential that another node received from its client. That protocol names no user, so without a
+    /// name each account is tried.
     pub async fn check_credential(
         &self,
         credential: &str,
@@ -234,7 +234,7 @@ impl Accounts {
         Ok(None)
     }
 
-    /// The limits that hold for a user.
+    /// The effective limits of a user.
     pub fn quota(&self, user: &UserName) -> Quota {
         let default = Quota::from(&self.config.get().default_quota);
         self.db
@@ -245,7 +245,7 @@ impl Accounts {
             .map_or_else(|| default.clone(), |stored| stored.or_default(&default))
     }
 
-    /// What is stored of a user's limits.
+    /// The stored limits of a user.
     pub fn stored_quota(&self, user: &UserName) -> StoredQuota {
         self.db.snapshot().accounts.quotas.get(user).cloned().unwrap_or_default()
     }
@@ -302,7 +302,7 @@ impl Accounts {
                 let mut user = tx.find_user(&name)?.ok_or_else(|| AccountError::NoUser(name.clone()))?;
                 let changed = [
                     hash.is_some().then_some("password"),
-                    change.is_admin.map(|to| if to { "admin" } else { "no admin" }),
+                    change.is_admin.map(|to| if to { "admin" } else { "not admin" }),
                     change.disabled.map(|to| if to { "disabled" } else { "enabled" }),
                 ];
                 user.password = hash.unwrap_or(user.password);
@@ -319,7 +319,7 @@ impl Accounts {
             .await
     }
 
-    /// Removes an account that has no pods.
+    /// Deletes an account that has no pods.
     pub async fn delete_user(&self, actor: Actor, name: UserName) -> Result<(), AccountError> {
         let config = self.config.get();
         if config.remote_user_profile.provider.enabled {
@@ -379,7 +379,7 @@ fn insert_user(tx: &Tx, actor: &Actor, name: &UserName, hash: &str, is_admin: bo
     record(tx, actor, "user.add", name.as_str(), Some(name), is_admin.then(|| "admin".to_owned()))
 }
 
-/// Writes down a change that is done with this transaction.
+/// Records a change that this transaction makes.
 fn record<E: From<DbError>>(
     tx: &Tx,
     actor: &Actor,

@@ -1,11 +1,11 @@
-//! Passwords: argon2id over the credential of pody 0.4.1, and a short memory of what was verified.
+//! Passwords: argon2id over the credential of pody 0.4.1, and a short-lived cache of verified ones.
 //!
 //! The credential is the hex of `sha256("<user>:<password>")`. That is what pody 0.4.1 stores and what its `user_api`
-//! protocol sends, so its users come over without a password reset and mixed clusters keep working.
+//! protocol sends, so its users are imported without a password reset and mixed clusters keep working.
 //!
-//! A hash takes 19 MiB and some ten milliseconds on purpose, so one runs at a time, and a credential that was verified is
-//! remembered for [`REMEMBERED`], as a keyed hash, bound to the stored hash it was verified against: a changed password
-//! is forgotten with the change.
+//! A hash takes 19 MiB and some ten milliseconds on purpose, so only one runs at a time, and a verified credential is
+//! remembered for [`REMEMBERED`], as a keyed hash, bound to the stored hash it was verified against: a password change
+//! invalidates it.
 
 use std::{
     collections::HashMap,
@@ -20,13 +20,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::names::UserName;
 
-/// How long a verified credential is taken without hashing it again.
+/// How long a verified credential is accepted without hashing it again.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// How long a password waits for its turn to be hashed.
 const TURN_WAIT: Duration = Duration::from_secs(5);
 
-/// Verified users remembered; the rest is hashed each time.
+/// Verified users remembered; others are hashed each time.
 const MAX_REMEMBERED: usize = 4096;
 
 /// Hex of `sha256("<user>:<password>")`. Secret: it has no `Debug`.
@@ -38,7 +38,7 @@ impl Credential {
         Self(hex::encode(Sha256::digest(format!("{user}:{password}"))))
     }
 
-    /// As the `user_api` protocol and an old users.db have it.
+    /// In the form of the `user_api` protocol and of an old users.db.
     pub fn from_hex(hex: &str) -> Self {
         Self(hex.to_ascii_lowercase())
     }
@@ -48,10 +48,10 @@ impl Credential {
     }
 }
 
-/// A keyed hash of a credential, for the memory of verified ones.
+/// A keyed hash of a credential, for the cache of verified ones.
 pub type Mac = [u8; 32];
 
-/// Keys [`Mac`]s; made anew at each start.
+/// Keys [`Mac`]s; generated at each start.
 #[derive(Clone, Copy)]
 pub struct MacKey([u8; 32]);
 
@@ -65,14 +65,14 @@ impl MacKey {
     }
 }
 
-/// Compares without telling by time where the difference is.
+/// Compares in constant time.
 pub fn same(a: &Mac, b: &Mac) -> bool {
     a.ct_eq(b).into()
 }
 
 struct Verified {
     mac: Mac,
-    /// What it was verified against.
+    /// The stored hash it was verified against.
     password: String,
     until: Instant,
 }
@@ -83,7 +83,7 @@ pub struct Passwords {
     key: MacKey,
     turns: Arc<Semaphore>,
     verified: Arc<Mutex<HashMap<UserName, Verified>>>,
-    /// A hash of nothing, to spend the time of a check on users that do not exist.
+    /// A hash of an empty text, to spend the time of a check on users that do not exist.
     nobody: Arc<str>,
 }
 
@@ -97,7 +97,7 @@ impl Passwords {
         }
     }
 
-    /// Leave to hash; `None` when too many wait.
+    /// A turn to hash; `None` when too many wait.
     pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         tokio::time::timeout(TURN_WAIT, self.turns.clone().acquire_owned()).await.ok()?.ok()
     }

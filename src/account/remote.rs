@@ -20,15 +20,15 @@ use crate::{
 /// How long the other node may take to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a list of the other node's users is taken as it is.
+/// How long a list of the other node's users is cached.
 const LIST_AGE: Duration = Duration::from_secs(10);
 
-/// Why the other node did not do it.
+/// Why a request to the other node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     #[error("the node at {endpoint} does not answer")]
     Unreachable { endpoint: String, source: reqwest::Error },
-    #[error("the node at {endpoint} does not take our access token; compare [remote_user_profile] on both nodes")]
+    #[error("the node at {endpoint} rejects our access token; compare [remote_user_profile] on both nodes")]
     Token { endpoint: String },
     #[error("the node at {endpoint} serves its users read-only; change them there")]
     ReadOnly { endpoint: String },
@@ -38,7 +38,7 @@ pub enum RemoteError {
     Refused { endpoint: String, status: u16, detail: String },
 }
 
-/// A user as the protocol writes it; userid 0 is "no such user".
+/// A user in the protocol's form; userid 0 is "no such user".
 #[derive(Deserialize)]
 struct WireUser {
     userid: i64,
@@ -46,7 +46,7 @@ struct WireUser {
     is_admin: BoolOrNumber,
 }
 
-/// The original stores booleans in SQLite and sends whichever came out.
+/// pody 0.4.1 stores booleans in SQLite and sends either form.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum BoolOrNumber {
@@ -71,7 +71,7 @@ struct Verified {
     until: Instant,
 }
 
-/// When the users were listed, and what came.
+/// When the users were listed, and the list.
 type Listed = (Instant, Vec<UserInfo>);
 
 /// The other node. Cheap to clone.
@@ -99,7 +99,7 @@ impl Remote {
         (entry.until > Instant::now() && same(&entry.mac, &self.key.mac(credential))).then(|| entry.user.clone())
     }
 
-    /// Asks whose the credential is. The name goes along for nodes that can use it; pody 0.4.1 ignores it.
+    /// Asks whose the credential is. The name is sent for nodes that can use it; pody 0.4.1 ignores it.
     pub async fn check_user(
         &self,
         provider: &RemoteProvider,
@@ -159,7 +159,7 @@ impl Remote {
         self.change(provider, "delete_user", &[("username", name.as_str())]).await
     }
 
-    /// A change makes what is remembered stale.
+    /// A change makes the cache stale.
     async fn change(&self, provider: &RemoteProvider, route: &str, query: &[(&str, &str)]) -> Result<(), RemoteError> {
         self.call::<serde_json::Value>(provider, reqwest::Method::POST, route, query).await?;
         self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -175,7 +175,7 @@ impl Remote {
         query: &[(&str, &str)],
     ) -> Result<T, RemoteError> {
         let endpoint = provider.endpoint.trim_end_matches('/').to_owned();
-        // The protocol has its parameters in the URL, so an error must not carry the URL.
+        // The protocol puts its parameters into the URL, so an error must not contain the URL.
         let unreachable = |source: reqwest::Error| RemoteError::Unreachable {
             endpoint: endpoint.clone(),
             source: source.without_url(),
@@ -189,7 +189,7 @@ impl Remote {
             501 => Err(RemoteError::Disabled { endpoint }),
             status => {
                 let text = response.text().await.unwrap_or_default();
-                // Its errors are JSON with a sentence; whatever else comes is shown as it is.
+                // Its errors are JSON with a sentence; any other response is shown as it is.
                 let sentence = serde_json::from_str(&text)
                     .ok()
                     .and_then(|answer: serde_json::Value| answer["detail"].as_str().map(str::to_owned));

@@ -1,5 +1,5 @@
-//! SSH public keys: kept per user, put into `/root/.ssh/authorized_keys` of each of their pods between two marker lines,
-//! so that keys added by hand stay.
+//! SSH public keys: stored per user, written into `/root/.ssh/authorized_keys` of each of their pods between two marker
+//! lines, so that keys added by hand stay.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::model::{
     user::{Actor, PublicKey, SshKey},
 };
 
-/// Keys a user may have.
+/// Most keys of a user.
 const MAX_KEYS: usize = 50;
 
 /// A key as its owner sees it.

@@ -1,8 +1,9 @@
-//! Stands before the password hash: counts wrong passwords per account and per address, and refuses unheard past a limit.
+//! Runs before the password hash: counts wrong passwords per account and per address, and rejects attempts above a
+//! limit without checking them.
 //!
-//! Each count is a bucket that leaks one failure every `forget_seconds`. A user whose password was verified within the last
-//! minute does not pass here, so guessing at an account does not lock its owner's scripts out at once; bearer tokens never
-//! pass here.
+//! Each count is a bucket that leaks one failure every `forget_seconds`. A user whose password was verified within the
+//! last minute skips this check, so guessing at an account does not lock out its owner's scripts at once; bearer tokens
+//! always skip it.
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use std::{
 use super::AuthError;
 use crate::config::ThrottleConfig;
 
-/// Buckets kept; when there are more, the emptiest go first.
+/// Most buckets kept; beyond that the emptiest are dropped first.
 const MAX_BUCKETS: usize = 20_000;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -24,7 +25,7 @@ enum Key {
 }
 
 struct Bucket {
-    /// Failures, as of `at`.
+    /// Failures at the time `at`.
     level: f64,
     at: Instant,
 }
@@ -84,7 +85,7 @@ fn keys(account: &str, address: IpAddr, limits: &ThrottleConfig) -> [(Key, u32);
     ]
 }
 
-/// An IPv6 client owns its /64, so that is what is counted.
+/// An IPv6 client owns its /64, so failures are counted per /64.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),

@@ -1,4 +1,4 @@
-//! Bearer tokens: 32 random bytes behind `pody_`, stored as SHA-256, with an expiry, revocable.
+//! Bearer tokens: 32 random bytes after the prefix `pody_`, stored as SHA-256, with an expiry, revocable.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
@@ -11,10 +11,10 @@ use crate::model::{
     user::{Actor, TokenHash},
 };
 
-/// Tokens a user may have at a time.
+/// Most tokens of a user.
 const MAX_TOKENS: usize = 100;
 
-/// Life of a token where the user does not say, and at most.
+/// Lifetime of a token: the default and the maximum.
 const DEFAULT_LIFETIME: Span = Span(90.0 * 86_400.0);
 
 const MAX_LIFETIME: Span = Span(3.0 * 365.0 * 86_400.0);

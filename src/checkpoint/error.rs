@@ -1,11 +1,12 @@
 //! Why something was not done with checkpoints.
 
-use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use super::store;
 use crate::{
+    criu::error::{CriuError, CriuFailure},
     db::DbError,
     engine::EngineError,
+    host::disk::DiskError,
     model::{
         checkpoint::CheckpointStatus,
         ids::{ActionId, CheckpointId},
@@ -60,11 +61,6 @@ pub enum CheckpointError {
         ByteSize(*.needed), ByteSize(*.free)
     )]
     Space { path: PathBuf, needed: u64, free: u64 },
-    #[error(
-        "the disk is full: {path} has {} left; delete checkpoints with `pody checkpoint rm ID`, or make room there",
-        ByteSize(*.free)
-    )]
-    DiskFull { path: PathBuf, free: u64 },
     #[error("checkpoint {id} is damaged ({file}: {why}); it was not started")]
     Damaged { id: CheckpointId, file: String, why: String },
     /// What a manifest would say.
@@ -100,7 +96,7 @@ pub enum CheckpointError {
     Cuda(String),
     /// What CRIU or runc said, as a sentence.
     #[error("{0}")]
-    Criu(String),
+    Criu(CriuFailure),
     #[error(
         "the pod's address of then, {address}, cannot be had: {why}; its connections with others need it: free it, or restore with its connections closed"
     )]
@@ -115,8 +111,8 @@ pub enum CheckpointError {
     LetGo(String),
     #[error("the pod ended at once with exit code {0}")]
     EndedAtOnce(i64),
-    #[error("{what} {path} failed: {source}")]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("{program} failed: {message}")]
     Program { program: &'static str, message: String },
     #[error("pody was ended while it {0}")]
@@ -133,17 +129,13 @@ pub enum CheckpointError {
     Db(#[from] DbError),
 }
 
-impl CheckpointError {
-    /// An input or output error with what was done to which file.
-    pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| match source.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { free: store::left(&path), path },
-            Some(libc::EROFS) => Self::Unavailable(format!(
-                "{} is on a disk that is mounted read-only; an admin has to look at that disk and mount it writable",
-                path.display()
-            )),
-            _ => Self::Io { what, path, source },
+impl From<CriuError> for CheckpointError {
+    fn from(error: CriuError) -> Self {
+        match error {
+            CriuError::Unavailable(why) => Self::Unavailable(why),
+            CriuError::Failed(failure) => Self::Criu(failure),
+            CriuError::TimedOut { what, limit } => Self::TimedOut { what, limit },
+            CriuError::Disk(error) => Self::Disk(error),
         }
     }
 }

@@ -1,56 +1,29 @@
-//! Checkpoint and restore: a running pod is saved with its processes and files, and brought back, in place, under another
-//! name, or after it was deleted.
+//! Checkpoint and restore: a running pod is saved with its processes and files, and restored in place, under another name, or
+//! after it was deleted.
 //!
-//! - [`phase`]: what is done, in which order, and how it is undone
-//! - [`source`], [`target`]: the request side of a checkpoint and of a restore; [`save`], [`restore`]: the phases at work; [`dump`]: one of them;
-//!   [`recover`]: what a kill left, deletion; [`able`]: what the engine must be able to
-//! - [`preflight`]: what can be told before a pod is touched; [`admission`]: quota
-//! - [`runtime`]: runc and CRIU; [`host_options`]: CRIU's options in a restore; [`causes`]: what their logs mean; [`gzip`]: a
-//!   fast stand-in for CRIU's tar; [`room`]: memory that images are caught in while a pod stands still
-//! - [`stopped`]: programs under Ctrl-Z, which CRIU cannot attach to by itself; [`tuning`]: what it does not save of threads
-//! - [`network`]: addresses, sockets and packets of a pod that is saved, and of one that is brought back
-//! - [`gpu`]: programs on GPUs, and the only place that runs NVIDIA's `cuda-checkpoint`
-//! - [`settle_in`]: what a restore does in the pod's new network and mounts before its first process is made
-//! - [`images`]: what CRIU writes, as far as it is read here
-//! - [`store`], [`manifest`], [`archive`], [`compress`]: the folder of a checkpoint; [`hollow`]: what Docker starts from
-//! - [`hashing`], [`streams`]: files read and written several at a time
+//! - [`begin_checkpoint`], [`begin_restore`]: the request side: everything that can be checked, and the rows
+//! - [`job`]: the phases, and recovery; [`crate::model::phase`] has their table
+//! - [`store`]: the directory of a checkpoint
+//! - [`preflight`]: what can be said before a pod is touched; [`admission`]: quota; [`engine_support`]: what Docker must support
+//! - [`gpu`]: what a checkpoint knows of programs on GPUs
 //! - [`remote`]: copies in the remote store
-//! - [`upkeep`]: schedules, retention, maintenance of the host
+//! - [`schedules`]: `every 6h keep 4`, and retention; [`drain`]: maintenance of the host
 //!
 //! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
 //! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
 
-mod able;
 mod admission;
-mod archive;
-mod causes;
-mod compress;
-mod corrections;
-mod dump;
+mod begin_checkpoint;
+mod begin_restore;
+mod drain;
+mod engine_support;
 mod error;
 mod gpu;
-pub mod gzip;
-mod hashing;
-mod hollow;
-mod host_options;
-mod images;
-mod manifest;
-mod network;
+mod job;
 mod preflight;
-mod recover;
 mod remote;
-mod restore;
-mod room;
-mod runtime;
-mod save;
-pub mod settle_in;
-mod source;
-mod stopped;
+mod schedules;
 mod store;
-mod streams;
-mod target;
-mod tuning;
-mod upkeep;
 
 use std::{
     collections::HashMap,
@@ -67,10 +40,9 @@ use tokio::sync::Semaphore;
 use self::store::Store;
 pub use self::{
     error::CheckpointError,
-    manifest::Manifest,
     preflight::{ProcessVerdict, Saved, Verdict},
     remote::fetch::RemoteCheckpoint,
-    runtime::{FILTERED, is_filtered, too_old as criu_too_old},
+    store::manifest::Manifest,
 };
 use crate::{
     account::Accounts,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    bars, checkpoint,
+    bars,
     client::{Client, ClientError},
     error::CliError,
     exit,
@@ -137,7 +137,7 @@ impl ActionsArgs {
                 false => action.saved(&action.container_name, Saved::AndGoesOn),
             };
             out.done(&answer, words)?;
-            checkpoint::warn_of_losses(&action, out);
+            warn_of_losses(&action, out);
             return Ok(exit::OK);
         }
         let mut query: Vec<(&str, &str)> = Vec::new();
@@ -257,6 +257,12 @@ pub fn copy_words(state: Option<&str>, bytes: Option<i64>, total: Option<i64>) -
     match (bytes, total) {
         (Some(bytes), Some(total)) => format!("{state} {} of {}", output::size(bytes, 1), output::size(total, 1)),
         _ => state,
+    }
+}
+
+pub fn warn_of_losses(action: &Action, out: &Output) {
+    for loss in &action.losses {
+        out.warn(output::printable_line(loss));
     }
 }
 

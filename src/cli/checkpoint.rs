@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 
 use super::{
-    actions::{Action, Saved, copy_words, follow, seconds},
+    actions::{Saved, copy_words, follow, seconds, warn_of_losses},
     client::{Client, ClientError},
     error::CliError,
     exit,
@@ -351,10 +351,4 @@ async fn remove(id: &str, yes: bool, out: &Output) -> Result<u8, CliError> {
     let answer = Client::from_environment()?.post("checkpoint/delete", &[("checkpoint", id)]).await?;
     out.done(&answer, format!("{id} deleted"))?;
     Ok(exit::OK)
-}
-
-pub fn warn_of_losses(action: &Action, out: &Output) {
-    for loss in &action.losses {
-        out.warn(output::printable_line(loss));
-    }
 }

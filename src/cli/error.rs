@@ -5,8 +5,9 @@ use std::{io, path::PathBuf};
 use super::{client::ClientError, credentials::StoreError, exit};
 use crate::{
     account::{AccountError, import::ImportError},
-    app::{PurgeError, StartError},
+    app::{OpenError, PurgeError},
     checkpoint::CheckpointError,
+    daemon::StartError,
     db::DbError,
     pod::PodError,
 };
@@ -18,6 +19,8 @@ pub enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]

@@ -6,10 +6,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::{error::CliError, exit};
-use crate::{
-    app::{self, ServeOptions},
-    config::DEFAULT_PORT,
-};
+use crate::{config::DEFAULT_PORT, daemon::ServeOptions};
 
 /// What is logged where `RUST_LOG` does not say: changes, refusals, trouble. Reads are `debug`.
 const LOGGED: &str = "info";
@@ -34,7 +31,7 @@ impl ServeArgs {
         // A log that cannot be written, for its disk is full, is no reason to end: to complain of it there would panic.
         let log = log.log_internal_errors(false);
         log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
-        app::serve(ServeOptions { host: self.host, port: self.port, config: self.config }).await?;
+        crate::daemon::serve(ServeOptions { host: self.host, port: self.port, config: self.config }).await?;
         Ok(exit::OK)
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit;
-use crate::checkpoint::settle_in;
+use crate::criu::namespace_setup;
 
 #[derive(Debug, Args)]
 pub struct SettleInArgs {
@@ -17,10 +17,11 @@ pub struct SettleInArgs {
 
 impl SettleInArgs {
     pub fn run(self) -> u8 {
-        match settle_in::settle_in(&self.plan, self.pid) {
+        match namespace_setup::set_up(&self.plan, self.pid) {
             Ok(()) => exit::OK,
-            Err(why) => {
-                eprintln!("{why}");
+            Err(failure) => {
+                // The daemon reads it back: CRIU hands nothing on but the exit status.
+                eprintln!("{}", serde_json::to_string(&failure).expect("a kind and a text"));
                 exit::FAILED
             }
         }

@@ -5,7 +5,11 @@ use std::{path::PathBuf, process::Command};
 use clap::Subcommand;
 
 use super::{error::CliError, exit, output::Output};
-use crate::config::{self, Config, DEFAULT_PORT};
+use crate::{
+    app::OpenError,
+    config::{self, Config, DEFAULT_PORT},
+    objects,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum UtilCommand {
@@ -51,7 +55,7 @@ fn edit(editor: Option<String>) -> Result<(), CliError> {
     // As a shell line: editors come with arguments.
     let status = Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(&path).status();
     status.map_err(|source| CliError::Run { program: editor, source })?;
-    Config::load(&path).map_err(crate::app::StartError::from)?;
+    Config::load(&path, objects::check).map_err(OpenError::from)?;
     Ok(())
 }
 

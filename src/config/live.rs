@@ -8,7 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{Config, ConfigError};
+use super::{CheckRemote, Config, ConfigError};
 
 /// The config in effect, replaced as a whole when the file changes.
 ///
@@ -16,6 +16,7 @@ use super::{Config, ConfigError};
 #[derive(Clone)]
 pub struct LiveConfig {
     path: Arc<PathBuf>,
+    check_remote: CheckRemote,
     current: Arc<ArcSwap<Config>>,
 }
 
@@ -23,9 +24,9 @@ impl LiveConfig {
     /// How often the file's modification time is checked.
     pub const POLL: Duration = Duration::from_secs(2);
 
-    pub fn load(path: PathBuf) -> Result<Self, ConfigError> {
-        let current = Arc::new(ArcSwap::from_pointee(Config::load(&path)?));
-        Ok(Self { path: Arc::new(path), current })
+    pub fn load(path: PathBuf, check_remote: CheckRemote) -> Result<Self, ConfigError> {
+        let current = Arc::new(ArcSwap::from_pointee(Config::load(&path, check_remote)?));
+        Ok(Self { path: Arc::new(path), check_remote, current })
     }
 
     pub fn get(&self) -> Arc<Config> {
@@ -38,7 +39,7 @@ impl LiveConfig {
 
     /// Applies the file if it is valid; otherwise the old config stays in effect.
     pub fn reload(&self) -> Result<(), ConfigError> {
-        self.current.store(Arc::new(Config::load(&self.path)?));
+        self.current.store(Arc::new(Config::load(&self.path, self.check_remote)?));
         Ok(())
     }
 

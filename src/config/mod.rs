@@ -304,9 +304,12 @@ pub enum ConfigError {
     Readable { path: PathBuf },
 }
 
+/// Says what is wrong with `[checkpoint.remote]`: only `objects` knows the options of each kind of store.
+pub type CheckRemote = fn(&RemoteConfig) -> Result<(), String>;
+
 impl Config {
     /// Reads and checks one file. A missing file counts as empty.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path, check_remote: CheckRemote) -> Result<Self, ConfigError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -316,7 +319,7 @@ impl Config {
             .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?;
         config.check().map_err(|rule| ConfigError::Rule { path: path.to_owned(), rule })?;
         let remote = &config.checkpoint.remote;
-        crate::objects::check(remote).map_err(|why| ConfigError::Remote { path: path.to_owned(), why })?;
+        check_remote(remote).map_err(|why| ConfigError::Remote { path: path.to_owned(), why })?;
         let mode = std::fs::metadata(path).map_or(0, |found| found.permissions().mode());
         if mode & 0o077 != 0 && remote.options.secrets().next().is_some() {
             return Err(ConfigError::Readable { path: path.to_owned() });
@@ -462,16 +465,16 @@ ports = [22]
             "[checkpoint.remote]\nurl = \"s3://b\"\n[checkpoint.remote.options]\naws_secret_access_key = \"hidden\"\n";
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let error = Config::load(&path).unwrap_err().to_string();
+        let error = Config::load(&path, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("chmod 600") && !error.contains("hidden"), "{error}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let config = Config::load(&path).unwrap();
+        let config = Config::load(&path, |_| Ok(())).unwrap();
         assert_eq!(format!("{:?}", config.checkpoint.remote.options), "{\"aws_secret_access_key\"}");
         assert_eq!(config.checkpoint.remote.options.secrets().collect::<Vec<_>>(), ["hidden"]);
         // A URL alone is not secret.
         std::fs::write(&path, "[checkpoint.remote]\nurl = \"file:///srv/x\"\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(Config::load(&path).is_ok());
+        assert!(Config::load(&path, |_| Ok(())).is_ok());
     }
 
     #[test]
@@ -479,7 +482,7 @@ ports = [22]
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, "network = \"\"\n[default_quota]\nmax_podz = 5\n").unwrap();
-        let message = Config::load(&path).unwrap_err().to_string();
+        let message = Config::load(&path, |_| Ok(())).unwrap_err().to_string();
         assert!(
             message.contains("config.toml") && message.contains("line 3") && message.contains("max_podz"),
             "{message}"

@@ -1,5 +1,5 @@
-//! A user's folder on the disk. Nothing is reached through a path of the whole file system: every step starts at the
-//! folder's own descriptor and is resolved by the kernel beneath it, without symbolic links.
+//! A user's directory on the disk. No file is opened by an absolute path: every step starts at the directory's own
+//! descriptor and is resolved by the kernel beneath it, without symbolic links.
 
 use std::{
     fs::{self, File},
@@ -21,18 +21,18 @@ use nix::{
 
 use super::{FileError, FilePath, Opened, Used};
 
-/// An entry of a folder to be listed at most, so that an answer stays one.
+/// Most entries of a listing, which bounds the response.
 const MAX_LISTED: usize = 100_000;
 
-/// How often a file is put in its place again when its folder went in between.
+/// Attempts to move a file into place when its directory is removed in between.
 const TRIES: u32 = 10;
 
 pub struct Folder(OwnedFd);
 
 impl Folder {
-    /// Opens the folder and makes it where it is missing.
+    /// Opens the directory and creates it if it is missing.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        // The folder above belongs to us alone, so a symbolic link here is an admin's wish and no attack.
+        // The parent directory is only ours, so a symbolic link here was made by an admin and is no attack.
         if !path.is_dir() {
             if let Some(above) = path.parent() {
                 super::make_private(above)?;
@@ -42,7 +42,7 @@ impl Folder {
         Ok(Self(File::open(path)?.into()))
     }
 
-    /// Opens something beneath, which must not be reached over a symbolic link.
+    /// Opens an entry beneath, which must not be reached through a symbolic link.
     fn beneath(&self, path: &str, flags: OFlag, mode: Mode) -> Result<OwnedFd, FileError> {
         let resolve =
             ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
@@ -56,7 +56,7 @@ impl Folder {
     }
 
     pub fn open_file(&self, path: &FilePath) -> Result<(File, FileStat), FileError> {
-        // Without O_NONBLOCK a FIFO that somebody made there would hold the thread.
+        // Without O_NONBLOCK a FIFO that somebody made there would block the thread.
         let fd = self.beneath(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty())?;
         let found = fstat(&fd).map_err(|errno| FileError::of(errno, path.as_str()))?;
         if !is_file(&found) {
@@ -83,7 +83,7 @@ impl Folder {
                 _ if name == "." || name == ".." => {}
                 Some(Type::Directory) => names.push(format!("{name}/")),
                 Some(Type::File) => names.push(name),
-                // Neither made here nor reachable.
+                // Neither created by us nor readable through us.
                 _ => {}
             }
         }
@@ -91,8 +91,8 @@ impl Folder {
         Ok(names)
     }
 
-    /// Removes a file, whose size is returned, or an empty folder; with it the folders above that it leaves empty, so that
-    /// what is gone takes no room at all.
+    /// Removes a file, whose size is returned, or an empty directory, and then the parent directories that are left
+    /// empty, so that deleted files take no space at all.
     pub fn remove(&self, path: &FilePath) -> Result<Option<u64>, FileError> {
         let size = self.remove_one(path)?;
         let mut left = path.split().0;
@@ -115,10 +115,10 @@ impl Folder {
         Ok(is_file(&found).then(|| found.st_size.unsigned_abs()))
     }
 
-    /// Puts a file that is on the disk completely under its name here, whose folders are made. What was there is
-    /// replaced; its size is returned.
+    /// Moves a complete, synced file to its name here and creates the directories. An existing file is replaced; its
+    /// size is returned.
     pub fn take_in(&self, from: &impl AsFd, name: &str, path: &FilePath) -> Result<Option<u64>, FileError> {
-        // Another request may remove a folder as empty that was made for this file.
+        // Another request may remove, as empty, a directory that was created for this file.
         let mut tries = 0..TRIES;
         loop {
             match self.try_take_in(from, name, path) {
@@ -157,12 +157,12 @@ fn is_file(found: &FileStat) -> bool {
     SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
 }
 
-/// Makes what was done to a folder last.
+/// Syncs the entries of a directory to disk.
 fn sync(folder: &OwnedFd) -> io::Result<()> {
     File::from(folder.try_clone()?).sync_all()
 }
 
-/// Adds what lies in a folder and below; nothing where there is none.
+/// Adds the files of a directory and its subdirectories; nothing if it does not exist.
 pub fn count(folder: &Path, used: &mut Used) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -170,7 +170,7 @@ pub fn count(folder: &Path, used: &mut Used) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        // Not that of what a link points at.
+        // The metadata of a link itself, not of its target.
         let found = entry.metadata()?;
         if found.is_dir() {
             count(&entry.path(), used)?;

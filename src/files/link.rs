@@ -1,7 +1,7 @@
-//! Signed URLs: a keyed BLAKE3 hash over who, what, how and until when.
+//! Signed URLs: a keyed BLAKE3 hash over user, path, method and expiry.
 //!
-//! The key is 32 random bytes in `$PODY_HOME/files.secret` (0600). With the file removed, all links end and the next start
-//! makes another. The account's id is signed, too, so a link does not outlive its account.
+//! The key is 32 random bytes in `$PODY_HOME/files.secret` (0600). Removing the file invalidates all links, and the
+//! next start creates a new key. The account's id is signed, too, so a link does not outlive its account.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,7 @@ use std::{
 use super::{FilePath, Owner};
 use crate::model::names::UserName;
 
-/// What a link is for.
+/// The method that a link permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Get,
@@ -29,7 +29,7 @@ impl Verb {
     }
 }
 
-/// What a signed URL carries.
+/// The parts of a signed URL.
 #[derive(Clone, Debug)]
 pub struct Link {
     pub user: UserName,
@@ -43,18 +43,18 @@ pub struct Link {
 pub struct Signer([u8; 32]);
 
 impl Signer {
-    /// Reads the key, or makes one.
+    /// Reads the key, or creates one.
     pub fn open(path: &Path) -> io::Result<Self> {
         match Self::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             read => return read,
         }
-        // Complete before it has its name: a key that is cut off is never seen.
+        // Written completely before it gets its name, so nobody reads a truncated key.
         let temporary = path.with_extension(format!("secret-{:016x}", rand::random::<u64>()));
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&rand::random::<[u8; 32]>())?;
         file.sync_all()?;
-        // A key that another has made meanwhile is the key.
+        // If another request has created a key meanwhile, that one counts.
         let linked = fs::hard_link(&temporary, path);
         fs::remove_file(&temporary)?;
         match linked {
@@ -93,7 +93,7 @@ impl Signer {
             &expires.to_string(),
         ];
         for word in words {
-            // With its length, so that no two lists of words read the same.
+            // With its length, so that different lists of words never give the same bytes.
             hasher.update(&(word.len() as u64).to_le_bytes()).update(word.as_bytes());
         }
         hasher.finalize()
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(Signer::open(&path).unwrap().0, first);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
-        // Somebody has cut it off: no links at all rather than links by half a key.
+        // A truncated file: no links at all rather than links signed with half a key.
         fs::write(&path, [1; 5]).unwrap();
         assert!(Signer::open(&path).is_err());
     }

@@ -1,14 +1,16 @@
-//! Files of members: a folder each, read and written through URLs that are signed for one file, one method and a while.
+//! Files of members: a directory each, read and written through URLs that are signed for one file, one method and a
+//! limited time.
 //!
 //! - [`path`]: names of files; [`link`]: signed URLs
-//! - [`folder`]: the disk. Every step below a user's folder goes through `openat2` with `RESOLVE_BENEATH` and
-//!   `RESOLVE_NO_SYMLINKS`, so whatever lies there, nothing outside of it is reached
-//! - [`upload`]: bytes on their way in: first into a partial file that can be gone on with, then, complete and on the disk,
-//!   under their name
-//! - [`remote`]: all of that in the remote store instead, behind URLs that it signs
+//! - [`folder`]: the disk. Every step below a user's directory goes through `openat2` with `RESOLVE_BENEATH` and
+//!   `RESOLVE_NO_SYMLINKS`, so nothing outside of it can be reached
+//! - [`upload`]: writes: first into a partial file that can be resumed, which gets its name when it is complete and
+//!   synced
+//! - [`remote`]: the same in the remote store, through URLs that it signs
 //!
-//! A folder belongs to an account, not to a name: who gets the name of a deleted account does not get its files, which are
-//! removed. What lies here counts against the limits of `[files]`; partial files count too and are dropped after a day.
+//! A directory belongs to an account, not to a name: the files of a deleted account are removed, and a new account of
+//! that name does not get them. All files count against the limits of `[files]`; partial files count too and are
+//! removed after a day.
 
 mod folder;
 mod link;
@@ -44,23 +46,23 @@ use crate::{
     objects::{LiveStorage, ObjectError},
 };
 
-/// A partial file that nobody goes on with is kept for so long.
+/// How long a partial file is kept that nobody resumes.
 const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// Time between two looks for what is to be dropped.
+/// Interval between cleanups.
 const UPKEEP: Duration = Duration::from_secs(60);
 
-/// Of so many looks one is at the remote store.
+/// One of this number of cleanups includes the remote store.
 const REMOTE_UPKEEP: u64 = 60;
 
-/// Where partial files are, beside the users' folders.
+/// The directory of partial files, beside the users' directories.
 const PARTIAL: &str = ".partial";
 
-/// Whose files.
+/// The owner of files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     pub user: UserName,
-    /// Of the account, never given twice.
+    /// The account's id, never reused.
     pub account: i64,
 }
 
@@ -70,42 +72,44 @@ impl Owner {
     }
 }
 
-/// Why something was not done with files.
+/// Why an operation on files failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("there is no file {0}")]
     NotFound(String),
     #[error("there is no folder {0}")]
     NoFolder(String),
-    #[error("{0} is not as If-Match or If-None-Match of the request wants it; look at it again")]
+    #[error("{0} does not meet the request's If-Match or If-None-Match; read its current ETag and try again")]
     Precondition(String),
     #[error("{0} is not a file that can be read or replaced; choose another name")]
     NotAFile(String),
     #[error("{0} is a folder that is not empty; delete what is in it first")]
     NotEmpty(String),
-    #[error("{0} leads over a symbolic link, which is not followed")]
+    #[error("{0} leads through a symbolic link, which is not followed")]
     Symlink(String),
-    #[error("this URL is not valid (any more), or not for this method; ask for a new one")]
+    #[error("this URL is invalid, has expired or is for another method; request a new one")]
     BadLink,
     #[error("only admins may name another user")]
     AdminsOnly,
     #[error("{0} is being written by another request; try again when that has ended")]
     Busy(String),
-    #[error("{path} has {have} bytes here so far, and this part begins at {asked}; go on at {have}, or send the whole")]
+    #[error(
+        "{path} has {have} bytes so far, and this part begins at {asked}; resume at {have}, or send the whole file"
+    )]
     Offset { path: String, have: u64, asked: u64 },
-    #[error("the parts are said to be {said} bytes together, and this one would make it {found}")]
+    #[error("the file was announced with {said} bytes, and with this part it would have {found}")]
     Total { said: u64, found: u64 },
-    #[error("{found} of the {said} bytes that were announced have come; go on at {found}")]
+    #[error("{found} of the announced {said} bytes arrived; resume at {found}")]
     Cut { said: u64, found: u64 },
-    #[error("the bytes came too slowly; go on at {found}")]
+    #[error("the bytes came too slowly; resume at {found}")]
     Slow { found: u64 },
-    #[error("a file has at most {limit}, this one has more")]
+    #[error("a file may have at most {limit}, and this one has more")]
     TooLarge { limit: ByteSize },
-    #[error("your files may have {limit} together and have {used} bytes; delete some with DELETE /v2/files/…")]
+    #[error("your files use {used} bytes of at most {limit}; delete some with DELETE /v2/files/…")]
     OverLimit { limit: ByteSize, used: u64 },
-    #[error("you may have {limit} files and have them; delete some with DELETE /v2/files/…")]
+    #[error("you have reached your limit of {limit} files; delete some with DELETE /v2/files/…")]
     TooMany { limit: u64 },
-    #[error("the disk for files has less than {keep_free} left, which is kept free; ask an admin")]
+    #[error("the disk for files has less than the {keep_free} that must be kept free; ask an admin")]
     DiskFull { keep_free: ByteSize },
     #[error(transparent)]
     Remote(#[from] ObjectError),
@@ -113,12 +117,12 @@ pub enum FileError {
     Account(#[from] AccountError),
     #[error(transparent)]
     Db(#[from] DbError),
-    #[error("the folder for files failed")]
+    #[error("cannot access the directory for files")]
     Io(#[from] io::Error),
 }
 
 impl FileError {
-    /// What an error of the system means for this file.
+    /// Maps a system error for this file.
     fn of(errno: nix::Error, path: &str) -> Self {
         use nix::errno::Errno;
         match errno {
@@ -131,7 +135,7 @@ impl FileError {
     }
 }
 
-/// A file, open to be read.
+/// A file opened for reading.
 pub struct Opened {
     pub file: File,
     pub size: u64,
@@ -153,12 +157,12 @@ struct Inner {
     config: LiveConfig,
     accounts: Accounts,
     storage: LiveStorage,
-    /// This host's id, for a store that others use as well.
+    /// This host's id, for a store that is shared with other hosts.
     host: String,
     signer: OnceLock<Signer>,
-    /// Counted once per account, then kept up with every change.
+    /// Counted once per account, then updated with every change.
     used: Mutex<HashMap<Owner, Used>>,
-    /// Partial files that a request is writing.
+    /// Partial files that requests are writing.
     writing: Mutex<HashSet<PathBuf>>,
 }
 
@@ -189,20 +193,20 @@ impl Files {
         Ok(Owner { user, account })
     }
 
-    /// Signs for a while that whoever comes with this link may do `verb` with the file.
+    /// Signs a link that permits its bearer to do `verb` with the file until the link expires.
     pub fn sign(&self, owner: &Owner, verb: Verb, path: FilePath) -> Result<Link, FileError> {
         let seconds = self.0.config.get().files.link_seconds;
         let expires = jiff::Timestamp::now().as_second() + i64::from(seconds);
         Ok(self.signer()?.sign(owner, verb, path, expires))
     }
 
-    /// Lets a link in that is ours, for this method, not expired, and of an account that may still do things.
+    /// Accepts a link that is ours, for this method, not expired, and of an account that exists and is enabled.
     pub async fn admit(&self, verb: Verb, link: &Link) -> Result<Owner, FileError> {
         if link.expires <= jiff::Timestamp::now().as_second() {
             return Err(FileError::BadLink);
         }
         let found = self.0.accounts.find_user(&link.user).await.map_err(AccountError::Remote)?;
-        // The same work and words for a user that is not there.
+        // The same work and message for a user that does not exist.
         let (account, may) = found.map_or((-1, false), |user| (user.id, !user.disabled));
         let owner = Owner { user: link.user.clone(), account };
         if self.signer()?.is_ours(&owner, verb, link) && may { Ok(owner) } else { Err(FileError::BadLink) }
@@ -216,7 +220,7 @@ impl Files {
         Ok(self.0.signer.get_or_init(|| signer))
     }
 
-    /// Names in a folder, sorted; those of folders end in `/`. `None` = the owner's whole folder.
+    /// Names in a directory, sorted; those of directories end in `/`. `None` = the owner's whole directory.
     pub async fn list(&self, owner: Owner, path: Option<FilePath>) -> Result<Vec<String>, FileError> {
         let is_whole = path.is_none();
         let listed = match self.remote()? {
@@ -224,7 +228,7 @@ impl Files {
             None => self.off_thread(move |files| files.folder(&owner)?.list(path.as_ref())).await,
         };
         match listed {
-            // Nothing was ever put there.
+            // The owner has no files yet.
             Err(FileError::NotFound(_)) if is_whole => Ok(Vec::new()),
             Err(FileError::NotFound(path) | FileError::NotAFile(path)) => Err(FileError::NoFolder(path)),
             listed => listed,
@@ -235,7 +239,7 @@ impl Files {
         self.off_thread(move |files| files.folder(&owner)?.open_for_reading(&path)).await
     }
 
-    /// Removes a file, or a folder that is empty.
+    /// Deletes a file or an empty directory.
     pub async fn delete(&self, actor: Actor, owner: Owner, path: FilePath) -> Result<(), FileError> {
         let (user, object) = (owner.user.clone(), path.to_string());
         if let Some(remote) = self.remote()? {
@@ -253,7 +257,7 @@ impl Files {
         self.record(actor, "file.delete", user, object, None).await
     }
 
-    /// Bytes of a file that have come so far and wait for the rest.
+    /// Bytes of an incomplete file that have arrived so far.
     pub async fn received(&self, owner: Owner, path: FilePath) -> Result<u64, FileError> {
         self.off_thread(move |files| match fs::symlink_metadata(files.partial(&owner, &path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
@@ -262,28 +266,28 @@ impl Files {
         .await
     }
 
-    /// Begins, or goes on with, writing a file.
+    /// Begins or resumes writing a file.
     pub async fn begin(&self, actor: Actor, owner: Owner, path: FilePath, begin: Begin) -> Result<Upload, FileError> {
         self.off_thread(move |files| Upload::begin(files, actor, owner, path, begin)).await
     }
 
-    /// Drops what is not wanted any more, for ever.
+    /// Removes files that are no longer needed, in an endless loop.
     pub async fn upkeep(self) {
         for turn in 0u64.. {
             if let Err(error) = self.drop_leftovers().await {
-                tracing::warn!(%error, "left files not removed");
+                tracing::warn!(%error, "cannot remove leftover files, will retry");
             }
             if turn.is_multiple_of(REMOTE_UPKEEP)
                 && let Err(error) = self.drop_remote_leftovers().await
             {
-                tracing::warn!(%error, "left remote files not removed");
+                tracing::warn!(%error, "cannot remove leftover remote files, will retry");
             }
             tokio::time::sleep(UPKEEP).await;
         }
     }
 
     async fn drop_leftovers(&self) -> Result<(), FileError> {
-        // With a remote provider an account may only seem to be gone.
+        // With a remote provider an account may only appear to be gone.
         let is_local = !self.0.config.get().remote_user_profile.provider.enabled;
         let accounts = self.0.db.snapshot().accounts.clone();
         self.off_thread(move |files| {
@@ -319,7 +323,7 @@ impl Files {
                 let entry = entry?;
                 let found = entry.metadata()?;
                 let age = found.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-                // Held while it is decided, so that nobody begins to go on with it.
+                // Held during the decision, so that no request resumes the file meanwhile.
                 let writing = self.writing();
                 if age.is_some_and(|age| age > PARTIAL_KEPT) && !writing.contains(&entry.path()) {
                     fs::remove_file(entry.path())?;
@@ -332,7 +336,7 @@ impl Files {
         Ok(())
     }
 
-    /// Folders below the root; none where there is no root.
+    /// Directories below the root; none if there is no root.
     fn subfolders(&self, path: &str) -> Result<Vec<fs::DirEntry>, FileError> {
         match fs::read_dir(self.0.root.join(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -348,7 +352,7 @@ impl Files {
         Folder::open(&self.0.root.join(owner.folder_name()))
     }
 
-    /// The folder for partial files of an account.
+    /// The directory for partial files of an account.
     fn partials(&self, owner: &Owner) -> PathBuf {
         self.0.root.join(PARTIAL).join(owner.folder_name())
     }
@@ -365,7 +369,7 @@ impl Files {
         self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What an account has, counted on the disk the first time.
+    /// Usage of an account, counted on the disk the first time.
     fn used_by(&self, owner: &Owner) -> Result<Used, FileError> {
         let mut all = self.used();
         if let Some(used) = all.get(owner) {
@@ -379,7 +383,7 @@ impl Files {
         Ok(used)
     }
 
-    /// Takes room for more bytes and files within the limits, or none.
+    /// Reserves space for more bytes and files if all of it is within the limits.
     fn reserve(&self, owner: &Owner, bytes: u64, files: u64) -> Result<(), FileError> {
         self.used_by(owner)?;
         let config = &self.0.config.get().files;
@@ -417,7 +421,7 @@ impl Files {
         self.0.db.write(move |tx| Ok(tx.insert_event(&event).map(|_| ())?)).await
     }
 
-    /// Disks may be slow: never on a thread of the runtime.
+    /// Disks may be slow: never block a thread of the runtime.
     async fn off_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, FileError> + Send + 'static,
@@ -430,13 +434,13 @@ impl Files {
     }
 }
 
-/// Reads [`Owner::folder_name`] back.
+/// Parses an [`Owner::folder_name`].
 fn parse_folder_name(name: &str) -> Option<Owner> {
     let (user, account) = name.rsplit_once('.')?;
     Some(Owner { user: user.parse().ok()?, account: account.parse().ok()? })
 }
 
-/// Makes a folder that only we may enter, with those above it.
+/// Creates a directory that only we may enter, with its parents.
 fn make_private(path: &std::path::Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))

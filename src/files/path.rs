@@ -1,31 +1,31 @@
-//! Names of files, as they come decoded out of a URL.
+//! Names of files, decoded from a URL.
 
 use std::{fmt, str::FromStr};
 
-/// Longest path, and longest part of one, bytes; the file system takes parts of 255.
+/// Longest path, and longest part of one, in bytes; the file system allows 255 per part.
 const MAX_PATH: usize = 1024;
 const MAX_PART: usize = 255;
-/// Most folders above a file.
+/// Most parts of a path.
 const MAX_DEPTH: usize = 32;
 
-/// A path below a user's folder: parts between single slashes, none of them `.` or `..`.
+/// A path below a user's directory: parts separated by single slashes, none of them `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FilePath(String);
 
-/// Why a text is no path of a file here.
+/// Why a text is not a path of a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilePathError {
     #[error("a path has 1 to {MAX_PATH} bytes and at most {MAX_DEPTH} parts")]
     Long,
-    #[error("a path is relative to your folder; leave out the '/' at its begin")]
+    #[error("a path is relative to your folder; leave out the leading '/'")]
     Absolute,
-    #[error("a path has no empty part and does not end in '/'")]
+    #[error("a path must not have an empty part or end in '/'")]
     Empty,
-    #[error("a path has no '.' or '..' in it")]
+    #[error("a path must not have '.' or '..' as a part")]
     Dots,
     #[error("a part of a path has at most {MAX_PART} bytes")]
     Part,
-    #[error("a path has no control characters in it")]
+    #[error("a path must not contain control characters")]
     Control,
 }
 
@@ -65,7 +65,7 @@ impl FilePath {
         &self.0
     }
 
-    /// The folder it is in, and its name there.
+    /// Its directory, and its name there.
     pub fn split(&self) -> (Option<Self>, &str) {
         match self.0.rsplit_once('/') {
             Some((folder, name)) => (Some(Self(folder.to_owned())), name),
@@ -73,7 +73,7 @@ impl FilePath {
         }
     }
 
-    /// Its folders and itself, outermost first, each as a path.
+    /// Its directories and itself, outermost first, each as a path.
     pub fn steps(&self) -> impl Iterator<Item = &str> {
         let ends = self.0.match_indices('/').map(|(at, _)| at).chain([self.0.len()]);
         ends.map(|end| &self.0[..end])
@@ -122,7 +122,7 @@ mod tests {
     }
 
     proptest! {
-        /// Joined to a folder, a path is below it.
+        /// Joined to a directory, a path is below it.
         #[test]
         fn no_path_leads_out(text in "[./a\\\\]{1,12}") {
             if let Ok(path) = text.parse::<FilePath>() {

@@ -1,8 +1,8 @@
-//! Files of members in the remote store, where `[files] store = "remote"`: it signs the URLs, and the bytes go between it and
-//! the client alone.
+//! Files of members in the remote store, with `[files] store = "remote"`: it signs the URLs, and the bytes go directly
+//! between it and the client.
 //!
-//! They lie below `files/HOST/USER.ACCOUNT/`, so that two hosts with one store share nothing. What a store is sent through a
-//! URL nobody can bound: the limits of `[files]` are looked at when a URL to write is asked for.
+//! They are below `files/HOST/USER.ACCOUNT/`, so that two hosts with one store share nothing. We cannot limit the bytes
+//! that are sent to a store through a URL: the limits of `[files]` are checked when a URL to write is requested.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 const FOLDER: &str = "files";
 
 impl Files {
-    /// The store of members' files, `None` where they lie here.
+    /// The store of members' files; `None` when they are on this host.
     pub fn remote(&self) -> Result<Option<Remote<'_>>, FileError> {
         match self.0.config.get().files.store {
             FileStore::Here => Ok(None),
@@ -37,7 +37,7 @@ impl Remote<'_> {
         self.storage.key([FOLDER, &self.files.0.host, &name].into_iter().chain(parts))
     }
 
-    /// A URL with which anybody may read or write one file for a while.
+    /// A URL with which anybody may read or write one file until it expires.
     pub async fn sign(&self, owner: &Owner, verb: Verb, path: &FilePath) -> Result<String, FileError> {
         let config = self.files.0.config.get();
         let key = self.key(owner, Some(path));
@@ -69,13 +69,13 @@ impl Remote<'_> {
         }
     }
 
-    /// Names in a folder, sorted; those of folders end in `/`.
+    /// Names in a directory, sorted; those of directories end in `/`.
     pub async fn list(&self, owner: &Owner, path: Option<&FilePath>) -> Result<Vec<String>, FileError> {
         let (folders, mut names) = self.storage.names(&self.key(owner, path)).await?;
         names.extend(folders.into_iter().map(|name| format!("{name}/")));
         names.sort();
         match (names.is_empty(), path) {
-            // A store has no folders: one without anything in it is not there.
+            // A store has no directories: an empty one does not exist.
             (true, Some(path)) => Err(FileError::NotFound(path.to_string())),
             _ => Ok(names),
         }
@@ -87,7 +87,7 @@ impl Remote<'_> {
         Ok(self.storage.delete(&key).await?)
     }
 
-    /// Removes the files of accounts that are gone.
+    /// Removes the files of deleted accounts.
     pub(super) async fn drop_leftovers(&self, is_there: impl Fn(&Owner) -> bool) -> Result<(), FileError> {
         let host = self.storage.key([FOLDER, &self.files.0.host]);
         let (folders, _) = self.storage.names(&host).await?;

@@ -1,9 +1,9 @@
-//! Bytes on their way in.
+//! Uploads.
 //!
-//! They go into a partial file, one per path, that only one request writes at a time. A part that begins where the last one
-//! ended is appended, so an upload that was cut off is gone on with. When all bytes are there the file is synced and takes
-//! its name: a reader sees the old file or the new one, never a half. Every byte is taken from the owner's limit before it
-//! is written; what a request announces is taken at once.
+//! The bytes go into a partial file, one per path, that only one request writes at a time. A part that begins where the
+//! last one ended is appended, which resumes an interrupted upload. When the file is complete it is synced and renamed:
+//! a reader sees the old file or the new one, never a part. Every byte is reserved from the owner's limit before it is
+//! written; announced bytes are reserved at once.
 
 use std::{
     fs::{self, File},
@@ -17,20 +17,20 @@ use tokio::io::AsyncWriteExt;
 use super::{FileError, FilePath, Files, Owner, make_private};
 use crate::model::{quantities::ByteSize, user::Actor};
 
-/// Time between two looks at how much room the disk has, bytes written.
+/// Bytes written between two checks of the disk's free space.
 const LOOK_EVERY: u64 = 16 << 20;
 
-/// Tags that the file must have, or must not have, for an upload to begin. Who asks says how they are written.
+/// Tags that the file must have, or must not have, for an upload to begin. The caller defines their notation.
 #[derive(Clone, Debug)]
 pub struct OnlyIf {
     pub is: Option<String>,
     pub is_not: Option<String>,
-    /// Whether such a text means a tag.
+    /// Whether a text in that notation matches a tag.
     pub names: fn(&str, &str) -> bool,
 }
 
 impl OnlyIf {
-    /// `tag` is that of the file, `None` where there is none.
+    /// `tag` is the file's; `None` if there is no file.
     fn holds(&self, tag: Option<&str>) -> bool {
         let meant = |text: &String| tag.is_some_and(|tag| (self.names)(text, tag));
         self.is.as_ref().is_none_or(meant) && !self.is_not.as_ref().is_some_and(meant)
@@ -41,19 +41,19 @@ impl OnlyIf {
     }
 }
 
-/// What a request is about to send.
+/// What a request announces.
 #[derive(Clone, Debug)]
 pub struct Begin {
-    /// Where its bytes belong; `None` = this is the whole file, from its begin.
+    /// Offset of its bytes; `None` = it is the whole file.
     pub offset: Option<u64>,
-    /// Bytes of the whole file, where that is known.
+    /// Bytes of the whole file, if known.
     pub total: Option<u64>,
-    /// Bytes that this request says it sends.
+    /// Bytes that this request announces.
     pub length: Option<u64>,
     pub only_if: OnlyIf,
 }
 
-/// An upload under way. Dropped before its end it can be gone on with.
+/// An upload in progress. If it is dropped before its end, it can be resumed.
 pub struct Upload {
     files: Files,
     actor: Actor,
@@ -66,16 +66,16 @@ pub struct Upload {
     have: u64,
     /// Bytes of this request.
     came: u64,
-    /// Taken from the limit for bytes that are still to come.
+    /// Reserved from the limit for bytes that are still to come.
     reserved: u64,
-    /// Written since the last look at the disk.
+    /// Bytes written since the last check of the disk.
     unlooked: u64,
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
         self.files.release(&self.owner, self.reserved, 0);
-        // Nothing of it came: nothing is left of it. After its end it has another name.
+        // If no bytes came, the partial file is removed. A finished file has been renamed.
         if self.have == 0 && fs::remove_file(&self.partial).is_ok() {
             self.files.release(&self.owner, 0, 1);
         }
@@ -97,10 +97,10 @@ impl Upload {
         if !files.writing().insert(partial.clone()) {
             return Err(FileError::Busy(path.to_string()));
         }
-        // From here on the place is given back when `held` is dropped.
+        // From here on dropping `held` releases the path.
         let held = Held { files, partial: &partial };
         files.used_by(&owner)?;
-        // From here on nobody else puts a file there.
+        // From here on no other request writes this file.
         if !begin.only_if.is_any() {
             let tag = match files.folder(&owner).and_then(|folder| folder.open_for_reading(&path)) {
                 Err(FileError::NotFound(_)) => None,
@@ -128,7 +128,7 @@ impl Upload {
         let length = upload.begin.length.unwrap_or(0);
         upload.check_sizes(length)?;
         upload.check_disk(length)?;
-        // All that is announced, at once: of many uploads some get through instead of none.
+        // Reserve all announced bytes at once: of many uploads some succeed instead of none.
         files.reserve(&upload.owner, length, 0)?;
         upload.reserved = length;
         Ok(upload)
@@ -171,7 +171,7 @@ impl Upload {
             Some(rest) => self.reserved = rest,
             None => self.files.reserve(&self.owner, more, 0)?,
         }
-        // Flushed at once: what is counted is there, or known not to be.
+        // Flushed at once: each counted byte has been written, or is known not to have been.
         let written = async {
             self.file.write_all(&bytes).await?;
             self.file.flush().await
@@ -184,9 +184,9 @@ impl Upload {
         Ok(())
     }
 
-    /// Takes a chunk back that was written in part.
+    /// Rolls back a partly written chunk.
     async fn undo(&mut self, more: u64, error: &std::io::Error) -> FileError {
-        tracing::warn!(%error, "an upload was not written");
+        tracing::warn!(%error, "cannot write an upload");
         if self.file.set_len(self.have).await.is_ok() {
             self.files.release(&self.owner, more, 0);
         }
@@ -198,7 +198,7 @@ impl Upload {
         }
     }
 
-    /// Ends the request: the file takes its name if all of it is here. Returns whether it did.
+    /// Ends the request: a complete file gets its name. Returns whether it did.
     pub async fn finish(self) -> Result<bool, FileError> {
         if let Some(said) = self.begin.length.filter(|said| *said != self.came) {
             return Err(FileError::Cut { said: self.have - self.came + said, found: self.have });
@@ -229,7 +229,7 @@ impl Upload {
     }
 }
 
-/// A place among those that write, until the upload itself has it.
+/// The claim on a path in `writing`, until the upload itself holds it.
 struct Held<'a> {
     files: &'a Files,
     partial: &'a Path,
@@ -241,7 +241,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Opens the partial file where the request goes on, and says how many bytes are before that.
+/// Opens the partial file where the request resumes, and returns the number of bytes before that.
 fn open(
     files: &Files,
     owner: &Owner,
@@ -269,7 +269,7 @@ fn open(
     })?;
     match begin.offset {
         Some(asked) if asked != 0 => Ok((file, have)),
-        // From the begin: what is there of an earlier try goes.
+        // From the beginning: the bytes of an earlier attempt are dropped.
         _ => {
             file.set_len(0)?;
             files.release(owner, have, 0);

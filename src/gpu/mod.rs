@@ -41,7 +41,6 @@ use crate::{
         quantities::GpuSet,
         usage::GpuUuid,
     },
-    pod::admission::GpuLoad,
 };
 
 /// A client counts as watching until this long after its last read.
@@ -296,4 +295,11 @@ impl Gpus {
         let seconds = if self.is_watched() { limits.poll_seconds } else { limits.idle_poll_seconds };
         Duration::from_secs_f64(seconds.max(0.1))
     }
+}
+
+/// A GPU of the host and how much it is used: the smaller the load, the sooner it is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuLoad {
+    pub index: u32,
+    pub load: f64,
 }

@@ -4,11 +4,9 @@ use std::net::SocketAddr;
 
 use axum::http::{HeaderMap, HeaderName, Uri, header};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use subtle::ConstantTimeEq;
 
-use super::{
-    pody::{self, ApiError},
-    router::Access,
-};
+use super::{endpoint::Access, error::ApiError};
 use crate::{app::App, model::user::Caller};
 
 /// The caller of a route with this access. Nobody in particular for routes that ask for none.
@@ -22,7 +20,7 @@ pub async fn identify(
     match access {
         // A signed URL is checked by its handler, which knows what it is for.
         Access::Open | Access::Url => return Ok(None),
-        Access::Node => return pody::user_api::admit_node(app, authorization).map(|()| None),
+        Access::Node => return admit_node(app, authorization).map(|()| None),
         Access::Member | Access::Admin => {}
     }
     let (scheme, secret) = authorization.and_then(|value| value.split_once(' ')).ok_or(ApiError::NotAuthenticated)?;
@@ -54,6 +52,21 @@ pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError
             Err(ApiError::OtherSite)
         }
         _ => Ok(()),
+    }
+}
+
+/// Lets another node in by its access token. The order of the refusals is the original's.
+pub fn admit_node(app: &App, authorization: Option<&str>) -> Result<(), ApiError> {
+    let config = app.config.get();
+    let service = &config.remote_user_profile.service;
+    if !service.enabled {
+        return Err(ApiError::Service(501, "Remote user profile service is not enabled"));
+    }
+    let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
+    let token = token.ok_or(ApiError::Service(401, "Missing or invalid Authorization header"))?;
+    match bool::from(token.as_bytes().ct_eq(service.access_token.as_bytes())) {
+        true => Ok(()),
+        false => Err(ApiError::Service(403, "Invalid access token")),
     }
 }
 

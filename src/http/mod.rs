@@ -4,7 +4,10 @@
 //! translates: parse, call the domain, render. [`server`] accepts connections and guards against slow and many clients.
 
 pub mod cedana;
+pub mod endpoint;
+pub mod error;
 pub mod identity;
+pub mod json;
 pub mod params;
 pub mod pody;
 pub mod router;

@@ -9,14 +9,14 @@ use utoipa::{
     openapi::{RefOr, Schema},
 };
 
-use super::pody::ApiError;
+use super::error::ApiError;
 use crate::{
     files::FilePath,
     model::{
-        action::ActionKind,
         checkpoint::{CheckpointName, Compression, Kind},
         ids::{ActionId, CheckpointId, SessionId},
         names::{CommitTag, ImageRef, InstanceName, PodRef, UserName, clipped},
+        phase::ActionKind,
         quantities::{GpuRequest, Span},
         quota::{CoresChange, CountChange, GpusChange, SizeChange},
         schedule::{Interval, Keep},

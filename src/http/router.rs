@@ -3,28 +3,26 @@
 //! The list feeds the router, `/help` and `/openapi.json`, so they cannot differ. What is the same for all routes happens
 //! in [`dispatch`]: identity, parameters, limits, the log line; a handler gets parsed values and the domain.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use axum::{
     Router,
     body::Body,
     extract::{ConnectInfo, FromRequestParts, RawPathParams, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter},
 };
 
 use super::{
     cedana::{self, V2Error},
+    endpoint::{Access, Cx, Dialect, Route, route},
+    error::ApiError,
     identity::{identify, refuse_other_sites},
-    params::{BodyUse, Input, Param, Params},
-    pody::{self, ApiError},
+    params::{BodyUse, Input},
+    pody,
 };
-use crate::{
-    app::App,
-    engine::Health,
-    model::{names::clipped, user::Caller},
-};
+use crate::{app::App, engine::Health, model::names::clipped};
 
 /// Largest body that is read as a whole, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -35,97 +33,27 @@ const MAX_QUERY: usize = 32 << 10;
 /// Reads from the inventory carry this header, in seconds, while the engine does not answer.
 const AGE_HEADER: HeaderName = HeaderName::from_static("x-pody-inventory-age");
 
-/// Who may call a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    Open,
-    Member,
-    Admin,
-    /// Another node, with the access token of `[remote_user_profile.service]`.
-    Node,
-    /// Whoever holds a URL that this server has signed for the purpose.
-    Url,
-}
-
-/// A request, as a handler sees it.
-pub struct Cx {
-    pub app: App,
-    pub peer: SocketAddr,
-    pub caller: Option<Caller>,
-    /// The rest of the request, for handlers that answer with a stream or take the connection over.
-    pub request: Request,
-}
-
-impl Cx {
-    /// Who asks. Open routes and nodes have no caller and do not ask for one.
-    pub fn caller(&self) -> &Caller {
-        self.caller.as_ref().expect("a route with Access::Member or Access::Admin")
-    }
-}
-
-type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
-
-type Handler = Arc<dyn Fn(Cx, &Input) -> Answer + Send + Sync>;
-
-/// One row of the list.
-#[derive(Clone)]
-pub struct Route {
-    /// A part like `{id}` is a parameter; one called `{path}` takes all the rest.
-    pub path: &'static str,
-    pub method: Method,
-    pub access: Access,
-    pub params: &'static [Param],
-    pub body: BodyUse,
-    pub summary: &'static str,
-    /// Shown in `/help`: one method per path, as the client's `fetch` wants it.
-    pub listed: bool,
-    handler: Handler,
-    /// Renders what goes wrong before the handler is called, in the dialect of the route.
-    refuse: fn(ApiError) -> Response,
-}
-
-impl Route {
-    /// Whether the parameter of this name is a part of the path.
-    pub fn is_in_path(&self, name: &str) -> bool {
-        self.path.split('/').any(|part| part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) == Some(name))
-    }
-
-    /// The path as the router wants it.
-    fn pattern(&self) -> String {
-        self.path.replace("{path}", "{*path}")
-    }
-}
-
-fn route<P, F, Fut, T, E>(
-    method: Method,
-    path: &'static str,
-    access: Access,
-    summary: &'static str,
-    handler: F,
-) -> Route
-where
-    P: Params,
-    F: Fn(Cx, P) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, E>> + Send + 'static,
-    T: IntoResponse,
-    E: IntoResponse + From<ApiError>,
-{
-    let refuse = |error: ApiError| E::from(error).into_response();
-    let handler: Handler = Arc::new(move |cx, input| match P::read(input) {
-        Ok(params) => {
-            let answer = handler(cx, params);
-            Box::pin(async move { answer.await.map_or_else(IntoResponse::into_response, IntoResponse::into_response) })
-        }
-        Err(bad) => Box::pin(std::future::ready(refuse(bad.into()))),
-    });
-    Route { path, method, access, params: P::LIST, body: P::BODY, summary, listed: true, handler, refuse }
-}
-
 /// Shorthand: the method names are the first word of each row below.
 macro_rules! table {
     ($($method:ident $access:ident $path:literal $handler:path, $summary:literal;)*) => {
-        vec![$(route(Method::$method, $path, Access::$access, $summary, $handler),)*]
+        vec![$(route(dialect_of($path), Method::$method, $path, Access::$access, $summary, $handler),)*]
     };
+}
+
+/// The dialects. The longest prefix that fits a path decides.
+static DIALECTS: [Dialect; 2] = [
+    Dialect {
+        prefix: "/v2",
+        refuse: |error| V2Error::from(error).into_response(),
+        ignores_last_slash: true,
+        knows_422: false,
+    },
+    Dialect { prefix: "", refuse: ApiError::into_response, ignores_last_slash: false, knows_422: true },
+];
+
+fn dialect_of(path: &str) -> &'static Dialect {
+    let owners = DIALECTS.iter().filter(|dialect| dialect.owns(path));
+    owners.max_by_key(|dialect| dialect.prefix.len()).expect("one has no prefix")
 }
 
 /// The list.
@@ -266,46 +194,40 @@ pub fn routes() -> Vec<Route> {
 /// The router over the list.
 pub fn router(app: App) -> Router {
     let mut paths: Vec<(String, MethodRouter)> = Vec::new();
-    for route in routes() {
+    let routes: Arc<[Route]> = routes().into();
+    for (number, route) in routes.iter().enumerate() {
         let pattern = route.pattern();
         let at = paths.iter().position(|(path, _)| *path == pattern).unwrap_or_else(|| {
             paths.push((pattern, MethodRouter::new()));
             paths.len() - 1
         });
         let filter = MethodFilter::try_from(route.method.clone()).expect("a method that axum knows");
-        let (app, route, path) = (app.clone(), Arc::new(route), &mut paths[at].1);
-        *path = std::mem::take(path).on(filter, move |request: Request| dispatch(app.clone(), route.clone(), request));
+        let (app, routes, path) = (app.clone(), routes.clone(), &mut paths[at].1);
+        let handler = move |request: Request| dispatch(app.clone(), routes.clone(), number, request);
+        *path = std::mem::take(path).on(filter, handler);
     }
     let mut router = Router::new();
     for (path, methods) in paths {
-        // Clients of this dialect end a path with a slash or not. One that takes all the rest has its own meaning of it.
-        if path.starts_with("/v2/") && !path.ends_with("{*path}") {
+        // Clients of such a dialect end a path with a slash or not. One that takes all the rest has its own meaning of it.
+        if dialect_of(&path).ignores_last_slash && !path.ends_with("{*path}") {
             router = router.route(&format!("{path}/"), methods.clone());
         }
         router = router.route(&path, methods);
     }
     router
-        .fallback(async |uri: Uri| refuse_at(&uri, ApiError::NoRoute))
-        .method_not_allowed_fallback(async |uri: Uri| refuse_at(&uri, ApiError::MethodNotAllowed))
-}
-
-/// An error where no route was found, in the dialect that the path belongs to.
-fn refuse_at(uri: &Uri, error: ApiError) -> Response {
-    if uri.path() == "/v2" || uri.path().starts_with("/v2/") {
-        V2Error::from(error).into_response()
-    } else {
-        error.into_response()
-    }
+        .fallback(async |uri: Uri| (dialect_of(uri.path()).refuse)(ApiError::NoRoute))
+        .method_not_allowed_fallback(async |uri: Uri| (dialect_of(uri.path()).refuse)(ApiError::MethodNotAllowed))
 }
 
 /// What happens to every request.
-async fn dispatch(app: App, route: Arc<Route>, request: Request) -> Response {
+async fn dispatch(app: App, routes: Arc<[Route]>, number: usize, request: Request) -> Response {
+    let route = &routes[number];
     let begun = Instant::now();
     let ConnectInfo(peer) =
         request.extensions().get::<ConnectInfo<SocketAddr>>().copied().unwrap_or(ConnectInfo(([0, 0, 0, 0], 0).into()));
     let mut user = None;
-    let answer = answer(&app, &route, peer, request, &mut user).await;
-    let mut response = answer.unwrap_or_else(route.refuse);
+    let answer = answer(&app, &routes, route, peer, request, &mut user).await;
+    let mut response = answer.unwrap_or_else(route.dialect.refuse);
     if let Health::Down(_) = app.engine.health()
         && let Some(age) = app.engine.inventory().age()
         && let Ok(value) = HeaderValue::from_str(&format!("{:.1}", age.as_secs_f64()))
@@ -326,6 +248,7 @@ async fn dispatch(app: App, route: Arc<Route>, request: Request) -> Response {
 
 async fn answer(
     app: &App,
+    routes: &Arc<[Route]>,
     route: &Route,
     peer: SocketAddr,
     mut request: Request,
@@ -369,7 +292,7 @@ async fn answer(
         }
         request = Request::from_parts(parts, body);
     }
-    let cx = Cx { app: app.clone(), peer, caller, request };
+    let cx = Cx { app: app.clone(), peer, caller, routes: routes.clone(), request };
     let work = (route.handler)(cx, &input);
     if is_read {
         return Ok(work.await);
@@ -406,22 +329,6 @@ async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
         Ok(Ok(bytes)) => Ok(bytes.into()),
         Ok(Err(_)) => Err(ApiError::TooLong { part: "body", max: MAX_BODY }),
         Err(_) => Err(ApiError::SlowBody),
-    }
-}
-
-/// A JSON answer. Written into memory at once: the answers are small.
-pub struct Json<T>(pub T);
-
-impl<T: serde::Serialize> IntoResponse for Json<T> {
-    fn into_response(self) -> Response {
-        let mut body = Vec::with_capacity(256);
-        match serde_json::to_writer(&mut body, &self.0) {
-            Ok(()) => ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
-            Err(error) => {
-                tracing::error!(%error, "an answer does not serialize");
-                StatusCode::INTERNAL_SERVER_ERROR.into_response()
-            }
-        }
     }
 }
 

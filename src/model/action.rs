@@ -8,18 +8,11 @@ use super::{
     checkpoint::{CopyView, LeaveRunning},
     ids::{ActionId, CheckpointId, ContainerId, PodId, ProcessId},
     names::UserName,
-    phase::Phase,
+    phase::{ActionKind, Phase},
     pod::RestartRule,
     time::{as_time, as_time_if_any},
     words::words,
 };
-
-words! {
-    ActionKind, "kind of action" {
-        Checkpoint = "checkpoint",
-        Restore = "restore",
-    }
-}
 
 words! {
     ActionStatus, "state of an action" {

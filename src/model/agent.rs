@@ -1,4 +1,4 @@
-//! A pod, node or job of a Kubernetes elsewhere, as its agent sent it.
+//! A pod, node or job of an external Kubernetes, as its agent reported it.
 
 use std::{fmt, str::FromStr};
 
@@ -10,7 +10,7 @@ use super::{
     names::UserName,
 };
 
-/// What a resource is.
+/// The kind of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Pod,
@@ -36,9 +36,9 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Why a text is no kind.
+/// Why a text is not a kind.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no kind of resource")]
+#[error("{0:?} is not a kind of resource")]
 pub struct KindError(String);
 
 impl FromStr for Kind {
@@ -64,7 +64,7 @@ pub struct Resource {
     pub synced_at: i64,
 }
 
-/// A resource that was sent, before it is known whose it is.
+/// A reported resource, before its owner is known.
 pub struct Told {
     pub kind: Kind,
     pub namespace: String,
@@ -73,10 +73,10 @@ pub struct Told {
     pub body: Value,
 }
 
-/// Longest name of a resource or namespace; Kubernetes has 253.
+/// Longest name of a resource or namespace; Kubernetes allows 253.
 const MAX_NAME: usize = 253;
 
-/// Reads `{"type": "Pod", "metadata": {"name": …}, …}`; `None` for the type `None`.
+/// Parses `{"type": "Pod", "metadata": {"name": …}, …}`; `None` for the type `None`.
 pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ResourceError> {
     let kind = match fields.remove("type").as_ref().and_then(Value::as_str) {
         Some("None") => return Ok(None),
@@ -90,19 +90,19 @@ pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ResourceErr
     let (name, namespace) = (text("name"), text("namespace"));
     let is_good = |name: &str| name.len() <= MAX_NAME && !name.chars().any(char::is_control);
     if name.is_empty() || !is_good(&name) || !is_good(&namespace) {
-        return Err(ResourceError("metadata.name and metadata.namespace must be names as Kubernetes has them"));
+        return Err(ResourceError("metadata.name and metadata.namespace must be valid Kubernetes names"));
     }
     let uid = text("uid").parse().ok();
     Ok(Some(Told { kind, namespace, name, uid, body }))
 }
 
-/// A count, as far as Kubernetes' own type of it goes: an agent may send any number.
+/// A count, limited to the range of Kubernetes' own type: an agent may send any number.
 fn count(value: &Value) -> Option<i32> {
     value.as_f64().map(|count| (count as i32).max(0))
 }
 
 impl Resource {
-    /// The state in the resource's own words.
+    /// The state as the resource itself names it.
     pub fn status(&self) -> String {
         let status = &self.body["status"];
         if !self.body["metadata"]["deletionTimestamp"].is_null() {
@@ -118,13 +118,13 @@ impl Resource {
         }
     }
 
-    /// Whether a condition of the status holds.
+    /// Whether a condition of the status is true.
     fn holds(&self, condition: &str) -> bool {
         let conditions = self.body["status"]["conditions"].as_array();
         conditions.into_iter().flatten().any(|found| found["type"] == condition && found["status"] == "True")
     }
 
-    /// RFC 3339, when it was made there.
+    /// RFC 3339, when it was created there.
     pub fn created_at(&self) -> Option<&str> {
         self.body["metadata"]["creationTimestamp"].as_str()
     }
@@ -134,7 +134,7 @@ impl Resource {
         self.body["status"]["startTime"].as_str()
     }
 
-    /// Containers that are ready, and all.
+    /// Ready containers, and all containers.
     pub fn ready(&self) -> (usize, usize) {
         let all = self.containers();
         (all.iter().filter(|container| container["ready"] == true).count(), all.len())
@@ -145,7 +145,7 @@ impl Resource {
         counts.fold(0, i32::saturating_add)
     }
 
-    /// Pods that have to end well for a job to be complete.
+    /// Pods that must succeed for the job to be complete.
     pub fn completions(&self) -> Option<i32> {
         count(&self.body["spec"]["completions"])
     }
@@ -154,18 +154,18 @@ impl Resource {
         self.body["status"]["containerStatuses"].as_array().map_or(&[], Vec::as_slice)
     }
 
-    /// The node that a pod is on.
+    /// The node that the pod is on.
     pub fn node(&self) -> &str {
         self.body["spec"]["nodeName"].as_str().unwrap_or_default()
     }
 
-    /// A label of the resource, by the first of these names that it has.
+    /// The value of the first of these labels that the resource has.
     pub fn label(&self, names: &[&str]) -> &str {
         let labels = &self.body["metadata"]["labels"];
         names.iter().find_map(|name| labels[*name].as_str()).unwrap_or_default()
     }
 
-    /// The pods of these that a job owns.
+    /// Those of these pods that the job owns.
     pub fn owned<'a>(&self, pods: &'a [Self]) -> impl Iterator<Item = &'a Self> {
         let (cluster, namespace, name) = (self.cluster, self.namespace.clone(), self.name.clone());
         pods.iter().filter(move |pod| {
@@ -176,7 +176,7 @@ impl Resource {
     }
 }
 
-/// How far an agent is with a checkpoint of its own.
+/// The progress of an agent's own checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToldStatus {
     Initializing,
@@ -198,9 +198,9 @@ impl ToldStatus {
     }
 }
 
-/// Why a text is no state of a checkpoint.
+/// Why a text is not a state of a checkpoint.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no state of a checkpoint")]
+#[error("{0:?} is not a state of a checkpoint")]
 pub struct ToldStatusError(String);
 
 impl FromStr for ToldStatus {
@@ -216,7 +216,7 @@ impl FromStr for ToldStatus {
 pub struct ToldCheckpoint {
     pub id: CheckpointId,
     pub user: UserName,
-    /// Of the agent's; else it tells of one of ours.
+    /// The agent's own; else it has details of one of ours.
     pub own: bool,
     pub status: ToldStatus,
     pub gpu: Option<String>,
@@ -232,11 +232,11 @@ pub struct ToldCheckpoint {
 pub struct ToldAction {
     pub id: ActionId,
     pub user: UserName,
-    /// Why a restore was asked for.
+    /// Why a restore was requested.
     pub reason: Option<String>,
-    /// What `/v2/actions/upload` brought.
+    /// The body of `/v2/actions/upload`.
     pub upload: Option<Value>,
-    /// What `/v2/restores/info` brought.
+    /// The body of `/v2/restores/info`.
     pub info: Option<Value>,
 }
 

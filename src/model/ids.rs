@@ -1,16 +1,16 @@
-//! Typed ids. A [`PodId`] cannot be handed to something that wants an [`OpId`], and none of them is a bare string.
+//! Typed ids. A [`PodId`] cannot be passed where an [`OpId`] is expected, and none of them is a bare string.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Why a text is no id.
+/// Why a text is not an id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no id; one looks like 01a1ff4b-2c76-709c-a7c8-ecb5ea72c60e, and lists show them")]
+#[error("{0:?} is not an id; an id looks like 01a1ff4b-2c76-709c-a7c8-ecb5ea72c60e, and lists show them")]
 pub struct BadId(String);
 
-/// Ids that we make: UUIDv7, so that they sort by the time of their making.
+/// Ids that we generate: UUIDv7, so that they sort by creation time.
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -19,7 +19,7 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new id, never seen before.
+            /// A new, unique id.
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
@@ -48,23 +48,23 @@ macro_rules! uuid_id {
 }
 
 uuid_id! {
-    /// One container that we made (or adopted), from its creation to its deletion.
+    /// One container that we created (or adopted), from its creation to its deletion.
     PodId
 }
 
 uuid_id! {
-    /// The name a pod lives under, kept while pods come and go below it.
+    /// A pod's name, across the pods that are created and deleted under it.
     WorkloadId
 }
 
 uuid_id! {
     /// One attempt to change something outside the database. It is written into the row before the work starts and into
-    /// the label `pody.op` of what the work makes, so that a lost answer can be told from work never done.
+    /// the label `pody.op` of the result, which distinguishes a lost response from work never done.
     OpId
 }
 
 uuid_id! {
-    /// A terminal that a pod's first process holds.
+    /// A terminal session of a pod's first process.
     SessionId
 }
 
@@ -74,12 +74,12 @@ uuid_id! {
 }
 
 uuid_id! {
-    /// One checkpoint or restore, under way or ended.
+    /// One checkpoint or restore, in progress or ended.
     ActionId
 }
 
 uuid_id! {
-    /// A cluster of an outside agent, or this host as one.
+    /// A cluster of an external agent, or this host as one.
     ClusterId
 }
 
@@ -89,7 +89,7 @@ uuid_id! {
 pub struct ContainerId(String);
 
 impl ContainerId {
-    /// The first 12 characters, as people and pody 0.4.1 show it.
+    /// The first 12 characters, the form that Docker and pody 0.4.1 show.
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
     }
@@ -105,7 +105,7 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// Why a text is no container id.
+/// Why a text is not a container id.
 #[derive(Debug, thiserror::Error)]
 #[error("a container id is 64 hexadecimal digits, this has {0} characters")]
 pub struct BadContainerId(usize);

@@ -1,5 +1,5 @@
-//! Parsed names and quantities. Whatever comes from outside becomes one of these before the domain sees it; each has one
-//! way in (`FromStr`) and one sentence per rejection, so no handler can hold a bad one.
+//! Parsed names and quantities. All input becomes one of these before the domain sees it; each is made only by
+//! `FromStr`, with one sentence per rejection, so no handler can hold an invalid one.
 
 use std::{fmt, str::FromStr};
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 /// Longest part of a container name, in characters. From pody 0.4.1.
 const MAX_PART: usize = 20;
 
-/// Characters of a text from outside that a message shows.
+/// Characters of an input that a message shows.
 const SHOWN: usize = 100;
 
-/// What a message shows of a text from outside: all of it, or how it begins. Nobody reads the rest of a long one.
+/// The part of an input that a message shows: all of it, or its beginning. Nobody reads the rest of a long one.
 pub fn clipped(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         None => text.to_owned(),
@@ -19,7 +19,7 @@ pub fn clipped(text: &str) -> String {
     }
 }
 
-/// Why a name was refused.
+/// Why a name was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     #[error("a name has 1 to {MAX_PART} characters, {0:?} has {len}", len = .0.chars().count())]
@@ -50,7 +50,7 @@ fn parse_part(s: &str) -> Result<String, NameError> {
     Ok(s.to_owned())
 }
 
-/// Implements the string side of a newtype whose `FromStr` is the only way in.
+/// Implements the string conversions of a newtype that only `FromStr` can make.
 macro_rules! text_newtype {
     ($name:ident) => {
         impl $name {
@@ -79,7 +79,7 @@ macro_rules! text_newtype {
     };
 }
 
-/// The name of an account. `share` is taken: volume mappings use it for the folder of all.
+/// The name of an account. `share` is reserved: volume mappings use it for the directory shared by all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserName(String);
 
@@ -96,7 +96,7 @@ impl FromStr for UserName {
     }
 }
 
-/// The name of a pod within its user's.
+/// The name of a pod among its user's pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceName(String);
 
@@ -110,7 +110,7 @@ impl FromStr for InstanceName {
     }
 }
 
-/// What a committed image is called behind the user's name: `pody-commit:<user>-<tag>`.
+/// The part of a committed image's name after the user's name: `pody-commit:<user>-<tag>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommitTag(String);
 
@@ -124,7 +124,7 @@ impl FromStr for CommitTag {
     }
 }
 
-/// What stands before the user in a container name where several pody hosts share one engine.
+/// The part of a container name before the user's name, where several pody hosts share one engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamePrefix(String);
 
@@ -138,7 +138,7 @@ impl FromStr for NamePrefix {
     }
 }
 
-/// How people point at a pod: `ins`, `user-ins` or `prefix-user-ins`.
+/// How people refer to a pod: `ins`, `user-ins` or `prefix-user-ins`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodRef {
     pub prefix: Option<NamePrefix>,
@@ -146,7 +146,7 @@ pub struct PodRef {
     pub instance: InstanceName,
 }
 
-/// Why a text does not point at a pod.
+/// Why a text does not refer to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PodRefError {
     #[error("a pod is named INSTANCE, USER-INSTANCE or PREFIX-USER-INSTANCE; this has {0} parts")]
@@ -186,7 +186,7 @@ impl fmt::Display for PodRef {
     }
 }
 
-/// The name a container of ours goes by in the engine: `<user>-<instance>`, after `<prefix>-` where one is configured.
+/// The name of our container in the engine: `<user>-<instance>`, after `<prefix>-` where one is configured.
 pub fn container_name(prefix: Option<&NamePrefix>, user: &UserName, instance: &InstanceName) -> String {
     match prefix {
         Some(prefix) => format!("{prefix}-{user}-{instance}"),
@@ -194,7 +194,7 @@ pub fn container_name(prefix: Option<&NamePrefix>, user: &UserName, instance: &I
     }
 }
 
-/// Reads [`container_name`] back; `None` for containers that are not named like ours.
+/// Parses a [`container_name`]; `None` for containers that are not named like ours.
 pub fn parse_container_name(prefix: Option<&NamePrefix>, name: &str) -> Option<(UserName, InstanceName)> {
     let parsed: PodRef = name.parse().ok()?;
     (parsed.prefix.as_ref() == prefix).then_some((parsed.user?, parsed.instance))
@@ -206,7 +206,7 @@ pub struct ImageRef(String);
 
 text_newtype!(ImageRef);
 
-/// Why a text is no image reference.
+/// Why a text is not an image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageRefError {
     #[error("an image name has 1 to 256 characters")]

@@ -30,7 +30,6 @@
 //! | clean | what was put aside, the engine's copies | |
 
 use super::{
-    action::ActionKind,
     checkpoint::{Kind, LeaveRunning},
     words::words,
 };
@@ -126,6 +125,13 @@ impl Phase {
             Self::Check => "looked whether the pod lives",
             Self::Clean => "cleaned up",
         }
+    }
+}
+
+words! {
+    ActionKind, "kind of action" {
+        Checkpoint = "checkpoint",
+        Restore = "restore",
     }
 }
 

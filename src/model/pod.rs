@@ -10,7 +10,7 @@ use super::{
     quantities::GpuSet,
 };
 
-/// Where a pod is in its life.
+/// Where a pod is in its life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     Creating,
@@ -23,7 +23,7 @@ pub enum State {
 impl State {
     pub const ALL: [Self; 5] = [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed];
 
-    /// The table of the module's picture.
+    /// The transitions of the module's diagram.
     pub fn may_become(self, next: Self) -> bool {
         use State::{Creating, Deleted, Deleting, Failed, Running};
         matches!(
@@ -33,7 +33,7 @@ impl State {
     }
 }
 
-/// What a pod is made of, kept in its row.
+/// The spec of a pod, stored in its row.
 pub type PodSpec = crate::model::pod::Shape;
 
 /// A row of the table `pods`.
@@ -46,21 +46,21 @@ pub struct Pod {
     pub container_name: String,
     pub state: State,
     pub spec: PodSpec,
-    /// Made by pody 0.4.1 or by hand, and taken over.
+    /// Created by pody 0.4.1 or by hand, and adopted.
     pub adopted: bool,
     pub container: Option<ContainerId>,
-    /// The operation under way, or the last one.
+    /// The operation in progress, or the last one.
     pub op: OpId,
     /// The event of that operation.
     pub event: i64,
-    /// Why it is being undone.
+    /// Why it is being rolled back.
     pub reason: Option<String>,
     /// Milliseconds since 1970.
     pub created_at: i64,
 }
 
 impl Pod {
-    /// Moves on in the life of a pod. A step that the table does not allow is a bug of ours.
+    /// Changes the state. A transition that the table does not allow is a bug of ours.
     pub fn become_state(&mut self, next: State) {
         assert!(self.state.may_become(next), "a pod cannot go from {:?} to {next:?}", self.state);
         self.state = next;
@@ -183,9 +183,9 @@ impl RestartRule {
 mod tests {
     use super::*;
 
-    /// Every pair of states, against the table in the module's picture.
+    /// Every pair of states, against the module's diagram.
     #[test]
-    fn only_the_pictured_steps_are_allowed() {
+    fn only_the_transitions_of_the_diagram_are_allowed() {
         let allowed: Vec<(State, State)> = State::ALL
             .iter()
             .flat_map(|from| State::ALL.iter().map(move |to| (*from, *to)))

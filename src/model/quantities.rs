@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A number of bytes, written as pody's config does: `512`, `64g`, `1.5t`, also `64GiB`. Units are powers of 1024.
+/// A number of bytes in the notation of pody's config: `512`, `64g`, `1.5t`, also `64GiB`. Units are powers of 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
-/// Why a text is no size.
+/// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no size; write bytes or a number with k, m, g or t, for example 64g")]
+#[error("{0:?} is not a size; write bytes or a number with k, m, g or t, for example 64g")]
 pub struct ByteSizeError(String);
 
 impl FromStr for ByteSize {
@@ -34,7 +34,7 @@ impl FromStr for ByteSize {
             Ok(whole) => whole.checked_mul(factor),
             Err(_) => digits.parse::<f64>().ok().map(|f| (f * factor as f64) as u64),
         };
-        // The engine takes signed 64-bit numbers.
+        // The engine uses signed 64-bit numbers.
         bytes.filter(|&b| b <= i64::MAX as u64).map(Self).ok_or_else(error)
     }
 }
@@ -56,7 +56,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Which GPUs: all there are, none, or these indices.
+/// A set of GPUs: all of the host, none, or these indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuSet {
     All,
@@ -68,7 +68,7 @@ impl GpuSet {
         Self::Only(BTreeSet::new())
     }
 
-    /// `None` = all, as the API's `gpu_ids` has it.
+    /// In the form of the API's `gpu_ids`: `None` = all.
     pub fn ids(&self) -> Option<Vec<u32>> {
         match self {
             Self::All => None,
@@ -77,9 +77,9 @@ impl GpuSet {
     }
 }
 
-/// Why a text names no set of GPUs.
+/// Why a text is not a set of GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no set of GPUs; write \"all\", \"none\" or indices like \"0,1\"")]
+#[error("{0:?} is not a set of GPUs; write \"all\", \"none\" or indices like \"0,1\"")]
 pub struct GpuSetError(String);
 
 impl FromStr for GpuSet {
@@ -121,22 +121,22 @@ impl<'de> Deserialize<'de> for GpuSet {
     }
 }
 
-/// GPUs that someone asks for: none, so many, or these.
+/// A request for GPUs: none, a count, or these indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuRequest {
     Count(u32),
     Ids(BTreeSet<u32>),
 }
 
-/// Why a text asks for no GPUs.
+/// Why a text is not a request for GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} asks for no GPUs; write a count like 2, indices with a comma like \"0,1\" or \"3,\", or none")]
+#[error("{0:?} is not a request for GPUs; write a count like 2, indices with a comma like \"0,1\" or \"3,\", or none")]
 pub struct GpuRequestError(String);
 
 impl FromStr for GpuRequest {
     type Err = GpuRequestError;
 
-    /// A bare number is a count; indices have a comma, if only behind them.
+    /// A bare number is a count; indices have a comma, at least at the end.
     fn from_str(s: &str) -> Result<Self, GpuRequestError> {
         let error = || GpuRequestError(s.chars().take(40).collect());
         match s.trim() {
@@ -155,12 +155,12 @@ impl FromStr for GpuRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortRanges(Vec<RangeInclusive<u16>>);
 
-/// Why a text is no list of ports.
+/// Why a text is not a list of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortRangesError {
-    #[error("{0:?} is no port; ports are numbers from 1 to 65535 and ranges like 20000-20100")]
+    #[error("{0:?} is not a port; ports are numbers from 1 to 65535 and ranges like 20000-20100")]
     Port(String),
-    #[error("the range {0:?} ends before it starts")]
+    #[error("the port range {0:?} ends before it starts")]
     Backwards(String),
 }
 
@@ -169,7 +169,7 @@ impl PortRanges {
         self.0.iter().cloned().flatten()
     }
 
-    /// How many ports there are, counting an overlap once.
+    /// The number of ports; overlapping ranges count once.
     pub fn count(&self) -> usize {
         self.iter().collect::<BTreeSet<_>>().len()
     }
@@ -200,13 +200,13 @@ impl<'de> Deserialize<'de> for PortRanges {
     }
 }
 
-/// A span of time as the statistics routes take it: `1y`, `2w`, `3d`, `4h`, `30m`, `10s` or bare seconds.
+/// A duration in the notation of the statistics routes: `1y`, `2w`, `3d`, `4h`, `30m`, `10s` or bare seconds.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Span(pub f64);
 
-/// Why a text is no span of time.
+/// Why a text is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds")]
+#[error("{0:?} is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds")]
 pub struct SpanError(String);
 
 impl FromStr for Span {

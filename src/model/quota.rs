@@ -1,7 +1,7 @@
 //! Quotas: fourteen limits a user has, each with a default in `[default_quota]`.
 //!
-//! A stored quota has one optional value per limit: absent means "the default". Both the stored and the configured side
-//! can say "unlimited", which the API shows as pody does: `-1` for numbers.
+//! A stored quota has one optional value per limit: absent means "the default". Stored and configured values can both
+//! be "unlimited", which the API shows as pody 0.4.1 does: `-1` for numbers.
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -19,7 +19,7 @@ impl Limit {
         self.0.is_none_or(|limit| amount <= limit)
     }
 
-    /// As the API and the database write it: -1 for no limit.
+    /// In the form of the API and the database: -1 for no limit.
     pub fn as_i64(self) -> i64 {
         self.0.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX))
     }
@@ -57,12 +57,13 @@ impl Serialize for CpuLimit {
     }
 }
 
-/// The limits one user lives under, defaults filled in. Serialized as `/user/info` shows it: bytes, -1 = no limit.
+/// The effective limits of one user, with defaults filled in. Serialized as `/user/info` shows it: bytes, -1 = no
+/// limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Quota {
     /// Pods at a time.
     pub max_pods: Limit,
-    /// GPUs that may be computing at a time, over all of the user's pods.
+    /// GPUs that may be computing at a time, across all of the user's pods.
     pub gpu_count: Limit,
     /// GPUs that the user's pods may see.
     pub gpus: GpuSet,
@@ -76,7 +77,7 @@ pub struct Quota {
     pub tmpfs_size: Limit,
     /// Committed images at a time.
     pub commit_count: Limit,
-    /// Writable layer of a pod that may be committed, bytes.
+    /// Largest writable layer of a pod that may be committed, bytes.
     pub commit_size_limit: Limit,
     /// CPU cores of one pod.
     pub cpu_limit: CpuLimit,
@@ -90,7 +91,7 @@ pub struct Quota {
     pub checkpoint_size: Limit,
 }
 
-/// What is stored for a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
+/// The stored limits of a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StoredQuota {
     pub max_pods: Option<Limit>,
@@ -110,7 +111,7 @@ pub struct StoredQuota {
 }
 
 impl StoredQuota {
-    /// The limits that hold: what is stored, and the default where nothing is.
+    /// The effective limits: the stored ones, and the default where none is stored.
     pub fn or_default(&self, default: &Quota) -> Quota {
         Quota {
             max_pods: self.max_pods.unwrap_or(default.max_pods),
@@ -130,7 +131,7 @@ impl StoredQuota {
         }
     }
 
-    /// Takes over every field that `change` sets.
+    /// Applies every field that `change` sets.
     pub fn apply(&mut self, change: QuotaChange) {
         fn set<T>(field: &mut Option<T>, change: Option<Change<T>>) {
             match change {
@@ -156,28 +157,28 @@ impl StoredQuota {
     }
 }
 
-/// What an admin wants one limit to be.
+/// A new value for one limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<T> {
-    /// Forget the stored value.
+    /// Remove the stored value.
     Default,
     To(T),
 }
 
-/// Why a text is no value for a limit.
+/// Why a text is not a value for a limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    #[error("{0:?} is no count; write a whole number, \"default\" or \"unlimited\"")]
+    #[error("{0:?} is not a count; write a whole number, \"default\" or \"unlimited\"")]
     Count(String),
-    #[error("{0:?} is no size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero")]
+    #[error("{0:?} is not a size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero")]
     Size(String),
-    #[error("{0:?} is no number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\"")]
+    #[error("{0:?} is not a number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\"")]
     Cores(String),
-    #[error("{0:?} is no set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\"")]
+    #[error("{0:?} is not a set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\"")]
     Gpus(String),
 }
 
-/// A count, a size, cores or GPUs as an admin writes them. `default`, the empty text and pody's `-1` mean the default.
+/// A count, a size, cores or GPUs in an admin's notation. `default`, the empty text and pody's `-1` mean the default.
 fn parse_change<T>(s: &str, unlimited: impl Fn() -> Option<T>, value: impl Fn(&str) -> Option<T>) -> Option<Change<T>> {
     match s.trim() {
         "" | "-1" | "default" => Some(Change::Default),
@@ -186,7 +187,7 @@ fn parse_change<T>(s: &str, unlimited: impl Fn() -> Option<T>, value: impl Fn(&s
     }
 }
 
-/// One field of [`QuotaChange`], by what it counts.
+/// One field of [`QuotaChange`], by its unit.
 macro_rules! change_text {
     ($(#[$doc:meta])* $name:ident($inner:ty), $error:ident, $unlimited:expr, $value:expr) => {
         $(#[$doc])*
@@ -284,7 +285,7 @@ pub struct DefaultQuota {
     pub checkpoint_size: Limit,
 }
 
-/// Threads count as processes: enough for data loaders of a large job, far below what harms the host.
+/// Threads count as processes: enough for the data loaders of a large job, far below what harms the host.
 const DEFAULT_PIDS: i64 = 8192;
 
 impl Default for DefaultQuota {
@@ -296,7 +297,7 @@ impl Default for DefaultQuota {
             memory_limit: Limit::UNLIMITED,
             storage_size: Limit::UNLIMITED,
             shm_size: Limit::UNLIMITED,
-            // As pody 0.4.1: a config that does not name it gets no tmpfs.
+            // As in pody 0.4.1: a config without this key gets no tmpfs.
             tmpfs_size: Limit(Some(0)),
             commit_count: -1,
             commit_size_limit: Limit::UNLIMITED,

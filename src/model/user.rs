@@ -40,7 +40,7 @@ impl From<&User> for UserInfo {
     }
 }
 
-/// Who asks, proven.
+/// An authenticated caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub user: UserName,
@@ -48,7 +48,7 @@ pub struct Caller {
     pub address: IpAddr,
 }
 
-/// Who is written down as the doer of a change.
+/// Who is recorded as the author of a change.
 #[derive(Clone, Debug)]
 pub struct Actor {
     pub name: String,
@@ -56,7 +56,7 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// An admin command on this host.
+    /// An admin command run on this host.
     pub fn local() -> Self {
         Self { name: "root".to_owned(), source: "local".to_owned() }
     }
@@ -99,7 +99,7 @@ pub struct Token {
     pub expires_at: i64,
 }
 
-/// Key types that OpenSSH takes in an `authorized_keys` file.
+/// Key types that OpenSSH accepts in an `authorized_keys` file.
 const KEY_TYPES: [&str; 8] = [
     "ssh-ed25519",
     "ssh-rsa",
@@ -120,16 +120,16 @@ pub struct PublicKey {
     pub comment: String,
 }
 
-/// Why a text is no public key.
+/// Why a text is not a public key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublicKeyError {
     #[error("a public key is one line: TYPE BASE64 [COMMENT], as in ~/.ssh/id_ed25519.pub")]
     Shape,
     #[error(
-        "this is a private key; send the .pub file beside it, and make a new key pair, for this one has been shown"
+        "this is a private key; send its .pub file instead, and create a new key pair, because this one has been exposed"
     )]
     Private,
-    #[error("{0:?} is no key type that sshd knows")]
+    #[error("{0:?} is not a key type that sshd accepts")]
     Type(String),
     #[error("the key's base64 is damaged")]
     Body,
@@ -152,7 +152,7 @@ impl FromStr for PublicKey {
             return Err(PublicKeyError::Type(key_type.chars().take(40).collect()));
         }
         let decoded = BASE64_STANDARD.decode(body).map_err(|_| PublicKeyError::Body)?;
-        // The body repeats the type, behind its length (RFC 4253, 6.6).
+        // The body repeats the type, after its length (RFC 4253, 6.6).
         let inner = decoded.get(4..4 + key_type.len()).ok_or(PublicKeyError::Body)?;
         if inner != key_type.as_bytes() {
             return Err(PublicKeyError::Body);
@@ -169,7 +169,7 @@ impl fmt::Display for PublicKey {
 }
 
 impl PublicKey {
-    /// As `ssh-keygen -l` shows it.
+    /// The form that `ssh-keygen -l` shows.
     pub fn fingerprint(&self) -> String {
         let decoded = BASE64_STANDARD.decode(&self.body).unwrap_or_default();
         format!("SHA256:{}", BASE64_STANDARD_NO_PAD.encode(Sha256::digest(decoded)))

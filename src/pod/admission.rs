@@ -1,10 +1,13 @@
-//! Whether a user may have one more of something. Pure: numbers in, a reason out.
+//! Whether a user may have one more pod, GPU or commit. Pure: numbers in, a reason out.
 
 use std::collections::BTreeSet;
 
-use crate::model::{
-    quantities::{ByteSize, GpuRequest, GpuSet},
-    quota::{Limit, Quota},
+use crate::{
+    gpu::GpuLoad,
+    model::{
+        quantities::{ByteSize, GpuRequest, GpuSet},
+        quota::{Limit, Quota},
+    },
 };
 
 /// A pod that counts against its user's quota.
@@ -15,14 +18,14 @@ pub struct Held {
     pub memory: Option<u64>,
 }
 
-/// Which rule says no, with its numbers.
+/// Which rule refuses, with its numbers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("{}", too_many("max_pods", *.limit, .pods, "pody rm NAME"))]
     MaxPods { limit: u64, pods: Vec<String> },
     #[error("total_memory is {} and your pods hold {} of it; {}; delete one with `pody rm NAME`, or ask an admin",
         ByteSize(*.limit), ByteSize(*.held),
-        if *.asked == 0 { "nothing is left for another".to_owned() } else { format!("this one would take {}", ByteSize(*.asked)) })]
+        if *.asked == 0 { "none is left for another".to_owned() } else { format!("this one would take {}", ByteSize(*.asked)) })]
     TotalMemory { limit: u64, held: u64, asked: u64 },
     #[error("total_memory is {} and {pod} has no limit of its own; create it again, or ask an admin", ByteSize(*.limit))]
     UnlimitedPod { limit: u64, pod: String },
@@ -54,7 +57,7 @@ pub struct Grant {
     pub memory: Option<u64>,
 }
 
-/// Admits one more pod beside those held. A pod without a memory limit of its own takes what is left of `total_memory`.
+/// Admits one more pod besides those held. A pod without a memory limit of its own gets what is left of `total_memory`.
 pub fn admit_pod(quota: &Quota, held: &[Held]) -> Result<Grant, Refusal> {
     if let Limit(Some(limit)) = quota.max_pods
         && held.len() as u64 >= limit
@@ -75,14 +78,7 @@ pub fn admit_pod(quota: &Quota, held: &[Held]) -> Result<Grant, Refusal> {
     Ok(Grant { memory: Some(asked) })
 }
 
-/// A GPU of the host and how much it is used: the smaller the load, the sooner it is given.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GpuLoad {
-    pub index: u32,
-    pub load: f64,
-}
-
-/// The GPUs that a new pod sees: what was asked for, within the quota. Of a count, the least used.
+/// The GPUs that a new pod sees: the requested ones, within the quota. A count gets the least used.
 pub fn choose_gpus(quota: &Quota, request: &GpuRequest, gpus: &[GpuLoad]) -> Result<GpuSet, Refusal> {
     let asked = match request {
         GpuRequest::Count(count) => u64::from(*count),
@@ -115,7 +111,7 @@ pub fn choose_gpus(quota: &Quota, request: &GpuRequest, gpus: &[GpuLoad]) -> Res
     }
 }
 
-/// Admits one more committed image beside those held.
+/// Admits one more committed image besides those held.
 pub fn admit_commit(quota: &Quota, held: &[String], size: u64) -> Result<(), Refusal> {
     if let Limit(Some(limit)) = quota.commit_count
         && held.len() as u64 >= limit
@@ -144,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_rule_numbers_and_next_step() {
+    fn a_refusal_names_the_rule_the_numbers_and_the_next_step() {
         let held = [Held { name: "alice-a".into(), memory: None }];
         let refusal = admit_pod(&quota(Some(1), None, None), &held).unwrap_err();
         assert_eq!(refusal.to_string(), "max_pods is 1 and you have 1: alice-a; delete one with `pody rm NAME`");
     }
 
     #[test]
-    fn a_count_takes_the_least_used_within_the_quota() {
+    fn a_gpu_count_gets_the_least_used_gpus_within_the_quota() {
         let gpus = [(0, 0.9), (1, 0.1), (2, 0.0), (3, 0.5)].map(|(index, load)| GpuLoad { index, load });
         let mut quota = quota(None, None, None);
         let choose =
@@ -178,10 +174,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is created and deleted in whatever order, what is held never passes the quota, and nothing is
-        /// refused that fits.
+        /// Whatever is created and deleted in whatever order, the held pods never exceed the quota, and nothing
+        /// that fits is refused.
         #[test]
-        fn what_is_held_never_passes_the_quota(
+        fn held_pods_never_exceed_the_quota(
             max_pods in prop::option::of(0u64..6),
             memory in prop::option::of(1u64..50),
             total in prop::option::of(0u64..120),
@@ -213,7 +209,7 @@ mod tests {
         }
 
         #[test]
-        fn commits_never_pass_the_quota(count in prop::option::of(0u64..5), limit in prop::option::of(0u64..100), held in 0usize..8, size in 0u64..120) {
+        fn commits_never_exceed_the_quota(count in prop::option::of(0u64..5), limit in prop::option::of(0u64..100), held in 0usize..8, size in 0u64..120) {
             let mut quota = quota(None, None, None);
             quota.commit_count = Limit(count);
             quota.commit_size_limit = Limit(limit);

@@ -1,4 +1,4 @@
-//! Commits: an image of a pod's files, under the owner's name.
+//! Commits: an image of a pod's files, tagged with the owner's name.
 
 use std::{
     collections::HashSet,
@@ -20,17 +20,17 @@ use crate::{
     },
 };
 
-/// An image that was made.
+/// A committed image.
 #[derive(Clone, Debug)]
 pub struct Committed {
     pub image: String,
     pub pod: String,
 }
 
-/// Tells whose commit an image is, and of which operation: a commit whose answer was lost is found again by it.
+/// Names the operation that committed an image: a commit whose response was lost is found by it.
 const COMMIT_LABEL: &str = "pody.commit";
 
-/// Which commits are being worked on, and whether rows of others may be left.
+/// Commits in progress, and whether rows of interrupted ones may be left.
 #[derive(Clone)]
 pub(super) struct Commits {
     at_work: Arc<Mutex<HashSet<OpId>>>,
@@ -44,7 +44,7 @@ impl Default for Commits {
     }
 }
 
-/// Work on a commit; it ends when dropped.
+/// A commit in progress; it ends when dropped.
 struct AtWork(Commits, OpId);
 
 impl Commits {
@@ -104,7 +104,7 @@ impl Pods {
             .commit(&container, &image, message.as_deref(), pod.user.as_str(), &labels, pod.spec.init.as_ref())
             .await;
         fail_point!("commit-done");
-        // The engine pauses the pod meanwhile: the next read shows that it goes on.
+        // The engine pauses the pod meanwhile: the next read shows it resumed.
         let _ = self.engine.look(&container).await;
         if let Err(error) = &done
             && error.is_ambiguous()
@@ -129,15 +129,15 @@ impl Pods {
             tx.close_event(event, outcome, detail.as_deref())
         });
         if let Err::<_, DbError>(error) = closed.await {
-            // What came of it is not changed by that.
-            tracing::warn!(image, %error, "a commit is settled later");
+            // The commit's outcome stays the same.
+            tracing::warn!(image, %error, "cannot close a commit now, will retry");
             self.commits.settle_later();
         }
         done?;
         Ok(Committed { image, pod: pod.container_name.clone() })
     }
 
-    /// Takes the name, within the quota. Commits under way count.
+    /// Reserves the name, within the quota. Commits in progress count.
     async fn reserve_commit(
         &self,
         actor: Actor,
@@ -167,8 +167,8 @@ impl Pods {
             .await
     }
 
-    /// Settles commits that nobody works on, after a kill or when the database could not take their end: the image is
-    /// there, or it is not.
+    /// Closes commits that are no longer in progress, after a kill or when the database could not store their end:
+    /// the image exists, or it does not.
     pub(super) async fn settle_commits(&self) -> Result<(), PodError> {
         if !self.commits.take_unsettled() {
             return Ok(());

@@ -1,10 +1,11 @@
-//! Creating a pod: the row first, then the engine, each step so that it can be done again.
+//! Creating a pod: the row first, then the engine; each step can be repeated.
 //!
-//! 1. `reserve`: one transaction checks the quota, takes name and ports, writes the row as `creating`.
-//! 2. `build`: folders of the volumes, container, SSH keys, start. A port that another program took meanwhile is changed.
+//! 1. `reserve`: one transaction checks the quota, reserves name and ports, and writes the row as `creating`.
+//! 2. `build`: directories of the volumes, container, SSH keys, start. A port that another program took meanwhile is
+//!    replaced.
 //! 3. `finish`: one transaction to `running`.
 //!
-//! Whatever fails after 1 goes through [`super::delete`]'s `undo`, which leaves nothing behind.
+//! Any failure after 1 is rolled back by [`super::delete`]'s `undo`, which leaves nothing behind.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -32,13 +33,13 @@ use crate::{
     },
 };
 
-/// How often another port is tried when one was taken between choice and start.
+/// Attempts with new ports when one is taken between choice and start.
 const PORT_TRIES: usize = 5;
 
-/// How long a create may wait and work while no other create succeeds either. Behind it comes the undo.
+/// Deadline of a create, extended whenever another create succeeds; after it the create is rolled back.
 const PATIENCE: Duration = Duration::from_secs(7);
 
-/// What is asked for.
+/// A request for a pod.
 pub struct NewPod {
     pub owner: UserName,
     pub instance: InstanceName,
@@ -60,7 +61,7 @@ impl Pods {
         let id = PodId::generate();
         let _guard = self.locks.lock(id).await;
         if wanted.gpus.is_some() {
-            // The least used are wanted as of now.
+            // To choose the GPUs that are least used at this moment.
             self.gpus.look().await;
         }
         let spec = self.spec(&wanted, &image)?;
@@ -78,7 +79,7 @@ impl Pods {
         }
     }
 
-    /// What a new pod of this user is made of; its ports and memory are decided when it is admitted.
+    /// The spec of a new pod of this user; its ports and memory are decided when it is admitted.
     pub(super) fn spec(
         &self,
         NewPod { owner, instance, gpus, .. }: &NewPod,
@@ -122,7 +123,7 @@ impl Pods {
         })
     }
 
-    /// The GPUs of a new pod. Who asks for none in particular gets what the quota and the host allow, maybe nothing.
+    /// The GPUs of a new pod. A request that names none gets what the quota and the host allow, maybe nothing.
     fn gpus_for(&self, quota: &Quota, request: Option<&GpuRequest>) -> Result<Option<GpuSet>, PodError> {
         let Some(request) = request else { return Ok(host_gives_gpus().then(|| quota.gpus.clone())) };
         let chosen = admission::choose_gpus(quota, request, &self.gpus.loads())?;
@@ -187,8 +188,7 @@ impl Pods {
             .await
     }
 
-    /// Many creates wait for one another, and that is well as long as some succeed. Behind an engine that hangs they all give
-    /// up.
+    /// Many creates wait for one another, which is fine while some succeed; if the engine hangs, all time out.
     async fn build_in_time(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
         let mut created = self.created.subscribe();
         let mut build = std::pin::pin!(self.build(pod));
@@ -214,7 +214,7 @@ impl Pods {
             fail_point!("create-made");
             match self.start_container(pod, &container).await {
                 Err(PodError::Engine(EngineError::PortTaken(port))) => {
-                    tracing::info!(pod = pod.container_name, port, "taken by another program, another is chosen");
+                    tracing::info!(pod = pod.container_name, port, "port taken by another program, choosing another");
                     self.engine.remove(&container).await?;
                     self.change_ports(pod, port).await?;
                 }
@@ -225,7 +225,7 @@ impl Pods {
         Err(PodError::NoPort { needed: pod.spec.ports.len(), free: 0, all: self.config.get().available_ports.count() })
     }
 
-    /// The container of this row, made or found.
+    /// The container of this row, created or found.
     pub(super) async fn make_container(&self, pod: &Pod) -> Result<ContainerId, PodError> {
         let config = self.config.get();
         let spec = ContainerSpec {
@@ -256,7 +256,7 @@ impl Pods {
         if !keys.is_empty()
             && let Err(error) = self.put_keys(container, &keys).await
         {
-            tracing::warn!(pod = pod.container_name, %error, "SSH keys not put into the pod");
+            tracing::warn!(pod = pod.container_name, %error, "cannot write SSH keys into the pod");
         }
         self.engine.start(container).await.map_err(|error| match error {
             EngineError::NotFound(message) if message.contains("network") => {
@@ -267,17 +267,17 @@ impl Pods {
             }
             error => error.into(),
         })?;
-        // Bindings can be dropped without a word: what was asked for must be there.
+        // The engine can drop port bindings silently: check that all requested ones exist.
         let running = self.engine.look(container).await?;
         let published = running.map(|container| container.ports.clone()).unwrap_or_default();
         match pod.spec.ports.iter().find(|port| !published.contains(port)) {
-            // A pod that ended at once publishes nothing, which is its own affair.
+            // A pod that exited at once publishes nothing, which is no error here.
             Some(port) if !published.is_empty() => Err(EngineError::PortTaken(port.host).into()),
             _ => Ok(()),
         }
     }
 
-    /// Gives the row other ports, without the one that is taken.
+    /// Gives the row new ports, without the one that is taken.
     pub(super) async fn change_ports(&self, pod: &mut Pod, taken_port: u16) -> Result<(), PodError> {
         let ranges = self.config.get().available_ports.clone();
         let mut used_elsewhere = self.engine.inventory().used_ports();
@@ -299,7 +299,7 @@ impl Pods {
         Ok(())
     }
 
-    /// The last step: from here on the pod is there for good.
+    /// The last step: from here on the pod exists.
     pub(super) async fn finish_create(&self, mut pod: Pod, container: ContainerId) -> Result<Arc<Pod>, PodError> {
         pod.become_state(State::Running);
         pod.container = Some(container);
@@ -314,7 +314,7 @@ impl Pods {
         Ok(Arc::new(pod))
     }
 
-    /// Takes a container over that is named like a pod of a known user and that no row tells of.
+    /// Adopts a container that is named like a pod of a known user and that no row names.
     pub(super) async fn adopt(
         &self,
         owner: UserName,
@@ -381,7 +381,7 @@ impl Pods {
     }
 }
 
-/// Makes the folders of the host that are not there, and resolves all of them: a bind whose source is a symbolic link can
+/// Creates missing directories on the host, and resolves all of them: a bind mount whose source is a symbolic link can
 /// be checkpointed but not restored.
 pub(super) fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
     for bind in &mut spec.binds {
@@ -397,7 +397,7 @@ pub(super) fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
     Ok(())
 }
 
-/// Whether the engine can hand out GPUs: it can as soon as NVIDIA's hook is on its PATH when it starts.
+/// Whether the engine can give GPUs to containers: it can when NVIDIA's hook was on its PATH at its start.
 fn host_gives_gpus() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/bin", "/usr/local/bin", "/usr/local/nvidia/toolkit"].map(std::path::PathBuf::from);

@@ -1,4 +1,5 @@
-//! Deleting a pod, and undoing one that could not be created: both are the state `deleting`, told apart by its reason.
+//! Deleting a pod, and rolling back one that could not be created: both are the state `deleting`; only a rollback has a
+//! reason.
 
 use std::time::Duration;
 
@@ -16,14 +17,14 @@ use crate::{
     },
 };
 
-/// How long whoever deletes a pod waits, for their turn at it too. What was begun by then is ended by reconciliation.
+/// Deadline of a delete, including the wait for the pod's lock. Reconciliation finishes what has begun by then.
 const DELETE: Duration = Duration::from_secs(9);
 
-/// How long whoever wanted a pod waits for its undoing; reconciliation has all the time that it takes.
+/// How long a failed create waits for its rollback; reconciliation finishes it without a deadline.
 const UNDO: Duration = Duration::from_secs(2);
 
 impl Pods {
-    /// Deletes a pod with all that is in it; its volumes stay. Returns the container's name.
+    /// Deletes a pod with all its files; its volumes stay. Returns the container's name.
     pub async fn delete(&self, caller: &Caller, wanted: &PodRef) -> Result<String, PodError> {
         let deleted = async {
             let (_guard, pod) = self.lock(caller, wanted).await?;
@@ -66,9 +67,9 @@ impl Pods {
         Ok(())
     }
 
-    /// Leaves nothing behind of a pod that was not created. What cannot be done now, reconciliation does later.
+    /// Removes all traces of a pod that was not created. Reconciliation does later what cannot be done now.
     pub(super) async fn undo(&self, mut pod: Pod, reason: String) {
-        tracing::warn!(pod = pod.container_name, reason, "not created");
+        tracing::warn!(pod = pod.container_name, reason, "pod not created, rolling back");
         pod.become_state(State::Deleting);
         pod.reason = Some(reason);
         let row = pod.clone();
@@ -81,8 +82,8 @@ impl Pods {
         };
         match tokio::time::timeout(UNDO, undone).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(pod = pod.container_name, %error, "undone later"),
-            Err(_) => tracing::warn!(pod = pod.container_name, "undone later: it takes long"),
+            Ok(Err(error)) => tracing::warn!(pod = pod.container_name, %error, "rollback failed, will retry"),
+            Err(_) => tracing::warn!(pod = pod.container_name, "rollback takes too long, will retry"),
         }
     }
 
@@ -97,7 +98,7 @@ impl Pods {
         }
     }
 
-    /// The last step of a deletion: frees name and ports.
+    /// The last step of a deletion: frees the name and the ports.
     pub(super) async fn finish_delete(&self, mut pod: Pod) -> Result<(), DbError> {
         let outcome = if pod.reason.is_some() { Outcome::Failed } else { Outcome::Ok };
         pod.become_state(if pod.reason.is_some() { State::Failed } else { State::Deleted });
@@ -110,7 +111,7 @@ impl Pods {
         .await
     }
 
-    /// A write that gives room back: with the disk full it may use the ballast.
+    /// A write that frees space: with the disk full it may use the ballast.
     pub(super) async fn write_urgent<T: Send + 'static>(
         &self,
         work: impl FnMut(&crate::db::Tx) -> Result<T, DbError> + Send + 'static,

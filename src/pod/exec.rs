@@ -20,7 +20,7 @@ const MAX_COMMAND: usize = (128 << 10) - 1;
 /// Runs command lines.
 const SHELL: &str = "/bin/bash";
 
-/// What `pody-init run` says where it is not there.
+/// What `pody-init run` prints where bash is missing.
 const NO_SHELL: &str = "pody-init: exec: \"/bin/bash\"";
 
 /// How a command ended.
@@ -31,7 +31,7 @@ pub enum Executed {
         output: String,
         truncated: bool,
     },
-    /// It was killed; this is what it had written.
+    /// It was killed at its timeout; the output until then.
     TimedOut {
         output: String,
     },
@@ -54,7 +54,7 @@ impl Pods {
             return Err(PodError::Timeout { asked: seconds, max: limits.max_timeout_seconds });
         }
         let container = self.running(&pod).await?;
-        // The command itself is the member's own affair and may hold secrets.
+        // The command itself is private to the member and may contain secrets.
         self.note(caller, "pod.exec", &pod).await?;
         let filters = pod.spec.init.as_ref().is_some_and(|init| !init.io_uring);
         let filter: &[&str] = if filters { &[Init::INSIDE, "run", "--"] } else { &[] };
@@ -71,7 +71,7 @@ impl Pods {
             && message.contains("paused")
             && self.locks.is_held(pod.id)
         {
-            // A checkpoint came between our look and the engine's: nothing was begun.
+            // A checkpoint began between our check and the engine's: nothing was started.
             let _ = self.engine.look(&container).await;
             self.running(&pod).await?;
             ran = self.engine.exec(&container, request.clone(), kill.clone()).await;
@@ -93,7 +93,7 @@ impl Pods {
             EngineError::Failed { message, .. } | EngineError::Conflict(message) if no_pids(&message) => {
                 PodError::NoPids { pod: pod.container_name.clone(), limit: pod.spec.pids.unwrap_or(0) }
             }
-            // The image lacks bash, or it cannot be run.
+            // The image lacks bash, or bash cannot be executed.
             EngineError::Conflict(message) if message.contains("exec: \"/bin/bash\"") => {
                 PodError::NoShell { pod: pod.container_name.clone() }
             }
@@ -117,7 +117,7 @@ impl Pods {
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
-    /// The output as it comes, until the reader leaves.
+    /// The output as it is written, until the reader disconnects.
     pub fn follow_logs(
         &self,
         container: &ContainerId,
@@ -126,7 +126,7 @@ impl Pods {
         Ok(self.engine.logs(container, options)?)
     }
 
-    /// Writes down what was asked for; its outcome is the asker's to see.
+    /// Records the request only; its outcome is for the caller.
     pub(super) async fn note(
         &self,
         caller: &Caller,
@@ -152,12 +152,12 @@ impl Pods {
     }
 }
 
-/// The pod was stopped, paused or deleted between our look and the engine's.
+/// The pod was stopped, paused or deleted between our check and the engine's.
 fn ended(pod: &crate::model::pod::Pod, status: &str) -> PodError {
     PodError::NotRunning { pod: pod.container_name.clone(), status: status.to_owned(), next: "see `pody inspect`" }
 }
 
-/// Refuses what no program can be started with.
+/// Refuses a command line that no program can be started with.
 pub(super) fn check_command(command: &str) -> Result<(), PodError> {
     match command.len() > MAX_COMMAND || command.contains('\0') {
         true => Err(PodError::Command { max: MAX_COMMAND }),

@@ -1,11 +1,11 @@
-//! Pods that lost their GPUs: the driver works on the host, and the pod may not open it.
+//! Pods that lost their GPUs: the driver works on the host, but the pod may not open its device.
 //!
-//! It happens to containers while they run. The best known way: Docker uses the systemd cgroup driver, somebody runs `systemctl
-//! daemon-reload`, and systemd writes the device rules of each container anew, without those that NVIDIA's toolkit had added
-//! behind its back (NVIDIA/nvidia-container-toolkit, issue 48). What runs goes on; what is started next fails with "Failed to
-//! initialize NVML: Unknown Error". So each pod with GPUs is looked at every `[gpu] probe_seconds`; its owner is told when they
-//! are lost and when they are back, by an event, a line in the pod's log folder and on its terminals, and in all that shows the
-//! pod.
+//! It happens to running containers. The best known cause: Docker uses the systemd cgroup driver, somebody runs
+//! `systemctl daemon-reload`, and systemd rewrites the device rules of each container, without those that NVIDIA's
+//! toolkit had added behind its back (NVIDIA/nvidia-container-toolkit, issue 48). Running programs continue; those
+//! started later fail with "Failed to initialize NVML: Unknown Error". So each pod with GPUs is checked every `[gpu]
+//! probe_seconds`. Its owner is notified when they are lost and when they are back: by an event, by a line in the pod's
+//! log directory and on its terminals, and in all views of the pod.
 
 use std::{
     collections::HashMap,
@@ -34,15 +34,15 @@ const LOST: &str = "pod.gpu-lost";
 
 const BACK: &str = "pod.gpu-back";
 
-/// What is known of the pods that were looked at. Cheap to clone.
+/// What is known of the pods that were checked. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct GpuAccess(Arc<Mutex<HashMap<PodId, Seen>>>);
 
 #[derive(Clone)]
 struct Seen {
-    /// The first process then: another is another run of the pod.
+    /// PID of the first process at that time: another PID is another run of the pod.
     pid: i32,
-    /// Why it has no GPUs; `None` while it has.
+    /// Why it has lost its GPUs; `None` if it has not.
     trouble: Option<String>,
 }
 
@@ -76,7 +76,7 @@ impl Pods {
                 () = tokio::time::sleep(pause) => {}
             }
             let device = self.config.get().gpu.control_device.clone();
-            // Where the host itself has no GPUs at work, the pods' are not lost on the way.
+            // Where the host itself has no working GPUs, the pods did not lose theirs.
             if !matches!(self.gpus.snapshot().library, Library::Working { .. }) || !is_device(&device) {
                 continue;
             }
@@ -86,7 +86,7 @@ impl Pods {
                 let Some((container, pid)) = self.with_gpus(pod) else { continue };
                 let access = device::ask(&container, pid, &device).await;
                 if let Err(error) = self.note_access(pod, pid, access, &device).await {
-                    tracing::warn!(pod = pod.container_name, %error, "the state of its GPUs is not written down, tried again");
+                    tracing::warn!(pod = pod.container_name, %error, "cannot record the state of its GPUs, will retry");
                 }
             }
         }
@@ -108,7 +108,7 @@ impl Pods {
         };
         let was_lost = match self.gpu_access.get(pod.id) {
             Some(seen) => seen.trouble.is_some(),
-            // Told before the daemon was restarted.
+            // Reported before the daemon was restarted.
             None => self.was_told_of_loss(pod).await?,
         };
         if was_lost != trouble.is_some() {
@@ -116,7 +116,7 @@ impl Pods {
                 Some(trouble) => (LOST, "warning", trouble.clone()),
                 None => (BACK, "info", "this pod can open its GPUs again".to_owned()),
             };
-            tracing::warn!(pod = pod.container_name, message, "GPUs of a pod");
+            tracing::warn!(pod = pod.container_name, message, "the GPU access of a pod changed");
             let Actor { name, source } = Actor::daemon();
             let (object, user, detail) = (pod.container_name.clone(), Some(pod.user.clone()), Some(message.clone()));
             let event = NewEvent { actor: name, source, action, object, user, outcome: Outcome::Ok, detail };
@@ -129,7 +129,7 @@ impl Pods {
         Ok(())
     }
 
-    /// Whether the last that was written down about its GPUs is that they are lost.
+    /// Whether the last recorded event about its GPUs is their loss.
     async fn was_told_of_loss(&self, pod: &Pod) -> Result<bool, DbError> {
         let (user, object, since) = (pod.user.clone(), pod.container_name.clone(), pod.created_at);
         let last = self.db.read(move |tx| tx.last_event_of(&user, &object, [LOST, BACK], since)).await?;
@@ -145,15 +145,15 @@ fn trouble(pod: &Pod, access: Access, device: &Path) -> String {
     let (device, name) = (device.display(), &pod.instance);
     match access {
         Access::Missing => format!(
-            "this pod has lost its GPUs: the driver works on the host, and there is no {device} in the pod; either NVIDIA's \
-             container toolkit was not at work when it started, or the file was removed in it; `pody restart {name}` brings it \
-             back, and if it does not, ask an admin to run `pody doctor`"
+            "this pod has lost its GPUs: the driver works on the host, but there is no {device} in the pod; either the NVIDIA \
+             Container Toolkit did not run when the pod started, or the file was removed in it; run `pody restart {name}`; if \
+             that does not help, ask an admin to run `pody doctor`"
         ),
         Access::Open | Access::Denied | Access::Untold => format!(
-            "this pod has lost its GPUs: the driver works on the host, and the pod may no longer open {device}, so new \
+            "this pod has lost its GPUs: the driver works on the host, but the pod may no longer open {device}, so new \
              programs in it end with \"Failed to initialize NVML: Unknown Error\"; the usual cause is `systemctl daemon-reload` \
-             on a host whose Docker uses the systemd cgroup driver; `pody restart {name}` brings them back, and an admin ends \
-             it for good with `nvidia-ctk system create-dev-char-symlinks --create-all` or with Docker's cgroupfs driver"
+             on a host whose Docker uses the systemd cgroup driver; `pody restart {name}` restores them, and an admin prevents \
+             it with `nvidia-ctk system create-dev-char-symlinks --create-all` or with Docker's cgroupfs driver"
         ),
     }
 }

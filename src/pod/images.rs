@@ -14,15 +14,15 @@ use crate::{
     },
 };
 
-/// An image and the rules for pods of it.
+/// An image and the rules for its pods.
 #[derive(Clone, Debug)]
 pub struct AllowedImage {
-    /// As the engine knows it.
+    /// The engine's name for it.
     pub name: String,
     pub ports: Vec<u16>,
     pub new_privileges: bool,
     pub io_uring: bool,
-    /// What pods of it run.
+    /// The program that its pods run.
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
 }
@@ -54,7 +54,7 @@ impl Pods {
             }
         }
         let mut names: Vec<String> = names.into_iter().collect();
-        // As the original sorts: commits first.
+        // Sorted as in pody 0.4.1: commits first.
         names.sort_by_key(|name| name.contains(':'));
         names
     }
@@ -78,7 +78,7 @@ impl Pods {
             if is_commit_of(repository, user, name) {
                 return Ok(allowed);
             }
-            // Commits of others are not there, whatever the config says of their repository.
+            // Others' commits are hidden, whatever the config says about their repository.
             if !name.starts_with(&format!("{repository}:"))
                 && let Some(rule) = config.image(name)
             {
@@ -130,7 +130,7 @@ impl Pods {
     }
 }
 
-/// Full names that a user may have meant, most likely first.
+/// Full names that a user may mean, most likely first.
 fn candidates(repository: &str, wanted: &ImageRef) -> Vec<String> {
     let wanted = wanted.as_str();
     match wanted.contains(':') {

@@ -1,7 +1,7 @@
-//! The first process of every new pod: our own small program (`init/`), which this binary carries in itself.
+//! The first process of every new pod: our own small init program (`init/`), which is embedded in this binary.
 //!
-//! Each version of it lies in a file of its own, `$PODY_HOME/init/<hash>/pody-init`, which is bound read-only into pods and
-//! never changed or removed: a pod that is restored from a checkpoint maps the very same file.
+//! Each version has a file of its own, `$PODY_HOME/init/<hash>/pody-init`, which is bind-mounted read-only into pods
+//! and never changed or removed: a pod that is restored from a checkpoint maps the very same file.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,14 +14,14 @@ use std::{
 use super::{PodError, images::AllowedImage};
 use crate::model::pod::Init;
 
-/// Made by `build.rs`.
+/// Built by `build.rs`.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pody-init"));
 
-/// Where the program is kept for pods. Cheap to clone.
+/// The directory of the program for pods. Cheap to clone.
 #[derive(Clone)]
 pub struct InitStore {
     home: PathBuf,
-    /// The file, once it was found to hold what it must.
+    /// The file, once its content was verified.
     checked: Arc<OnceLock<PathBuf>>,
 }
 
@@ -30,7 +30,7 @@ impl InitStore {
         Self { home: home.to_owned(), checked: Arc::default() }
     }
 
-    /// The first process of a pod of this image; `None` where the image says nothing to run.
+    /// The first process of a pod of this image; `None` where the image names no program.
     pub fn for_image(&self, image: &AllowedImage) -> Result<Option<Init>, PodError> {
         if image.entrypoint.is_empty() && image.command.is_empty() {
             return Ok(None);
@@ -43,8 +43,8 @@ impl InitStore {
         }))
     }
 
-    /// The very same program here, where a pod was saved on another host or under another `$PODY_HOME`. What it is, the name of
-    /// its folder says.
+    /// The same program on this host, for a pod that was saved on another host or under another `$PODY_HOME`. The
+    /// name of its directory identifies it.
     pub fn same_here(&self, then: &Path) -> Result<PathBuf, PodError> {
         let folder = self.home.join("init");
         let found = || {
@@ -58,19 +58,19 @@ impl InitStore {
                 return fs::canonicalize(path);
             }
             Err(io::Error::other(
-                "the pod was saved with the first process of another version of pody, which is not here; restore it with that version",
+                "the pod was saved by another version of pody, whose init program is not on this host; restore it with that version",
             ))
         };
         found().map_err(|source| PodError::Init { path: folder.clone(), source })
     }
 
-    /// [`Self::file`], or what to do about it.
+    /// [`Self::file`], or an error with the next step.
     pub fn program(&self) -> Result<PathBuf, PodError> {
         self.file().map_err(|source| PodError::Init { path: self.home.join("init"), source })
     }
 
-    /// The file, written if it is not there. No part of its path is a symbolic link: a bind whose source is one can be
-    /// checkpointed but not restored.
+    /// The file, written if it is missing. No part of its path is a symbolic link: a bind mount whose source is one
+    /// can be checkpointed but not restored.
     fn file(&self) -> io::Result<PathBuf> {
         if let Some(path) = self.checked.get().filter(|path| path.exists()) {
             return Ok(path.clone());
@@ -79,7 +79,7 @@ impl InitStore {
         let path = folder.join("pody-init");
         if fs::read(&path).ok().as_deref() != Some(PROGRAM) {
             if path.exists() {
-                return Err(io::Error::other(format!("{} was changed; remove its folder", path.display())));
+                return Err(io::Error::other(format!("{} was modified; remove its directory", path.display())));
             }
             write(&folder, &path)?;
         }
@@ -88,18 +88,18 @@ impl InitStore {
     }
 }
 
-/// All of it or nothing, and for good.
+/// Writes all of it or nothing, and syncs it to disk.
 fn write(folder: &Path, path: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let unfinished = folder.join(format!(".new-{:016x}", rand::random::<u64>()));
     let written = (|| {
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o755).open(&unfinished)?;
         file.write_all(PROGRAM)?;
-        // Whatever our umask is.
+        // Independent of our umask.
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         file.sync_all()?;
         fs::rename(&unfinished, path)?;
-        // The names too.
+        // The directory entries too.
         [folder, folder.parent().unwrap_or(folder)].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
     })();
     if written.is_err() {
@@ -126,15 +126,15 @@ mod tests {
         assert_eq!(InitStore::new(home.path()).program().unwrap(), path);
         assert_eq!(fs::metadata(&path).unwrap().ino(), first.ino());
 
-        // Whoever meddled with it is told; pods that run map it.
+        // A modified file is reported, not replaced: running pods map it.
         fs::write(&path, "other").unwrap();
         let error = InitStore::new(home.path()).program().unwrap_err().to_string();
-        assert!(error.contains("was changed"), "{error}");
-        // Removed by hand, it comes back.
+        assert!(error.contains("was modified"), "{error}");
+        // Removed by hand, it is written again.
         fs::remove_dir_all(home.path().join("init")).unwrap();
         assert_eq!(InitStore::new(home.path()).program().unwrap(), path);
 
-        // Another host's: the same program is found here, by what it is and not where it lay.
+        // Saved on another host: the same program is found here by its content, not by its path.
         let store = InitStore::new(home.path());
         let hash = path.parent().unwrap().file_name().unwrap();
         assert_eq!(store.same_here(&Path::new("/var/lib/elsewhere/init").join(hash).join("pody-init")).unwrap(), path);

@@ -16,13 +16,13 @@ use crate::{
 
 const FILE: &str = "/root/.ssh/authorized_keys";
 
-/// A larger file is not ours to rewrite.
+/// We do not rewrite a larger file.
 const MAX_FILE: usize = 1 << 20;
 
-/// A pod starts without them sooner than it waits longer for them.
+/// After this long a pod starts without keys.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// When keys are put into a pod.
+/// When keys are written into a pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before {
     Start,
@@ -30,7 +30,7 @@ pub(super) enum Before {
 }
 
 impl Pods {
-    /// Puts the owner's keys into the file, between our marker lines. Works on stopped containers too.
+    /// Writes the owner's keys into the file, between our marker lines. Works on stopped containers too.
     pub(super) async fn put_keys(&self, container: &ContainerId, keys: &[SshKey]) -> Result<(), PodError> {
         let put = async {
             let current = self.engine.read_file(container, FILE, MAX_FILE).await?.unwrap_or_default();
@@ -48,11 +48,11 @@ impl Pods {
         let keys = self.keys_of(&pod.user).await;
         if let Err(error) = self.put_keys(container, &keys).await {
             let when = if when == Before::Start { "before its start" } else { "now" };
-            tracing::warn!(pod = pod.container_name, %error, when, "SSH keys not put into the pod");
+            tracing::warn!(pod = pod.container_name, %error, when, "cannot write SSH keys into the pod");
         }
     }
 
-    /// Brings a change of the user's keys into all of their pods.
+    /// Writes a change of the user's keys into all of their pods.
     pub async fn refresh_keys_of(&self, user: &UserName) {
         for pod in self.db.snapshot().pods.of_user(user).to_vec() {
             if let (State::Running, Some(container)) = (pod.state, &pod.container) {
@@ -62,7 +62,7 @@ impl Pods {
     }
 }
 
-/// `.ssh/authorized_keys` as a tar archive, root's, as sshd wants its modes.
+/// `.ssh/authorized_keys` as a tar archive, owned by root, with the modes that sshd requires.
 fn archive(content: &str) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let header = |kind, mode, size: usize| {

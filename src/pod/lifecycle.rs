@@ -1,4 +1,4 @@
-//! Start, stop, restart: the engine keeps the state, we keep the event.
+//! Start, stop, restart: the engine keeps the state, we record the event.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     model::{ids::ContainerId, names::PodRef, user::Caller},
 };
 
-/// What to do with a pod's container.
+/// An action on a pod's container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Start,
@@ -19,25 +19,25 @@ pub enum Action {
     Restart,
 }
 
-/// How long whoever acts on a pod waits, for their turn at it too; the grace of a stop comes on top. Behind it the event is
-/// closed, and the answer is still there within 10 s.
+/// Deadline of an action, including the wait for the pod's lock; the grace period of a stop is added. The event is
+/// closed after it, and the response still comes within 10 s.
 const ACT: Duration = Duration::from_secs(8);
 
-/// How long the inventory and the output are looked at behind an action that succeeded.
+/// How long the inventory and the output are read after a successful action.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Lines and bytes of output shown behind an action.
+/// Lines and bytes of output shown after an action.
 const SHOWN_LINES: u32 = 100;
 
 const SHOWN_BYTES: usize = 64 << 10;
 
 impl Pods {
-    /// Does it and returns the end of the container's output.
+    /// Performs the action and returns the end of the container's output.
     pub async fn act(&self, caller: &Caller, wanted: &PodRef, action: Action) -> Result<String, PodError> {
         self.act_for(AskedBy::Caller, caller, wanted, action).await
     }
 
-    /// The same for maintenance, too.
+    /// The same, also for maintenance.
     pub(crate) async fn act_for(
         &self,
         by: AskedBy,
@@ -77,7 +77,7 @@ impl Pods {
         let done = done.unwrap_or_else(|_| Err(EngineError::TimedOut(patience).into()));
         self.close_event(event, &done).await;
         done?;
-        // The next read shows what was done.
+        // So that the next read shows the result.
         let _ = timeout(LOOK, self.engine.look(&container)).await;
         Ok(self.last_output(&container).await)
     }
@@ -107,18 +107,18 @@ impl Pods {
         })
     }
 
-    /// The end of the container's output, or nothing where the engine does not tell it quickly.
+    /// The end of the container's output, or nothing where the engine does not return it quickly.
     pub async fn last_output(&self, container: &ContainerId) -> String {
         let options = LogOptions { tail: Some(SHOWN_LINES), since: None, follow: false };
         let output = self.engine.tail(container, options, SHOWN_BYTES, LOOK).await;
         String::from_utf8_lossy(&output.unwrap_or_default()).into_owned()
     }
 
-    /// Closes what a kill left open.
+    /// Closes the events that a kill left open.
     pub async fn interrupt_events(&self) -> Result<(), DbError> {
         let open = self.db.write(|tx| tx.interrupt_events()).await?;
         if open > 0 {
-            tracing::info!(open, "events of work that a kill ended are closed as interrupted");
+            tracing::info!(open, "closed the events of killed operations as interrupted");
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
-//! While the host is drained for maintenance, no pod is created, started or restored, but by the end of the drain itself.
+//! While the host is drained for maintenance, no pod is created, started or restored, except by the end of the drain
+//! itself.
 //!
-//! Whoever begins one of these looks twice: at the snapshot, to refuse before anything else is said, and in the transaction
-//! that writes it down, so that none slips by a drain that is asked for at the same moment.
+//! Each of these operations checks twice: in the snapshot, to refuse before any other check, and in the transaction
+//! that records it, so that none slips past a drain that is requested at the same moment.
 
 use super::{PodError, Pods};
 use crate::{
@@ -12,16 +13,16 @@ use crate::{
     },
 };
 
-/// Who wants something done with a pod.
+/// Who requests an operation on a pod.
 #[derive(Clone, Debug)]
 pub enum AskedBy {
     Caller,
-    /// Maintenance, for whoever asked for it.
+    /// Maintenance, for the admin who requested it.
     Drain(Actor),
 }
 
 impl AskedBy {
-    /// Who is written down as the doer.
+    /// The actor to record.
     pub(crate) fn actor(&self, caller: &Caller) -> Actor {
         match self {
             Self::Caller => Actor::from(caller),
@@ -37,7 +38,7 @@ impl AskedBy {
     }
 }
 
-/// Whether a container of this status holds processes.
+/// Whether a container with this status has processes.
 pub fn is_up(status: &str) -> bool {
     matches!(status, "running" | "paused" | "restarting")
 }
@@ -50,7 +51,7 @@ impl Pods {
         }
     }
 
-    /// Whether the pod's container holds processes, as the inventory has it.
+    /// Whether the pod's container has processes, according to the inventory.
     pub(crate) fn is_up(&self, pod: &Pod) -> bool {
         self.container(pod).is_some_and(|container| is_up(&container.status))
     }

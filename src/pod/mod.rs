@@ -1,4 +1,4 @@
-//! Pods: their life, their rules, and what is done with them.
+//! Pods: their life cycle, their rules and the operations on them.
 //!
 //! ```text
 //!            create                     delete
@@ -8,12 +8,12 @@
 //!                          failed    (reason set) ─────► failed
 //! ```
 //!
-//! A row is written before the engine is asked and names the operation; the container carries the operation's id as a label.
-//! So a kill between any two steps leaves a (row, container) pair that [`reconcile`] settles: forward where the container
-//! exists, back where it does not. Whether a `running` pod's container runs, is paused or has exited is the engine's to
-//! say, and is read from its inventory.
+//! A row that names the operation is written before the engine is called; the container carries the operation's id as a
+//! label. So a kill between any two steps leaves a (row, container) pair that [`reconcile`] resolves: forward where the
+//! container exists, back where it does not. Whether a `running` pod's container runs, is paused or has exited is up to
+//! the engine, and is read from its inventory.
 //!
-//! Locks: [`Locks`] holds one lock per pod while something is done to it. It is taken before a row shows the work, so
+//! Locks: [`Locks`] holds one lock per pod during an operation on it. It is taken before a row shows the operation, so
 //! reconciliation never touches work in progress. No other lock is held across an await.
 
 pub mod admission;
@@ -70,86 +70,86 @@ use crate::{
     },
 };
 
-/// How long something waits for what is being done with the same pod.
+/// How long an operation waits for another one on the same pod.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// Time between two looks whether it is over.
+/// Interval between checks whether that one has ended.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 
-/// How long a read waits for the first list of the engine after a start.
+/// How long a read waits for the engine's first container list after a start.
 const FIRST_LIST: Duration = Duration::from_secs(2);
 
-/// Labels of our containers.
+/// Labels on our containers.
 pub mod label {
     pub const USER: &str = "pody.user";
     pub const INSTANCE: &str = "pody.instance";
     pub const WORKLOAD: &str = "pody.workload";
     pub const POD: &str = "pody.pod";
     pub const OP: &str = "pody.op";
-    /// All of them: an image made of a pod must not carry them on.
+    /// All of them: an image committed from a pod must not inherit them.
     pub const ALL: [&str; 5] = [USER, INSTANCE, WORKLOAD, POD, OP];
 }
 
-/// Why something was not done with a pod.
+/// Why an operation on a pod failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     #[error("there is no pod {0}")]
     NotFound(String),
     #[error("{}", .0.refusal())]
     Draining(Box<Drain>),
-    #[error("there is a pod {0} already; choose another name, or delete it with `pody rm {0}`")]
+    #[error("pod {0} already exists; choose another name, or delete it with `pody rm {0}`")]
     Exists(String),
-    #[error("a container named {0} is there that pody did not make; choose another name")]
+    #[error("a container named {0} exists that pody did not create; choose another name")]
     Foreign(String),
     #[error("{pod} is busy: {what}; try again in a moment")]
     Busy { pod: String, what: &'static str },
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("{image} is no image that you may use; {}", if .allowed.is_empty() {
-        "there are none yet: ask an admin to name one under [[images]] in config.toml and to build or pull it".to_owned()
-    } else { format!("there are: {}", .allowed.join(", ")) })]
+    #[error("{image} is not an image that you may use; {}", if .allowed.is_empty() {
+        "there are none yet: ask an admin to list one under [[images]] in config.toml and to build or pull it".to_owned()
+    } else { format!("choose one of: {}", .allowed.join(", ")) })]
     Image { image: ImageRef, allowed: Vec<String> },
-    #[error("{0} is no image of yours; only your own commits can be deleted")]
+    #[error("{0} is not your image; only your own commits can be deleted")]
     NotYourImage(String),
     #[error("{image} is in use by {}; delete that first", .pods.join(", "))]
     ImageInUse { image: String, pods: Vec<String> },
-    #[error("there is an image {0} already; choose another tag, or delete it with `pody post image/delete image:{0}`")]
+    #[error("image {0} already exists; choose another tag, or delete it with `pody post image/delete image:{0}`")]
     ImageExists(String),
     #[error(
-        "no free port: the pod needs {needed}, and {free} of the {all} ports of this host are free; ask an admin for more in available_ports, or delete a pod"
+        "no free port: the pod needs {needed}, and {free} of the {all} ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     )]
     NoPort { needed: usize, free: usize, all: usize },
     #[error("{pod} is {status}; {next}")]
     NotRunning { pod: String, status: String, next: &'static str },
-    #[error("{pod} has no /bin/bash that runs; put one into its image")]
+    #[error("/bin/bash does not run in {pod}; install it in the image")]
     NoShell { pod: String },
-    #[error("{pod} has no session {session}; `pody shell NAME --list` shows those that it has")]
+    #[error("{pod} has no session {session}; `pody shell NAME --list` lists its sessions")]
     NoSession { pod: String, session: SessionId },
     #[error(
-        "{pod} was made before pods could run commands in the background; make it anew, or end the command line with &"
+        "{pod} was created before pods could run commands in the background; create it again, or end the command line with &"
     )]
     NoInit { pod: String },
     #[error("a command line has at most {max} bytes and no NUL; put a longer one into a file in the pod and run that")]
     Command { max: usize },
-    #[error("a command may run for 1 to {max} s, you asked for {asked}")]
+    #[error("a command's timeout is 1 to {max} s, you asked for {asked}")]
     Timeout { asked: u64, max: u64 },
-    #[error("the folder {path} of a volume cannot be made: {source}")]
+    #[error("cannot create the directory {path} of a volume: {source}")]
     Volume { path: std::path::PathBuf, source: std::io::Error },
     #[error(
-        "the first process of pods cannot be written below {path}: {source}; see that its disk has room and can be written"
+        "cannot write the init program of pods below {path}: {source}; check that its disk has space and is writable"
     )]
     Init { path: std::path::PathBuf, source: std::io::Error },
-    #[error("{pod} has used up its pids_limit of {limit} processes; end some of them, or restart it")]
+    #[error("{pod} has reached its pids_limit of {limit} processes; end some of them, or restart it")]
     NoPids { pod: String, limit: u64 },
     #[error(
-        "the quota storage_size needs an engine on overlay2 over xfs with pquota, and this one is not; ask an admin to set storage_size to \"\""
+        "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
     )]
     StorageUnsupported,
     #[error(
-        "Docker cannot give GPUs to pods on this host; ask an admin to install the NVIDIA container toolkit and restart Docker, or to set the quota gpus to none"
+        "Docker cannot give GPUs to pods on this host; ask an admin to install the NVIDIA Container Toolkit and restart Docker, or to set the quota gpus to none"
     )]
     NoGpuDriver,
-    #[error("the network {0} of the config does not exist; ask an admin to make it with `docker network create {0}`")]
+    #[error("the network {0} of the config does not exist; ask an admin to create it with `docker network create {0}`")]
     Network(String),
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -177,7 +177,7 @@ impl Locks {
         self.of(id).lock_owned().await
     }
 
-    /// Whether something is being done with the pod.
+    /// Whether an operation on the pod is in progress.
     fn is_held(&self, id: PodId) -> bool {
         self.of(id).try_lock().is_err()
     }
@@ -187,7 +187,7 @@ impl Locks {
     }
 }
 
-/// Everything that is done with pods. Cheap to clone.
+/// All operations on pods. Cheap to clone.
 #[derive(Clone)]
 pub struct Pods {
     db: Db,
@@ -196,19 +196,19 @@ pub struct Pods {
     gpus: Gpus,
     accounts: Accounts,
     locks: Locks,
-    /// Creates and starts at a time: the engine gets slower with more, not faster.
+    /// Concurrent creates and starts: with more, the engine gets slower, not faster.
     engine_turns: Arc<Semaphore>,
-    /// Told of each create that succeeds: as long as others do, one may wait for its turn.
+    /// Notified of each create that succeeds: as long as others succeed, a create may wait for its turn.
     created: watch::Sender<()>,
     commits: commit::Commits,
     gpu_access: gpu_access::GpuAccess,
     init: init::InitStore,
     shells_held: shell::Held,
-    /// Ends of work that the database could not take.
+    /// Outcomes that the database could not store yet.
     unclosed: Arc<Mutex<Vec<Ended>>>,
 }
 
-/// How work ended whose event is still open.
+/// How an operation ended whose event is still open.
 struct Ended {
     event: i64,
     outcome: Outcome,
@@ -235,13 +235,13 @@ impl Pods {
         }
     }
 
-    /// The pod that a caller means. Others' pods are not there for members.
+    /// The pod that a caller means. Members get "not found" for others' pods.
     pub fn find(&self, caller: &Caller, wanted: &PodRef) -> Result<Arc<Pod>, PodError> {
         let name = self.name_of(caller, wanted)?;
         self.db.snapshot().pods.find(&name).cloned().ok_or_else(|| PodError::NotFound(wanted.to_string()))
     }
 
-    /// The container's name that is meant, whether there is one or not. Others' are not there for members.
+    /// The container name that is meant, whether it exists or not. Members get "not found" for others'.
     pub fn name_of(&self, caller: &Caller, wanted: &PodRef) -> Result<String, PodError> {
         let config = self.config.get();
         let user = wanted.user.as_ref().unwrap_or(&caller.user);
@@ -251,14 +251,14 @@ impl Pods {
         Ok(container_name(config.name_prefix.as_ref(), user, &wanted.instance))
     }
 
-    /// The pod of this id. Others' pods are not there for members.
+    /// The pod of this id. Members get "not found" for others' pods.
     pub fn find_by_id(&self, caller: &Caller, id: PodId) -> Result<Arc<Pod>, PodError> {
         let rows = self.db.snapshot();
         let pod = rows.pods.get(id).filter(|pod| caller.is_admin || pod.user == caller.user);
         pod.cloned().ok_or_else(|| PodError::NotFound(id.to_string()))
     }
 
-    /// The pod under its lock, to change it.
+    /// Locks the pod for a change.
     pub(crate) async fn lock(
         &self,
         caller: &Caller,
@@ -270,13 +270,13 @@ impl Pods {
             what: match pod.state {
                 State::Creating => "it is being created",
                 State::Deleting => "it is being deleted",
-                State::Running | State::Deleted | State::Failed => "something else is being done with it",
+                State::Running | State::Deleted | State::Failed => "another operation on it is in progress",
             },
         };
         let Ok(guard) = tokio::time::timeout(LOCK_WAIT, self.locks.lock(id)).await else {
             return Err(busy(&*self.find(caller, wanted)?));
         };
-        // It may have changed, or gone and come back as another, while we waited.
+        // It may have changed, or been deleted and created again, while we waited.
         let pod = self.find(caller, wanted)?;
         if pod.id != id || pod.state != State::Running {
             return Err(busy(&pod));
@@ -284,13 +284,13 @@ impl Pods {
         Ok((guard, pod))
     }
 
-    /// The pod's container as the inventory has it.
+    /// The pod's container from the inventory.
     fn container(&self, pod: &Pod) -> Option<Arc<Container>> {
         self.engine.inventory().get(pod.container.as_ref()?)
     }
 
-    /// The running container of a pod. While something is done with the pod, a checkpoint above all, it may stand still for
-    /// a moment and go on by itself: that is waited for.
+    /// The running container of a pod. During an operation on the pod, a checkpoint above all, it may be paused for
+    /// a moment and resume by itself: this waits for that.
     async fn running(&self, pod: &Pod) -> Result<ContainerId, PodError> {
         self.engine.wait_ready(FIRST_LIST).await;
         let begun = Instant::now();
@@ -311,24 +311,24 @@ impl Pods {
         };
         let next = match container.status.as_str() {
             _ if self.locks.is_held(pod.id) => {
-                "something is being done with it: see `pody actions`, and try again then"
+                "an operation on it is in progress: see `pody actions`, and try again when it has ended"
             }
-            "paused" => "it goes on when whoever paused it unpauses it",
-            "restarting" => "its first process ends again and again: see `pody logs`",
+            "paused" => "ask an admin to resume it with `docker unpause`",
+            "restarting" => "its first process keeps exiting: see `pody logs`",
             _ => "start it with `pody start`",
         };
         Err(PodError::NotRunning { pod: pod.container_name.clone(), status: container.status.clone(), next })
     }
 
-    /// Closes the event of work that has ended. What came of the work is not changed by a database that cannot take it now:
-    /// it is written when it can.
+    /// Closes the event of an operation that has ended. A database that cannot take the write now does not change
+    /// the operation's outcome: the write is retried.
     async fn close_event<T, E: std::fmt::Display>(&self, event: i64, done: &Result<T, E>) {
         let outcome = if done.is_ok() { Outcome::Ok } else { Outcome::Failed };
         let detail = done.as_ref().err().map(ToString::to_string);
         let text = detail.clone();
         let closed = self.db.write(move |tx| tx.close_event(event, outcome, text.as_deref())).await;
         if let Err::<_, DbError>(error) = closed {
-            tracing::warn!(event, %error, "an event is closed later");
+            tracing::warn!(event, %error, "cannot close an event now, will retry");
             self.unclosed.lock().unwrap_or_else(PoisonError::into_inner).push(Ended { event, outcome, detail });
         }
     }
@@ -338,7 +338,7 @@ impl Pods {
         if left.is_empty() {
             return;
         }
-        // The closure may be dropped without having run: what is left is kept here, too.
+        // The closure may be dropped without having run, so a copy stays here.
         let closing: Vec<_> = left.iter().map(|ended| (ended.event, ended.outcome, ended.detail.clone())).collect();
         let closed: Result<(), DbError> = self
             .db
@@ -353,16 +353,16 @@ impl Pods {
         }
     }
 
-    /// Public keys for a user's pods; without them where the database cannot tell.
+    /// Public keys for a user's pods; none where the database cannot be read.
     async fn keys_of(&self, user: &UserName) -> Vec<SshKey> {
         self.accounts.list_ssh_keys(user).await.unwrap_or_else(|error| {
-            tracing::warn!(%user, %error, "SSH keys not read");
+            tracing::warn!(%user, %error, "cannot read SSH keys");
             Vec::new()
         })
     }
 }
 
-/// Writes down that work on a pod begins. It is closed when the work ends.
+/// Records that an operation on a pod begins. The event is closed when the operation ends.
 fn begin_event(tx: &Tx, actor: &Actor, action: &'static str, pod: &str, user: &UserName) -> Result<i64, DbError> {
     tx.insert_event(&NewEvent {
         actor: actor.name.clone(),

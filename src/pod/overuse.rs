@@ -1,4 +1,4 @@
-//! Carries out what `gpu::enforcement` decides.
+//! Executes the decisions of `gpu::enforcement`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -25,10 +25,11 @@ use crate::{
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long telling a pod may take.
+/// How long notifying a pod may take.
 const TELL: Duration = Duration::from_secs(5);
 
-/// Writes a line into the pod's log folder and onto every terminal in it. The text comes as an argument, so it is never code.
+/// Writes a line into the pod's log directory and to every terminal in it. The text is an argument, so it is never run
+/// as code.
 const TELL_SCRIPT: &str = r#"
 mkdir -p /log/pody && printf '%s\n' "$1" >> "/log/pody/$2"
 for terminal in /dev/pts/[0-9]* /proc/1/fd/1; do
@@ -54,7 +55,7 @@ impl Pods {
                 let pods = self.clone();
                 tokio::spawn(async move {
                     if let Err(error) = pods.carry_out(act).await {
-                        tracing::warn!(%error, "over-use of GPUs not acted on, tried again");
+                        tracing::warn!(%error, "cannot act on GPU overuse, will retry");
                     }
                 });
             }
@@ -87,13 +88,13 @@ impl Pods {
         let _guard = self.locks.lock(id).await;
         let Some(container) = self.db.snapshot().pods.get(id).and_then(|pod| pod.container.clone()) else { return };
         if let Err(error) = self.engine.stop(&container, self.config.get().pod.stop_grace_seconds).await {
-            tracing::warn!(%error, "a pod that uses too many GPUs is not stopped");
+            tracing::warn!(%error, "cannot stop a pod that uses too many GPUs");
         }
         let _ = self.engine.look(&container).await;
     }
 
     async fn note_overuse(&self, action: &'static str, user: &UserName, message: &str) -> Result<(), DbError> {
-        tracing::warn!(%user, message, "over-use of GPUs");
+        tracing::warn!(%user, message, "GPU overuse");
         let Actor { name, source } = Actor::daemon();
         let (user, detail) = (user.clone(), Some(message.to_owned()));
         let object = user.to_string();
@@ -102,12 +103,12 @@ impl Pods {
         Ok(())
     }
 
-    /// Leaves a message in a pod: `/log/pody/<time>.<level>.log`, as the original does, and on its terminals.
+    /// Leaves a message in a pod: in `/log/pody/<time>.<level>.log`, as pody 0.4.1 does, and on its terminals.
     pub(super) async fn tell(&self, pod: PodId, level: &str, message: &str) {
         let rows = self.db.snapshot();
         let Some(pod) = rows.pods.get(pod) else { return };
         if let Err(error) = self.try_tell(pod, level, message).await {
-            tracing::warn!(pod = pod.container_name, error, "the pod was not told");
+            tracing::warn!(pod = pod.container_name, error, "cannot notify the pod");
         }
     }
 
@@ -123,7 +124,7 @@ impl Pods {
     }
 }
 
-/// Ends a process and all that it started, within its container.
+/// Ends a process and its descendants, within its container.
 fn end_tree(root: ProcessId, container: &ContainerId) {
     let tree = tree_of(root, container);
     processes::signal(&tree, Signal::SIGTERM);
@@ -134,7 +135,7 @@ fn end_tree(root: ProcessId, container: &ContainerId) {
     });
 }
 
-/// The process and its descendants; nothing if it is another by now.
+/// The process and its descendants; empty if the PID has been reused.
 fn tree_of(root: ProcessId, container: &ContainerId) -> Vec<ProcessId> {
     let all: HashMap<i32, Stat> = process::list().into_iter().filter_map(|pid| Some((pid, Stat::read(pid)?))).collect();
     if all.get(&root.pid).is_none_or(|stat| stat.id != root)

@@ -10,8 +10,8 @@ use rand::seq::SliceRandom;
 use super::PodError;
 use crate::model::{pod::PublishedPort, quantities::PortRanges};
 
-/// Picks a free host port for each port of the container, at random, so that a port that was just given up is seldom the
-/// next one given. `taken` are those of pods and of other containers; ports that any program listens on are left out too.
+/// Picks a random free host port for each port of the container, so that a port that was just freed is rarely reused
+/// next. `taken` are those of pods and of other containers; ports that any program listens on are excluded too.
 pub fn choose(ranges: &PortRanges, taken: &HashSet<u16>, wanted: &[u16]) -> Result<Vec<PublishedPort>, PodError> {
     let mut candidates: Vec<u16> =
         ranges.iter().filter(|port| !taken.contains(port)).collect::<HashSet<_>>().into_iter().collect();
@@ -27,10 +27,10 @@ pub fn choose(ranges: &PortRanges, taken: &HashSet<u16>, wanted: &[u16]) -> Resu
     Ok(chosen)
 }
 
-/// Whether nobody listens on the port. Somebody may a moment later: then the start fails and another port is chosen.
+/// Whether no program listens on the port. One may a moment later: then the start fails and another port is chosen.
 fn is_free(port: u16) -> bool {
     let taken = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
-    // A host without IPv6 fails the second bind for another reason, which is no "taken".
+    // On a host without IPv6 the second bind fails for another reason, which does not mean "taken".
     !TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_err_and(taken)
         && !TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_err_and(taken)
 }

@@ -15,8 +15,8 @@ use crate::{
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Ends the session that the process leads: every process that it started and that did not leave for a session of its own.
-/// Only processes of this container are touched. SIGTERM at once, SIGKILL a second later, in the background.
+/// Ends the session that the process leads: it and its descendants, except those with a session of their own. Only
+/// processes of this container are signalled. SIGTERM at once, SIGKILL a second later, in the background.
 pub fn end_session(leader: i32, container: &ContainerId) {
     if leader <= 0 {
         return;
@@ -26,7 +26,7 @@ pub fn end_session(leader: i32, container: &ContainerId) {
     let container = container.clone();
     tokio::spawn(async move {
         tokio::time::sleep(GRACE).await;
-        // Those from before, and those that they started meanwhile.
+        // The earlier ones that still live, and those that they started meanwhile.
         let mut left: Vec<ProcessId> = members.into_iter().filter(is_alive).collect();
         left.extend(session_of(leader, &container));
         signal(&left, Signal::SIGKILL);
@@ -39,7 +39,7 @@ pub(super) fn is_alive(id: &ProcessId) -> bool {
 
 pub(super) fn signal(processes: &[ProcessId], signal: Signal) {
     for process in processes {
-        // Gone already is as good.
+        // One that has exited already needs no signal.
         let _ = kill(Pid::from_raw(process.pid), signal);
     }
 }

@@ -1,17 +1,17 @@
-//! Brings rows and containers together: after a kill, after the engine was away, after someone used `docker` by hand.
+//! Reconciles rows and containers: after a kill, after an outage of the engine, after someone used `docker` by hand.
 //!
-//! | row | container | what is done |
+//! | row | container | action |
 //! | --- | --- | --- |
-//! | `creating`, nobody at work on it | there | started if need be, then `running` |
-//! | `creating`, nobody at work on it | not there | undone: `failed` |
-//! | `creating`, by a restore | there or not | left to `checkpoint`, which knows whether it lives |
-//! | `deleting` | there or not | removed, then `deleted` or `failed` |
-//! | `running` | not there | `deleted`, with an event: it was removed outside pody |
-//! | `deleted` or `failed` | there, with the row's own label and name | removed: an answer came after we had given up |
+//! | `creating`, not in progress | exists | started if necessary, then `running` |
+//! | `creating`, not in progress | missing | rolled back: `failed` |
+//! | `creating`, by a restore | either | left to `checkpoint`, which knows whether the pod lives |
+//! | `deleting` | either | removed, then `deleted` or `failed` |
+//! | `running` | missing | `deleted`, with an event: it was removed outside pody |
+//! | `deleted` or `failed` | exists, with the row's label and name | removed: the engine created it after our deadline |
 //! | none | named like a pod of a known user | adopted |
-//! | none | anything else | not ours: not touched |
+//! | none | any other | not ours: left alone |
 //!
-//! A container counts as gone only after the engine was asked for it by id.
+//! A container counts as gone only after an inspect by its id returned 404.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -49,16 +49,16 @@ impl Pods {
                 continue;
             }
             if let Err(error) = self.settle_commits().await {
-                tracing::warn!(%error, "commits not settled, tried again");
+                tracing::warn!(%error, "cannot recover commits, will retry");
             }
             if let Err(error) = self.reconcile_step().await {
-                tracing::warn!(%error, "not reconciled, tried again");
+                tracing::warn!(%error, "reconciliation failed, will retry");
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Settles what can be settled now. One pod that fails does not keep the others.
+    /// Reconciles all that it can now. A failure of one pod does not hold up the others.
     pub async fn reconcile_step(&self) -> Result<(), PodError> {
         for pod in self.db.snapshot().pods.iter() {
             if pod.state == State::Running && self.container(pod).is_some() {
@@ -68,7 +68,7 @@ impl Pods {
             // Read again under the lock.
             let Some(pod) = self.db.snapshot().pods.get(pod.id).cloned() else { continue };
             if let Err(error) = self.settle(&pod).await {
-                tracing::warn!(pod = pod.container_name, %error, "not settled, tried again");
+                tracing::warn!(pod = pod.container_name, %error, "cannot reconcile the pod, will retry");
             }
         }
         self.settle_strangers().await
@@ -76,7 +76,7 @@ impl Pods {
 
     async fn settle(&self, pod: &Arc<Pod>) -> Result<(), PodError> {
         match pod.state {
-            // One that comes back from a checkpoint is not to be started from its beginning: see `checkpoint`.
+            // A pod that is being restored must not be started from the beginning: see `checkpoint`.
             State::Creating if self.comes_back(pod).await? => Ok(()),
             State::Creating => self.settle_creating(Pod::clone(pod)).await,
             State::Deleting => {
@@ -96,7 +96,7 @@ impl Pods {
     async fn settle_creating(&self, pod: Pod) -> Result<(), PodError> {
         let found = self.engine.look_for(&pod.container_name).await?;
         let Some(container) = found.filter(|container| container.has_label(label::OP, &pod.op.to_string())) else {
-            self.undo(pod, "pody was ended while it created the pod".to_owned()).await;
+            self.undo(pod, "pody stopped while it was creating the pod".to_owned()).await;
             return Ok(());
         };
         if container.status == "created" {
@@ -109,7 +109,7 @@ impl Pods {
                 return Ok(());
             }
         }
-        tracing::info!(pod = pod.container_name, "its creation is finished");
+        tracing::info!(pod = pod.container_name, "finished an interrupted create");
         let _ = self.engine.look(&container.id).await;
         self.finish_create(pod, container.id.clone()).await?;
         Ok(())
@@ -120,7 +120,7 @@ impl Pods {
         if self.engine.inventory().get(id).is_some() || self.engine.look(id).await?.is_some() {
             return Ok(());
         }
-        tracing::warn!(pod = pod.container_name, "its container was removed outside pody");
+        tracing::warn!(pod = pod.container_name, "the container was removed outside pody");
         let mut row = pod.clone();
         row.become_state(State::Deleted);
         row.reason = Some("its container was removed outside pody".to_owned());
@@ -135,12 +135,12 @@ impl Pods {
         Ok(())
     }
 
-    /// Containers that no live row tells of.
+    /// Containers that no live row names.
     async fn settle_strangers(&self) -> Result<(), PodError> {
         let rows = self.db.snapshot();
         let ours: HashSet<_> = rows.pods.iter().filter_map(|pod| pod.container.clone()).collect();
         let prefix = self.config.get().name_prefix.clone();
-        // Asked for once, and only when somebody is to be known: the accounts may be another node's.
+        // Listed once, and only when needed: the accounts may be on another node.
         let mut users: Option<HashSet<UserName>> = None;
         for container in self.engine.inventory().list() {
             if ours.contains(&container.id)
@@ -151,7 +151,7 @@ impl Pods {
             }
             let Some((user, instance)) = parse_container_name(prefix.as_ref(), &container.name) else { continue };
             if self.is_leftover(&container).await? {
-                tracing::info!(container = container.name, "left over of a pod that is gone, removed");
+                tracing::info!(container = container.name, "removing the leftover container of a pod that is gone");
                 self.engine.remove(&container.id).await?;
                 continue;
             }
@@ -160,7 +160,7 @@ impl Pods {
                 users = Some(list.into_iter().map(|user| user.name).collect());
             }
             if users.as_ref().is_some_and(|users| users.contains(&user)) {
-                // The list may be a moment old: ask once more, and for what only an inspect tells.
+                // The list may be a moment old, and only an inspect has the details.
                 if let Some(container) = self.engine.look(&container.id).await? {
                     self.adopt(user, instance, &container).await?;
                 }
@@ -169,8 +169,8 @@ impl Pods {
         Ok(())
     }
 
-    /// Whether the container is what our own row, ended meanwhile, asked the engine for. Labels alone do not prove that: an
-    /// image or a person may carry them; name and operation must be the row's too.
+    /// Whether the container was created for one of our rows that has ended meanwhile. Labels alone do not prove
+    /// that: an image or a person may set them, so name and operation must match the row too.
     async fn is_leftover(&self, container: &Container) -> Result<bool, PodError> {
         let Some(Ok(id)) = container.labels.get(label::POD).map(|id| id.parse::<PodId>()) else { return Ok(false) };
         let row = self.db.read(move |tx| tx.find_pod(id)).await?;
@@ -179,7 +179,7 @@ impl Pods {
                 && row.container_name == container.name
                 && match &row.container {
                     Some(id) => id == &container.id,
-                    // It was never created as far as the row knows: then the operation tells.
+                    // The row does not know of a container: then the operation decides.
                     None => container.has_label(label::OP, &row.op.to_string()),
                 }
         }))

@@ -1,4 +1,4 @@
-//! Pods that come back from a checkpoint: made through the steps of every create, with the quota, ports and limits of now.
+//! Pods that are restored from a checkpoint: created by the usual steps, with the current quota, ports and limits.
 
 use std::path::PathBuf;
 
@@ -22,12 +22,14 @@ use crate::{
 };
 
 impl Pods {
-    /// The pod's lock, if nobody has it.
+    /// The pod's lock, if it is free.
     pub(crate) fn try_lock(&self, id: PodId) -> Option<OwnedMutexGuard<()>> {
         self.locks.try_lock(id)
     }
 
-    /// What a saved pod is made of under the rules of now: folders, network and limits are today's, the rest is as it was.
+    /// The spec of a saved pod under the current rules: directories, network and limits are the current ones, the rest
+    /// is
+    /// original.
     pub(crate) fn restored_spec(
         &self,
         owner: &UserName,
@@ -39,7 +41,7 @@ impl Pods {
             name: image.to_string(),
             ports: saved.ports.iter().map(|port| port.container).collect(),
             new_privileges: saved.new_privileges,
-            // The very program and words of then are taken from the saved pod below.
+            // The original program and arguments are taken from the saved pod below.
             io_uring: saved.init.as_ref().is_some_and(|init| init.io_uring),
             entrypoint: Vec::new(),
             command: Vec::new(),
@@ -54,12 +56,12 @@ impl Pods {
         Ok((PodSpec { hostname: saved.hostname.clone(), init, gpus, ..today }, allowed))
     }
 
-    /// Our own program for containers, on the host.
+    /// The path of our init program on the host.
     pub(crate) fn init_program(&self) -> Result<PathBuf, PodError> {
         self.init.program()
     }
 
-    /// Writes the pod down as one that is being made.
+    /// Records the pod as one that is being created.
     pub(crate) async fn reserve_restored(
         &self,
         actor: Actor,
@@ -77,14 +79,14 @@ impl Pods {
         Ok((guard, pod))
     }
 
-    /// The pod's container, not started.
+    /// Creates the pod's container without starting it.
     pub(crate) async fn make_restored(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
         make_folders(&mut pod.spec)?;
         let _turn = self.engine_turns.acquire().await;
         self.make_container(pod).await
     }
 
-    /// Removes the container again and gives the pod other ports: this one is another program's.
+    /// Removes the container again and gives the pod other ports: another program uses this one.
     pub(crate) async fn exchange_port(
         &self,
         pod: &mut Pod,
@@ -95,7 +97,7 @@ impl Pods {
         self.change_ports(pod, port).await
     }
 
-    /// The container that was made for a pod whose row does not know it yet.
+    /// The container that was created for a pod whose row does not name it yet.
     pub(crate) async fn container_made_for(&self, pod: &Pod) -> Result<Option<ContainerId>, EngineError> {
         if pod.container.is_some() {
             return Ok(pod.container.clone());
@@ -104,7 +106,7 @@ impl Pods {
         Ok(found.filter(|found| found.has_label(label::OP, &pod.op.to_string())).map(|found| found.id.clone()))
     }
 
-    /// From here on the pod is there for good.
+    /// From here on the pod exists.
     pub(crate) async fn finish_restored(&self, pod: Pod, container: ContainerId) -> Result<(), PodError> {
         if pod.state == State::Creating {
             self.finish_create(pod, container).await?;
@@ -112,7 +114,7 @@ impl Pods {
         Ok(())
     }
 
-    /// Leaves nothing behind of a pod that did not come back.
+    /// Removes all traces of a pod that was not restored.
     pub(crate) async fn undo_restored(&self, pod: Pod, reason: String) {
         if pod.state == State::Creating {
             self.undo(pod, reason).await;

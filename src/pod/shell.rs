@@ -1,11 +1,11 @@
 //! Terminals in pods.
 //!
-//! A pod with our first process has them as *sessions* of that process (`init/src/session.rs`): the engine execs
-//! `pody-init attach`, which only carries the bytes. What the engine execs is lost in a checkpoint; a session is saved. Before
-//! a checkpoint whoever is attached is let go ([`Pods::detach_shells`]), the sessions live on inside, and one comes back to
-//! them by their ids. A session whose user leaves without that ends, as a terminal does.
+//! In a pod with our init program they are *sessions* of that process (`init/src/session.rs`): the engine execs
+//! `pody-init attach`, which only relays the bytes. A checkpoint loses the processes that the engine execs, but saves
+//! sessions. Before a checkpoint all users are detached ([`Pods::detach_shells`]), the sessions continue inside, and
+//! users reattach to them by their ids. A session whose user disconnects in any other way ends, as a terminal does.
 //!
-//! Where there is no such process, or it cannot begin a session, the terminal is an exec of the engine's own.
+//! Without such a process, or if it cannot begin a session, the terminal is an exec of the engine.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -31,36 +31,36 @@ use crate::{
     },
 };
 
-/// How long the first process may take to begin a session, or to come back to one.
+/// How long the first process may take to begin a session, or to reattach to one.
 const BEGIN: Duration = Duration::from_secs(7);
 
-/// What asks the first process for something that is done at once.
+/// Deadline of a request that the first process answers at once.
 const ASK: Duration = Duration::from_secs(10);
 
 const ANSWER_LIMIT: usize = 1 << 20;
 
-/// The first process takes it as the word to let everybody go (`init/src/pid1.rs`).
+/// The signal on which the first process detaches all users (`init/src/pid1.rs`).
 const LET_GO: i32 = 62;
 
-/// Those who are let go may take this long; then they are ended, which harms no session.
+/// `attach` processes may take this long to exit; then they are killed, which harms no session.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// `ENOENT`: there is no such session, program or first process. `EAGAIN`: no process can be made.
+/// `ENOENT`: there is no such session, program or first process. `EAGAIN`: no process can be created.
 const NO_SUCH: i32 = 2;
 
 const NO_PROCESS: i32 = 11;
 
-/// What somebody wants a terminal for.
+/// A request for a terminal.
 pub struct NewShell {
     /// `None` = a login shell.
     pub command: Option<String>,
-    /// One to come back to, instead.
+    /// A session to reattach to, instead.
     pub session: Option<SessionId>,
     pub rows: u16,
     pub columns: u16,
 }
 
-/// A terminal under way.
+/// An open terminal.
 pub struct Shell {
     pods: Pods,
     container: ContainerId,
@@ -75,9 +75,9 @@ enum Source {
 struct Session {
     id: SessionId,
     pipes: Pipes,
-    /// Came before the session was known to be begun.
+    /// Output that came before `started`.
     early: VecDeque<Bytes>,
-    /// A line of what it says beside the output, so far.
+    /// The incomplete last line of its messages.
     line: Vec<u8>,
     last_word: Option<LastWord>,
 }
@@ -88,7 +88,7 @@ enum LastWord {
     Detached,
 }
 
-/// What `pody-init` says beside the output (`init/src/wire.rs`).
+/// A message of `pody-init` beside the output (`init/src/wire.rs`).
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Started,
@@ -111,17 +111,17 @@ impl std::str::FromStr for Said {
     }
 }
 
-/// What comes from a terminal.
+/// An event of a terminal.
 #[derive(Debug)]
 pub enum ShellEvent {
     Output(Bytes),
-    /// With the exit code, where it is known.
+    /// With the exit code, if it is known.
     Ended(Option<i64>),
-    /// It goes on without us, and can be come back to.
+    /// The session continues without us; its id is for reattaching.
     Detached(SessionId),
 }
 
-/// A session as the pod's first process tells of it.
+/// A session as the pod's first process lists it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SessionView {
     pub session: String,
@@ -133,7 +133,7 @@ pub struct SessionView {
     pub exit_code: Option<i64>,
 }
 
-/// Pods where nobody may attach for now.
+/// Pods where attaching is blocked.
 #[derive(Clone, Default)]
 pub(super) struct Held(Arc<Mutex<HashSet<PodId>>>);
 
@@ -143,7 +143,7 @@ impl Held {
     }
 }
 
-/// Nobody attaches to a terminal of the pod as long as this lives.
+/// Blocks attaching to terminals of the pod as long as this lives.
 #[must_use]
 pub struct ShellsHeld {
     held: Held,
@@ -157,7 +157,7 @@ impl Drop for ShellsHeld {
 }
 
 impl Pods {
-    /// Opens a shell, or a command line by `/bin/bash -c`, on a terminal for someone to type at; or comes back to one.
+    /// Opens an interactive terminal with a shell, or with a command line run by `/bin/bash -c`; or reattaches to one.
     pub async fn open_shell(&self, caller: &Caller, wanted: &PodRef, new: NewShell) -> Result<Shell, PodError> {
         let pod = self.find(caller, wanted)?;
         new.command.as_deref().map_or(Ok(()), check_command)?;
@@ -166,7 +166,7 @@ impl Pods {
             if begun.elapsed() > LOCK_WAIT {
                 return Err(PodError::Busy {
                     pod: pod.container_name.clone(),
-                    what: "a checkpoint of it is being made; see `pody actions`",
+                    what: "it is being checkpointed; see `pody actions`",
                 });
             }
             tokio::time::sleep(LOCK_LOOK).await;
@@ -195,7 +195,7 @@ impl Pods {
         Ok(Shell { pods: self.clone(), container, source })
     }
 
-    /// `None` = the first process cannot do it.
+    /// `None` = the first process cannot open it.
     async fn open_session(
         &self,
         pod: &Pod,
@@ -221,7 +221,7 @@ impl Pods {
         }
     }
 
-    /// Runs a command line in the background, as a session that nobody is attached to.
+    /// Runs a command line in the background, as a detached session.
     pub async fn exec_detached(
         &self,
         caller: &Caller,
@@ -244,11 +244,11 @@ impl Pods {
             Some(Said::Failed(NO_PROCESS)) => {
                 Err(PodError::NoPids { pod: pod_name(), limit: pod.spec.pids.unwrap_or(0) })
             }
-            other => Err(EngineError::AnswerLost(format!("the pod's first process says {other:?}")).into()),
+            other => Err(EngineError::AnswerLost(format!("the pod's first process answered {other:?}")).into()),
         }
     }
 
-    /// Sessions of a pod that one is at, or can come back to.
+    /// Attached and detached sessions of a pod.
     pub async fn list_sessions(&self, caller: &Caller, wanted: &PodRef) -> Result<Vec<SessionView>, PodError> {
         let pod = self.find(caller, wanted)?;
         let container = self.running(&pod).await?;
@@ -269,8 +269,8 @@ impl Pods {
         Ok(String::from_utf8_lossy(&ran.output).into_owned())
     }
 
-    /// Lets everybody go who is attached to a terminal of the pod, and lets nobody attach until the answer is dropped: a
-    /// process outside the checkpoint at the other end of a socket cannot be saved. The sessions go on inside.
+    /// Detaches all users from the terminals of the pod, and blocks attaching until the returned value is dropped:
+    /// a socket whose other end is a process outside the checkpoint cannot be saved. The sessions continue inside.
     pub async fn detach_shells(&self, pod: &Pod) -> ShellsHeld {
         let held = self.shells_held.clone();
         held.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.id);
@@ -281,16 +281,16 @@ impl Pods {
         // Reading command lines may block.
         let done = tokio::task::spawn_blocking(move || let_go(first, &id)).await;
         if let Ok(count @ 1..) = done {
-            tracing::info!(pod = pod.container_name, count, "terminals let go");
+            tracing::info!(pod = pod.container_name, count, "detached terminals");
         }
         held
     }
 }
 
-/// Blocks until nobody is attached. How many were.
+/// Blocks until nobody is attached. Returns how many were.
 fn let_go(first: i32, container: &ContainerId) -> usize {
     let attached = attached(container);
-    // The PID may be another's by now.
+    // The PID may have been reused.
     let is_first = process::container_of(first).as_ref() == Some(container) && process::pid_inside(first) == Some(1);
     if attached.is_empty() || !is_first {
         return 0;
@@ -306,7 +306,7 @@ fn let_go(first: i32, container: &ContainerId) -> usize {
     attached.len()
 }
 
-/// Processes of the container that carry the bytes of sessions.
+/// Processes of the container that relay the bytes of sessions.
 fn attached(container: &ContainerId) -> Vec<ProcessId> {
     let command = format!("{} attach ", Init::INSIDE);
     let inside = process::list().into_iter().filter(|pid| process::container_of(*pid).as_ref() == Some(container));
@@ -315,7 +315,7 @@ fn attached(container: &ContainerId) -> Vec<ProcessId> {
 }
 
 impl Session {
-    /// Waits until it is begun; `false` = it is not, and another way has to be taken.
+    /// Waits until the session has begun; `false` = it cannot, and an exec has to replace it.
     async fn begun(&mut self) -> bool {
         while let Some(Ok(piece)) = self.pipes.output.next().await {
             match piece {
@@ -333,7 +333,7 @@ impl Session {
         false
     }
 
-    /// The next whole line that makes sense.
+    /// The next complete line that is a message.
     fn said(&mut self) -> Option<Said> {
         while let Some(end) = self.line.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.line.drain(..=end).collect();
@@ -344,7 +344,7 @@ impl Session {
         None
     }
 
-    /// Output, or `None` at its end.
+    /// The next output, or `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(bytes) = self.early.pop_front() {
             return Some(bytes);
@@ -376,7 +376,7 @@ impl Session {
 }
 
 impl Shell {
-    /// What comes next. May be dropped while it waits.
+    /// The next event. Cancel safe.
     pub async fn next(&mut self) -> ShellEvent {
         let (exec_id, last_word) = match &mut self.source {
             Source::Exec(terminal) => match terminal.output.next().await {
@@ -420,7 +420,7 @@ impl Shell {
         }
     }
 
-    /// Its user has left: all that was started at it is ended.
+    /// The user has disconnected: ends all processes that were started in the terminal.
     pub async fn end(self) {
         let (exec_id, container) = (
             match &self.source {
@@ -429,7 +429,7 @@ impl Shell {
             },
             self.container,
         );
-        // The end of its input tells the first process. Ending the carrier too is for an engine that does not pass it on.
+        // The end of the input tells the first process. An engine may not forward it, so the relay is ended too.
         drop(self.source);
         if let Some(pid) = self.pods.engine.exec_pid(&exec_id).await {
             processes::end_session(pid, &container);
@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_beside_the_output_is_understood() {
+    fn messages_beside_the_output_are_parsed() {
         for (line, said) in [
             ("started", Ok(Said::Started)),
             ("exit 137", Ok(Said::Exit(137))),

@@ -1,4 +1,4 @@
-//! What is shown of pods. Nothing here asks the engine: rows and inventory are in memory.
+//! Views of pods. Nothing here calls the engine: rows and inventory are in memory.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Time between the two looks that tell how many cores a pod uses.
+/// Time between the two samples that show how many cores a pod uses.
 const CPU_WINDOW: Duration = Duration::from_millis(100);
 
 /// A pod, as `/pod/inspect` and `/pod/ps` show it.
@@ -26,7 +26,7 @@ pub struct PodView {
     pub instance: InstanceName,
     pub container_id: Option<String>,
     pub name: String,
-    /// The engine's word: `running`, `exited`, `created`, `paused`, …; `creating` and `deleting` are ours.
+    /// The engine's status: `running`, `exited`, `created`, `paused`, …; `creating` and `deleting` are ours.
     pub status: String,
     pub image: String,
     pub networks: Vec<String>,
@@ -40,15 +40,15 @@ pub struct PodView {
     pub user: UserName,
     /// RFC 3339.
     pub created_at: String,
-    /// Why it has lost its GPUs, if it has.
+    /// Why the pod has lost its GPUs, if it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_trouble: Option<String>,
-    /// Where it is saved again and again.
+    /// Its checkpoint schedule, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleView>,
 }
 
-/// What a pod uses now, from its cgroup.
+/// Current resource usage of a pod, from its cgroup.
 #[derive(Clone, Debug, Serialize)]
 pub struct PodStats {
     pub instance: InstanceName,
@@ -56,13 +56,14 @@ pub struct PodStats {
     pub cpu_seconds: f64,
     /// Over the last tenth of a second.
     pub cpu_cores: f64,
-    /// Bytes, without page cache that can be given up.
+    /// Bytes, without reclaimable page cache.
     pub memory_used: u64,
     /// Bytes, -1 = no limit.
     pub memory_limit: i64,
     pub pids: u64,
     pub pids_limit: i64,
-    /// Bytes from and to disks since the start of its container; `null` where the kernel does not count them.
+    /// Bytes read from and written to disks since the start of its container; `null` where the kernel does not count
+    /// them.
     pub disk_read: Option<u64>,
     pub disk_written: Option<u64>,
 }
@@ -74,12 +75,12 @@ impl Pods {
         rows.pods.of_user(user).iter().filter(|pod| pod.state != State::Creating).cloned().collect()
     }
 
-    /// Everybody's, by name.
+    /// Everybody's pods, by name.
     pub fn list_all(&self) -> Vec<Arc<Pod>> {
         self.db.snapshot().pods.iter().filter(|pod| pod.state != State::Creating).cloned().collect()
     }
 
-    /// Waits for the first look at the engine after a start, so that the first read is not blind.
+    /// Waits for the engine's first container list after a start, so that the first read is not blind.
     pub async fn wait_ready(&self) {
         self.engine.wait_ready(super::FIRST_LIST).await;
     }
@@ -114,7 +115,7 @@ impl Pods {
         }
     }
 
-    /// What an inspect tells of the pod's container.
+    /// Details of the pod's container from its inspect.
     pub fn detail(&self, pod: &Pod) -> Option<Detail> {
         self.container(pod)?.detail.clone()
     }
@@ -129,13 +130,13 @@ impl Pods {
         }
     }
 
-    /// What the pod's cgroup says now; `None` when it does not run.
+    /// A sample of the pod's cgroup; `None` when the pod does not run.
     pub fn sample(&self, pod: &Pod) -> Option<Sample> {
         let pid = self.container(pod)?.detail.as_ref()?.pid;
         Cgroup::of_process(pid)?.read()
     }
 
-    /// Looks at the pod's cgroup twice, [`CPU_WINDOW`] apart.
+    /// Samples the pod's cgroup twice, [`CPU_WINDOW`] apart.
     pub async fn stats(&self, caller: &Caller, wanted: &PodRef) -> Result<PodStats, PodError> {
         let pod = self.find(caller, wanted)?;
         self.running(&pod).await?;

@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{Notify, watch};
 
-pub use self::sampler::run;
+pub use self::sampler::{Sources, run};
 
 /// How long a reader waits for pending amounts to be written.
 const CATCH_UP: Duration = Duration::from_secs(1);

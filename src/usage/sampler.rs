@@ -12,11 +12,15 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gpu_time::{GpuClock, Seats};
+use super::{
+    Usage,
+    gpu_time::{GpuClock, Seats},
+};
 use crate::{
-    app::App,
-    db::{CpuCursor, DbError, UsageBatch},
-    gpu::Snapshot,
+    config::LiveConfig,
+    db::{CpuCursor, Db, DbError, UsageBatch},
+    engine::Engine,
+    gpu::{Gpus, Snapshot},
     host::{
         cgroup::Meter,
         clock::{ClockWatch, Moment},
@@ -50,55 +54,64 @@ const PRUNE: Duration = Duration::from_secs(600);
 /// Seconds. If an adopted pod has run for longer, what it used before is not counted; it may have run for months.
 const ADOPTED_GRACE: f64 = 30.0;
 
+/// What is read, and where it is written.
+pub struct Sources {
+    pub config: LiveConfig,
+    pub db: Db,
+    pub engine: Engine,
+    pub gpus: Gpus,
+    pub usage: Usage,
+}
+
 /// Runs for the life of the daemon.
-pub async fn run(app: App, stop: CancellationToken) {
-    let mut sampler = match Sampler::resume(&app).await {
+pub async fn run(from: Sources, stop: CancellationToken) {
+    let mut sampler = match Sampler::resume(&from).await {
         Ok(sampler) => sampler,
         Err(error) => {
             tracing::error!(%error, "cannot read the usage cursors; usage is counted from now on");
             Sampler::default()
         }
     };
-    let mut snapshots = app.gpus.changes();
+    let mut snapshots = from.gpus.changes();
     let mut pruned: Option<Instant> = None;
     let mut written = Instant::now();
     let mut next = Instant::now();
     loop {
         let is_asked = tokio::select! {
             () = stop.cancelled() => {
-                sampler.look(&app);
-                let _ = sampler.write(&app).await;
+                sampler.look(&from);
+                let _ = sampler.write(&from).await;
                 return;
             }
             Ok(()) = snapshots.changed() => {
-                sampler.follow(&app.gpus.snapshot());
+                sampler.follow(&from.gpus.snapshot());
                 continue;
             }
-            () = app.usage.asked() => true,
+            () = from.usage.asked() => true,
             () = tokio::time::sleep_until(next) => {
-                let seconds = app.config.get().usage.sample_seconds.max(0.5);
+                let seconds = from.config.get().usage.sample_seconds.max(0.5);
                 next = Instant::now() + Duration::from_secs_f64(seconds);
-                sampler.look(&app);
+                sampler.look(&from);
                 false
             }
         };
         match is_asked {
             true if written.elapsed() < FRESH => {
-                app.usage.tell();
+                from.usage.tell();
                 continue;
             }
-            true => sampler.look(&app),
+            true => sampler.look(&from),
             false if written.elapsed() < sampler.patience() => continue,
             false => {}
         }
-        if let Err(error) = sampler.write(&app).await {
+        if let Err(error) = sampler.write(&from).await {
             tracing::warn!(%error, "could not write usage; trying again");
         }
         written = Instant::now();
-        app.usage.tell();
+        from.usage.tell();
         if pruned.is_none_or(|at| at.elapsed() > PRUNE) {
             pruned = Some(Instant::now());
-            if let Err::<_, DbError>(error) = app.db.write(|tx| tx.prune_usage(now() / 1000)).await {
+            if let Err::<_, DbError>(error) = from.db.write(|tx| tx.prune_usage(now() / 1000)).await {
                 tracing::warn!(%error, "could not remove old usage");
             }
         }
@@ -185,8 +198,8 @@ fn parse_seat(key: &str) -> Option<(GpuUuid, ProcessId)> {
 }
 
 impl Sampler {
-    async fn resume(app: &App) -> Result<Self, DbError> {
-        let (cpu, stored, last) = app
+    async fn resume(from: &Sources) -> Result<Self, DbError> {
+        let (cpu, stored, last) = from
             .db
             .read(|tx| Ok::<_, DbError>((tx.list_cpu_cursors()?, tx.list_seats()?, tx.last_gpu_snapshot()?)))
             .await?;
@@ -216,17 +229,17 @@ impl Sampler {
     }
 
     /// Moves the cursor of each running pod to now, and counts the difference.
-    fn look(&mut self, app: &App) {
+    fn look(&mut self, from: &Sources) {
         let now = Moment::now();
         let set_by = self.watch.set_by(now);
         if set_by != 0 {
             tracing::warn!(seconds = set_by / 1000, "the clock was set; usage continues from the new time");
             self.cpu.values_mut().for_each(|cursor| cursor.at += set_by);
         }
-        let rows = app.db.snapshot();
+        let rows = from.db.snapshot();
         let mut seen = 0;
         for pod in rows.pods.iter().filter(|pod| pod.state == State::Running) {
-            let Some(container) = pod.container.as_ref().and_then(|id| app.engine.inventory().get(id)) else {
+            let Some(container) = pod.container.as_ref().and_then(|id| from.engine.inventory().get(id)) else {
                 continue;
             };
             let pid = container.detail.as_ref().map_or(0, |detail| detail.pid);
@@ -276,13 +289,13 @@ impl Sampler {
     }
 
     /// Writes all pending amounts together with their cursors.
-    async fn write(&mut self, app: &App) -> Result<(), DbError> {
+    async fn write(&mut self, from: &Sources) -> Result<(), DbError> {
         if self.cpu.is_empty() && self.pending.is_empty() {
             return Ok(());
         }
         // A cursor is kept even if its pod was not seen now: a container that is not listed yet, or stopped, is not a
         // new one.
-        let rows = app.db.snapshot();
+        let rows = from.db.snapshot();
         let live: HashSet<&str> =
             rows.pods.iter().filter_map(|pod| pod.container.as_ref()).map(ContainerId::as_str).collect();
         self.cpu.retain(|container, _| live.contains(container.as_str()));
@@ -305,7 +318,7 @@ impl Sampler {
             seats: seats.collect(),
             last_gpu_snapshot: self.clock.last(),
         };
-        app.db.write(move |tx| tx.write_usage(&batch)).await?;
+        from.db.write(move |tx| tx.write_usage(&batch)).await?;
         // Cleared only after a successful write.
         self.pending = Pending::default();
         self.is_changed = false;

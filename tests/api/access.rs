@@ -1,25 +1,26 @@
-//! Who may do what: every route of the list × who asks. A route without its row here fails.
+//! Access rights: every route × every kind of caller. A route without a row here fails the test.
 
 use std::time::Duration;
 
 use pody::http::{
+    endpoint::{Access, Route},
     params::BodyUse,
-    router::{Access, Route, routes},
+    router::routes,
 };
 use serde_json::Value;
 
 use crate::common::{Answer, Client, Server, eventually, with_query};
 
-/// An id of nothing.
+/// An id that does not exist.
 const NO_ID: &str = "00000000-0000-4000-8000-000000000000";
 
-/// Whose affair a route's object is.
+/// Who owns the object of a route.
 #[derive(Clone, Copy)]
 enum Object {
-    /// Nobody's, or the caller's own: there is no way to name another's.
+    /// Nobody, or the caller: the request cannot name another user's.
     None,
-    /// The query that names something of alice's, and one that names nothing. Another member gets the same status and, but
-    /// for the name, the same words for both.
+    /// A query that names an object of alice's, and one that names none. Another member gets the same status and,
+    /// except for the name, the same message for both.
     Alices { there: &'static str, not_there: &'static str, status: u16 },
 }
 
@@ -52,7 +53,7 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/metrics", Object::None),
     ("GET", "/events", alices("user=alice", "user=nobody", 403)),
     ("GET", "/user/info", Object::None),
-    // Names are no secret: pods of others show up in what the GPUs run.
+    // Names are not secret: the processes on GPUs show the pods of others.
     ("GET", "/user/list", Object::None),
     ("POST", "/user/ch-passwd", Object::None),
     ("GET", "/user/ch-passwd", Object::None),
@@ -78,11 +79,11 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/pod/stats", POD),
     ("GET", "/pod/series", POD),
     ("GET", "/pod/sessions", POD),
-    // Not a WebSocket here; `pod::shell` asks as one.
+    // Not a WebSocket here; `pod::shell` tests that.
     ("GET", "/pod/shell", alices("ins=alice-main", "ins=alice-nope", 400)),
     ("POST", "/pod/checkpoint", POD),
     ("POST", "/pod/restore", POD),
-    // Others' are an empty list, whether there is such a pod or not.
+    // For others' pods the list is empty, whether the pod exists or not.
     ("GET", "/pod/checkpoints", alices("user=alice", "user=nobody", 403)),
     (
         "GET",
@@ -108,11 +109,11 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("POST", "/image/inspect", alices("image=alice", "image=nope", 400)),
     ("POST", "/image/delete", alices("image=alice", "image=nope", 400)),
     ("GET", "/host/gpu-ps", Object::None),
-    // Whose processes and how much is everybody's to see, what is run only where the config says so.
+    // Everybody sees whose processes run and their usage; command lines only if the config allows it.
     ("GET", "/host/gpus", Object::None),
     ("GET", "/host/series", Object::None),
     ("GET", "/host/spec", Object::None),
-    // Everybody sees who uses how much.
+    // Everybody sees everybody's usage.
     ("GET", "/stat/cputime", Object::None),
     ("GET", "/stat/gputime", Object::None),
     ("GET", "/stat/usage", Object::None),
@@ -135,7 +136,7 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/user_api/list_users", Object::None),
     ("GET", "/v2/actions", Object::None),
     ("GET", "/v2/actions/from_pod/{id}", alices("id=alice-main", "id=alice-nope", 404)),
-    // What only an id tells of: `v2::checkpoint` and the tests of checkpoints try another's.
+    // Objects that only an id names: `v2::checkpoint` and the tests of checkpoints try another user's.
     ("POST", "/v2/actions/upload", alices("action_id=11111111-1111-4111-8111-111111111111&status=x", NO_ACTION, 404)),
     ("POST", "/v2/checkpoint/pod", alices("pod_name=alice-main", "pod_name=alice-nope", 404)),
     ("GET", "/v2/checkpoint/status/{action_id}", NO_SUCH_ACTION),
@@ -159,13 +160,13 @@ const ROWS: &[(&str, &str, Object)] = &[
         alices("action_id=11111111-1111-4111-8111-111111111111", "action_id=22222222-2222-4222-8222-222222222222", 404),
     ),
     ("PUT", "/v2/restores/info/{id}", NO_SUCH_ID),
-    // Each user's own folder; whose it is does not matter to those who may not name others.
+    // Each user's own directory; members may not name another user at all.
     ("GET", "/v2/files/{path}", FILES),
     ("PUT", "/v2/files/{path}", FILES),
     ("DELETE", "/v2/files/{path}", FILES),
     ("GET", "/v2/files/dir", FILES),
     ("GET", "/v2/files/dir/{path}", FILES),
-    // `v2::file` tries URLs that are nearly right.
+    // `v2::file` tries almost correct URLs.
     ("GET", "/v2/transfer/{user}/{path}", LINK),
     ("PUT", "/v2/transfer/{user}/{path}", LINK),
     ("GET", "/v2/user", Object::None),
@@ -177,7 +178,7 @@ const ROWS: &[(&str, &str, Object)] = &[
     ("GET", "/v2/events", Object::None),
     ("GET", "/v2/cluster", Object::None),
     ("POST", "/v2/cluster", Object::None),
-    // Whose cluster it is only an id tells; `v2::cluster` tries another's.
+    // Only an id names a cluster; `v2::cluster` tries another user's.
     ("POST", "/v2/cluster/sync", NO_CLUSTER),
     ("POST", "/v2/k8s/sync", NO_CLUSTER),
 ];
@@ -188,7 +189,7 @@ fn object(route: &Route) -> Object {
 }
 
 #[test]
-fn every_route_has_one_row() {
+fn every_route_has_exactly_one_row() {
     let mut rows: Vec<(&str, &str)> = ROWS.iter().map(|(method, path, _)| (*method, *path)).collect();
     let all = routes();
     let mut listed: Vec<(&str, &str)> = all.iter().map(|route| (route.method.as_str(), route.path)).collect();
@@ -197,10 +198,10 @@ fn every_route_has_one_row() {
     assert_eq!(rows, listed);
 }
 
-/// What somebody gets who asks without parameters.
+/// The response to a request without parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
-    /// Let in: 200, or a word about parameters.
+    /// Permitted: 200, or an error about parameters.
     In,
     Refused(u16),
 }
@@ -215,18 +216,18 @@ fn expected(access: Access, who: &str) -> Expected {
         (Access::Admin, "bob" | "bob's token") => Refused(403),
         (Access::Member | Access::Admin, _) => Refused(401),
         (Access::Node, "node") => In,
-        // A bearer token that is not the nodes'.
+        // A bearer token that is not a node's.
         (Access::Node, "bob's token" | "disabled's token" | "expired token" | "revoked token" | "made-up token") => {
             Refused(403)
         }
         (Access::Node, _) => Refused(401),
-        // Nobody has a URL that is signed.
+        // Nobody has a signed URL here.
         (Access::Url, _) => Refused(403),
     }
 }
 
-/// Sends what a row names: a part of the path, the query, or a JSON body. A part of the path that it does not name is
-/// something that nobody has.
+/// Sends the parameters of a row: in the path, the query, or a JSON body. Parts of the path that the row does not name
+/// are filled with names that do not exist.
 fn ask(client: &Client, route: &Route, query: &str) -> Answer {
     let mut path = route.path.to_owned();
     let mut rest = Vec::new();
@@ -255,14 +256,14 @@ fn ask(client: &Client, route: &Route, query: &str) -> Answer {
     client.send(route.method.as_str(), &with_query(&path, &rest), &[])
 }
 
-/// The sentence of an error, in each dialect's place.
+/// The message of an error, in either dialect.
 fn sentence(answer: &Answer) -> Value {
     let mut body = answer.json();
     let dialect = if body["message"].is_null() { "detail" } else { "message" };
     body[dialect].take()
 }
 
-/// Everything that a request could have changed.
+/// All state that a request could have changed.
 fn state(server: &Server) -> Vec<i64> {
     let tables = [
         "users",
@@ -286,7 +287,7 @@ fn state(server: &Server) -> Vec<i64> {
 }
 
 #[test]
-fn every_route_for_everybody() {
+fn every_route_permits_and_refuses_the_right_callers() {
     let config = "[throttle]\naccount_failures = 100000\naddress_failures = 100000\n\
                   [remote_user_profile.service]\nenabled = true\nreadonly = false\naccess_token = \"between-nodes\"";
     let Some(server) = Server::builder().member("disabled").config(config).start() else { return };
@@ -297,12 +298,12 @@ fn every_route_for_everybody() {
     };
     let bearer = |token: &str| server.anon().with_authorization(&Client::bearer(token));
 
-    // Something of alice's of each kind; all of them are her first.
+    // One object of alice's of each kind; each is her first.
     token(&alice, "1h");
     alice.post_with("/user/ssh-keys/add", &[("key", crate::user::KEY)]).ok();
     alice.post("/pod/create?ins=main&image=pody-base").ok();
     alice.post("/pod/commit?ins=main").ok();
-    // Of files alone: that needs no CRIU.
+    // A checkpoint of the files only, which needs no CRIU.
     let action = alice.post("/pod/checkpoint?ins=main&kind=rootfsonly").ok().json();
     let id = |key: &str| action[key].as_str().unwrap().to_owned();
     let (checkpoint, action) = (id("checkpoint"), id("id"));
@@ -334,7 +335,7 @@ fn every_route_for_everybody() {
         ("node", bearer("between-nodes")),
     ];
 
-    // Those who are refused: whatever they name, the same words, and nothing happens.
+    // Refused callers get the same message whatever they name, and nothing changes.
     let before = state(&server);
     for route in routes() {
         for (who, client) in &everybody {
@@ -352,7 +353,7 @@ fn every_route_for_everybody() {
     }
     assert_eq!(state(&server), before);
 
-    // Another member at what is alice's.
+    // Another member with alice's objects.
     for route in routes().into_iter().filter(|route| route.access == Access::Member) {
         let Object::Alices { there, not_there, status } = object(&route) else { continue };
         let (there, not_there) = (&*named(there), &*named(not_there));
@@ -374,7 +375,7 @@ fn every_route_for_everybody() {
     }
     assert_eq!(state(&server), before);
 
-    // Those who are let in.
+    // Permitted callers.
     for route in routes() {
         for (who, client) in &everybody {
             if expected(route.access, who) == Expected::In {

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::common::{Server, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn users_are_added_listed_changed_and_deleted() {
     assert_snapshot!(admin.post("/admin/user/add?username=carol&password=word"), @r#"
     409
     {
-      "detail": "there is a user carol already"
+      "detail": "user carol already exists"
     }
     "#);
     assert_snapshot!(admin.get("/admin/user/list"), @r#"
@@ -83,7 +83,7 @@ fn users_are_added_listed_changed_and_deleted() {
 }
 
 #[test]
-fn without_a_password_one_is_made_up_and_shown_once() {
+fn a_user_added_without_a_password_gets_a_generated_one_that_is_shown_once() {
     let server = server();
     let answer = server.admin().post("/admin/user/add?username=carol").ok().json();
     let made_up = answer["password"].as_str().unwrap();
@@ -162,20 +162,20 @@ fn bad_accounts_are_refused() {
 }
 
 #[test]
-fn the_last_admin_stays() {
+fn the_last_admin_cannot_be_removed() {
     let server = server();
     let admin = server.admin();
     assert_snapshot!(admin.post("/admin/user/update?username=boss&admin=false"), @r#"
     409
     {
-      "detail": "boss is the last admin that can sign in; make another admin first"
+      "detail": "boss is the last admin that can sign in; make another user an admin first"
     }
     "#);
     for refused in ["update?username=boss&disabled=true", "delete?username=boss", "purge?username=boss"] {
         let answer = admin.post(&format!("/admin/user/{refused}"));
         assert_eq!(answer.status, 409, "{refused}: {answer}");
     }
-    // A disabled admin is none that can sign in.
+    // A disabled admin cannot sign in and does not count.
     admin.post("/admin/user/update?username=alice&admin=true&disabled=true").ok();
     assert_eq!(admin.post("/admin/user/delete?username=boss").status, 409);
     admin.post("/admin/user/update?username=alice&disabled=false").ok();
@@ -184,9 +184,9 @@ fn the_last_admin_stays() {
     server.member("alice").get("/admin/user/list").ok();
 }
 
-/// Two admins who take each other's rights at the same time must not both succeed.
+/// Two admins who revoke each other's rights at the same time must not both succeed.
 #[test]
-fn the_last_admin_stays_also_in_a_race() {
+fn the_last_admin_cannot_be_removed_in_a_race() {
     let server = server();
     server.admin().post("/admin/user/update?username=alice&admin=true").ok();
     let (boss, alice) = (server.admin(), server.member("alice"));
@@ -201,7 +201,7 @@ fn the_last_admin_stays_also_in_a_race() {
 }
 
 #[test]
-fn a_disabled_user_is_out_at_once_and_back_when_enabled() {
+fn a_disabled_user_loses_access_at_once_and_regains_it_when_enabled() {
     let server = server();
     let (admin, alice) = (server.admin(), server.member("alice"));
     alice.get("/user/info").ok();
@@ -212,7 +212,7 @@ fn a_disabled_user_is_out_at_once_and_back_when_enabled() {
       "detail": "this account is disabled"
     }
     "#);
-    // Who does not know the password is not told that the account is disabled.
+    // Without the right password the response does not reveal that the account is disabled.
     assert_eq!(server.client("alice", "wrong").get("/user/info").status, 401);
     assert_eq!(
         admin.get("/admin/user/list").ok().json()[1],
@@ -223,7 +223,7 @@ fn a_disabled_user_is_out_at_once_and_back_when_enabled() {
 }
 
 #[test]
-fn quotas_are_set_forgotten_and_listed() {
+fn quotas_are_set_reset_and_listed() {
     let server = server();
     let admin = server.admin();
     assert_snapshot!(
@@ -307,25 +307,25 @@ fn bad_quotas_are_refused() {
     assert_snapshot!(update("&max_pods=some"), @r#"
     400
     {
-      "detail": "max_pods: \"some\" is no count; write a whole number, \"default\" or \"unlimited\""
+      "detail": "max_pods: \"some\" is not a count; write a whole number, \"default\" or \"unlimited\""
     }
     "#);
     assert_snapshot!(update("&memory_limit=64q"), @r#"
     400
     {
-      "detail": "memory_limit: \"64q\" is no size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero"
+      "detail": "memory_limit: \"64q\" is not a size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero"
     }
     "#);
     assert_snapshot!(update("&gpus=first"), @r#"
     400
     {
-      "detail": "gpus: \"first\" is no set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\""
+      "detail": "gpus: \"first\" is not a set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\""
     }
     "#);
     assert_snapshot!(update("&cpu_limit=0"), @r#"
     400
     {
-      "detail": "cpu_limit: \"0\" is no number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\""
+      "detail": "cpu_limit: \"0\" is not a number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\""
     }
     "#);
     for bad in [
@@ -360,7 +360,7 @@ fn bad_quotas_are_refused() {
 }
 
 #[test]
-fn purge_deletes_the_pods_of_a_user_and_delete_refuses_to() {
+fn purge_deletes_a_users_pods_and_delete_refuses_a_user_with_pods() {
     let Some(server) = Server::start() else { return };
     let (admin, alice, bob) = (server.admin(), server.member("alice"), server.member("bob"));
     alice.post("/pod/create?ins=one&image=pody-base").ok();
@@ -385,7 +385,7 @@ fn purge_deletes_the_pods_of_a_user_and_delete_refuses_to() {
     "#);
     assert_eq!(server.containers(), [server.container("bob", "one")]);
     assert_eq!(alice.get("/user/info").status, 401);
-    // What was hers is gone with her: another alice starts afresh.
+    // Her data is gone with her: a new alice starts with none of it.
     admin.post_with("/admin/user/add", &[("username", "alice"), ("password", &password("alice"))]).ok();
     assert_eq!(alice.get("/pod/list").ok().json(), json!([]));
     bob.post("/pod/delete?ins=one").ok();

@@ -1,4 +1,4 @@
-//! The config file: taken over while the daemon runs, and refused with file, line and key.
+//! The config file: reloaded while the daemon runs, and refused with file, line and key.
 
 use std::{fs, time::Duration};
 
@@ -7,11 +7,11 @@ use serde_json::json;
 use crate::common::{Server, eventually};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]
-fn a_change_is_taken_over_without_a_restart() {
+fn a_config_change_is_applied_without_a_restart() {
     let server = server();
     let alice = server.member("alice");
     let path = server.home.join("config.toml");
@@ -20,16 +20,16 @@ fn a_change_is_taken_over_without_a_restart() {
     assert_eq!(max_pods(), -1);
     fs::write(&path, text.replace("[default_quota]", "[default_quota]\nmax_pods = 4")).unwrap();
     eventually(Duration::from_secs(4), "it is read", || max_pods() == 4);
-    // A broken one changes nothing and is told in the log; mended, it counts.
+    // A broken config changes nothing and is reported in the log; once fixed, it is applied.
     fs::write(&path, text.replace("[default_quota]", "[default_quota]\nmax_pod = 9")).unwrap();
-    eventually(Duration::from_secs(4), "it is told", || server.log().contains("max_pod"));
+    eventually(Duration::from_secs(4), "it is logged", || server.log().contains("max_pod"));
     assert_eq!(max_pods(), 4);
     fs::write(&path, text.replace("[default_quota]", "[default_quota]\nmax_pods = 9")).unwrap();
     eventually(Duration::from_secs(4), "it is read", || max_pods() == 9);
 }
 
 #[test]
-fn a_config_that_is_wrong_stops_the_start_and_says_where() {
+fn an_invalid_config_prevents_the_start_and_the_error_names_the_key() {
     let mut server = server();
     server.terminate();
     let path = server.home.join("config.toml").display().to_string();
@@ -48,9 +48,9 @@ fn a_config_that_is_wrong_stops_the_start_and_says_where() {
     }
 }
 
-/// The file that pody 0.4.1 writes for itself.
+/// The default config of pody 0.4.1.
 #[test]
-fn a_config_of_the_original_loads() {
+fn a_config_of_pody_0_4_1_loads() {
     use crate::common::{Need, original};
     if !Need::PythonClient.is_there() {
         return;

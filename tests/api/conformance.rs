@@ -1,20 +1,21 @@
-//! Every operation of `/openapi.json`, tried by schemathesis (from PyPI): whatever is sent, nothing ends in an error of ours,
-//! and each answer has the shape that is described.
+//! Every operation of `/openapi.json`, tested by schemathesis (from PyPI): no request causes an internal error, and
+//! each response has the described shape.
 
 use std::process::{Command, Stdio};
 
 use crate::common::{Client, Server, need::Need};
 
-/// Cases of each operation, beside those that its description gives rise to.
+/// Random cases per operation, in addition to those derived from its description.
 const EXAMPLES: &str = "12";
-/// Every run tries the same; another number would try others.
+/// Fixed, so that every run tries the same cases.
 const SEED: &str = "20";
 
-/// Left out: what could end the account or token that asks, what is switched off (501), what is no plain answer.
+/// Excluded: operations that could end the caller's account or token, disabled ones (501), and those without a plain
+/// response.
 const LEFT_OUT: &str = "^/(user/ch-passwd|user/tokens/revoke|user_api/.*|pod/shell|metrics)$";
 
 fn holds(server: &Server, token: &str, description: &str) {
-    let mut command = Command::new(std::env::var_os("PODY_TEST_SCHEMATHESIS").expect("it was looked at"));
+    let mut command = Command::new(std::env::var_os("PODY_TEST_SCHEMATHESIS").expect("it was checked"));
     command.current_dir(&server.home).stdin(Stdio::null());
     command.args(["run", description, "--url", &server.base(), "--header", &format!("Authorization: Bearer {token}")]);
     command.args(["--checks", "not_a_server_error,response_schema_conformance,content_type_conformance"]);
@@ -27,7 +28,7 @@ fn holds(server: &Server, token: &str, description: &str) {
 }
 
 #[test]
-fn every_answer_is_as_described() {
+fn every_response_matches_its_description() {
     if !Need::Schemathesis.is_there() {
         return;
     }
@@ -36,8 +37,8 @@ fn every_answer_is_as_described() {
     let token = token.as_str().expect("a token");
     let alice = server.anon().with_authorization(&Client::bearer(token));
     let description = server.home.join("openapi.json");
-    std::fs::write(&description, alice.get("/openapi.json").ok().text()).expect("our own folder");
+    std::fs::write(&description, alice.get("/openapi.json").ok().text()).expect("our own directory");
     holds(&server, token, &description.display().to_string());
-    // It is still the same server, and the same account.
+    // The server and the account are still the same.
     alice.get("/user/info").ok();
 }

@@ -5,7 +5,7 @@ use insta::assert_snapshot;
 use crate::common::Server;
 
 #[test]
-fn members_read_their_own_and_admins_all() {
+fn members_read_their_own_events_and_admins_all() {
     let server = Server::builder().without_docker().start().unwrap();
     let (alice, admin) = (server.member("alice"), server.admin());
     alice.post("/user/ch-passwd?passwd=a-very-secret-word").ok();

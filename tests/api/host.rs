@@ -7,7 +7,7 @@ use insta::assert_snapshot;
 use crate::common::{Server, docker};
 
 #[test]
-fn the_spec_tells_versions() {
+fn the_spec_shows_versions() {
     let Some(server) = Server::start() else { return };
     let spec = server.member("alice").get("/host/spec").ok().json();
     let keys: BTreeSet<&str> = spec.as_object().unwrap().keys().map(String::as_str).collect();
@@ -17,7 +17,7 @@ fn the_spec_tells_versions() {
 }
 
 #[test]
-fn gpus_are_asked_for_by_index() {
+fn gpus_are_selected_by_index() {
     let server = Server::builder().without_docker().start().unwrap();
     let alice = server.member("alice");
     assert_eq!(alice.get("/host/gpu-ps").status, 200);
@@ -39,9 +39,9 @@ fn gpus_are_asked_for_by_index() {
     "#);
 }
 
-/// The older edition says `gpu-id` in one example.
+/// The documentation of an older version uses `gpu-id` in one example.
 #[test]
-fn both_names_of_the_gpu_parameter_are_read() {
+fn both_names_of_the_gpu_parameter_work() {
     let server = Server::builder().without_docker().start().unwrap();
     let alice = server.member("alice");
     assert_eq!(alice.get("/host/gpu-ps?gpu-id=x").status, 400);

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::common::{Server, docker};
 
 #[test]
-fn the_list_is_what_is_configured_and_exists() {
+fn the_list_has_the_configured_images_that_exist() {
     let Some(server) = Server::builder()
         .config("[[images]]\nname = \"pody-base\"\nports = [22]\n[[images]]\nname = \"not-on-this-host\"\nports = []")
         .start()
@@ -26,13 +26,13 @@ fn the_list_is_what_is_configured_and_exists() {
     assert_snapshot!(alice.get("/image/inspect?image=not-on-this-host"), @r#"
     400
     {
-      "detail": "not-on-this-host is no image that you may use; there are: pody-base:latest"
+      "detail": "not-on-this-host is not an image that you may use; choose one of: pody-base:latest"
     }
     "#);
 }
 
 #[test]
-fn an_image_is_shown_by_get_and_post() {
+fn an_image_is_inspected_by_get_and_post() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let image = alice.get("/image/inspect?image=pody-base:latest").ok().json();
@@ -47,12 +47,12 @@ fn an_image_is_shown_by_get_and_post() {
 }
 
 #[test]
-fn only_images_of_the_list_are_there() {
+fn only_listed_images_are_visible() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let id = docker(&["image", "inspect", "pody-base:latest", "--format", "{{.Id}}"]);
     let hex = id.trim_start_matches("sha256:");
-    // Whatever else the engine would take for an image.
+    // Other notations that the engine accepts for an image.
     for image in [id.as_str(), hex, &hex[..12], "docker.io/library/pody-base", "POD-BASE", "debian:13"] {
         for answer in [
             alice.get_with("/image/inspect", &[("image", image)]),
@@ -65,28 +65,28 @@ fn only_images_of_the_list_are_there() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=debian:13"), @r#"
     400
     {
-      "detail": "debian:13 is no image that you may use; there are: pody-base:latest"
+      "detail": "debian:13 is not an image that you may use; choose one of: pody-base:latest"
     }
     "#);
     assert_snapshot!(alice.post("/image/delete?image=pody-base"), @r#"
     403
     {
-      "detail": "pody-base is no image of yours; only your own commits can be deleted"
+      "detail": "pody-base is not your image; only your own commits can be deleted"
     }
     "#);
     assert_snapshot!(server.admin().post("/image/delete?image=pody-base"), @r#"
     403
     {
-      "detail": "pody-base is no image of yours; only your own commits can be deleted"
+      "detail": "pody-base is not your image; only your own commits can be deleted"
     }
     "#);
     assert_eq!(server.containers().len(), 0);
     assert_eq!(alice.get("/pod/list").ok().json(), json!([]));
 }
 
-/// A name without a tag allows all tags, a name with one only that.
+/// A name without a tag allows all tags, a name with a tag only that one.
 #[test]
-fn a_rule_with_a_tag_is_for_that_tag() {
+fn a_rule_with_a_tag_allows_only_that_tag() {
     let Some(server) = Server::builder().config("[[images]]\nname = \"pody-base:other\"\nports = [22]").start() else {
         return;
     };
@@ -95,7 +95,7 @@ fn a_rule_with_a_tag_is_for_that_tag() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=pody-base"), @r#"
     400
     {
-      "detail": "pody-base is no image that you may use; there are none yet: ask an admin to name one under [[images]] in config.toml and to build or pull it"
+      "detail": "pody-base is not an image that you may use; there are none yet: ask an admin to list one under [[images]] in config.toml and to build or pull it"
     }
     "#);
 }

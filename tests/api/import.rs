@@ -1,4 +1,4 @@
-//! `pody import` of an installation that pody 0.4.1 itself made.
+//! `pody import` of an installation that pody 0.4.1 itself created.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::common::{Need, Server, original};
 
-/// What its monitor would have written, through its own code, for processes that ran for the given seconds.
+/// Writes, with its own code, what its monitor records for processes that ran for the given seconds.
 const USAGE: &str = r#"
 import sys
 from pody.eng.resmon import ResourceMonitorDatabase
@@ -30,7 +30,7 @@ fn import(server: &Server, folder: &std::path::Path) -> Value {
 }
 
 #[test]
-fn users_quotas_and_usage_come_over() {
+fn users_quotas_and_usage_are_imported() {
     if !Need::PythonServer.is_there() {
         return;
     }
@@ -49,9 +49,9 @@ fn users_quotas_and_usage_come_over() {
         (&report["users"], &report["quotas"], &report["usage"]),
         (&json!(["carol", "dave"]), &json!(["carol"]), &json!(3))
     );
-    assert_eq!(report["skipped"], json!(["user alice: is here already"]));
+    assert_eq!(report["skipped"], json!(["user alice: exists already"]));
 
-    // The old password works at once, at the running daemon; who was here is as before.
+    // The old password works at once, in the running daemon; existing users are unchanged.
     let carol = server.client("carol", "carol's old wörd");
     let info = carol.get("/user/info").ok().json();
     assert_eq!(info["user"], json!({"name": "carol", "is_admin": 0}));
@@ -64,7 +64,7 @@ fn users_quotas_and_usage_come_over() {
     server.member("alice").get("/user/info").ok();
     assert_eq!(server.client("alice", "not-her-new-word").get("/user/info").status, 401);
 
-    // Usage, as the original would tell it; a process that began before the window counts with its share.
+    // Usage as pody 0.4.1 computes it; a process that began before the window counts with its share.
     let sum = |path: &str| carol.get(path).ok().json();
     assert_eq!(sum("/stat/cputime"), json!({"carol": 310.0, "dave": 10.0}));
     assert_eq!(sum("/stat/gputime"), json!({"carol": 1000.0, "dave": 100.0}));
@@ -73,14 +73,14 @@ fn users_quotas_and_usage_come_over() {
     let half = sum("/stat/gputime?t=750")["carol"].as_f64().unwrap();
     assert!((450.0..=510.0).contains(&half), "{half}");
 
-    // Once more changes nothing.
+    // A second import changes nothing.
     let again = import(&server, old.path());
     assert_eq!((&again["users"], &again["quotas"], &again["usage"]), (&json!([]), &json!([]), &json!(0)));
     assert_eq!(sum("/stat/cputime"), json!({"carol": 310.0, "dave": 10.0}));
 }
 
 #[test]
-fn what_is_no_installation_changes_nothing() {
+fn an_import_of_something_else_changes_nothing() {
     let server = Server::builder().without_docker().start().unwrap();
     let empty = tempfile::tempdir().unwrap();
     let fails = |folder: &std::path::Path| {
@@ -89,7 +89,7 @@ fn what_is_no_installation_changes_nothing() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     assert!(fails(empty.path()).contains("there is no users.db in"));
-    // A damaged one, and one whose second half is missing: all or nothing.
+    // A damaged database, and one whose second half is missing: all or nothing.
     std::fs::write(empty.path().join("users.db"), "this is no database, not at all").unwrap();
     fails(empty.path());
     std::fs::remove_file(empty.path().join("users.db")).unwrap();

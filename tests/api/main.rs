@@ -1,7 +1,7 @@
-//! The API from outside: a daemon per test, real pods, one module per first part of the URL. What goes across routes has
-//! modules of its own: who may do what (`access`), limits of requests (`requests`), each
-//! answer as described (`conformance`), `names`, `config`, `tls`, the original
-//! pody as client (`python_client`), as other node (`remote`) and as predecessor (`import`).
+//! The API from outside: a daemon per test, real pods, one module per first part of the URL. Tests that concern all
+//! routes have their own modules: access rights (`access`), limits of requests (`requests`), responses that match their
+//! description (`conformance`), `names`, `config`, `tls`, and pody 0.4.1 as client (`python_client`), as other node
+//! (`remote`) and as predecessor (`import`).
 
 #[path = "../common/mod.rs"]
 mod common;

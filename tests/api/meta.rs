@@ -1,19 +1,22 @@
-//! `/version`, `/healthz`, `/help`, `/openapi.json`, `/metrics`, and what is no route.
+//! `/version`, `/healthz`, `/help`, `/openapi.json`, `/metrics`, and paths that are no route.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use insta::assert_snapshot;
-use pody::http::router::{Access, Route, routes};
+use pody::http::{
+    endpoint::{Access, Route},
+    router::routes,
+};
 use serde_json::{Value, json};
 
 use crate::common::Server;
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]
-fn the_version_is_open_and_that_of_the_api() {
+fn the_version_is_open_and_is_that_of_the_api() {
     assert_snapshot!(server().anon().get("/version"), @r#"
     200
     [
@@ -25,7 +28,7 @@ fn the_version_is_open_and_that_of_the_api() {
 }
 
 #[test]
-fn health_is_open_and_tells_of_docker_and_database() {
+fn health_is_open_and_reports_docker_and_database() {
     let Some(server) = Server::start() else { return };
     let health = server.anon().get("/healthz").ok().json();
     assert_eq!(health["status"], "ok", "{health}");
@@ -37,7 +40,7 @@ fn health_is_open_and_tells_of_docker_and_database() {
 #[test]
 fn without_docker_health_is_degraded_and_reads_work() {
     let server = Server::builder().without_docker().env("DOCKER_HOST", "unix:///nowhere/docker.sock").start().unwrap();
-    crate::common::eventually(std::time::Duration::from_secs(5), "it is seen that Docker is away", || {
+    crate::common::eventually(std::time::Duration::from_secs(5), "Docker is reported down", || {
         server.anon().get("/healthz").ok().json()["docker"] == "down"
     });
     assert_eq!(server.anon().get("/healthz").json()["status"], "degraded");
@@ -49,7 +52,7 @@ fn without_docker_health_is_degraded_and_reads_work() {
 }
 
 #[test]
-fn help_is_the_list_of_routes() {
+fn help_lists_all_routes() {
     let server = server();
     let help = server.member("alice").get("/help").ok().json();
     let shown: Vec<(String, Value, Value)> = help
@@ -152,7 +155,7 @@ fn help_finds_one_route_or_a_prefix() {
 }
 
 #[test]
-fn openapi_is_the_list_of_routes() {
+fn openapi_describes_all_routes() {
     let document = server().member("alice").get("/openapi.json").ok().json();
     assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.")), "{}", document["openapi"]);
     let mut shown: BTreeMap<(String, String), BTreeSet<(String, bool)>> = BTreeMap::new();
@@ -240,7 +243,7 @@ fn what_is_no_route_is_404_and_another_method_405() {
             routes().iter().filter(|other| other.path == route.path).map(|route| route.method.to_string()).collect();
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
             if !methods.iter().any(|known| known == method) {
-                // A part of the path that is a parameter may be anything.
+                // A path parameter may have any value.
                 let path = route.path.replace(['{', '}'], "");
                 let answer = server.anon().send(method, &path, &[]);
                 assert_eq!(answer.status, 405, "{method} {path}: {answer}");

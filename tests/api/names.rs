@@ -1,8 +1,8 @@
-//! Names from outside: whatever cannot be one is refused with the rule, and reaches neither engine nor file system.
+//! Names in requests: an invalid one is refused with the rule, and reaches neither engine nor file system.
 
 use crate::common::Server;
 
-/// Each with whether it could be a name.
+/// Each with whether it is a valid name.
 const NAMES: [(&str, bool); 26] = [
     ("main", true),
     ("A1_b", true),
@@ -33,7 +33,7 @@ const NAMES: [(&str, bool); 26] = [
 ];
 
 #[test]
-fn names_of_pods() {
+fn invalid_names_of_pods_are_refused() {
     let server = Server::builder().without_docker().start().unwrap();
     let alice = server.member("alice");
     let long = "x".repeat(300);
@@ -59,7 +59,7 @@ fn names_of_pods() {
 }
 
 #[test]
-fn names_of_users() {
+fn invalid_names_of_users_are_refused() {
     let server = Server::builder().without_docker().start().unwrap();
     let admin = server.admin();
     let long = "x".repeat(300);
@@ -74,7 +74,7 @@ fn names_of_users() {
 }
 
 #[test]
-fn names_of_images_and_tags() {
+fn invalid_names_of_images_and_tags_are_refused() {
     let server = Server::builder().without_docker().start().unwrap();
     let alice = server.member("alice");
     let long = "x".repeat(300);
@@ -89,7 +89,7 @@ fn names_of_images_and_tags() {
             assert!(answer.detail().starts_with("image: "), "{answer}");
         }
     }
-    // Names of images that are there or not, but that no member may use.
+    // Names of images that exist or not, but that no member may use.
     for image in
         ["a/../../b", "a@b", "a:b:c", "localhost:5000/x", "sha256:0000", "scratch", "f455c9ebccfa", "pody-base:other"]
     {
@@ -103,9 +103,9 @@ fn names_of_images_and_tags() {
     }
 }
 
-/// `user-ins` and `prefix-user-ins` are for one's own pods; others' are not there, and not by another prefix either.
+/// `user-ins` and `prefix-user-ins` name one's own pods; others' pods, and other prefixes, are not found.
 #[test]
-fn long_names_of_pods() {
+fn long_names_of_pods_work_for_the_owner_and_admins() {
     let Some(server) = Server::start() else { return };
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     alice.post("/pod/create?ins=main&image=pody-base").ok();
@@ -119,13 +119,13 @@ fn long_names_of_pods() {
         assert_eq!(inspect(&bob, name), 404, "{name}");
     }
     assert_eq!(inspect(&alice, "other-alice-main"), 404);
-    // By id or the start of one: not even one's own.
+    // An id or a prefix of one does not work, not even for one's own.
     let id = alice.get("/pod/inspect?ins=main").json()["container_id"].as_str().unwrap().to_owned();
     for id in [id.as_str(), &id[..6], &format!("x{}", &id[..6])] {
         assert!([400, 404].contains(&inspect(&alice, id)), "{id}");
         assert!([400, 404].contains(&inspect(&admin, id)), "{id}");
     }
-    // An admin makes and deletes for others by name; members do not.
+    // An admin creates and deletes for others by name; members cannot.
     for name in ["alice-other", &server.container("alice", "other")] {
         assert_eq!(bob.post(&format!("/pod/create?ins={name}&image=pody-base")).status, 400, "{name}");
     }

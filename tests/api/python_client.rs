@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::common::{Need, Server, password, python};
 
-/// Runs one of the original's programs as alice.
+/// Runs a program of pody 0.4.1 as alice.
 fn original(server: &Server, program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(python(program).unwrap());
     command.args(arguments).stdin(Stdio::null()).env("PODY_API_BASE", server.base());
     command.env("PODY_USERNAME", "alice").env("PODY_PASSWORD", password("alice"));
-    // Wide, so that no line is folded.
+    // Wide, so that no line is wrapped.
     command.env("COLUMNS", "500").env("NO_COLOR", "1").env("HOME", &server.home).output().unwrap()
 }
 
@@ -38,7 +38,7 @@ fn the_life_of_a_pod() {
     let created = raw(&server, "pody", &["post", "/pod/create", "ins:main", "image:pody-base"]);
     assert_eq!(created["info"]["status"], "running", "{created}");
     assert_eq!(raw(&server, "pody", &["get", "pod/list"]), json!(["main"]));
-    // It asks /help for the method.
+    // It looks up the method in /help.
     assert_eq!(raw(&server, "pody", &["fetch", "pod/exec", "ins:main", "cmd:echo hello"])["log"], "hello\r\n");
     assert_eq!(raw(&server, "podx", &["pod/exec", "ins=main", "cmd=exit 3"])["exit_code"], 3);
     let key = server.home.join("id_ed25519.pub");
@@ -58,13 +58,13 @@ fn the_life_of_a_pod() {
 }
 
 #[test]
-fn what_it_shows_and_how_it_fails() {
+fn its_output_and_its_errors() {
     let server = Server::builder().without_docker().start().unwrap();
     if !Need::PythonClient.is_there() {
         return;
     }
     assert_eq!(raw(&server, "podx", &["user/info"])["user"], json!({"name": "alice", "is_admin": 0}));
-    // Its own form of numbers, from our fields.
+    // Its own number format, from our fields.
     server.admin().post("/admin/quota/update?username=alice&memory_limit=2g").ok();
     let shown = says(&server, "pody", &["fetch", "user/info"]);
     assert!(shown.contains("2.0GB (2147483648)") || shown.contains("(2147483648)"), "{shown}");

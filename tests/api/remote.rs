@@ -1,4 +1,4 @@
-//! Users of one node at another: both ways with a node of pody 0.4.1, and between two of ours.
+//! Users of one node on another: in both directions with a node of pody 0.4.1, and between two of ours.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn serving(readonly: bool) -> Server {
     Server::builder().without_docker().config(&config).start().unwrap()
 }
 
-/// A node of ours that was switched to the users of another.
+/// A node of ours that uses the users of another.
 fn using(endpoint: &str) -> Server {
     let mut server = Server::builder().without_docker().start().unwrap();
     server.reconfigure(&format!("[remote_user_profile.provider]\n{}", provider(endpoint)));
@@ -29,7 +29,7 @@ fn using(endpoint: &str) -> Server {
 }
 
 #[test]
-fn our_users_at_a_node_of_the_original() {
+fn our_users_on_a_node_of_pody_0_4_1() {
     if !Need::PythonServer.is_there() {
         return;
     }
@@ -41,13 +41,13 @@ fn our_users_at_a_node_of_the_original() {
     assert_eq!(node.client("alice", "wrong").get("/user/info").status, 403);
     assert_eq!(node.client("alice", &password("alice")).get("/user/list").ok().json(), json!(["boss", "alice", "bob"]));
     assert!(node.run("pody-user", &["list"]).contains("bob"));
-    // Disabled here is out there.
+    // Disabled here, refused there.
     server.admin().post("/admin/user/update?username=alice&disabled=true").ok();
     assert_eq!(node.client("alice", &password("alice")).get("/user/info").status, 403);
 }
 
 #[test]
-fn the_original_changes_our_users() {
+fn a_node_of_pody_0_4_1_changes_our_users() {
     if !Need::PythonServer.is_there() {
         return;
     }
@@ -64,7 +64,7 @@ fn the_original_changes_our_users() {
 }
 
 #[test]
-fn users_of_the_original_at_a_node_of_ours() {
+fn users_of_pody_0_4_1_on_a_node_of_ours() {
     if !Need::PythonServer.is_there() {
         return;
     }
@@ -86,7 +86,7 @@ fn users_of_the_original_at_a_node_of_ours() {
       "detail": "invalid username or password"
     }
     "#);
-    // Who is only here is nobody now.
+    // Local users are unknown now.
     assert_eq!(server.member("alice").get("/user/info").status, 401);
     assert_eq!(carol.get("/user/list").ok().json(), json!(["chief", "carol"]));
     // Quotas and tokens are this node's.
@@ -94,7 +94,7 @@ fn users_of_the_original_at_a_node_of_ours() {
     assert_eq!(carol.get("/user/info").ok().json()["quota"]["max_pods"], 3);
     let token = carol.post("/user/tokens/create").ok().json()["token"].as_str().unwrap().to_owned();
     server.anon().with_authorization(&format!("Bearer {token}")).get("/user/info").ok();
-    // Changes go there.
+    // Changes are sent there.
     chief.post("/admin/user/add?username=dave&password=dave-word").ok();
     assert!(node.run("pody-user", &["list"]).contains("dave"));
     server.client("dave", "dave-word").get("/user/info").ok();
@@ -106,7 +106,7 @@ fn users_of_the_original_at_a_node_of_ours() {
 }
 
 #[test]
-fn between_two_of_ours() {
+fn users_are_shared_between_two_nodes_of_ours() {
     let home = serving(false);
     let server = using(&home.base());
     let (alice, boss) = (server.member("alice"), server.admin());
@@ -121,7 +121,7 @@ fn between_two_of_ours() {
     assert_snapshot!(said(boss.post("/admin/user/add?username=alice&password=x")), @r#"
     409
     {
-      "detail": "the node at [home] answered 409: there is a user alice already"
+      "detail": "the node at [home] answered 409: user alice already exists"
     }
     "#);
     assert_snapshot!(said(boss.post("/admin/user/delete?username=nobody")), @r#"
@@ -133,7 +133,7 @@ fn between_two_of_ours() {
 }
 
 #[test]
-fn a_node_that_may_not_write_says_so() {
+fn a_node_without_write_access_says_so() {
     let home = serving(true);
     let server = using(&home.base());
     let answer = server.admin().post("/admin/user/add?username=carol&password=x").to_string();
@@ -145,9 +145,10 @@ fn a_node_that_may_not_write_says_so() {
     "#);
 }
 
-/// The home node away: those who signed in a moment ago go on, others are told why not, and it passes.
+/// While the home node is down, recently authenticated users keep working and others get the reason; later all work
+/// again.
 #[test]
-fn a_home_node_that_is_away() {
+fn a_home_node_that_is_down() {
     let mut home = serving(true);
     let server = using(&home.base());
     server.member("alice").get("/user/info").ok();
@@ -158,11 +159,11 @@ fn a_home_node_that_is_away() {
     assert!(answer.header("retry-after").is_some());
     assert!(answer.detail().starts_with("the node that keeps the accounts cannot be asked: "), "{answer}");
     home.start_again();
-    eventually(Duration::from_secs(5), "bob is let in", || server.member("bob").get("/user/info").status == 200);
+    eventually(Duration::from_secs(5), "bob is accepted", || server.member("bob").get("/user/info").status == 200);
 }
 
 #[test]
-fn a_wrong_token_between_nodes_is_told() {
+fn a_wrong_token_between_nodes_is_reported() {
     let home = serving(true);
     let mut server = Server::builder().without_docker().start().unwrap();
     server.reconfigure(&format!(
@@ -171,11 +172,11 @@ fn a_wrong_token_between_nodes_is_told() {
     ));
     let answer = server.member("alice").get("/user/info");
     assert_eq!(answer.status, 503, "{answer}");
-    assert!(answer.detail().contains("does not take our access token"), "{answer}");
+    assert!(answer.detail().contains("rejects our access token"), "{answer}");
     assert!(!server.log().contains("not-that-one"));
 }
 
-/// A user's pods are theirs by name, so the account of another node finds them.
+/// Pods belong to a user name, so the account of another node finds them.
 #[test]
 fn pods_of_a_remote_user() {
     let home = serving(true);
@@ -185,7 +186,7 @@ fn pods_of_a_remote_user() {
     alice.post("/pod/create?ins=main&image=pody-base").ok();
     assert_eq!(alice.get("/pod/list").ok().json(), json!(["main"]));
     assert_eq!(server.member("bob").get("/pod/inspect?ins=alice-main").status, 404);
-    // The node that keeps the accounts away: admins' and daemon's work on pods goes on.
+    // While the node that keeps the accounts is down, admins and the daemon can still manage pods.
     server.restart();
     alice.get("/pod/inspect?ins=main").ok();
     alice.post("/pod/delete?ins=main").ok();

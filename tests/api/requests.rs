@@ -1,4 +1,4 @@
-//! Limits of a request as such: size, speed, form, and where it comes from.
+//! Limits of any request: size, speed, form and origin.
 
 use std::{
     io::{Read, Write},
@@ -11,15 +11,15 @@ use insta::assert_snapshot;
 use crate::common::{Client, Server, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
-/// Sends bytes as they are and reads until the server closes, or says nothing for a while.
+/// Sends raw bytes and reads until the server closes the connection or is silent for a while.
 fn raw(server: &Server, parts: &[&[u8]]) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     for part in parts {
-        // The server may refuse before it has read all of it.
+        // The server may refuse before it has read everything.
         if stream.write_all(part).is_err() {
             break;
         }
@@ -37,14 +37,14 @@ fn parameters_come_from_query_or_form() {
     let made = alice.send_body("POST", "/user/tokens/create?name=query", &form, b"name=form+%2B").ok();
     assert_eq!(made.json()["name"], "form +");
     assert_eq!(alice.post("/user/tokens/create?name=one&name=two&unknown=3").ok().json()["name"], "two");
-    // Another kind of body is no form.
+    // A body of another type is not a form.
     let made = alice.send_body("POST", "/user/tokens/create?name=query", &[("content-type", "text/plain")], b"name=x");
     assert_eq!(made.ok().json()["name"], "query");
 }
 
-/// A body that is of no use must not cost the client its connection without a word.
+/// An unexpected body must not make the client lose its connection without a response.
 #[test]
-fn a_body_that_is_not_wanted_leaves_the_connection_good() {
+fn an_unexpected_body_leaves_the_connection_usable() {
     let server = server();
     let basic = Client::basic("alice", &password("alice"));
     server.member("alice").get("/user/info").ok();
@@ -69,7 +69,7 @@ fn a_body_that_is_not_wanted_leaves_the_connection_good() {
 }
 
 #[test]
-fn everything_missing_is_told_at_once_as_fastapi_does() {
+fn all_missing_parameters_are_reported_at_once_as_fastapi_does() {
     let server = server();
     let alice = server.member("alice");
     assert_snapshot!(alice.post("/pod/create"), @r#"
@@ -154,12 +154,12 @@ fn everything_missing_is_told_at_once_as_fastapi_does() {
       ]
     }
     "#);
-    // A type error comes before a broken rule.
+    // A type error is reported before a broken rule.
     assert_eq!(alice.post("/pod/exec?ins=a:b&timeout=x").status, 422);
 }
 
 #[test]
-fn what_is_too_large_is_refused() {
+fn too_large_requests_are_refused() {
     let server = server();
     let alice = server.member("alice");
     let query = |length: usize| alice.get(&format!("/help?path={}", "x".repeat(length)));
@@ -179,7 +179,7 @@ fn what_is_too_large_is_refused() {
       "detail": "the body of a request has at most 1048576 bytes"
     }
     "#);
-    // A head that hyper does not take: what matters is that it ends and that the daemon lives.
+    // A head that hyper rejects: the connection must end and the daemon must survive.
     let head = format!("GET /version HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(1 << 20));
     let answer = raw(&server, &[head.as_bytes()]);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
@@ -189,9 +189,9 @@ fn what_is_too_large_is_refused() {
     server.anon().get("/version").ok();
 }
 
-/// Who is refused before the body was read is told that the connection ends: what follows would be taken for the body.
+/// A refusal before the body is read announces that the connection ends: a next request would be read as the body.
 #[test]
-fn an_early_refusal_announces_the_end() {
+fn an_early_refusal_announces_the_end_of_the_connection() {
     let server = server();
     let member = format!("authorization: {}\r\n", Client::basic("alice", &password("alice")));
     for (who, path, status) in [("", "/pod/create", 401), (member.as_str(), "/admin/user/add", 403)] {
@@ -200,7 +200,7 @@ fn an_early_refusal_announces_the_end() {
         let announces = answer.contains("\r\nconnection: close\r\n");
         assert!(answer.starts_with(&format!("http/1.1 {status}")) && announces, "{answer}");
     }
-    // Without a body it goes on.
+    // Without a body the connection stays open.
     let twice =
         b"GET /pod/list HTTP/1.1\r\nhost: x\r\n\r\nGET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let answer = raw(&server, &[twice]);
@@ -208,7 +208,7 @@ fn an_early_refusal_announces_the_end() {
 }
 
 #[test]
-fn what_is_no_http_is_refused() {
+fn invalid_http_is_refused() {
     let server = server();
     for bytes in [
         &b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03"[..],
@@ -226,7 +226,7 @@ fn what_is_no_http_is_refused() {
 }
 
 #[test]
-fn slow_clients_are_closed() {
+fn connections_of_slow_clients_are_closed() {
     let server = Server::builder()
         .without_docker()
         .config("[server]\nheader_timeout_seconds = 1\nbody_timeout_seconds = 1")
@@ -250,7 +250,7 @@ fn slow_clients_are_closed() {
 }
 
 #[test]
-fn idle_connections_beyond_the_limit_do_not_stop_others() {
+fn idle_connections_beyond_the_limit_do_not_block_others() {
     let server = Server::builder()
         .without_docker()
         .config("[server]\nmax_connections = 50\nheader_timeout_seconds = 1")
@@ -263,9 +263,9 @@ fn idle_connections_beyond_the_limit_do_not_stop_others() {
     drop(idle);
 }
 
-/// A browser that remembers a Basic password sends it along with what another site makes it ask for.
+/// A browser that remembers a Basic password also sends it with requests that another site triggers.
 #[test]
-fn another_sites_change_is_refused() {
+fn a_change_from_another_site_is_refused() {
     let server = server();
     let alice = server.member("alice");
     let host = format!("127.0.0.1:{}", server.port);
@@ -287,7 +287,7 @@ fn another_sites_change_is_refused() {
       "detail": "this request was made by another web site; open this server's own pages"
     }
     "#);
-    // The one change that is also a GET.
+    // The only change that is also a GET.
     for (name, value) in [("origin", "http://evil.example"), ("sec-fetch-site", "cross-site")] {
         let answer = alice.send("GET", "/user/ch-passwd?passwd=evil", &[(name, value)]);
         assert_eq!(answer.status, 403, "{name}: {value}: {answer}");

@@ -5,9 +5,9 @@ use serde_json::json;
 
 use crate::common::Server;
 
-/// Its sums are tested with GPUs, in `tests/gpu`.
+/// The sums with GPUs are tested in `tests/gpu`.
 #[test]
-fn usage_is_split_and_written_as_asked() {
+fn usage_is_split_and_formatted_as_requested() {
     let server = Server::builder().without_docker().start().unwrap();
     let alice = server.member("alice");
     for query in ["", "?by=user", "?by=pod,gpu,day", "?by=hour&t=1d&user=alice", "?format=csv", "?format=json"] {
@@ -31,7 +31,7 @@ fn usage_is_split_and_written_as_asked() {
 }
 
 #[test]
-fn windows_and_users_are_read() {
+fn windows_and_users_are_parsed() {
     let server = Server::builder().without_docker().start().unwrap();
     let alice = server.member("alice");
     for route in ["/stat/cputime", "/stat/gputime"] {
@@ -46,7 +46,7 @@ fn windows_and_users_are_read() {
     assert_snapshot!(alice.get("/stat/cputime?t=soon"), @r#"
     400
     {
-      "detail": "t: \"soon\" is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
+      "detail": "t: \"soon\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);
 }

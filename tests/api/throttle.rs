@@ -1,4 +1,4 @@
-//! Wrong passwords: 429 with `Retry-After`, before any hashing, through every door.
+//! Wrong passwords: 429 with `Retry-After`, before any hashing, on every route that checks passwords.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ fn server(account: u32, address: u32) -> Server {
 }
 
 #[test]
-fn an_account_closes_after_some_wrong_passwords() {
+fn an_account_is_throttled_after_some_wrong_passwords() {
     let server = server(3, 1000);
     server.member("bob").get("/user/info").ok();
     for _ in 0..3 {
@@ -21,7 +21,7 @@ fn an_account_closes_after_some_wrong_passwords() {
     assert_eq!(answer.status, 429, "{answer}");
     let seconds: u64 = answer.header("retry-after").expect("Retry-After").parse().expect("seconds");
     assert!((500..=600).contains(&seconds), "{seconds}");
-    // The right one is not heard either, through no door; others are.
+    // The right password is refused too, on every route; other accounts are not affected.
     assert_eq!(server.member("alice").get("/user/info").status, 429);
     assert_eq!(server.member("alice").post("/pod/delete?ins=x").status, 429);
     server.member("bob").get("/user/info").ok();
@@ -30,7 +30,7 @@ fn an_account_closes_after_some_wrong_passwords() {
 }
 
 #[test]
-fn who_signed_in_a_moment_ago_is_not_locked_out_by_a_guesser() {
+fn a_recently_authenticated_user_is_not_locked_out_by_a_guesser() {
     let server = server(3, 1000);
     let alice = server.member("alice");
     alice.get("/user/info").ok();
@@ -39,13 +39,13 @@ fn who_signed_in_a_moment_ago_is_not_locked_out_by_a_guesser() {
     }
     assert_eq!(server.client("alice", "wrong").get("/user/info").status, 429);
     alice.get("/user/info").ok();
-    // Nor are tokens.
+    // Tokens are not locked out either.
     let token = alice.post("/user/tokens/create").ok().json()["token"].as_str().unwrap().to_owned();
     server.anon().with_authorization(&format!("Bearer {token}")).get("/user/info").ok();
 }
 
 #[test]
-fn an_address_closes_after_guesses_at_many_accounts() {
+fn an_address_is_throttled_after_guesses_at_many_accounts() {
     let server = server(1000, 5);
     for number in 0..5 {
         assert_eq!(server.client(&format!("user{number}"), "wrong").get("/user/info").status, 401);
@@ -58,7 +58,7 @@ fn an_address_closes_after_guesses_at_many_accounts() {
 }
 
 #[test]
-fn names_that_cannot_exist_are_counted_too() {
+fn invalid_names_are_counted_too() {
     let server = server(1000, 5);
     let names = ["a-b", "../x", "", "share", "ünï", "1a", "x y", "_a"];
     let statuses: Vec<u16> = names.iter().map(|name| server.client(name, "wrong").get("/user/info").status).collect();
@@ -80,9 +80,9 @@ fn a_refusal_costs_no_hash() {
     assert!(refused[10] * 2 < hashed, "a refusal takes {:?}, a hash {hashed:?}", refused[10]);
 }
 
-/// One hash runs at a time, so a flood must not keep those out who have a token or signed in a moment ago.
+/// One hash runs at a time, so a flood must not lock out users with a token or a recently verified password.
 #[test]
-fn a_flood_of_guesses_does_not_stop_others() {
+fn a_flood_of_guesses_does_not_block_others() {
     let server = Server::builder()
         .without_docker()
         .config("[throttle]\naccount_failures = 100000\naddress_failures = 100000")
@@ -111,15 +111,15 @@ fn a_flood_of_guesses_does_not_stop_others() {
             times.push(asked.elapsed());
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        // Behind eight hashes it would be most of a second.
+        // Waiting for eight hashes would take most of a second.
         times.sort();
         assert!(times[times.len() / 2] < Duration::from_millis(200), "{times:?}");
     });
 }
 
-/// Another node asks for many users from one address and names none of them.
+/// Another node asks for many users from one address and sends no names.
 #[test]
-fn the_door_for_other_nodes_is_throttled() {
+fn requests_of_other_nodes_are_throttled() {
     let server = Server::builder()
         .without_docker()
         .config(

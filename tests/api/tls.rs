@@ -1,4 +1,4 @@
-//! HTTPS with a certificate of the config.
+//! HTTPS with a certificate from the config.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
     let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
     let files = ["-keyout", key.to_str().unwrap(), "-out", cert.to_str().unwrap()];
     let names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"];
-    // Its own authority, and still the server's.
+    // Self-signed, and not a CA.
     let kind = ["-addext", "basicConstraints=critical,CA:FALSE"];
     let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
     run("openssl", &[&new[..], &names, &kind, &files].concat());
@@ -29,7 +29,7 @@ fn https_is_served_and_http_is_not() {
     let (cert, key) = certificate(folder.path());
     let mut server = Server::builder().without_docker().start().unwrap();
     server.reconfigure(&format!("tls_cert = \"{}\"\ntls_key = \"{}\"", cert.display(), key.display()));
-    // TLS comes with the next start.
+    // TLS is enabled at the next start.
     server.anon().get("/version").ok();
     server.terminate();
     server.start_unready();
@@ -44,7 +44,7 @@ fn https_is_served_and_http_is_not() {
     let base = format!("https://127.0.0.1:{}", server.port);
     runtime.block_on(async {
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([authority]).build().unwrap();
-        // Somebody who connects and says nothing does not keep others waiting.
+        // A silent connection does not delay others.
         let _silent: Vec<TcpStream> =
             (0..20).map(|_| TcpStream::connect(("127.0.0.1", server.port)).unwrap()).collect();
         let answer = client.get(format!("{base}/user/info")).basic_auth("alice", Some(password("alice"))).send();
@@ -54,7 +54,7 @@ fn https_is_served_and_http_is_not() {
 }
 
 #[test]
-fn a_bad_certificate_stops_the_start() {
+fn a_bad_certificate_prevents_the_start() {
     if !Need::OpenSsl.is_there() {
         return;
     }

@@ -8,11 +8,11 @@ use serde_json::json;
 use crate::common::{Client, Server, eventually, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[test]
-fn info_tells_account_and_quota() {
+fn info_shows_account_and_quota() {
     let server = server();
     assert_snapshot!(server.member("alice").get("/user/info"), @r#"
     200
@@ -49,7 +49,7 @@ fn info_tells_account_and_quota() {
 }
 
 #[test]
-fn info_shows_the_configured_defaults_and_what_an_admin_set() {
+fn info_shows_the_configured_defaults_and_an_admins_limits() {
     let server = Server::builder()
         .without_docker()
         .config("[default_quota]\nmax_pods = 3\ngpus = \"none\"\nmemory_limit = \"2g\"\ncpu_limit = 1.5\ntmpfs_size = \"none\"\ncommit_count = 0")
@@ -98,10 +98,10 @@ fn the_list_names_everybody() {
 }
 
 #[test]
-fn a_changed_password_counts_at_once() {
+fn a_changed_password_applies_at_once() {
     let server = server();
     let alice = server.member("alice");
-    // The right password is remembered for a minute; a change drops that.
+    // A verified password is cached for a minute; a change drops it from the cache.
     alice.get("/user/info").ok();
     alice.get("/user/info").ok();
     assert_snapshot!(alice.post("/user/ch-passwd?passwd=another+one"), @r#"
@@ -118,18 +118,18 @@ fn a_changed_password_counts_at_once() {
     "#);
     let alice = server.client("alice", "another one");
     alice.get("/user/info").ok();
-    // The method of an older edition.
+    // The method in the documentation of an older version.
     alice.get("/user/ch-passwd?passwd=a:third").ok();
     assert_eq!(alice.get("/user/info").status, 401);
     server.client("alice", "a:third").get("/user/info").ok();
-    // In a form body it stays out of URLs.
+    // A form body keeps it out of URLs.
     let form = [("content-type", "application/x-www-form-urlencoded")];
     server.client("alice", "a:third").send_body("POST", "/user/ch-passwd", &form, "passwd=p%C3%A4ss+w".as_bytes()).ok();
     server.client("alice", "päss w").get("/user/info").ok();
 }
 
 #[test]
-fn an_admin_tool_on_the_host_changes_a_password_at_once() {
+fn an_admin_command_on_the_host_changes_a_password_at_once() {
     let server = server();
     let alice = server.member("alice");
     alice.get("/user/info").ok();
@@ -172,7 +172,7 @@ fn a_password_has_1_to_1024_bytes() {
 }
 
 #[test]
-fn what_is_no_identity_is_401_and_asks_for_one() {
+fn missing_or_wrong_credentials_get_401_with_a_challenge() {
     let server = server();
     let anon = server.anon();
     let empty = Client::basic("", "");
@@ -186,7 +186,7 @@ fn what_is_no_identity_is_401_and_asks_for_one() {
         assert_eq!(answer.status, 401, "{authorization:?}: {answer}");
         assert_eq!(answer.header("www-authenticate"), Some("Basic realm=\"pody\", charset=\"UTF-8\""));
     }
-    // A wrong password reads like a user that does not exist.
+    // The response for a wrong password is the same as for an unknown user.
     assert_snapshot!(anon.with_authorization(&wrong).get("/user/info"), @r#"
     401
     {
@@ -200,7 +200,7 @@ fn what_is_no_identity_is_401_and_asks_for_one() {
 }
 
 #[test]
-fn tokens_are_made_used_and_revoked() {
+fn tokens_are_created_used_and_revoked() {
     let server = server();
     let alice = server.member("alice");
     assert_snapshot!(alice.get("/user/tokens"), @r#"
@@ -235,9 +235,9 @@ fn tokens_are_made_used_and_revoked() {
     let by_token = server.anon().with_authorization(&Client::bearer(&token));
     assert_eq!(by_token.get("/user/info").ok().json()["user"]["name"], "alice");
     assert_eq!(server.anon().with_authorization(&Client::bearer(&token[..40])).get("/user/info").status, 401);
-    // Not as a password.
+    // It does not work as a password.
     assert_eq!(server.client("alice", &token).get("/user/info").status, 401);
-    // It does not change with the password; it ends when it is revoked.
+    // A password change does not affect it; revoking it does.
     alice.post("/user/ch-passwd?passwd=changed").ok();
     by_token.get("/user/info").ok();
     assert_snapshot!(by_token.post("/user/tokens/revoke?id=1"), @r#"
@@ -249,10 +249,10 @@ fn tokens_are_made_used_and_revoked() {
     assert_snapshot!(by_token.get("/user/info"), @r#"
     401
     {
-      "detail": "this token is not valid (any more)"
+      "detail": "this token is invalid or has expired"
     }
     "#);
-    // Only its hash was ever stored.
+    // Only its hash is stored.
     let database = std::fs::read(server.home.join("pody.db")).unwrap();
     assert!(!String::from_utf8_lossy(&database).contains(&token[5..]));
     assert!(!server.log().contains(&token[5..]));
@@ -276,7 +276,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/revoke?id=1"), @r#"
     404
     {
-      "detail": "there is no token 1 of yours"
+      "detail": "you have no token 1"
     }
     "#);
     assert_eq!(
@@ -318,7 +318,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/create?expires=soon"), @r#"
     400
     {
-      "detail": "expires: \"soon\" is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
+      "detail": "expires: \"soon\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);
     assert_eq!(bob.post("/user/tokens/create?expires=-1").status, 400);
@@ -343,7 +343,7 @@ fn tokens_end_with_their_account() {
     "#);
     admin.post("/admin/user/update?username=alice&disabled=false").ok();
     by_token(&alice).ok();
-    // Another account of the same name does not inherit it.
+    // A new account of the same name does not inherit it.
     admin.post("/admin/user/delete?username=bob").ok();
     assert_eq!(by_token(&bob).status, 401);
     admin.post_with("/admin/user/add", &[("username", "bob"), ("password", &password("bob"))]).ok();
@@ -354,7 +354,7 @@ fn tokens_end_with_their_account() {
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJVbTpAcPB7dqXnNF0WYDoHZ8Sx7sZHSOhyVIn8P4tg alice@laptop";
 
 #[test]
-fn ssh_keys_are_kept() {
+fn ssh_keys_are_added_listed_and_removed() {
     let server = server();
     let alice = server.member("alice");
     assert_eq!(alice.get("/user/ssh-keys").ok().json(), json!([]));
@@ -368,14 +368,14 @@ fn ssh_keys_are_kept() {
       "key_type": "ssh-ed25519"
     }
     "#);
-    // Twice is once.
+    // Adding a key twice stores it once.
     alice.post_with("/user/ssh-keys/add", &[("key", KEY)]).ok();
     assert_eq!(alice.get("/user/ssh-keys").ok().json().as_array().unwrap().len(), 1);
     assert_eq!(server.member("bob").get("/user/ssh-keys").ok().json(), json!([]));
     assert_snapshot!(server.member("bob").post("/user/ssh-keys/delete?id=1"), @r#"
     404
     {
-      "detail": "there is no SSH key 1 of yours"
+      "detail": "you have no SSH key 1"
     }
     "#);
     assert_snapshot!(alice.post("/user/ssh-keys/delete?id=1"), @r#"
@@ -388,7 +388,7 @@ fn ssh_keys_are_kept() {
 }
 
 #[test]
-fn what_is_no_ssh_key_is_refused() {
+fn invalid_ssh_keys_are_refused() {
     let server = server();
     let alice = server.member("alice");
     assert_snapshot!(alice.post("/user/ssh-keys/add"), @r#"
@@ -416,13 +416,13 @@ fn what_is_no_ssh_key_is_refused() {
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", "-----BEGIN OPENSSH PRIVATE KEY-----\nx")]), @r#"
     400
     {
-      "detail": "key: this is a private key; send the .pub file beside it, and make a new key pair, for this one has been shown"
+      "detail": "key: this is a private key; send its .pub file instead, and create a new key pair, because this one has been exposed"
     }
     "#);
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", &format!("command=\"x\" {KEY}"))]), @r#"
     400
     {
-      "detail": "key: \"command=\\\"x\\\"\" is no key type that sshd knows"
+      "detail": "key: \"command=\\\"x\\\"\" is not a key type that sshd accepts"
     }
     "#);
     for bad in [&format!("{KEY}\n{KEY}"), &KEY.replace("ed25519 ", "rsa "), &format!("{KEY}\0")] {

@@ -20,7 +20,7 @@ fn credential(user: &str, password: &str) -> String {
 }
 
 #[test]
-fn it_is_off_until_it_is_enabled() {
+fn it_is_off_unless_enabled() {
     let server = server("enabled = false");
     assert_snapshot!(node(&server).get("/user_api/list_users"), @r#"
     501
@@ -37,7 +37,7 @@ fn it_is_off_until_it_is_enabled() {
 }
 
 #[test]
-fn only_nodes_with_the_token_are_heard() {
+fn only_nodes_with_the_token_are_admitted() {
     let server = server("enabled = true");
     assert_snapshot!(server.anon().get("/user_api/list_users"), @r#"
     401
@@ -59,7 +59,7 @@ fn only_nodes_with_the_token_are_heard() {
     "#);
     let own = server.admin().post("/user/tokens/create").ok().json()["token"].as_str().unwrap().to_owned();
     assert_eq!(server.anon().with_authorization(&Client::bearer(&own)).get("/user_api/list_users").status, 403);
-    // Nor does the token open anything else.
+    // The token gives no other access.
     assert_eq!(node(&server).get("/user/info").status, 401);
 }
 
@@ -148,7 +148,7 @@ fn users_are_read() {
 }
 
 #[test]
-fn a_credential_tells_its_user() {
+fn a_credential_identifies_its_user() {
     let server = server("enabled = true");
     let node = node(&server);
     let check = |credential: &str| node.get(&format!("/user_api/check_user?credential={credential}"));
@@ -192,7 +192,7 @@ fn a_credential_tells_its_user() {
       ]
     }
     "#);
-    // With the name along, as our own nodes send it.
+    // With the name, as our own nodes send it.
     let named = |name: &str| {
         node.get(&format!(
             "/user_api/check_user?credential={}&username={name}",
@@ -201,13 +201,13 @@ fn a_credential_tells_its_user() {
     };
     assert_eq!(named("alice").ok().json()["name"], "alice");
     assert_eq!(named("bob").ok().json()["userid"], 0);
-    // A disabled user is no user to others.
+    // Other nodes do not see disabled users.
     server.admin().post("/admin/user/update?username=alice&disabled=true").ok();
     assert_eq!(check(&credential("alice", &password("alice"))).ok().json()["userid"], 0);
 }
 
 #[test]
-fn it_is_read_only_until_it_may_write() {
+fn it_is_read_only_unless_writing_is_enabled() {
     let server = server("enabled = true");
     assert_snapshot!(node(&server).post("/user_api/add_user?username=carol&password=x"), @r#"
     423

@@ -31,7 +31,7 @@ fn a_command_waits_for_a_checkpoint_or_restore_to_finish() {
         if answer.status != 409 {
             break answer.ok();
         }
-        assert!(answer.detail().contains("something is being done with it: see `pody actions`"), "{path}: {answer}");
+        assert!(answer.detail().contains("an operation on it is in progress: see `pody actions`"), "{path}: {answer}");
     };
     let ask_everything = || {
         let command = ask("/pod/exec?ins=main&cmd=echo%20here").json();

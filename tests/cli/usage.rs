@@ -75,7 +75,7 @@ fn csv_passes_through_and_errors_are_as_elsewhere() {
         assert_eq!(fake.run(&[&["stat", "usage"], bad].concat()).code, 2, "{bad:?}");
     }
     assert!(fake.seen().is_empty());
-    fake.on_status("/stat/usage", 400, json!({"detail": "t: \"x\" is no span of time"}));
+    fake.on_status("/stat/usage", 400, json!({"detail": "t: \"x\" is not a duration"}));
     let refused = fake.run(&["stat", "usage", "x", "--csv"]);
-    assert_eq!((refused.code, refused.stderr.as_str()), (1, "error: t: \"x\" is no span of time\n"));
+    assert_eq!((refused.code, refused.stderr.as_str()), (1, "error: t: \"x\" is not a duration\n"));
 }

@@ -1,14 +1,14 @@
-//! Clients, typed by who asks, and answers that print the same on every machine.
+//! Clients, one per kind of caller, and responses that print the same on every machine.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
-/// How long an answer may take before the test fails.
+/// How long a response may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What differs from run to run, and what is shown instead. Longer texts first.
+/// Values that differ between runs, and their replacements. Longer texts first.
 #[derive(Clone, Default)]
 pub struct Redactions(pub Arc<Vec<(String, &'static str)>>);
 
@@ -17,12 +17,12 @@ impl Redactions {
         self.0.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from.as_str(), to))
     }
 
-    /// By key where the value tells nothing, by content elsewhere.
+    /// By key where the value is not recognizable, by content elsewhere.
     pub fn json(&self, value: &mut Value) {
         match value {
             Value::Array(list) => list.iter_mut().for_each(|value| self.json(value)),
             Value::Object(object) => {
-                // Whether a map keeps its order is up to what else is built in.
+                // Whether a map keeps its order depends on the enabled features.
                 let sorted: BTreeMap<String, Value> = std::mem::take(object).into_iter().collect();
                 object.extend(sorted);
                 for (key, value) in object.iter_mut() {
@@ -50,7 +50,7 @@ impl Redactions {
     }
 }
 
-/// An answer of the server. Prints as status and body, for snapshots.
+/// A response of the server. Prints as status and body, for snapshots.
 #[derive(Clone)]
 pub struct Answer {
     pub status: u16,
@@ -74,14 +74,14 @@ impl Answer {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// What stands under `detail`.
+    /// The value of `detail`.
     #[track_caller]
     pub fn detail(&self) -> String {
         let json = self.json();
         json["detail"].as_str().unwrap_or_else(|| panic!("no detail in {json}")).to_owned()
     }
 
-    /// Fails the test unless the answer is 200.
+    /// Fails the test unless the status is 200.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.status, 200, "{}", self.text());
@@ -109,7 +109,7 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// Someone who asks. Cheap to clone, also into threads.
+/// A caller. Cheap to clone, also into threads.
 #[derive(Clone)]
 pub struct Client {
     agent: ureq::Agent,
@@ -125,7 +125,7 @@ impl Client {
             .max_redirects(0)
             .allow_non_standard_methods(true)
             .timeout_global(Some(PATIENCE))
-            // The machine's proxy is not for this host.
+            // Do not use the machine's proxy for this host.
             .proxy(None);
         Self { agent: config.build().into(), base: base.to_owned(), authorization, redactions }
     }
@@ -138,12 +138,12 @@ impl Client {
         format!("Bearer {token}")
     }
 
-    /// The same server, asked as someone else.
+    /// The same server, called as someone else.
     pub fn with_authorization(&self, authorization: &str) -> Self {
         Self { authorization: Some(authorization.to_owned()), ..self.clone() }
     }
 
-    /// Path and query as they stand.
+    /// Sends path and query unchanged.
     #[track_caller]
     pub fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[])
@@ -165,7 +165,7 @@ impl Client {
         self.post(&with_query(path, parameters))
     }
 
-    /// A request with further headers.
+    /// A request with additional headers.
     #[track_caller]
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         self.send_body(method, path, headers, b"")
@@ -176,7 +176,7 @@ impl Client {
         self.try_send(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
-    /// For servers that may not be there.
+    /// For servers that may not be running.
     pub fn try_send(
         &self,
         method: &str,
@@ -193,7 +193,7 @@ impl Client {
         }
         let response = match method {
             "GET" if body.is_empty() => self.agent.run(request.body(())?)?,
-            // Also an empty one has a length: without, it would be sent in chunks.
+            // An empty body needs a length too: without one it would be sent in chunks.
             _ => self.agent.run(request.body(body)?)?,
         };
         let (parts, mut body) = response.into_parts();

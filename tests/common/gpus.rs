@@ -1,4 +1,4 @@
-//! GPUs that are not there: the stand-in for libnvidia-ml, with a state of the test's own.
+//! Fake GPUs: the stand-in for libnvidia-ml, with a state of the test's own.
 //!
 //! ```ignore
 //! let gpus = Gpus::new(State::with_gpus(2));
@@ -21,7 +21,7 @@ pub use nvml_stand_in::{
 /// The name under which the driver installs it, and under which clients look.
 const LIBRARY: &str = "libnvidia-ml.so.1";
 
-/// A folder with the library and its state file.
+/// A directory with the library and its state file.
 pub struct Gpus {
     folder: tempfile::TempDir,
     state: Mutex<State>,
@@ -29,21 +29,21 @@ pub struct Gpus {
 
 impl Gpus {
     pub fn new(state: State) -> Self {
-        // Cargo builds it beside the test programs, whose package depends on it.
+        // Cargo builds it next to the test programs, whose package depends on it.
         let built = env::current_exe().expect("a test program").with_file_name("libnvml_stand_in.so");
         assert!(built.exists(), "there is no {}", built.display());
-        let folder = tempfile::Builder::new().prefix("pody-gpus-").tempdir().expect("a temporary folder");
-        symlink(built, folder.path().join(LIBRARY)).expect("our own folder");
+        let folder = tempfile::Builder::new().prefix("pody-gpus-").tempdir().expect("a temporary directory");
+        symlink(built, folder.path().join(LIBRARY)).expect("our own directory");
         let gpus = Self { folder, state: Mutex::new(State::default()) };
         gpus.change(|first| *first = state);
         gpus
     }
 
-    /// Holds for every call of the library that begins after this.
+    /// Applies to every call of the library that begins after this.
     pub fn change(&self, how: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().expect("no test fails while it has it");
+        let mut state = self.state.lock().expect("no test panics while it holds the lock");
         how(&mut state);
-        state.save(&self.state_file()).expect("our own folder");
+        state.save(&self.state_file()).expect("our own directory");
     }
 
     /// For `[gpu] nvml_library`.
@@ -51,7 +51,7 @@ impl Gpus {
         self.folder().join(LIBRARY)
     }
 
-    /// For `LD_LIBRARY_PATH`, where a program cannot be told a path.
+    /// For `LD_LIBRARY_PATH`, for programs that have no option for the path.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }

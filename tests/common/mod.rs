@@ -1,9 +1,9 @@
 //! The harness of all tests that talk to a running daemon.
 //!
-//! Each test starts a daemon of its own: own `$PODY_HOME`, own prefix of container names, own repository of commits, own
-//! range of ports. So tests run side by side, and what a test leaves behind is known by its prefix. When a [`Server`] is
-//! dropped the test fails if a container, a port, a pod half made or an event half written is left; after a panic
-//! everything with the prefix is removed instead. Nothing else of the engine is ever touched.
+//! Each test starts its own daemon with its own `$PODY_HOME`, prefix of container names, repository of commits and
+//! range of ports. So tests run in parallel, and leftovers of a test are recognized by its prefix. When a [`Server`] is
+//! dropped, the test fails if a container, a port, an unfinished pod or a pending event is left; after a panic
+//! everything with the prefix is removed instead. Nothing else in the engine is ever touched.
 //!
 //! ```ignore
 //! let Some(server) = Server::start() else { return };
@@ -43,26 +43,26 @@ pub use self::{
     need::{IMAGE, Need, python},
 };
 
-/// Members that each server starts with, beside the admin `boss`. A password is the name and `-secret`.
+/// Members that each server starts with, besides the admin `boss`. A password is the name and `-secret`.
 pub const MEMBERS: [&str; 2] = ["alice", "bob"];
 pub const ADMIN: &str = "boss";
 
-/// Ports are lent to servers in blocks, below those that the kernel gives to clients.
+/// Ports are leased to servers in blocks, below the kernel's range for clients.
 const FIRST_PORT: u16 = 21_000;
 const LAST_PORT: u16 = 32_000;
-/// The first of a block is the server's own.
+/// The first port of a block is the server's own.
 const BLOCK: u16 = 50;
-/// The daemon may take this long to answer, and to end.
+/// How long the daemon may take to answer after its start, and to end.
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(12);
-/// What is still being settled may take this long.
+/// How long recovery and cleanup may take at the end of a test.
 const SETTLE: Duration = Duration::from_secs(8);
 
 pub fn password(user: &str) -> String {
     format!("{user}-secret")
 }
 
-/// What a server is started with.
+/// The settings of a server.
 pub struct Builder {
     config: toml::Table,
     pod_ports: u16,
@@ -82,58 +82,58 @@ impl Builder {
         self
     }
 
-    /// How many ports of the host there are for pods.
+    /// Number of host ports for pods.
     pub fn pod_ports(mut self, count: u16) -> Self {
         assert!(count < BLOCK);
         self.pod_ports = count;
         self
     }
 
-    /// For the daemon, as `FAILPOINTS` or `DOCKER_HOST`.
+    /// An environment variable for the daemon, such as `FAILPOINTS` or `DOCKER_HOST`.
     pub fn env(mut self, key: &str, value: impl Into<String>) -> Self {
         self.environment.push((key.to_owned(), value.into()));
         self
     }
 
-    /// GPUs to be found by the daemon.
+    /// GPUs that the daemon finds.
     pub fn gpus(self, gpus: &Gpus) -> Self {
         self.env(gpus::STATE_VARIABLE, gpus.state_file().display().to_string())
             .env("LD_LIBRARY_PATH", gpus.folder().display().to_string())
     }
 
-    /// Further members.
+    /// Additional members.
     pub fn member(mut self, name: &str) -> Self {
         self.members.push(name.to_owned());
         self
     }
 
-    /// A folder that the daemon does not find, in mounts of its own.
+    /// Hides a directory from the daemon, in its own mount namespace.
     pub fn hide(mut self, folder: &str) -> Self {
         self.hidden.push(PathBuf::from(folder));
         self
     }
 
-    /// A daemon under a filter of system calls that lets all of them pass.
+    /// Runs the daemon under a seccomp filter that allows all system calls.
     pub fn filtered(mut self) -> Self {
         self.is_filtered = true;
         self
     }
 
-    /// For tests that make no pods: they run on machines without Docker, too.
+    /// For tests that create no pods: they run on machines without Docker, too.
     pub fn without_docker(mut self) -> Self {
         self.needs_docker = false;
         self
     }
 
-    /// `None` where the machine lacks what is needed.
+    /// `None` where the machine lacks a requirement.
     pub fn start(self) -> Option<Server> {
         if self.needs_docker && !Need::Docker.is_there() {
             return None;
         }
         let ports = PortBlock::take();
         let prefix = format!("t{}", hex::encode(rand::random::<[u8; 5]>()));
-        // /tmp and not below it: volumes must be reachable for the engine, sockets need a short path.
-        let folder = tempfile::Builder::new().prefix("pody-test-").tempdir().expect("a temporary folder");
+        // Directly in /tmp: volumes must be reachable for the engine, sockets need a short path.
+        let folder = tempfile::Builder::new().prefix("pody-test-").tempdir().expect("a temporary directory");
         let home = folder.path().join("home");
         let mut config = format!(
             "name_prefix = \"{prefix}\"\navailable_ports = \"{}\"\ncommit_name = \"{prefix}_commit\"\n\
@@ -144,15 +144,15 @@ impl Builder {
         .expect("valid");
         config.insert("images".to_owned(), toml::Value::Array(vec![image_rule("pody-base", &[22])]));
         merge(&mut config, self.config);
-        fs::create_dir(&home).expect("a new folder");
-        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("our own folder");
-        fs::write(home.join("config.toml"), config.to_string()).expect("our own folder");
-        // It may hold keys.
+        fs::create_dir(&home).expect("a new directory");
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("our own directory");
+        fs::write(home.join("config.toml"), config.to_string()).expect("our own directory");
+        // It may contain keys.
         fs::set_permissions(home.join("config.toml"), fs::Permissions::from_mode(0o600)).expect("our own file");
 
         let mut database =
             File::options().write(true).create_new(true).mode(0o600).open(home.join("pody.db")).expect("new");
-        database.write_all(first_accounts()).expect("our own folder");
+        database.write_all(first_accounts()).expect("our own directory");
         drop(database);
 
         let redactions = [
@@ -188,7 +188,7 @@ impl Builder {
 pub struct Server {
     /// `$PODY_HOME`.
     pub home: PathBuf,
-    /// Stands before the names of all containers of this server, and of its commits.
+    /// Prefix of the names of all containers of this server, and of its commits.
     pub prefix: String,
     pub port: u16,
     config: toml::Table,
@@ -225,7 +225,7 @@ impl Server {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Nobody in particular.
+    /// A caller without credentials.
     pub fn anon(&self) -> Client {
         Client::new(&self.base(), None, self.redactions.clone())
     }
@@ -273,12 +273,12 @@ impl Server {
         fs::read_to_string(self.home.join("daemon.log")).unwrap_or_default()
     }
 
-    /// Shown in place of what differs from run to run.
+    /// Replacements for values that differ between runs.
     pub fn redact(&self, text: &str) -> String {
         self.redactions.text(text)
     }
 
-    /// Runs an admin command on this server's folder, `pody user list` and the like.
+    /// Runs an admin command, such as `pody user list`, on this server's `$PODY_HOME`.
     #[track_caller]
     pub fn pody(&self, arguments: &[&str]) -> Output {
         let output = self.command(arguments).stdin(Stdio::null()).output().expect("the binary runs");
@@ -292,7 +292,7 @@ impl Server {
         output
     }
 
-    /// The binary, to be run on this server's folder.
+    /// The binary with this server's `$PODY_HOME`.
     pub fn command(&self, arguments: &[&str]) -> Command {
         command(&self.home, arguments)
     }
@@ -308,8 +308,8 @@ impl Server {
     /// Changes the config file and waits until the daemon has read it.
     pub fn reconfigure(&mut self, text: &str) {
         merge(&mut self.config, text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{error}")));
-        fs::write(self.home.join("config.toml"), self.config.to_string()).expect("our own folder");
-        // An admin command's word; the daemon reads config and database before it answers.
+        fs::write(self.home.join("config.toml"), self.config.to_string()).expect("our own directory");
+        // The notification of an admin command: the daemon reads config and database before it answers.
         assert_eq!(pody::control::tell_daemon(&self.home), pody::control::Told::Yes);
     }
 
@@ -320,7 +320,8 @@ impl Server {
     }
 
     fn spawn(&mut self) {
-        let log = File::options().create(true).append(true).open(self.home.join("daemon.log")).expect("our own folder");
+        let log =
+            File::options().create(true).append(true).open(self.home.join("daemon.log")).expect("our own directory");
         let port = self.port.to_string();
         let mut command = self.command(&["serve", "--host", "127.0.0.1", "--port", &port]);
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
@@ -328,17 +329,17 @@ impl Server {
         if !self.hidden.is_empty() {
             let folders: Vec<CString> =
                 self.hidden.iter().map(|path| CString::new(path.as_os_str().as_bytes()).expect("no zero")).collect();
-            // SAFETY: system calls alone, on strings made before.
+            // SAFETY: only system calls, on strings made before.
             unsafe { command.pre_exec(move || folders.iter().try_for_each(|folder| hide(folder))) };
         }
         if self.is_filtered {
-            // SAFETY: system calls alone.
+            // SAFETY: only system calls.
             unsafe { command.pre_exec(filter) };
         }
         self.child = Some(command.spawn().expect("the binary runs"));
     }
 
-    /// Waits for `/healthz`, and, where pods are wanted, until the engine's containers are known.
+    /// Waits for `/healthz`, and, if the test uses pods, until the engine's containers are known.
     fn wait_until_ready(&mut self) {
         let anon = self.anon();
         let begun = Instant::now();
@@ -384,15 +385,15 @@ impl Server {
         }
     }
 
-    /// Starts a daemon that must end at once, with this added to its config for now, and returns what it says.
+    /// Starts a daemon that must fail at once, with `config` added for this start only, and returns its error output.
     #[track_caller]
     pub fn fails_to_start(&self, config: &str) -> String {
         assert!(self.child.is_none(), "it runs already");
         let mut table = self.config.clone();
         merge(&mut table, config.parse::<toml::Table>().unwrap_or_else(|error| panic!("{error}")));
         let path = self.home.join("config.toml");
-        let before = fs::read(&path).expect("our own folder");
-        fs::write(&path, table.to_string()).expect("our own folder");
+        let before = fs::read(&path).expect("our own directory");
+        fs::write(&path, table.to_string()).expect("our own directory");
         let mut command = self.command(&["serve", "--host", "127.0.0.1", "--port", &self.port.to_string()]);
         let mut child =
             command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
@@ -401,7 +402,7 @@ impl Server {
             let _ = child.kill();
         }
         let output = child.wait_with_output().expect("our own child");
-        fs::write(&path, before).expect("our own folder");
+        fs::write(&path, before).expect("our own directory");
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(status.is_some_and(|status| !status.success()), "it starts: {error}");
         error
@@ -419,7 +420,7 @@ impl Server {
         let mut child = self.child.take().expect("a running daemon");
         let Some(status) = wait(&mut child, START) else {
             self.child = Some(child);
-            panic!("the daemon goes on:\n{}", self.log());
+            panic!("the daemon keeps running:\n{}", self.log());
         };
         status
     }
@@ -439,7 +440,7 @@ impl Server {
         }
     }
 
-    /// The server's database, read-only, whether the daemon runs or not.
+    /// The server's database, read-only; works with and without a running daemon.
     pub fn database(&self) -> rusqlite::Connection {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
         let database = rusqlite::Connection::open_with_flags(self.home.join("pody.db"), flags).expect("a database");
@@ -475,12 +476,12 @@ impl Server {
         names.lines().map(str::to_owned).collect()
     }
 
-    /// For tests that leave something on purpose: it is removed, and not complained about.
+    /// For tests that leave something on purpose: it is removed and not reported.
     pub fn leave_things_behind(&mut self) {
         self.checks_leaks = false;
     }
 
-    /// What a test should not have left; empty when all is well.
+    /// Leftovers of the test; empty if there are none.
     pub fn leaks(&self) -> Vec<String> {
         let mut leaks: Vec<String> = Vec::new();
         leaks.extend(self.containers().into_iter().map(|name| format!("container {name}")));
@@ -500,7 +501,7 @@ impl Server {
         leaks
     }
 
-    /// Removes all that carries this server's prefix.
+    /// Removes everything with this server's prefix.
     fn remove_everything(&self) {
         for name in self.containers() {
             let _ = Command::new("docker").args(["rm", "-f", &name]).output();
@@ -524,7 +525,7 @@ impl Drop for Server {
         }
         let begun = Instant::now();
         let mut leaks = if self.checks_leaks { self.leaks() } else { Vec::new() };
-        // What is being settled may take a moment, while a daemon is there to do it.
+        // A running daemon may need a moment to finish its cleanup.
         while self.child.is_some() && !leaks.is_empty() && begun.elapsed() < SETTLE {
             std::thread::sleep(Duration::from_millis(100));
             leaks = self.leaks();
@@ -536,7 +537,7 @@ impl Drop for Server {
     }
 }
 
-/// Mounts nothing over a folder, for this process and what comes from it. Mounts of the host still come.
+/// Mounts an empty tmpfs over a directory, for this process and its children. New mounts of the host still propagate.
 fn hide(folder: &CStr) -> io::Result<()> {
     let none = std::ptr::null();
     // SAFETY: strings that end with a zero, and no data.
@@ -548,7 +549,7 @@ fn hide(folder: &CStr) -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Puts a filter of system calls over this process and what comes from it, which lets all of them pass.
+/// Installs a seccomp filter for this process and its children that allows all system calls.
 fn filter() -> io::Result<()> {
     let mut pass = [libc::sock_filter { code: 6, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW }];
     let program = libc::sock_fprog { len: 1, filter: pass.as_mut_ptr() };
@@ -560,7 +561,7 @@ fn filter() -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The binary on a folder, without what the caller's environment would tell it.
+/// The binary with this `$PODY_HOME`, without the settings of the caller's environment.
 fn command(home: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pody"));
     command.args(arguments).env("PODY_HOME", home).env_remove("FAILPOINTS");
@@ -570,11 +571,11 @@ fn command(home: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A database with the accounts that every server starts with. Made once: hashing takes its time.
+/// A database with the accounts that every server starts with. Created once, because hashing is slow.
 fn first_accounts() -> &'static [u8] {
     static DATABASE: OnceLock<Vec<u8>> = OnceLock::new();
     DATABASE.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         for (name, admin) in std::iter::once((ADMIN, true)).chain(MEMBERS.map(|name| (name, false))) {
             let password = password(name);
             let mut arguments = vec!["user", "add", name, &password];
@@ -586,7 +587,8 @@ fn first_accounts() -> &'static [u8] {
     })
 }
 
-/// A block of ports, lent for the life of a server. The lock is the kernel's, so it ends with the process at the latest.
+/// A block of ports, leased for the life of a server. The kernel holds the lock, so it ends with the process at the
+/// latest.
 struct PortBlock {
     first: u16,
     _lock: File,
@@ -595,7 +597,7 @@ struct PortBlock {
 impl PortBlock {
     fn take() -> Self {
         let folder = std::env::temp_dir().join("pody-test-ports");
-        fs::create_dir_all(&folder).expect("a folder for locks");
+        fs::create_dir_all(&folder).expect("a directory for locks");
         let blocks = (LAST_PORT - FIRST_PORT) / BLOCK;
         let offset = rand::random::<u16>() % blocks;
         for number in 0..blocks {
@@ -647,13 +649,13 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     None
 }
 
-/// Runs `docker` and returns what it says.
+/// Runs `docker` and returns its output.
 #[track_caller]
 pub fn docker(arguments: &[&str]) -> String {
     run("docker", arguments)
 }
 
-/// Pauses a container. On a busy machine with cgroup version 1 runc's freezer gives up at times, and is asked again.
+/// Pauses a container. On a busy machine with cgroup v1, runc's freezer sometimes gives up, so this retries.
 pub fn pause(container: &str) {
     eventually(Duration::from_secs(20), "the container is paused", || {
         let asked =
@@ -678,7 +680,7 @@ pub fn run(program: impl AsRef<OsStr>, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 #[track_caller]
 pub fn eventually(patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();

@@ -1,5 +1,5 @@
-//! What a test needs of the machine. Where it is missing the test says so and passes; with `PODY_TESTS_REQUIRE_ALL=1`, as
-//! `tests/run.sh` has it, it fails.
+//! What a test needs from the machine. If it is missing, the test says so and passes; with `PODY_TESTS_REQUIRE_ALL=1`,
+//! which `tests/run.sh` sets, it fails.
 
 use std::{
     io::Write,
@@ -8,15 +8,15 @@ use std::{
     sync::OnceLock,
 };
 
-/// The image that tests make pods of.
+/// The image of the tests' pods.
 pub const IMAGE: &str = "pody-base:latest";
 
-/// Something that not every machine has.
+/// A requirement that not every machine meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// A Docker Engine that answers, and the image `pody-base`.
     Docker,
-    /// `dockerd`, and root to start one of the test's own.
+    /// `dockerd`, and root to start a separate one for the test.
     PrivateEngine,
     /// A CRIU that passes `criu check`.
     Criu,
@@ -26,9 +26,9 @@ pub enum Need {
     PythonServer,
     /// The program `schemathesis` from PyPI, named by `PODY_TEST_SCHEMATHESIS`.
     Schemathesis,
-    /// libfaketime, which shows a program another time.
+    /// libfaketime, which gives a program another time.
     FakeTime,
-    /// A virtual environment with `moto[server]` of PyPI, named by `PODY_TEST_MOTO`.
+    /// A virtual environment with `moto[server]` from PyPI, named by `PODY_TEST_MOTO`.
     S3,
     /// The programs `ssh` and `ssh-keygen`.
     Ssh,
@@ -39,12 +39,12 @@ pub enum Need {
 }
 
 impl Need {
-    /// Whether this machine has it. Says so where it does not.
+    /// Whether this machine meets it. Says so if it does not.
     pub fn is_there(self) -> bool {
         let Err(why) = self.look() else { return true };
         assert!(std::env::var_os("PODY_TESTS_REQUIRE_ALL").is_none_or(|value| value != "1"), "needed here: {why}");
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        // Past the capture of the test program, so that a skip is seen.
+        // Bypasses the output capture of the test program, so that a skip is visible.
         let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
         false
     }
@@ -57,7 +57,7 @@ impl Need {
                 .get_or_init(|| {
                     succeeds("docker", &["version"]).map_err(|_| "no Docker Engine answers".to_owned())?;
                     succeeds("docker", &["image", "inspect", IMAGE])
-                        .map_err(|_| format!("there is no image {IMAGE}; make it with images/build.sh"))
+                        .map_err(|_| format!("there is no image {IMAGE}; build it with images/build.sh"))
                 })
                 .clone(),
             Self::PrivateEngine => {
@@ -90,21 +90,21 @@ impl Need {
             Self::FakeTime => faketime().map(drop),
             Self::Ssh => {
                 succeeds("ssh", &["-V"])?;
-                // Without arguments it would ask for a file name.
+                // ssh-keygen without arguments would prompt for a file name.
                 succeeds("sh", &["-c", "command -v ssh-keygen"])
             }
         }
     }
 }
 
-/// The library of libfaketime, where Debian and Ubuntu put it.
+/// The library of libfaketime, in the path of Debian and Ubuntu.
 pub fn faketime() -> Result<PathBuf, String> {
     let path = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
     let path = PathBuf::from(path);
     if path.exists() { Ok(path) } else { Err(format!("no {}; install libfaketime", path.display())) }
 }
 
-/// A program of the environment with the original pody.
+/// A program of the virtual environment with pody 0.4.1.
 pub fn python(program: &str) -> Result<PathBuf, String> {
     let home = std::env::var_os("PODY_TEST_PYCLIENT").ok_or("PODY_TEST_PYCLIENT is not set")?;
     let path = Path::new(&home).join("bin").join(program);

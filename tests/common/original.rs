@@ -1,5 +1,5 @@
-//! A node that runs pody 0.4.1 itself. Its own daemon wants NVML, so its application is served alone, which is all that
-//! users and their routes need.
+//! A node that runs pody 0.4.1 itself. Its own daemon requires NVML, so only its web application is served, which is
+//! all that users and their routes need.
 
 use std::{
     fs,
@@ -19,11 +19,11 @@ pub struct OriginalNode {
 }
 
 impl OriginalNode {
-    /// Starts it on a port of the caller's, with `[remote_user_profile]` as given (the lines of `provider` and `service`).
+    /// Starts it on the caller's port, with the given `[remote_user_profile]` (the lines of `provider` and `service`).
     pub fn start(port: u16, provider: &str, service: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         let home = folder.path();
-        // It writes its own default when it is first asked for it; ours replaces a part.
+        // It writes its own default config at the first access; ours replaces a part of it.
         run(home, "pody-util", &["show-home"]);
         let config = format!(
             "name_prefix = \"o\"\navailable_ports = \"1-2\"\ncommit_name = \"o\"\ncommit_image_ports = [22]\nvolume_mappings = []\n\
@@ -32,9 +32,9 @@ impl OriginalNode {
              [default_quota]\nmax_pods = 5\ngpu_count = -1\ngpus = \"all\"\nmemory_limit = \"\"\nstorage_size = \"\"\n\
              commit_count = 1\ncommit_size_limit = \"\"\nshm_size = \"\"\ntmpfs_size = \"none\"\n"
         );
-        fs::write(home.join("config.toml"), config).expect("our own folder");
-        let log = fs::File::create(home.join("node.log")).expect("our own folder");
-        let mut command = Command::new(python("uvicorn").expect("a need that was asked for"));
+        fs::write(home.join("config.toml"), config).expect("our own directory");
+        let log = fs::File::create(home.join("node.log")).expect("our own directory");
+        let mut command = Command::new(python("uvicorn").expect("a checked requirement"));
         command.args(["pody.svc.app:app", "--host", "127.0.0.1", "--port", &port.to_string()]);
         command.env("PODY_HOME", home).stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let child = command.spawn().expect("uvicorn runs");
@@ -80,7 +80,7 @@ impl Drop for OriginalNode {
 /// Runs a program of pody 0.4.1 on a `$PODY_HOME`.
 #[track_caller]
 pub fn run(home: &Path, program: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new(python(program).expect("a need that was asked for"));
+    let mut command = Command::new(python(program).expect("a checked requirement"));
     let output = command.args(arguments).env("PODY_HOME", home).stdin(Stdio::null()).output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{program} {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));

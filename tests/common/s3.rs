@@ -1,4 +1,4 @@
-//! A server that speaks S3, and a way to it that can be cut.
+//! An S3 server, and a connection to it that can be cut.
 
 use std::{
     io::{Read, Write},
@@ -21,7 +21,7 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// `None` where the machine lacks it.
+    /// `None` if the machine does not have it.
     pub fn start() -> Option<Self> {
         if !Need::S3.is_there() {
             return None;
@@ -39,7 +39,7 @@ impl S3 {
         Some(server)
     }
 
-    /// What its URLs begin with.
+    /// The prefix of its URLs.
     pub fn base(&self) -> String {
         format!("http://127.0.0.1:{}/", self.way.port)
     }
@@ -63,7 +63,7 @@ impl S3 {
     }
 }
 
-/// Status and body of what a URL answers, to anybody.
+/// Status and body of a URL's response without credentials.
 #[track_caller]
 pub fn ask(method: &str, url: &str, body: &[u8]) -> (u16, Vec<u8>) {
     let (host, path) = url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).expect("a URL");
@@ -85,17 +85,17 @@ impl Drop for S3 {
     }
 }
 
-/// What becomes of a new connection.
+/// What happens to a new connection.
 #[derive(Clone, Copy, Debug)]
 pub enum WayState {
     Open,
     /// Closed at once.
     Cut,
-    /// Taken, and nothing is answered.
+    /// Accepted, but never answered.
     Hangs,
 }
 
-/// Connections are carried to another port, or not.
+/// Forwards connections to another port, or not.
 struct Way {
     port: u16,
     state: Arc<AtomicU8>,
@@ -107,7 +107,7 @@ impl Way {
         let port = listener.local_addr().expect("bound").port();
         let state = Arc::new(AtomicU8::new(WayState::Open as u8));
         let seen = state.clone();
-        // Ends with the test program.
+        // It ends with the test program.
         thread::spawn(move || {
             for stream in listener.incoming().filter_map(Result::ok) {
                 let seen = seen.clone();

@@ -108,7 +108,7 @@ fn a_host_without_the_toolkit_starts_pods_without_gpus_and_reports_what_is_missi
         .any(|folder| folder.join("nvidia-container-runtime-hook").exists());
     if !has_hook {
         let refused = alice.post("/pod/create?ins=main&image=pody-base&gpus=1");
-        assert!(refused.detail().contains("NVIDIA container toolkit"), "{refused}");
+        assert!(refused.detail().contains("NVIDIA Container Toolkit"), "{refused}");
     }
     assert_eq!(server.containers(), Vec::<String>::new());
 }

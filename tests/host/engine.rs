@@ -102,7 +102,7 @@ fn a_hung_create_is_refused_in_time_and_leaves_nothing() {
     assert_unavailable(&answer, took);
     held.lift();
     // The engine continues with it now, although it is no longer wanted.
-    eventually(RECOVERY, "the late container is removed", || server.log().contains("left over"));
+    eventually(RECOVERY, "the late container is removed", || server.log().contains("leftover container"));
     assert_recovered(&server);
     assert_eq!(names(&server), [server.container("bob", "main")]);
     create(&alice, "main").ok();

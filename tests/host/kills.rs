@@ -238,7 +238,7 @@ fn a_container_that_the_engine_creates_after_the_recovery_is_removed() {
     });
     held.lift();
     eventually(Duration::from_secs(5), "the engine creates it", || {
-        !server.containers().is_empty() || server.log().contains("left over")
+        !server.containers().is_empty() || server.log().contains("leftover container")
     });
     assert_recovered(&server);
     assert_eq!(server.containers(), Vec::<String>::new());

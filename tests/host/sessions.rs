@@ -236,7 +236,7 @@ fn attaching_is_refused_during_a_checkpoint() {
         let new = || NewShell { command: Some("exit 3".to_owned()), session: None, rows: 24, columns: 80 };
         let held = app.pods.detach_shells(&app.pods.find(&caller, &main).unwrap()).await;
         let refused = app.pods.open_shell(&caller, &main, new()).await.err().map(|error| error.to_string());
-        assert!(refused.as_ref().is_some_and(|text| text.contains("a checkpoint of it is being made")), "{refused:?}");
+        assert!(refused.as_ref().is_some_and(|text| text.contains("it is being checkpointed")), "{refused:?}");
         drop(held);
         let mut shell = app.pods.open_shell(&caller, &main, new()).await.unwrap();
         loop {

@@ -1,11 +1,12 @@
-# Runs in the virtual machine of run.sh, as root: what a member would see there.
+#!/usr/bin/env bash
+# Runs in the virtual machine of run.sh, as root: what a member would see there,
 # `before` a reboot that pods are saved for, and `after` it.
 set -euo pipefail
 
 export PODY_API_BASE=http://127.0.0.1:8799 PODY_USERNAME=alice PODY_PASSWORD=not-a-secret-here
 readonly patience=300
 
-say() { printf '    %s\n' "$*"; }
+log() { printf '    %s\n' "$*"; }
 fail() {
     printf 'error: %s\n' "$*" >&2
     pody actions >&2 || true
@@ -23,8 +24,8 @@ eventually() {
     done
 }
 
-# The program's name, which it chose once, and how far it has counted.
-# A command has a terminal, which ends lines its own way.
+# The name that the program chose at its start, and how far it has counted.
+# The command has a terminal, which ends lines with CR LF.
 count_file() { pody exec "$1" -- cat /root/count | tr -d '\r'; }
 name_of() { count_file "$1" | cut -d' ' -f1; }
 count_of() { count_file "$1" | cut -d' ' -f2; }
@@ -33,15 +34,15 @@ counts() {
     from=$(count_of "$1") && sleep 1 && [ "$(count_of "$1")" -gt "$from" ]
 }
 
-# goes_on POD NAME FROM: it is the same program, and it has not begun anew.
-goes_on() {
+# is_resumed POD NAME FROM: the same program runs, and it was not restarted.
+is_resumed() {
     eventually "$1 counts" counts "$1"
-    [ "$(name_of "$1")" = "$2" ] || fail "$1 is another program than before"
-    [ "$(count_of "$1")" -ge "$3" ] || fail "$1 has begun anew"
+    [ "$(name_of "$1")" = "$2" ] || fail "$1 runs another program than before"
+    [ "$(count_of "$1")" -ge "$3" ] || fail "$1 was restarted"
 }
 
-# All programs of a pod are in its own cgroup, and that has the limits.
-is_at_home() {
+# All programs of a pod are in its own cgroup, and the cgroup has the limits.
+is_in_its_cgroup() {
     local id pid
     id=$(docker inspect -f '{{.Id}}' "alice-$1")
     for pid in $(docker top "alice-$1" -eo pid | tail -n +2); do
@@ -50,7 +51,7 @@ is_at_home() {
     [ "$(docker exec "alice-$1" cat /sys/fs/cgroup/memory.max)" = 536870912 ] || fail "$1 has no memory limit"
 }
 
-# Writes a name that it chooses once, and counts.
+# Chooses a name once, then writes it again and again with a count.
 readonly program='
 import os, time
 name, n = os.urandom(8).hex(), 0
@@ -73,28 +74,28 @@ before() {
     eventually "main counts" counts main
     name=$(name_of main) from=$(count_of main)
 
-    say "saved while it runs"
+    log "saved while running"
     pody checkpoint main
-    goes_on main "$name" "$from"
+    is_resumed main "$name" "$from"
     from=$(count_of main)
-    say "saved and stopped, brought back, and a twin"
+    log "saved and stopped, restored in place and as a twin"
     pody checkpoint main --stop
     pody restore main
-    goes_on main "$name" "$from"
+    is_resumed main "$name" "$from"
     pody restore main --as twin
-    goes_on twin "$name" "$from"
-    is_at_home main
-    is_at_home twin
-    say "deleted and brought back"
+    is_resumed twin "$name" "$from"
+    is_in_its_cgroup main
+    is_in_its_cgroup twin
+    log "deleted and restored"
     pody checkpoint twin --compression zstd
     pody rm -y twin
     pody restore twin
-    goes_on twin "$name" "$from"
-    is_at_home twin
+    is_resumed twin "$name" "$from"
+    is_in_its_cgroup twin
 
     sed -i 's/^before_shutdown = false/before_shutdown = true/' /var/lib/pody/config.toml
     grep -q '^before_shutdown = true' /var/lib/pody/config.toml || fail "config.toml has no before_shutdown"
-    # Each has a count of its own: the twin stood still while it was deleted.
+    # Each has a count of its own: the twin did not count while it was deleted.
     for pod in main twin; do
         count_file "$pod" >"/root/before.$pod"
     done
@@ -103,10 +104,10 @@ before() {
 after() {
     local name from pod
     for pod in main twin; do
-        say "$pod after the reboot"
+        log "$pod after the reboot"
         read -r name from <"/root/before.$pod"
-        goes_on "$pod" "$name" "$from"
-        is_at_home "$pod"
+        is_resumed "$pod" "$name" "$from"
+        is_in_its_cgroup "$pod"
     done
     [ "$(pody drain --status)" = "nothing is drained" ] || fail "$(pody drain --status)"
 }

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Installs Pody on a bare Debian in a virtual machine, and tries there what other
-# tests cannot: systemd, cgroups of version 2, another kernel and another CRIU, a
-# reboot.
+# Installs Pody on a bare Debian in a virtual machine, and tests there what other
+# tests cannot: systemd, cgroup v2, another kernel and another CRIU, a reboot.
 #
 #   sudo ./tests/vm/run.sh bookworm|trixie
 #
-# Where the processor does not virtualize, the machine is emulated: then it takes
-# most of an hour. Everything lies in /var/cache/pody-vm; the machine is ended
-# with the script and its disk removed. With KEEP=yes both stay, to look around.
+# Without hardware virtualization the machine is emulated, which takes most of an
+# hour. Everything is kept in /var/cache/pody-vm; at the end the machine is stopped
+# and its disk removed. KEEP=yes keeps both, to look around.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -18,7 +17,7 @@ readonly suite=${1:-}
 readonly home=/var/cache/pody-vm
 readonly memory=6G
 readonly disk_size=30G
-# How long a machine may take to answer, seconds.
+# How long the machine may take to answer, seconds.
 readonly boot=600
 
 case $suite in
@@ -27,8 +26,8 @@ bookworm | trixie) ;;
 esac
 readonly machine=$home/$suite
 
-# The packages of a bare machine with systemd that one can log in to. The first two
-# lines of the disk's life are ours: its network, and our key.
+# A bare machine with systemd that accepts SSH logins. Its network and our key are
+# all that is configured.
 ensure_disk() {
     local base=$home/$suite.base root
     [ -e "$home/key" ] || ssh-keygen -q -t ed25519 -N '' -f "$home/key"
@@ -39,7 +38,7 @@ ensure_disk() {
         echo "/dev/vda / ext4 defaults 0 1" >"$root/etc/fstab"
         echo "pody-$suite" >"$root/etc/hostname"
         printf '[Match]\nName=en*\n\n[Network]\nDHCP=yes\n' >"$root/etc/systemd/network/10-all.network"
-        # A mirror that stands still for the host does so for the machine.
+        # If the host accepts a frozen mirror, so does the machine.
         apt-config dump Acquire::Check-Valid-Until >"$root/etc/apt/apt.conf.d/90valid-until"
         quiet chroot "$root" systemctl enable systemd-networkd systemd-resolved ssh
         install -d -m 0700 "$root/root/.ssh"
@@ -54,8 +53,8 @@ ensure_disk() {
     cp --sparse=always "$base" "$machine.disk"
 }
 
-# Both ways, on this machine alone. A kernel that patches itself while it begins may end at that where the processor is
-# emulated by several threads: it is begun again.
+# Boots the machine, with its SSH port on loopback. Under multi-threaded emulation a kernel may panic while it patches itself
+# at boot: then it is started again.
 start_machine() {
     local acceleration=tcg,thread=multi processor=max begun=$SECONDS
     if [ -w /dev/kvm ] && grep -qwE 'svm|vmx' /proc/cpuinfo; then
@@ -65,7 +64,7 @@ start_machine() {
     until inside true 2>/dev/null; do
         if [ -z "$qemu" ] || ! kill -0 "$qemu" 2>/dev/null; then
             [ -z "$qemu" ] || grep -qs 'Kernel panic' "$machine.console" ||
-                die "the machine ended" "see $machine.log and $machine.console"
+                die "the machine stopped" "see $machine.log and $machine.console"
             qemu-system-x86_64 -name "pody-$suite" -accel "$acceleration" -cpu "$processor" -smp 2 -m "$memory" -no-reboot \
                 -kernel "$home/$suite.kernel" -initrd "$home/$suite.initrd" \
                 -append "root=/dev/vda rw console=ttyS0 panic=-1" \
@@ -79,9 +78,9 @@ start_machine() {
     done
 }
 
-end_machine() {
+stop_machine() {
     [ "${KEEP:-}" != yes ] || {
-        note "the machine stays: ssh -i $home/key -p $port_of_machine root@127.0.0.1; end it with: kill ${qemu:-}"
+        note "the machine keeps running: ssh -i $home/key -p $port_of_machine root@127.0.0.1; stop it with: kill ${qemu:-}"
         return
     }
     [ -z "${qemu:-}" ] || kill "$qemu" 2>/dev/null || true
@@ -106,14 +105,14 @@ build
 step "a bare $suite"
 ensure_disk
 port_of_machine=$(free_port)
-trap end_machine EXIT
+trap stop_machine EXIT
 start_machine
 note "$(inside 'uname -r; stat -fc %T /sys/fs/cgroup' | tr '\n' ' ')"
 
-step "install.sh in it"
+step "install.sh inside"
 tar -c --exclude=./target --exclude=./.git . | inside 'mkdir -p pody && tar -xC pody'
 inside 'install -D -m 0755 /dev/stdin pody/target/release/pody' <"$built"
-# The program is built here, once for all machines: there, cargo has nothing to do.
+# The program is built on the host, once for all machines: inside, cargo has nothing to do.
 inside 'install -D -m 0755 /dev/stdin .cargo/bin/cargo' <<STUB
 #!/bin/sh
 [ "\$1" != --version ] || echo "cargo $(required_rust)"
@@ -130,4 +129,4 @@ start_machine
 inside 'bash -s' -- after <tests/vm/inside.sh
 
 step "done"
-note "all is well on $suite"
+note "all tests passed on $suite"

@@ -8,18 +8,15 @@
 //! Which processes these were is kept by the pids that the pod gives them: they are the same after a restore.
 
 mod plan;
-pub mod tool;
 mod verdict;
-mod work;
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
-pub use self::{plan::SavedGpus, work::unwoken};
+pub use self::plan::SavedGpus;
 use self::{
     plan::{GpuNow, SavedProcess},
-    tool::Tool,
     verdict::{Found, Memory, Program, Use},
 };
 use super::{
@@ -28,6 +25,7 @@ use super::{
 };
 use crate::{
     config::GpuCheckpoints,
+    criu::cuda::Tool,
     engine::Anatomy,
     gpu::{Device, GpuProcess as GpuUser, Health, Library, Owner, Snapshot},
     host::{

@@ -200,7 +200,7 @@ fn counted<'a>(models: impl Iterator<Item = &'a str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::gpu::tool::About;
+    use crate::criu::cuda::About;
 
     fn saved(devices: &[(&str, &str, u64)]) -> SavedGpus {
         let uses = devices.iter().map(|(uuid, _, bytes)| ((*uuid).to_owned(), *bytes)).collect();

@@ -1,7 +1,7 @@
 //! Whether programs on GPUs can be saved. Pure: what was found in, sentences out.
 
-use super::tool::{About, CudaState};
 use crate::{
+    criu::cuda::{About, CudaState},
     gpu::Kinds,
     model::{action::GpuProcess, quantities::ByteSize},
 };

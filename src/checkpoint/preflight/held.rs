@@ -14,7 +14,7 @@ use std::{
 
 use super::sentences::name_of;
 use crate::{
-    checkpoint::network::sockets,
+    criu::network::sockets,
     host::{netlink, process},
 };
 

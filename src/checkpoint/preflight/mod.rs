@@ -20,20 +20,18 @@ use self::{
     sentences::{condensed, name_of, plain},
     watches::Watched,
 };
-use super::{
-    manifest::Sockets,
-    network::{
-        socket_names,
-        sockets::{self, Held, Outside},
-    },
-    runtime,
-    source::Load,
-    store,
-};
 use crate::{
     config::{CheckpointConfig, GpuCheckpoints},
+    criu::{
+        kill,
+        network::{
+            socket_names,
+            sockets::{self, Held, Outside, Sockets},
+        },
+        runc::Load,
+    },
     engine::Anatomy,
-    host::process,
+    host::{disk, process},
     model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
 };
 
@@ -163,7 +161,7 @@ fn look_closely(
     if kind.has_files() {
         match &anatomy.upper {
             Some(upper) => {
-                let store::Measure { bytes, too_long } = store::measure(upper);
+                let disk::Measure { bytes, too_long } = disk::measure(upper);
                 found.files = bytes;
                 found.problems.extend(too_long.map(|path| {
                     format!(
@@ -202,7 +200,7 @@ fn look_closely(
             "a program has joined the multicast group {group}; after a restore it must join again to receive from it"
         ));
     }
-    let members = runtime::members(container);
+    let members = kill::members(container);
     found.socket_names = socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &members);
     found.losses.extend(socket_names::losses(&found.socket_names));
     found.sockets = sockets::of(anatomy.pid);
@@ -217,8 +215,8 @@ fn look_at_processes(
     on_gpus: &[i32],
     found: &mut Findings,
 ) {
-    let pids = runtime::members(container);
-    let parents = runtime::parents(&pids);
+    let pids = kill::members(container);
+    let parents = kill::parents(&pids);
     let may_exceed = has_sys_resource();
     let around = Surroundings::look(&pids, &parents, init, config);
     let mut folders = DeletedFolders::default();
@@ -369,8 +367,8 @@ pub fn holds_gpu(pid: i32) -> bool {
 
 /// The processes that would be saved and have a GPU open now.
 pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
-    let pids = runtime::members(container);
-    let parents = runtime::parents(&pids);
+    let pids = kill::members(container);
+    let parents = kill::parents(&pids);
     let holder = |pid: i32| {
         let device =
             process::descriptors(pid).map(|(_, target)| target).find(|target| target.starts_with(GPU_DEVICES))?;

@@ -28,11 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::copying::{Begun, UnderWay};
 use crate::{
-    checkpoint::{
-        CheckpointError, Checkpoints, Manifest, off_thread,
-        store::{self, MANIFEST},
-    },
+    checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread, store::MANIFEST},
     config::{CopyWhich, RemoteConfig},
+    host::disk,
     model::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus},
         ids::CheckpointId,
@@ -280,7 +278,7 @@ impl Checkpoints {
             return Ok(self.0.db.write(move |tx| tx.update_copy(&again)).await?);
         }
         tracing::info!(checkpoint = %id, "removed from this host, its copy is complete");
-        off_thread(move || store::remove(&folder)).await
+        Ok(off_thread(move || disk::remove(&folder)).await?)
     }
 }
 

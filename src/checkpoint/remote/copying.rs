@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
     model::{
-        action::{Action, ActionKind},
+        action::Action,
         checkpoint::{Checkpoint, Copy, CopyStatus, CopyView},
         ids::CheckpointId,
+        phase::ActionKind,
     },
     objects::{LiveStorage, ObjectError, Storage},
 };
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn a_copy_tells_how_far_it_is_only_while_it_is_made() {
         // A file that is not there: all as by default.
-        let config = crate::config::LiveConfig::load("/nowhere/config.toml".into()).unwrap();
+        let config = crate::config::LiveConfig::load("/nowhere/config.toml".into(), |_| Ok(())).unwrap();
         let copies = Copies::new(LiveStorage::new(config));
         let stop = CancellationToken::new();
         let id = CheckpointId::generate();

@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user};
 use crate::{
     checkpoint::{
-        CheckpointError, Checkpoints, Live, Manifest, admission, manifest, may_see, note, off_thread,
-        save::KEPT_IMAGES,
-        store::{self, MANIFEST},
+        CheckpointError, Checkpoints, Live, Manifest, admission, may_see, note, off_thread,
+        store::{KEPT_IMAGES, MANIFEST, manifest},
     },
+    criu::runc,
     db::Outcome,
+    host::disk::{self, DiskError},
     model::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus, CopyView, Kind, Origin},
         ids::CheckpointId,
@@ -200,7 +201,7 @@ impl Checkpoints {
             off_thread(move || manifest.damaged_files(&folder, streams)).await
         };
         let needed: u64 = missing.iter().map(|(_, size, _)| size).sum();
-        let free = store::free(&folder).saturating_sub(keep_free);
+        let free = disk::free(&folder).saturating_sub(keep_free);
         if needed > free {
             return Err(CheckpointError::Space { path: folder, needed, free });
         }
@@ -208,9 +209,9 @@ impl Checkpoints {
         live.bytes.store(0, Ordering::Relaxed);
         for (path, ..) in &missing {
             let above = folder.join(path).parent().map(std::path::Path::to_owned).unwrap_or_else(|| folder.clone());
-            fs::create_dir_all(&above).map_err(CheckpointError::io("making the folder", &above))?;
+            fs::create_dir_all(&above).map_err(DiskError::io("making the folder", &above))?;
         }
-        fs::create_dir_all(&folder).map_err(CheckpointError::io("making the folder", &folder))?;
+        fs::create_dir_all(&folder).map_err(DiskError::io("making the folder", &folder))?;
         let (permits, cancel) = (Semaphore::new(streams), CancellationToken::new());
         let progress = |bytes: u64| {
             live.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -226,13 +227,13 @@ impl Checkpoints {
                 let under_way = PathBuf::from(under_way);
                 let got = storage.get_file(&key, &under_way, Expected { size, blake3: &blake3 }, transfer).await;
                 let why = match got {
-                    Ok(()) => return fs::rename(&under_way, &to).map_err(CheckpointError::io("renaming", &under_way)),
+                    Ok(()) => return Ok(fs::rename(&under_way, &to).map_err(DiskError::io("renaming", &under_way))?),
                     Err(ObjectError::NotFound(_)) => "it is missing in the remote store, too".to_owned(),
                     Err(ObjectError::Changed { why, .. }) => format!("of its copy in the remote store: {why}"),
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(CheckpointError::from(error)),
                 };
                 let _ = fs::remove_file(&under_way);
-                let path = path.strip_prefix(store::IMAGES).unwrap_or(&path).display().to_string();
+                let path = path.strip_prefix(runc::IMAGES).unwrap_or(&path).display().to_string();
                 Err(CheckpointError::Damaged { id: manifest.id, file: path, why })
             }
         };
@@ -241,9 +242,9 @@ impl Checkpoints {
         fail_point!("fetch-manifest", |_| Err(CheckpointError::Interrupted("fetched the checkpoint")));
         let manifest = manifest.clone();
         off_thread(move || {
-            let images = folder.join(store::IMAGES);
+            let images = folder.join(runc::IMAGES);
             if images.is_dir() {
-                store::sync_folder(&images).map_err(CheckpointError::io("syncing", &images))?;
+                disk::sync_folder(&images).map_err(DiskError::io("syncing", &images))?;
             }
             manifest.write(&folder)
         })

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::{Finding, ask_program, read_line, version_in};
 use crate::{
-    checkpoint::{FILTERED, criu_too_old, is_filtered},
     control,
+    criu::version::{self, FILTERED, is_filtered},
 };
 
 const INSTALL: &str = "install CRIU 4.2 or newer; install.sh does, Ubuntu has ppa:criu/ppa";
@@ -43,7 +43,7 @@ async fn filter(home: &Path) -> Option<Finding> {
 fn judge(version: &str, kernel: &str) -> Finding {
     let number = version.lines().next().unwrap_or_default().trim_start_matches("Version:").trim();
     let found = format!("{number} on kernel {kernel}");
-    match (version_in(version), criu_too_old(number, kernel)) {
+    match (version_in(version), version::too_old(number, kernel)) {
         (Some(_), Some(why)) => Finding::fail("criu", why, INSTALL),
         (Some(_), None) => Finding::ok("criu", found),
         (None, _) => Finding::warn("criu", format!("it does not say its version: {number}"), INSTALL),

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{Finding, ask_program, version_in};
-use crate::config::{Config, GpuCheckpoints};
+use crate::{
+    config::{Config, GpuCheckpoints},
+    objects,
+};
 
 const CHECK: &str = "gpu checkpoints";
 
@@ -17,7 +20,7 @@ const GET: &str =
     "get cuda-checkpoint from github.com/NVIDIA/cuda-checkpoint, or name it in [checkpoint] cuda_checkpoint";
 
 pub async fn examine(home: &Path) -> Vec<Finding> {
-    let Ok(config) = Config::load(&home.join("config.toml")) else { return Vec::new() };
+    let Ok(config) = Config::load(&home.join("config.toml"), objects::check) else { return Vec::new() };
     if config.checkpoint.gpu == GpuCheckpoints::Off {
         return Vec::new();
     }

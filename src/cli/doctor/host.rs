@@ -13,6 +13,7 @@ use crate::{
     cli::client::Client,
     config::Config,
     model::quantities::{ByteSize, PortRanges},
+    objects,
 };
 
 /// Below this the next commit or log file may fill the disk.
@@ -26,7 +27,7 @@ const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub async fn examine(home: &Path, docker_root: Option<&Path>) -> Vec<Finding> {
     let config_path = home.join("config.toml");
-    let mut findings = match Config::load(&config_path) {
+    let mut findings = match Config::load(&config_path, objects::check) {
         Ok(config) if config_path.exists() => {
             vec![Finding::ok("config", config_path.display().to_string()), ports(&config.available_ports)]
         }

@@ -7,28 +7,28 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Filled, Loose, V2Error};
+use super::{Filled, Loose, V2Error, ensure_this_host, pod_ref};
 use crate::{
+    agents::reports::ensure_plain,
     app::App,
     checkpoint::CheckpointError,
     http::{
+        endpoint::Cx,
+        json::Json,
         params::{Body, NoParams, sentence},
-        router::{Cx, Json},
     },
     model::{
-        action::{Action, ActionFilter, ActionKind, ActionStatus},
+        action::{Action, ActionFilter, ActionStatus},
         agent::ToldAction,
         checkpoint::{Compression, Connections, Kind, LeaveRunning, NewCheckpoint, Origin},
-        ids::{ActionId, CheckpointId, ClusterId, PodId},
-        names::{PodRef, UserName, clipped},
-        phase::Phase,
+        ids::{ActionId, CheckpointId, PodId},
+        names::{PodRef, clipped},
+        phase::{ActionKind, Phase},
         pod::Pod,
         time::rfc3339,
         user::Caller,
     },
     params,
-    pod::PodError,
-    registry::ensure_plain,
 };
 
 /// Actions of one answer, the newest.
@@ -88,9 +88,9 @@ impl ActionView {
             action_timestamp: rfc3339(action.started_at),
             checkpoint_completed_timestamp: action.ended_at.filter(|_| saved).map(rfc3339),
             checkpoint_id: action.checkpoint,
-            gpu: super::checkpoint::gpu(app),
+            gpu: super::gpu(app),
             node_name: app.clusters.host_name(),
-            platform: super::checkpoint::platform(),
+            platform: super::platform(),
             reason,
             total_duration: action.ended_at.map(|end| end - action.started_at),
             total_io: i64::try_from(action.bytes).ok(),
@@ -339,35 +339,6 @@ async fn wait_for_end(app: &App, caller: &Caller, id: ActionId) -> Result<(), V2
         Ok(())
     };
     tokio::time::timeout(LONGEST_WAIT, wait).await.unwrap_or(Ok(()))
-}
-
-/// A pod by its container's name, or by its own with the owner as namespace.
-pub fn pod_ref(name: &str, namespace: Option<&str>) -> Result<PodRef, PodError> {
-    let not_found = || PodError::NotFound(clipped(name));
-    // What is no name is no pod's name.
-    let mut wanted: PodRef = name.parse().map_err(|_| not_found())?;
-    if let Some(namespace) = namespace {
-        let owner: UserName = namespace.parse().map_err(|_| not_found())?;
-        if wanted.user.as_ref().is_some_and(|user| *user != owner) {
-            return Err(not_found());
-        }
-        wanted.user = Some(owner);
-    }
-    Ok(wanted)
-}
-
-/// Nothing is done on other clusters: a request for one of them must not be done here either.
-pub fn ensure_this_host(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
-    let Some(wanted) = wanted.map(|id| id.trim().trim_matches('"')).filter(|id| !id.is_empty()) else { return Ok(()) };
-    let host = app.clusters.host();
-    let is_host = match wanted.parse::<ClusterId>() {
-        Ok(id) => id == host,
-        Err(_) => wanted == app.clusters.host_name(),
-    };
-    if is_host {
-        return Ok(());
-    }
-    Err(V2Error::BadRequest(format!("cluster_id is not this host, whose id is {host}; leave it out, or send that")))
 }
 
 /// Where runc keeps a container is found by the host itself. A root that is named must be that one.

@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Filled, Loose, NoUuid, V2Error, action::pod_ref};
+use super::{Filled, Loose, NoUuid, V2Error, gpu, platform, pod_ref};
 use crate::{
+    agents::reports::{Entry, Info},
     app::App,
     checkpoint::Manifest,
     http::{
+        endpoint::Cx,
+        json::Json,
         params::{BadParam, Body, Input, NoParams, Param, Params},
-        router::{Cx, Json},
     },
     model::{
         agent::ToldStatus,
@@ -20,7 +22,6 @@ use crate::{
         user::Caller,
     },
     params,
-    registry::{Entry, Info},
 };
 
 /// Ids of one question.
@@ -41,17 +42,6 @@ struct CheckpointView {
     path: Option<String>,
     pody: Value,
     source: &'static str,
-}
-
-/// What an agent said where it said something.
-pub fn platform() -> String {
-    format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)
-}
-
-/// The GPUs of this host.
-pub fn gpu(app: &App) -> String {
-    let snapshot = app.gpus.snapshot();
-    snapshot.devices.first().map_or_else(|| "none".to_owned(), |device| device.name.clone())
 }
 
 fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView {

@@ -6,10 +6,11 @@ use utoipa::ToSchema;
 
 use super::{Filled, Loose, V2Error};
 use crate::{
-    cluster::NewSync,
+    agents::NewSync,
     http::{
+        endpoint::Cx,
+        json::Json,
         params::{Body, NoParams},
-        router::{Cx, Json},
     },
     model::{
         ids::ClusterId,

@@ -11,17 +11,16 @@ use serde_json::{Value, json};
 
 use crate::{
     account::{AccountError, AuthError},
+    agents::{ClusterError, reports::RegistryError},
     checkpoint::CheckpointError,
-    cluster::ClusterError,
     db::DbError,
     files::FileError,
     http::{
-        pody::{ApiError, db_status, object_status},
-        router::Json,
+        error::{ApiError, db_status, object_status},
+        json::Json,
     },
     objects::ObjectError,
     pod::PodError,
-    registry::RegistryError,
 };
 
 /// Every answer that is not a success.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Filled, V2Error};
 use crate::{
     db::{EventSearch, FoundEvent},
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::time::now,
     params,
 };

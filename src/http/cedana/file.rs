@@ -23,10 +23,7 @@ use super::{
 use crate::{
     app::App,
     files::{Begin, FileError, FilePath, Link, Opened, Owner, Upload, Verb},
-    http::{
-        params::Streamed,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::Streamed},
     model::{
         names::{UserName, clipped},
         user::{Actor, Caller},

@@ -25,7 +25,14 @@ use serde_json::Value;
 
 pub use self::error::V2Error;
 use super::params::{BadParam, Parameter};
-use crate::model::names::clipped;
+use crate::{
+    app::App,
+    model::{
+        ids::ClusterId,
+        names::{PodRef, UserName, clipped},
+    },
+    pod::PodError,
+};
 
 /// An id that may have come with quotes around it.
 #[derive(Clone, Copy, Debug)]
@@ -149,4 +156,45 @@ macro_rules! reasons {
         }
     };
 }
+
 use reasons;
+
+/// A pod by its container's name, or by its own with the owner as namespace.
+pub fn pod_ref(name: &str, namespace: Option<&str>) -> Result<PodRef, PodError> {
+    let not_found = || PodError::NotFound(clipped(name));
+    // What is no name is no pod's name.
+    let mut wanted: PodRef = name.parse().map_err(|_| not_found())?;
+    if let Some(namespace) = namespace {
+        let owner: UserName = namespace.parse().map_err(|_| not_found())?;
+        if wanted.user.as_ref().is_some_and(|user| *user != owner) {
+            return Err(not_found());
+        }
+        wanted.user = Some(owner);
+    }
+    Ok(wanted)
+}
+
+/// Nothing is done on other clusters: a request for one of them must not be done here either.
+pub fn ensure_this_host(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
+    let Some(wanted) = wanted.map(|id| id.trim().trim_matches('"')).filter(|id| !id.is_empty()) else { return Ok(()) };
+    let host = app.clusters.host();
+    let is_host = match wanted.parse::<ClusterId>() {
+        Ok(id) => id == host,
+        Err(_) => wanted == app.clusters.host_name(),
+    };
+    if is_host {
+        return Ok(());
+    }
+    Err(V2Error::BadRequest(format!("cluster_id is not this host, whose id is {host}; leave it out, or send that")))
+}
+
+/// What an agent said where it said something.
+pub fn platform() -> String {
+    format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// The GPUs of this host.
+pub fn gpu(app: &App) -> String {
+    let snapshot = app.gpus.snapshot();
+    snapshot.devices.first().map_or_else(|| "none".to_owned(), |device| device.name.clone())
+}

@@ -6,10 +6,7 @@ use uuid::Uuid;
 use super::{Filled, Loose, V2Error};
 use crate::{
     app::App,
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::{
         agent::{Kind, Resource},
         pod::Pod,

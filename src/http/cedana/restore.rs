@@ -6,19 +6,20 @@ use utoipa::ToSchema;
 
 use super::{
     Filled, Loose, NoUuid, V2Error,
-    action::{CriuOptions, For, ensure_this_host},
+    action::{CriuOptions, For},
+    ensure_this_host,
 };
 use crate::{
     checkpoint::CheckpointError,
     http::{
+        endpoint::Cx,
         params::{Body, NoParams},
-        router::Cx,
     },
     model::{
-        action::ActionKind,
         checkpoint::NewRestore,
         ids::{ActionId, CheckpointId},
         names::InstanceName,
+        phase::ActionKind,
     },
     params,
 };

@@ -3,7 +3,7 @@
 use super::V2Error;
 use crate::{
     account::AccountError,
-    http::{params::NoParams, router::Cx},
+    http::{endpoint::Cx, params::NoParams},
 };
 
 /// Whose token it is, as a UUID.

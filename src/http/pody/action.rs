@@ -4,11 +4,12 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::{
-        action::{ActionFilter, ActionKind},
+        action::ActionFilter,
         ids::{ActionId, CheckpointId},
         names::PodRef,
+        phase::ActionKind,
     },
     params,
 };

@@ -6,10 +6,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::{AccountError, UserChange},
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::{
         names::UserName,
         quota::{CoresChange, CountChange, GpusChange, Quota, QuotaChange, SizeChange, StoredQuota},

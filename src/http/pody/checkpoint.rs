@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Log};
 use crate::{
     checkpoint::Manifest,
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::{
         checkpoint::{
             Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, NewCheckpoint, NewRestore,

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::ApiError;
 use crate::{
     db::EventFilter,
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::names::UserName,
     params,
 };

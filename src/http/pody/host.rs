@@ -9,10 +9,7 @@ use crate::{
     config::Config,
     gpu::{Device, GpuProcess, Health, Library, MigInstance, Owner},
     host::clock::Moment,
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::{
         names::{UserName, clipped},
         time::rfc3339,

@@ -4,10 +4,7 @@ use serde::Serialize;
 
 use super::{ApiError, Log};
 use crate::{
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::names::ImageRef,
     params,
 };

@@ -18,8 +18,9 @@ use super::ApiError;
 use crate::{
     engine::Health,
     http::{
+        endpoint::{Access, Cx, Route},
+        json::Json,
         params::{BodyUse, NoParams},
-        router::{Access, Cx, Json, Route, routes},
     },
     params,
 };
@@ -71,10 +72,10 @@ struct HelpParam {
     optional: bool,
 }
 
-pub async fn help(_: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn help(cx: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError> {
     let wanted = params.path.as_deref().map(|path| path.split('?').next().unwrap_or_default().to_owned());
     let wanted = wanted.map(|path| if path.starts_with('/') { path } else { format!("/{path}") });
-    let rows = routes().into_iter().filter(|route| route.listed).filter(|route| match &wanted {
+    let rows = cx.routes.iter().filter(|route| route.listed).filter(|route| match &wanted {
         None => true,
         Some(prefix) if prefix.ends_with('/') => route.path.starts_with(prefix.as_str()),
         Some(path) => route.path == path,
@@ -88,8 +89,8 @@ pub async fn help(_: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError>
     Ok(Json(rows.collect::<Vec<_>>()))
 }
 
-pub async fn openapi(_: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(describe(&routes())))
+pub async fn openapi(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(describe(&cx.routes)))
 }
 
 /// The list of routes as an OpenAPI document.
@@ -145,8 +146,7 @@ fn responses(route: &Route) -> utoipa::openapi::Responses {
             ("429", "too many wrong passwords"),
         ]);
     }
-    let is_v2 = route.path.starts_with("/v2/");
-    if is_v2 && (!route.params.is_empty() || matches!(route.body, BodyUse::Json(_))) {
+    if !route.dialect.knows_422 && (!route.params.is_empty() || matches!(route.body, BodyUse::Json(_))) {
         all.push(("400", "a parameter or the body is missing, of another type, or breaks a rule"));
     } else if !route.params.is_empty() {
         all.extend([("400", "a parameter breaks a rule"), ("422", "a parameter is missing or of another type")]);
@@ -165,7 +165,7 @@ fn responses(route: &Route) -> utoipa::openapi::Responses {
 }
 
 pub async fn metrics(cx: Cx, _: NoParams) -> Result<Response, ApiError> {
-    let text = cx.app.metrics.render(&cx.app);
+    let text = cx.app.metrics.render(&cx.app.pods, &cx.app.gpus, &cx.app.engine);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -5,7 +5,6 @@ pub mod action;
 pub mod admin;
 pub mod checkpoint;
 pub mod drain;
-mod error;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -21,7 +20,7 @@ pub mod user_api;
 
 use serde::Serialize;
 
-pub use self::error::{ApiError, db_status, object_status};
+pub use super::error::{ApiError, db_status, object_status};
 
 /// `{"message": …}`
 #[derive(Serialize)]
@@ -30,8 +29,8 @@ struct Message {
 }
 
 impl Message {
-    fn new(message: impl Into<String>) -> super::router::Json<Self> {
-        super::router::Json(Self { message: message.into() })
+    fn new(message: impl Into<String>) -> super::json::Json<Self> {
+        super::json::Json(Self { message: message.into() })
     }
 }
 

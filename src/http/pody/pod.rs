@@ -11,10 +11,7 @@ pub use super::shell::shell;
 use super::{ApiError, Log};
 use crate::{
     engine::LogOptions,
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::{
         ids::SessionId,
         names::{CommitTag, ImageRef, PodRef, UserName},

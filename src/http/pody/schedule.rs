@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::{
         names::{PodRef, UserName},
         schedule::{Interval, Keep, PodSchedule, Rule},

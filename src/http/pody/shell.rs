@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::ApiError;
 use crate::{
-    http::{identity::refuse_other_sites, router::Cx},
+    http::{endpoint::Cx, identity::refuse_other_sites},
     model::{ids::SessionId, names::PodRef},
     params,
     pod::{self, NewShell, ShellEvent},

@@ -5,10 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::ssh_keys::SshKeyInfo,
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::user::{Actor, PublicKey},
     params,
 };

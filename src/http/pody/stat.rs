@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::{
         names::{PodRef, UserName, clipped},
         quantities::Span,

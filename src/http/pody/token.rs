@@ -4,10 +4,7 @@ use serde::Serialize;
 
 use super::{ApiError, Message};
 use crate::{
-    http::{
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, json::Json, params::NoParams},
     model::{quantities::Span, user::Actor},
     params,
 };

@@ -5,11 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::UserChange,
-    http::{
-        identity::refuse_other_sites,
-        params::NoParams,
-        router::{Cx, Json},
-    },
+    http::{endpoint::Cx, identity::refuse_other_sites, json::Json, params::NoParams},
     model::{names::UserName, quota::Quota, user::Actor},
     params,
 };

@@ -1,34 +1,17 @@
 //! `/user_api/…`: this node's accounts for other nodes, as pody 0.4.1 speaks it.
 
 use serde::Serialize;
-use subtle::ConstantTimeEq;
 
 use super::{ApiError, Message};
 use crate::{
     account::{AccountError, UserChange},
-    app::App,
-    http::router::{Cx, Json},
+    http::{endpoint::Cx, json::Json},
     model::{
         names::UserName,
         user::{Actor, UserInfo},
     },
     params,
 };
-
-/// Lets another node in by its access token. The order of the refusals is the original's.
-pub fn admit_node(app: &App, authorization: Option<&str>) -> Result<(), ApiError> {
-    let config = app.config.get();
-    let service = &config.remote_user_profile.service;
-    if !service.enabled {
-        return Err(ApiError::Service(501, "Remote user profile service is not enabled"));
-    }
-    let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
-    let token = token.ok_or(ApiError::Service(401, "Missing or invalid Authorization header"))?;
-    match bool::from(token.as_bytes().ct_eq(service.access_token.as_bytes())) {
-        true => Ok(()),
-        false => Err(ApiError::Service(403, "Invalid access token")),
-    }
-}
 
 /// A user on the wire; userid 0 is "no such user".
 #[derive(Serialize)]

@@ -1,4 +1,5 @@
-//! Containers that pody 0.4.1, or a person, made by name: those of known users are taken over, nothing else is touched.
+//! Containers that pody 0.4.1 or a person created: those named like pods of known users are adopted, others are left
+//! alone.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use serde_json::json;
 use super::{create, delete, exec, try_create};
 use crate::common::{IMAGE, Server, docker, eventually};
 
-/// Runs a container by hand. Removed by the harness if it has the server's prefix.
+/// Runs a container by hand. The harness removes it if it has the server's prefix.
 fn by_hand(name: &str, options: &[&str]) -> String {
     let mut arguments = vec!["run", "-d", "--name", name];
     arguments.extend(options);
@@ -16,7 +17,7 @@ fn by_hand(name: &str, options: &[&str]) -> String {
 }
 
 #[test]
-fn a_container_of_a_known_user_is_taken_over() {
+fn a_container_of_a_known_user_is_adopted() {
     let Some(server) = Server::builder().config("[default_quota]\nmax_pods = 2").start() else { return };
     let alice = server.member("alice");
     let name = server.container("alice", "old");
@@ -27,7 +28,7 @@ fn a_container_of_a_known_user_is_taken_over() {
     assert_eq!(pod["container_id"], id[..12]);
     assert_eq!((&pod["status"], &pod["memory_limit"]), (&json!("running"), &json!(256 << 20)));
     assert_eq!(pod["port_mapping"], json!([format!("{port}:22")]));
-    // It is a pod like others: it counts, its name is taken, it can be handled.
+    // It is a pod like any other: it counts, its name is taken, it can be managed.
     assert_eq!(try_create(&alice, "old").status, 409);
     create(&alice, "new");
     assert_eq!(try_create(&alice, "more").status, 403);
@@ -43,7 +44,7 @@ fn a_container_of_a_known_user_is_taken_over() {
 }
 
 #[test]
-fn a_container_that_was_there_before_the_start_is_taken_over() {
+fn a_container_older_than_the_daemon_is_adopted() {
     let Some(mut server) = Server::start() else { return };
     server.terminate();
     by_hand(&server.container("alice", "old"), &[]);
@@ -58,7 +59,7 @@ fn a_container_that_was_there_before_the_start_is_taken_over() {
 }
 
 #[test]
-fn what_is_not_a_known_users_is_left_alone() {
+fn other_containers_are_left_alone() {
     let Some(server) = Server::start() else { return };
     let (alice, admin) = (server.member("alice"), server.admin());
     create(&alice, "main");
@@ -70,7 +71,7 @@ fn what_is_not_a_known_users_is_left_alone() {
     let labels = [format!("pody.pod={pod}"), format!("pody.op={op}"), "pody.user=alice".to_owned()];
     let labels: Vec<&str> = labels.iter().flat_map(|label| ["--label", label]).collect();
     let foreign = [
-        // A user that is none, a name that is none, another prefix, our labels on somebody else's container.
+        // An unknown user, an invalid name, another prefix, our labels on an unrelated container.
         server.container("nobody", "main"),
         format!("{}-alice", server.prefix),
         format!("{}-alice-a-b", server.prefix),
@@ -94,9 +95,9 @@ fn what_is_not_a_known_users_is_left_alone() {
     assert_eq!(running, foreign);
 }
 
-/// A container of a user who is added later is theirs then.
+/// A container of a user who is added later is adopted then.
 #[test]
-fn a_container_of_a_user_to_come_waits() {
+fn a_container_of_a_future_user_is_adopted_when_the_user_is_added() {
     let Some(server) = Server::start() else { return };
     by_hand(&server.container("carol", "old"), &[]);
     std::thread::sleep(Duration::from_millis(1500));

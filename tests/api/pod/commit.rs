@@ -1,4 +1,4 @@
-//! `/pod/commit`, and what becomes of commits under `/image/…`.
+//! `/pod/commit`, and commits under `/image/…`.
 
 use insta::assert_snapshot;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::{create, delete, engine_says, exec};
 use crate::common::{Server, docker};
 
 #[test]
-fn a_commit_is_an_image_of_its_owner() {
+fn a_commit_is_its_owners_image() {
     let Some(server) = Server::start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main");
@@ -29,7 +29,7 @@ fn a_commit_is_an_image_of_its_owner() {
     assert_snapshot!(alice.post("/pod/commit?ins=main&tag=two"), @r#"
     409
     {
-      "detail": "there is an image [prefix]_commit:alice-two already; choose another tag, or delete it with `pody post image/delete image:[prefix]_commit:alice-two`"
+      "detail": "image [prefix]_commit:alice-two already exists; choose another tag, or delete it with `pody post image/delete image:[prefix]_commit:alice-two`"
     }
     "#);
     assert_snapshot!(alice.get("/image/list"), @r#"
@@ -41,11 +41,11 @@ fn a_commit_is_an_image_of_its_owner() {
     ]
     "#);
     assert_eq!(alice.get("/image/inspect?image=alice-two").ok().json()["comment"], "käse & co");
-    // Its full name means it as well.
+    // Its full name works as well.
     let full = format!("{}:alice-two", server.commit_name());
     assert_eq!(alice.get_with("/image/inspect", &[("image", &full)]).ok().json()["name"], full.as_str());
 
-    // To others it is not there, admins included, by no name.
+    // Others, admins included, do not find it by any name.
     for who in [&bob, &server.admin()] {
         for image in ["alice", "alice-two", &full] {
             assert_eq!(who.get_with("/image/inspect", &[("image", image)]).status, 400, "{image}");
@@ -55,7 +55,7 @@ fn a_commit_is_an_image_of_its_owner() {
     }
     assert_eq!(bob.get("/image/list").ok().json(), json!(["pody-base:latest"]));
 
-    // A pod of it has the files, labels and rules of its own.
+    // A pod of it has its files, and its own labels and rules.
     alice.post("/pod/create?ins=next&image=alice-two").ok();
     assert_eq!(exec(&alice, "next", "cat /root/mark; printenv NVIDIA_VISIBLE_DEVICES"), "mine\nvoid");
     let (first, next) = (engine_says(&server, "alice", "main"), engine_says(&server, "alice", "next"));
@@ -80,7 +80,7 @@ fn a_commit_is_an_image_of_its_owner() {
     assert_snapshot!(alice.post("/image/delete?image=alice-two"), @r#"
     400
     {
-      "detail": "alice-two is no image that you may use; there are: alice, pody-base:latest"
+      "detail": "alice-two is not an image that you may use; choose one of: alice, pody-base:latest"
     }
     "#);
     alice.post("/image/delete?image=alice").ok();
@@ -88,9 +88,9 @@ fn a_commit_is_an_image_of_its_owner() {
     delete(&alice, "main");
 }
 
-/// The engine pauses a pod while it is committed; nobody sees that afterwards.
+/// The engine pauses a pod while it is committed; afterwards the pod is shown as running.
 #[test]
-fn a_pod_goes_on_after_its_commit() {
+fn a_pod_runs_after_its_commit() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -124,7 +124,7 @@ fn commits_are_counted() {
 }
 
 #[test]
-fn commits_at_the_same_time_are_counted_too() {
+fn concurrent_commits_are_counted_too() {
     let Some(server) = Server::builder().config("[default_quota]\ncommit_count = 2").start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -142,7 +142,7 @@ fn commits_at_the_same_time_are_counted_too() {
 }
 
 #[test]
-fn a_commit_of_much_is_refused() {
+fn a_too_large_commit_is_refused() {
     let Some(server) = Server::builder().config("[default_quota]\ncommit_size_limit = \"2m\"").start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -166,7 +166,7 @@ fn a_stopped_pod_is_committed_too() {
     alice.post("/pod/commit?ins=main").ok();
     let image = format!("{}:alice", server.commit_name());
     let labels = docker(&["image", "inspect", &image, "--format", "{{index .Config.Labels \"pody.pod\"}}"]);
-    assert_eq!(labels, "", "a commit carries no label of its pod on");
+    assert_eq!(labels, "", "a commit does not inherit its pod's labels");
     alice.post("/image/delete?image=alice").ok();
     delete(&alice, "main");
 }

@@ -1,4 +1,4 @@
-//! `/pod/create`: what the engine is asked for, and what is refused before it is.
+//! `/pod/create`: what is requested from the engine, and what is refused before that.
 
 use insta::assert_snapshot;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::{create, delete, engine_says, exec, try_create};
 use crate::common::{IMAGE, Server, docker, run};
 
 #[test]
-fn a_container_gets_what_it_needs_and_no_more() {
+fn a_container_gets_the_needed_settings_and_no_more() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -47,7 +47,7 @@ fn a_container_gets_what_it_needs_and_no_more() {
         let answer = alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", forbidden)]).ok().json();
         assert_ne!(answer["exit_code"], 0, "{forbidden}: {answer}");
     }
-    // What a root shell does every day.
+    // Everyday work of a root shell.
     exec(
         &alice,
         "main",
@@ -67,9 +67,9 @@ fn an_image_may_be_allowed_new_privileges() {
     delete(&alice, "main");
 }
 
-/// An image's own word on GPUs does not count.
+/// An image's own GPU settings do not apply.
 #[test]
-fn gpus_of_an_image_are_not_taken_over() {
+fn gpu_settings_of_an_image_are_ignored() {
     let Some(server) = Server::start() else { return };
     let image = format!("{}_gpu", server.commit_name());
     let from = docker(&["create", IMAGE]);
@@ -109,13 +109,13 @@ fn the_users_limits_reach_the_pod() {
     assert_eq!(exec(&alice, "main", "df -B1 --output=size /dev/shm | tail -1").trim(), (32 << 20).to_string());
     let limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
     assert_eq!(exec(&alice, "main", limit), (200 << 20).to_string());
-    // More memory than that is not to be had, nor more processes.
+    // The pod cannot exceed the memory limit, nor the process limit.
     let greedy = "python3 -c 'x = bytearray(400 << 20)'";
     assert_ne!(alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", greedy)]).ok().json()["exit_code"], 0);
     let many = "for i in $(seq 300); do sleep 30 & done 2>/tmp/errors; grep -c 'Resource temporarily unavailable' /tmp/errors; kill $(jobs -p)";
     let answer = alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", many), ("timeout", "20")]).ok().json();
     assert!(answer["log"].as_str().unwrap().trim() != "0", "{answer}");
-    // Limits are those of the time it was made; another user has others.
+    // A pod keeps the limits of its creation; another user has other limits.
     server
         .admin()
         .post("/admin/quota/update?username=bob&memory_limit=unlimited&pids_limit=unlimited&shm_size=default")
@@ -127,13 +127,13 @@ fn the_users_limits_reach_the_pod() {
 }
 
 #[test]
-fn what_the_engine_refuses_leaves_nothing_behind() {
+fn a_create_that_the_engine_refuses_leaves_nothing_behind() {
     let Some(server) = Server::builder().config("network = \"not_a_network\"").start() else { return };
     let alice = server.member("alice");
     assert_snapshot!(try_create(&alice, "main"), @r#"
     500
     {
-      "detail": "the network not_a_network of the config does not exist; ask an admin to make it with `docker network create not_a_network`"
+      "detail": "the network not_a_network of the config does not exist; ask an admin to create it with `docker network create not_a_network`"
     }
     "#);
     assert_eq!(alice.get("/pod/list").ok().json(), json!([]));
@@ -143,20 +143,20 @@ fn what_the_engine_refuses_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_volume_that_cannot_be_made_leaves_nothing_behind() {
+fn a_create_with_an_impossible_volume_leaves_nothing_behind() {
     let Some(server) = Server::builder().config("volume_mappings = [\"/proc/nothing/$username:/data\"]").start() else {
         return;
     };
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     500
     {
-      "detail": "the folder /proc/nothing/alice of a volume cannot be made: No such file or directory (os error 2)"
+      "detail": "cannot create the directory /proc/nothing/alice of a volume: No such file or directory (os error 2)"
     }
     "#);
 }
 
 #[test]
-fn a_limit_on_storage_works_or_says_what_it_needs() {
+fn a_storage_limit_works_or_says_what_it_needs() {
     let Some(server) = Server::builder().config("[default_quota]\nstorage_size = \"1g\"").start() else { return };
     let alice = server.member("alice");
     let answer = try_create(&alice, "main");
@@ -166,7 +166,7 @@ fn a_limit_on_storage_works_or_says_what_it_needs() {
         assert_snapshot!(answer, @r#"
         500
         {
-          "detail": "the quota storage_size needs an engine on overlay2 over xfs with pquota, and this one is not; ask an admin to set storage_size to \"\""
+          "detail": "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
         }
         "#);
     }

@@ -16,13 +16,13 @@ fn run(client: &Client, command: &str, timeout: &str) -> Value {
     client.post_with("/pod/exec", &[("ins", "main"), ("cmd", command), ("timeout", timeout)]).ok().json()
 }
 
-/// Processes in a pod, by their command lines.
+/// Command lines of the processes in a pod.
 fn processes(server: &Server) -> String {
     docker(&["top", &server.container("alice", "main"), "-eo", "pid,args"])
 }
 
 #[test]
-fn a_command_gives_output_and_exit_code() {
+fn a_command_returns_output_and_exit_code() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -62,11 +62,11 @@ fn a_command_gives_output_and_exit_code() {
     assert_eq!(exec(&alice, "main", "test -t 1 && [[ -n $BASH_VERSION ]] && id -u"), "0");
     assert_eq!(exec(&alice, "main", "echo 'käse & <b> \"quotes\" $HOME' | cat"), "käse & <b> \"quotes\" $HOME");
     assert_eq!(exec(&alice, "main", r"printf 'a\xffb\0c'"), "a\u{fffd}b\0c");
-    // What goes on behind it does not hold it up.
+    // A background process does not delay the response.
     let begun = Instant::now();
     assert_eq!(run(&alice, "nohup sleep 20 >/dev/null 2>&1 & echo started", "15")["log"], "started\r\n");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
-    // The daemon tells that, not what, was run.
+    // The daemon records that a command was run, but not which.
     assert!(!server.log().contains("no-such-command"));
     assert!(!server.admin().get("/events").ok().text().contains("no-such-command"));
     delete(&alice, "main");
@@ -80,13 +80,13 @@ fn bad_commands_and_deadlines_are_refused() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=0"), @r#"
     400
     {
-      "detail": "a command may run for 1 to 3600 s, you asked for 0"
+      "detail": "a command's timeout is 1 to 3600 s, you asked for 0"
     }
     "#);
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=3601"), @r#"
     400
     {
-      "detail": "a command may run for 1 to 3600 s, you asked for 3601"
+      "detail": "a command's timeout is 1 to 3600 s, you asked for 3601"
     }
     "#);
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=-1"), @r#"
@@ -112,15 +112,15 @@ fn bad_commands_and_deadlines_are_refused() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
-      "detail": "[prefix]-alice-main has no /bin/bash that runs; put one into its image"
+      "detail": "/bin/bash does not run in [prefix]-alice-main; install it in the image"
     }
     "#);
     delete(&alice, "main");
 }
 
-/// A form body takes commands longer than a URL may be, and than the kernel takes as one argument.
+/// A form body allows commands longer than a URL, and than the kernel's limit on one argument.
 #[test]
-fn long_commands_work_or_say_what_the_limit_is() {
+fn long_commands_work_up_to_the_limit_that_the_error_names() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -138,25 +138,25 @@ fn long_commands_work_or_say_what_the_limit_is() {
 }
 
 #[test]
-fn a_command_that_takes_too_long_is_killed_with_all_it_started() {
+fn a_command_that_times_out_is_killed_with_its_descendants() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // One that hears SIGTERM, children of its own, and one that does not hear it.
+    // A process that SIGTERM ends, one that ignores SIGTERM, and their children.
     let command = "(sleep 98765; true) & (trap '' TERM; sleep 98766; sleep 98767) & echo begun; sleep 98768";
     let begun = Instant::now();
     let answer = run(&alice, command, "1");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert_eq!(answer, json!({"exit_code": -1, "log": "Timeout", "truncated": false, "output": "begun\r\n"}));
     eventually(Duration::from_secs(5), "its processes are gone", || !processes(&server).contains("sleep 9876"));
-    // Others go on.
+    // Other processes keep running.
     assert!(processes(&server).contains("sshd"), "{}", processes(&server));
     exec(&alice, "main", "true");
     delete(&alice, "main");
 }
 
 #[test]
-fn long_output_is_cut_and_says_so() {
+fn long_output_is_truncated_and_says_so() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -172,7 +172,7 @@ fn long_output_is_cut_and_says_so() {
 }
 
 #[test]
-fn endless_output_does_not_fill_the_memory() {
+fn endless_output_does_not_fill_memory() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -194,7 +194,7 @@ fn endless_output_does_not_fill_the_memory() {
 }
 
 #[test]
-fn a_command_goes_on_when_its_client_leaves() {
+fn a_command_keeps_running_when_its_client_disconnects() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -211,7 +211,7 @@ fn a_command_goes_on_when_its_client_leaves() {
 }
 
 #[test]
-fn a_pod_without_processes_left_says_so() {
+fn a_pod_at_its_pids_limit_recovers_by_a_restart() {
     let Some(server) = Server::builder().config("[default_quota]\npids_limit = 20").start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -226,14 +226,14 @@ fn a_pod_without_processes_left_says_so() {
       "truncated": false
     }
     "#);
-    // The way out that it names.
+    // The remedy for a full pod.
     alice.post("/pod/restart?ins=main").ok();
     exec(&alice, "main", "true");
     delete(&alice, "main");
 }
 
 #[test]
-fn many_commands_at_once() {
+fn many_commands_run_concurrently() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");

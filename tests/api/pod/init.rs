@@ -1,4 +1,4 @@
-//! The first process of pods: what it runs, how it ends, what it leaves in commits, and io_uring.
+//! The first process of pods: what it runs, how it ends, its effect on commits, and io_uring.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::common::{Client, IMAGE, Server, docker, eventually};
 
 use std::time::Duration;
 
-/// An image of `IMAGE` that runs something else, which only this server may use.
+/// An image based on `IMAGE` that runs something else, for this server only.
 struct Made(String);
 
 impl Made {
@@ -42,7 +42,7 @@ fn image_config(image: &str) -> Value {
     list[0]["Config"].clone()
 }
 
-/// The row tells that the pod has it, and what it stands before.
+/// Whether the row says that the pod has it, and which program it starts.
 fn init_of(server: &Server) -> Value {
     let spec: String =
         server.database().query_row("SELECT spec FROM pods WHERE state = 'running'", [], |row| row.get(0)).unwrap();
@@ -50,19 +50,19 @@ fn init_of(server: &Server) -> Value {
 }
 
 #[test]
-fn it_runs_what_the_image_runs() {
+fn it_runs_the_images_command() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     let container = engine_says(&server, "alice", "main");
-    // Bound read-only from a file below our own folder whose path has no links.
+    // Bind-mounted read-only from a file below our own directory, by a path without links.
     let mounts = container["Mounts"].as_array().unwrap().clone();
     let mount = mounts.iter().find(|mount| mount["Destination"] == "/dev/pody-init").unwrap();
     let source = std::path::Path::new(mount["Source"].as_str().unwrap());
     assert_eq!((&mount["RW"], source.canonicalize().unwrap().as_path()), (&json!(false), source));
     assert!(source.starts_with(server.home.join("init").canonicalize().unwrap()), "{source:?}");
     assert_eq!(init_of(&server)["command"], json!(["/usr/local/sbin/pody-entrypoint"]));
-    // It is PID 1, what the image runs is its child, in the foreground of the container's terminal.
+    // It is PID 1, and the image's command is its child, in the foreground of the container's terminal.
     assert_eq!(
         exec(
             &alice,
@@ -72,11 +72,11 @@ fn it_runs_what_the_image_runs() {
         ),
         "pody-init\n1 1 main"
     );
-    // Nothing of it is in the container's layer.
+    // It leaves nothing in the container's writable layer.
     assert!(!docker(&["diff", &server.container("alice", "main")]).contains("pody-init"));
     delete(&alice, "main");
 
-    // Entrypoint and command, with all that a text can hold; the folder and the environment are the image's.
+    // Entrypoint and command with special characters; working directory and environment are the image's.
     let entrypoint =
         r#"ENTRYPOINT ["/bin/bash","-c","echo \"$1|$2|$PWD|$ODD\" > /root/said; exec sleep 1000","it's \\ \"x\""]"#;
     let changes = [entrypoint, r#"CMD ["a b","$HOME"]"#, "WORKDIR /tmp", "ENV ODD=o=d"];
@@ -88,22 +88,22 @@ fn it_runs_what_the_image_runs() {
     delete(&alice, "main");
 }
 
-/// Once with a command alone, once with both: an image of a pod runs what the pod's image runs.
+/// With a command only, and with an entrypoint too: a pod's commit runs the command of the pod's image.
 #[test]
-fn a_commit_runs_what_the_image_runs() {
+fn a_commit_runs_the_images_command() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     let image = format!("{}:alice", server.commit_name());
     let of_interest = |config: &Value| {
         let keys = ["Entrypoint", "Cmd", "WorkingDir", "User", "Volumes", "ExposedPorts"];
-        // No words and no list are the same to the engine.
+        // To the engine an empty list and no list are the same.
         keys.map(|key| Some(config[key].clone()).filter(|value| *value != json!([])).unwrap_or_default())
     };
     let commit = |server: &mut Server, parent: &str| {
         alice.post("/pod/commit?ins=main").ok();
         assert_eq!(of_interest(&image_config(&image)), of_interest(&image_config(parent)), "{parent}");
         assert_eq!(docker(&["run", "--rm", "--entrypoint", "", &image, "ls", "/dev"]).find("pody"), None);
-        // A pod of it runs the same once more, and not ours below ours.
+        // A pod of it runs the same, with one init process and not two.
         let before = init_of(server);
         delete(&alice, "main");
         alice.post("/pod/create?ins=main&image=alice").ok();
@@ -123,9 +123,9 @@ fn a_commit_runs_what_the_image_runs() {
     commit(&mut server, &made.0);
 }
 
-/// Orphans are taken, signals go on to what the image runs, and its end is the pod's.
+/// It reaps orphans, forwards signals to the image's command, and exits with its exit code.
 #[test]
-fn it_reaps_hands_signals_on_and_ends_with_the_images_code() {
+fn it_reaps_orphans_forwards_signals_and_exits_with_the_commands_code() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     let script = "for s in INT HUP QUIT USR1 USR2 WINCH; do trap \"echo $s >> /root/got\" $s; done; \
@@ -138,14 +138,14 @@ fn it_reaps_hands_signals_on_and_ends_with_the_images_code() {
         docker(&["kill", "-s", signal, &name]);
         eventually(Duration::from_secs(5), signal, || exec(&alice, "main", "cat /root/got; true").contains(signal));
     }
-    // Whose parent is gone is PID 1's child, and no zombie stays of it.
+    // Orphans become children of PID 1 and leave no zombie.
     exec(&alice, "main", "for i in 1 2 3 4 5; do (setsid sleep 0.3 & ); done; sleep 0.6");
     eventually(Duration::from_secs(3), "no zombie is left", || {
         exec(&alice, "main", "ps -eo stat,args | grep -c '^Z' ; true") == "0"
     });
     alice.post("/pod/stop?ins=main").ok();
     assert_eq!(engine_says(&server, "alice", "main")["State"]["ExitCode"], 7);
-    // What a signal ends counts as shells count it.
+    // An end by a signal gives the exit code that shells give.
     alice.post("/pod/start?ins=main").ok();
     docker(&["update", "--restart=no", &name]);
     // The command ends with the pod.
@@ -157,9 +157,9 @@ fn it_reaps_hands_signals_on_and_ends_with_the_images_code() {
     delete(&alice, "main");
 }
 
-/// What the pod's own process writes is the log, wherever it is written from, and it has a terminal of its own.
+/// Output to the container's terminal is the log, from whichever process, and the command has that terminal.
 #[test]
-fn the_containers_terminal_is_the_images() {
+fn the_images_command_has_the_containers_terminal() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     let script = "echo to-tty > /dev/tty; test -t 0 && tty; exec sleep 1000";
@@ -178,11 +178,11 @@ const TRY_IO_URING: &str = "python3 -c 'import ctypes; c = ctypes.CDLL(None, use
 print(*[(c.syscall(n, -1, 0, 0, 0, 0, 0), ctypes.get_errno())[1] for n in (425, 426, 427)])'";
 
 #[test]
-fn io_uring_is_not_there_unless_the_image_asks_for_it() {
+fn io_uring_is_disabled_unless_the_image_enables_it() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // ENOSYS, for commands and for what PID 1 starts; in force beside the engine's own filter.
+    // ENOSYS, for commands and for children of PID 1; in addition to the engine's own filter.
     assert_eq!(exec(&alice, "main", TRY_IO_URING), "38 38 38");
     let background = format!("{TRY_IO_URING} > /root/uring 2>&1");
     alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", &background), ("detach", "true")]).ok();
@@ -196,14 +196,14 @@ fn io_uring_is_not_there_unless_the_image_asks_for_it() {
     for key in ["io_uring", "new_privileges"] {
         server.reconfigure(&format!("[[images]]\nname = \"pody-base\"\nports = [22]\n{key} = true"));
         create(&alice, "main");
-        // The engine's own profile may refuse it, but the calls are there.
+        // The engine's own profile may refuse the calls, but they exist.
         assert!(!exec(&alice, "main", TRY_IO_URING).contains("38"), "{key}");
         assert_eq!(init_of(&server)["io_uring"], true);
         delete(&alice, "main");
     }
 }
 
-/// A pod of before has no such process; everything works as it did.
+/// A pod from an older version has no such process; everything works as before.
 #[test]
 fn a_pod_without_it_works_as_before() {
     let Some(server) = Server::start() else { return };

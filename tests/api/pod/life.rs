@@ -1,4 +1,4 @@
-//! The life of a pod: made, seen, stopped, started, deleted.
+//! The life cycle of a pod: create, inspect, stop, start, delete.
 
 use insta::assert_snapshot;
 use serde_json::json;
@@ -13,7 +13,7 @@ fn from_create_to_delete() {
     let created = try_create(&alice, "main").ok();
     assert_eq!(created.json()["info"], alice.get("/pod/inspect?ins=main").ok().json());
     assert!(created.json()["log"].is_string(), "{created}");
-    // You read what you wrote, by every route.
+    // Every route shows the new pod at once.
     assert_snapshot!(alice.get("/pod/inspect?ins=main"), @r#"
     200
     {
@@ -98,7 +98,7 @@ fn from_create_to_delete() {
     }
     "#);
     assert_eq!(alice.get("/pod/list").ok().json(), json!(["main"]));
-    // Stopping and starting twice is no error, as with the engine.
+    // Stopping or starting twice is not an error, as in the engine.
     alice.post("/pod/stop?ins=main").ok();
     alice.post("/pod/start?ins=main").ok();
     alice.post("/pod/start?ins=main").ok();
@@ -111,7 +111,7 @@ fn from_create_to_delete() {
     assert_snapshot!(try_create(&alice, "main"), @r#"
     409
     {
-      "detail": "there is a pod [prefix]-alice-main already; choose another name, or delete it with `pody rm [prefix]-alice-main`"
+      "detail": "pod [prefix]-alice-main already exists; choose another name, or delete it with `pody rm [prefix]-alice-main`"
     }
     "#);
     assert_snapshot!(alice.post("/pod/delete?ins=main"), @r#"
@@ -142,7 +142,7 @@ fn from_create_to_delete() {
 }
 
 #[test]
-fn a_pod_lives_on_while_the_daemon_is_away() {
+fn a_pod_keeps_running_while_the_daemon_is_down() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -161,7 +161,7 @@ fn a_pod_lives_on_while_the_daemon_is_away() {
 }
 
 #[test]
-fn a_name_is_free_again_after_its_pod() {
+fn a_name_can_be_reused_after_a_delete() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let first = create(&alice, "main")["info"]["container_id"].clone();
@@ -178,9 +178,9 @@ fn a_name_is_free_again_after_its_pod() {
     delete(&alice, "main");
 }
 
-/// What is done by hand with `docker` is seen at once, and a container that was removed frees its name.
+/// Changes made by hand with `docker` are visible at once, and removing a container frees its name.
 #[test]
-fn changes_by_hand_are_seen() {
+fn changes_by_hand_are_visible() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -195,7 +195,7 @@ fn changes_by_hand_are_seen() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
-      "detail": "[prefix]-alice-main is paused; it goes on when whoever paused it unpauses it"
+      "detail": "[prefix]-alice-main is paused; ask an admin to resume it with `docker unpause`"
     }
     "#);
     docker(&["unpause", &name]);
@@ -211,7 +211,7 @@ fn changes_by_hand_are_seen() {
 }
 
 #[test]
-fn an_admin_sees_and_handles_everybodys() {
+fn an_admin_sees_and_manages_everybodys_pods() {
     let Some(server) = Server::start() else { return };
     let (alice, admin) = (server.member("alice"), server.admin());
     create(&alice, "main");

@@ -22,12 +22,12 @@ fn the_end_of_the_output_is_shown() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // A pod writes to a terminal.
+    // A pod's output goes to a terminal.
     let tail = |query: &str| {
         let log = alice.get(&format!("/pod/logs?ins=main{query}")).ok().json()["log"].clone();
         log.as_str().unwrap().replace('\r', "")
     };
-    // What sshd has to say about its two addresses comes first, and not in between.
+    // sshd's lines about its two addresses come first, and not in between.
     eventually(Duration::from_secs(10), "sshd listens", || tail("").contains("Server listening"));
     std::thread::sleep(Duration::from_millis(300));
     for number in 1..=3 {
@@ -43,13 +43,13 @@ fn the_end_of_the_output_is_shown() {
     assert_snapshot!(alice.get("/pod/logs?ins=main&since=then"), @r#"
     400
     {
-      "detail": "since: \"then\" is no span of time; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
+      "detail": "since: \"then\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);
     // Also of a stopped pod.
     alice.post("/pod/stop?ins=main").ok();
     assert!(tail("").contains("later\n"));
-    // Much output: the end of it, not all of it.
+    // Much output: only its end.
     alice.post("/pod/start?ins=main").ok();
     exec(&alice, "main", "(head -c 3000000 /dev/zero | tr '\\0' x | fold -w 99; echo; echo the end) > /proc/1/fd/1");
     eventually(Duration::from_secs(5), "the end is there", || tail("&tail=1") == "the end\n");
@@ -60,7 +60,7 @@ fn the_end_of_the_output_is_shown() {
 }
 
 #[test]
-fn the_output_is_followed_as_it_comes() {
+fn the_output_is_followed() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -91,11 +91,12 @@ fn the_output_is_followed_as_it_comes() {
 }
 
 #[test]
-fn stats_tell_what_a_pod_uses() {
+fn stats_show_a_pods_usage() {
     let Some(server) = Server::builder().config("[default_quota]\nmemory_limit = \"1g\"").start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // Its own session, and time to get there: the end of a command's terminal ends what is still on it.
+    // In its own session, after a moment to get there: closing a command's terminal ends the processes that are still
+    // on it.
     exec(
         &alice,
         "main",
@@ -110,7 +111,7 @@ fn stats_tell_what_a_pod_uses() {
     assert!(stats["cpu_cores"].as_f64().unwrap() < 1.6, "{stats}");
     assert!(stats["memory_used"].as_u64().unwrap() < 400 << 20, "{stats}");
     assert!((2..20).contains(&stats["pids"].as_u64().unwrap()), "{stats}");
-    // What is written past the cache is counted, unless the kernel says nothing, which is never so on version 2.
+    // Direct writes are counted, unless the kernel has no counters; cgroup v2 always has.
     exec(&alice, "main", "dd if=/dev/zero of=/root/block bs=1M count=8 oflag=direct");
     match alice.get("/pod/stats?ins=main").ok().json()["disk_written"].as_u64() {
         Some(written) => assert!((8 << 20..256 << 20).contains(&written), "{written} bytes"),

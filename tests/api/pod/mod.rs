@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::common::{Answer, Client, Server, docker};
 
-/// Makes a pod that must succeed.
+/// Creates a pod, which must succeed.
 #[track_caller]
 fn create(client: &Client, instance: &str) -> Value {
     try_create(client, instance).ok().json()
@@ -33,7 +33,7 @@ fn delete(client: &Client, instance: &str) {
     client.post_with("/pod/delete", &[("ins", instance)]).ok();
 }
 
-/// Deletes all pods of somebody, side by side.
+/// Deletes all pods of a user, in parallel.
 fn delete_all(client: &Client) {
     let pods = client.get("/pod/list").ok().json();
     std::thread::scope(|scope| {
@@ -43,7 +43,7 @@ fn delete_all(client: &Client) {
     });
 }
 
-/// Runs a command that must end with 0, and returns its output.
+/// Runs a command that must exit with 0, and returns its output.
 #[track_caller]
 fn exec(client: &Client, instance: &str, command: &str) -> String {
     let answer = client.post_with("/pod/exec", &[("ins", instance), ("cmd", command)]).ok().json();
@@ -51,14 +51,14 @@ fn exec(client: &Client, instance: &str, command: &str) -> String {
     answer["log"].as_str().unwrap().replace("\r\n", "\n").trim_end().to_owned()
 }
 
-/// What the engine says of a pod's container.
+/// The engine's inspect of a pod's container.
 fn engine_says(server: &Server, user: &str, instance: &str) -> Value {
     let text = docker(&["inspect", &server.container(user, instance)]);
     let list: Value = serde_json::from_str(&text).unwrap();
     list[0].clone()
 }
 
-/// The port of the host that leads to `port` of a pod.
+/// The host port that is published for `port` of a pod.
 fn host_port(client: &Client, instance: &str, port: u16) -> u16 {
     let pod = client.get_with("/pod/inspect", &[("ins", instance)]).ok().json();
     let mappings = pod["port_mapping"].as_array().unwrap().clone();

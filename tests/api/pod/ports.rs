@@ -1,4 +1,4 @@
-//! Ports of the host: never twice, never one that somebody else has.
+//! Host ports: none is given twice, and none that another program uses.
 
 use std::{
     collections::HashSet,
@@ -12,7 +12,7 @@ use super::{create, delete, delete_all, host_port, try_create};
 use crate::common::{IMAGE, Need, Server, docker, eventually};
 
 #[test]
-fn a_port_that_somebody_listens_on_is_not_handed_out() {
+fn a_port_with_a_listener_is_not_given_to_a_pod() {
     let Some(server) = Server::builder().pod_ports(2).start() else { return };
     let alice = server.member("alice");
     let (first, last) = (server.port + 1, server.port + 2);
@@ -29,10 +29,10 @@ fn a_port_that_somebody_listens_on_is_not_handed_out() {
     assert_snapshot!(refusals.join("\n"), @r#"
     409
     {
-      "detail": "no free port: the pod needs 1, and 0 of the 2 ports of this host are free; ask an admin for more in available_ports, or delete a pod"
+      "detail": "no free port: the pod needs 1, and 0 of the 2 ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     }
     "#);
-    // UDP has ports of its own.
+    // UDP ports are separate.
     let _udp = UdpSocket::bind(("0.0.0.0", first)).unwrap();
     create(&alice, "main");
     create(&alice, "other");
@@ -40,7 +40,7 @@ fn a_port_that_somebody_listens_on_is_not_handed_out() {
 }
 
 #[test]
-fn a_port_of_a_foreign_container_is_not_handed_out() {
+fn a_port_of_a_foreign_container_is_not_given_to_a_pod() {
     let Some(server) = Server::builder().pod_ports(2).start() else { return };
     let alice = server.member("alice");
     let name = format!("{}_foreign", server.prefix);
@@ -54,7 +54,7 @@ fn a_port_of_a_foreign_container_is_not_handed_out() {
 
 /// Between the choice of a port and the start of the container another program may take it.
 #[test]
-fn a_port_taken_in_between_is_changed() {
+fn a_port_taken_in_between_is_replaced() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -79,12 +79,12 @@ fn a_port_taken_in_between_is_changed() {
 }
 
 #[test]
-fn without_ports_there_is_no_pod() {
+fn a_create_without_free_ports_is_refused() {
     let Some(server) = Server::builder().pod_ports(0).start() else { return };
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     409
     {
-      "detail": "no free port: the pod needs 1, and 0 of the 0 ports of this host are free; ask an admin for more in available_ports, or delete a pod"
+      "detail": "no free port: the pod needs 1, and 0 of the 0 ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     }
     "#);
 }
@@ -105,7 +105,7 @@ fn a_stopped_pod_keeps_its_ports() {
 }
 
 #[test]
-fn fifty_creates_on_ten_ports() {
+fn fifty_concurrent_creates_on_ten_ports() {
     let Some(server) = Server::builder().pod_ports(10).start() else { return };
     let alice = server.member("alice");
     let mut statuses = std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Limits of a user over their pods: the refusal says rule, numbers and next step, and leaves nothing behind.
+//! A user's limits on pods: a refusal names the rule, the numbers and the next step, and leaves nothing behind.
 
 use insta::assert_snapshot;
 use serde_json::json;
@@ -23,14 +23,14 @@ fn max_pods() {
     assert_eq!(server.count("SELECT count(*) FROM pods"), 2);
     assert_eq!(server.count("SELECT count(*) FROM events"), before);
     assert_eq!(server.containers().len(), 2);
-    // Of each user by itself; stopped ones count; a limit of an admin holds at once.
+    // Counted per user; stopped pods count; a limit set by an admin applies at once.
     create(&bob, "one");
     delete(&bob, "one");
     alice.post("/pod/stop?ins=one").ok();
     assert_eq!(try_create(&alice, "three").status, 403);
     server.admin().post("/admin/quota/update?username=alice&max_pods=3").ok();
     create(&alice, "three");
-    // Lowered below what there is: nothing ends, nothing more begins.
+    // A limit below the current number ends no pod, but allows no new one.
     server.pody(&["quota", "update", "alice", "--max-pods", "1"]);
     assert_eq!(alice.get("/pod/list").ok().json().as_array().unwrap().len(), 3);
     assert_eq!(try_create(&alice, "four").status, 403);
@@ -41,7 +41,7 @@ fn max_pods() {
 }
 
 #[test]
-fn none_at_all() {
+fn max_pods_of_zero() {
     let Some(server) = Server::builder().config("[default_quota]\nmax_pods = 0").start() else { return };
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     403
@@ -72,23 +72,23 @@ fn total_memory_with_a_limit_per_pod() {
     delete_all(&alice);
 }
 
-/// Without a limit per pod a pod takes what is left.
+/// Without a limit per pod, a pod gets what is left of the total.
 #[test]
-fn total_memory_alone() {
+fn total_memory_without_a_limit_per_pod() {
     let Some(server) = Server::builder().config("[default_quota]\ntotal_memory = \"300m\"").start() else { return };
     let alice = server.member("alice");
     assert_eq!(create(&alice, "one")["info"]["memory_limit"], json!(300 << 20));
     assert_snapshot!(try_create(&alice, "two"), @r#"
     403
     {
-      "detail": "total_memory is 300m and your pods hold 300m of it; nothing is left for another; delete one with `pody rm NAME`, or ask an admin"
+      "detail": "total_memory is 300m and your pods hold 300m of it; none is left for another; delete one with `pody rm NAME`, or ask an admin"
     }
     "#);
     delete(&alice, "one");
 }
 
 #[test]
-fn total_memory_beside_a_pod_without_limit() {
+fn total_memory_with_an_existing_pod_without_limit() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "one");
@@ -103,7 +103,7 @@ fn total_memory_beside_a_pod_without_limit() {
 }
 
 #[test]
-fn thirty_creates_on_a_quota_of_five() {
+fn thirty_concurrent_creates_on_a_quota_of_five() {
     let Some(server) = Server::builder().config("[default_quota]\nmax_pods = 5").start() else { return };
     let alice = server.member("alice");
     let mut statuses = std::thread::scope(|scope| {
@@ -118,9 +118,9 @@ fn thirty_creates_on_a_quota_of_five() {
     delete_all(&alice);
 }
 
-/// The total of the memory holds, too, when creates come together.
+/// The total memory is not exceeded by concurrent creates either.
 #[test]
-fn ten_creates_on_memory_for_three() {
+fn ten_concurrent_creates_on_memory_for_three() {
     let Some(server) =
         Server::builder().config("[default_quota]\nmemory_limit = \"100m\"\ntotal_memory = \"350m\"").start()
     else {

@@ -1,4 +1,4 @@
-//! The same pod from several sides at once.
+//! Concurrent operations on the same pod.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,7 @@ fn at_once(count: usize, work: impl Fn(usize) -> u16 + Sync) -> Vec<u16> {
 }
 
 #[test]
-fn the_same_name_twenty_times() {
+fn twenty_concurrent_creates_of_one_name_make_one_pod() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let statuses = at_once(20, |_| try_create(&alice, "main").status);
@@ -27,7 +27,7 @@ fn the_same_name_twenty_times() {
 }
 
 #[test]
-fn one_delete_of_many_does_it() {
+fn one_of_many_concurrent_deletes_succeeds() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -38,7 +38,7 @@ fn one_delete_of_many_does_it() {
 }
 
 #[test]
-fn a_pod_that_is_being_made_is_not_there_yet() {
+fn a_pod_that_is_being_created_is_not_listed_yet() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -53,7 +53,7 @@ fn a_pod_that_is_being_made_is_not_there_yet() {
         assert_eq!(try_create(&alice, "main").status, 409);
         let answer = alice.post("/pod/exec?ins=main&cmd=true");
         assert!([404, 409].contains(&answer.status), "{answer}");
-        // This waits for its turn, for a while.
+        // This waits for the pod's lock, for a while.
         let answer = alice.post("/pod/restart?ins=main");
         assert!([200, 409].contains(&answer.status), "{answer}");
         creating.join().unwrap();
@@ -62,9 +62,10 @@ fn a_pod_that_is_being_made_is_not_there_yet() {
     delete(&alice, "main");
 }
 
-/// A pod may end under a command at any moment: that is no trouble inside pody, and no output of the command either.
+/// A pod may end during a command at any moment: that causes no internal error, and adds nothing to the command's
+/// output.
 #[test]
-fn commands_in_a_pod_that_ends() {
+fn commands_in_a_pod_that_is_deleted() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -92,7 +93,7 @@ fn commands_in_a_pod_that_ends() {
     });
 }
 
-/// Whatever comes in whatever order, in the end the lists agree.
+/// After any operations in any order, all lists agree.
 #[test]
 fn everything_at_once() {
     let Some(server) = Server::start() else { return };

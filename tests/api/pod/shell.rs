@@ -16,7 +16,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), work).await.expect("in time") })
 }
 
-/// Opens a terminal, or tells the status of the refusal.
+/// Opens a terminal, or returns the status of the refusal.
 async fn open(server: &Server, query: &str, headers: &[(&'static str, &str)]) -> Result<Socket, u16> {
     let mut request = format!("ws://127.0.0.1:{}/pod/shell?{query}", server.port).into_client_request().unwrap();
     for (name, value) in headers {
@@ -29,7 +29,7 @@ async fn open(server: &Server, query: &str, headers: &[(&'static str, &str)]) ->
     }
 }
 
-/// Reads to the end: what was shown, and the last word.
+/// Reads to the end: the output, and the last message.
 async fn read(socket: &mut Socket) -> (String, Value) {
     let mut shown = Vec::new();
     while let Some(message) = socket.next().await {
@@ -45,7 +45,7 @@ async fn read(socket: &mut Socket) -> (String, Value) {
 }
 
 #[test]
-fn a_shell_takes_input_and_tells_how_it_ended() {
+fn a_shell_takes_input_and_reports_its_exit_code() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -58,7 +58,7 @@ fn a_shell_takes_input_and_tells_how_it_ended() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         socket.send(Message::text(resize)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
-        // What is no command of the protocol is no trouble.
+        // A message that is not a command of the protocol does no harm.
         socket.send(Message::text("not json")).await.unwrap();
         socket.send(Message::binary("stty size; exit 3\n")).await.unwrap();
         let (shown, last) = read(&mut socket).await;
@@ -73,7 +73,7 @@ fn a_shell_takes_input_and_tells_how_it_ended() {
 }
 
 #[test]
-fn a_shell_ends_with_its_user() {
+fn a_shell_ends_when_its_user_disconnects() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -95,7 +95,7 @@ fn a_shell_ends_with_its_user() {
 }
 
 #[test]
-fn a_shell_is_for_its_owner_and_not_for_other_sites() {
+fn a_shell_is_only_for_its_owner_and_not_for_other_sites() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");

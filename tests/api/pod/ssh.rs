@@ -24,7 +24,7 @@ fn add(client: &Client, key: &Path) -> String {
     client.post_with("/user/ssh-keys/add", &[("key", &public(key))]).ok().json()["id"].to_string()
 }
 
-/// Runs a command over SSH; its output, or why there is none.
+/// Runs a command over SSH; returns its output, or the error.
 fn ssh(port: u16, key: &Path, command: &str) -> Result<String, String> {
     let options = [
         "-F",
@@ -51,16 +51,16 @@ fn ssh(port: u16, key: &Path, command: &str) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-/// sshd of a pod may need a moment after the start.
+/// A pod's sshd may need a moment after the start.
 fn eventually_in(port: u16, key: &Path) {
     let mut last = String::new();
-    eventually(Duration::from_secs(15), "the key is let in", || {
+    eventually(Duration::from_secs(15), "the key is accepted", || {
         ssh(port, key, "true").map_err(|error| last = error).is_ok()
     });
 }
 
 #[test]
-fn keys_open_pods_until_they_are_removed() {
+fn keys_give_access_until_they_are_removed() {
     let Some(server) = Server::start() else { return };
     if !Need::Ssh.is_there() {
         return;
@@ -69,17 +69,17 @@ fn keys_open_pods_until_they_are_removed() {
     let (first, second, by_hand) =
         (make_key(folder.path(), "first"), make_key(folder.path(), "second"), make_key(folder.path(), "by-hand"));
     let alice = server.member("alice");
-    // Before the pod is made: in it from its start.
+    // Added before the create: present from the start.
     let id = add(&alice, &first);
     create(&alice, "main");
     let port = host_port(&alice, "main", 22);
     eventually_in(port, &first);
     assert_eq!(ssh(port, &first, "id -un; hostname").unwrap(), "root\nmain");
-    // The environment of the container is there, as in exec.
+    // The container's environment is set, as in exec.
     assert_eq!(ssh(port, &first, "printenv NVIDIA_VISIBLE_DEVICES").unwrap(), "void");
     assert!(ssh(port, &second, "true").unwrap_err().contains("Permission denied"));
 
-    // While it runs: in it at once. Keys added by hand stay.
+    // Added while it runs: present at once. Keys added by hand stay.
     exec(&alice, "main", &format!("echo '{}' >> /root/.ssh/authorized_keys", public(&by_hand)));
     add(&alice, &second);
     for key in [&first, &second, &by_hand] {
@@ -87,13 +87,13 @@ fn keys_open_pods_until_they_are_removed() {
     }
     assert_eq!(exec(&alice, "main", "stat -c '%a %U' /root/.ssh /root/.ssh/authorized_keys"), "700 root\n600 root");
 
-    // Removed: out at once.
+    // Removed: refused at once.
     alice.post_with("/user/ssh-keys/delete", &[("id", &id)]).ok();
     assert!(ssh(port, &first, "true").unwrap_err().contains("Permission denied"));
     ssh(port, &second, "true").unwrap();
     ssh(port, &by_hand, "true").unwrap();
 
-    // While it is stopped: in it when it starts again.
+    // Added while it is stopped: present at the next start.
     alice.post("/pod/stop?ins=main").ok();
     add(&alice, &first);
     alice.post("/pod/start?ins=main").ok();
@@ -103,7 +103,7 @@ fn keys_open_pods_until_they_are_removed() {
 }
 
 #[test]
-fn keys_open_the_pods_of_their_owner_only() {
+fn keys_give_access_only_to_their_owners_pods() {
     let Some(server) = Server::start() else { return };
     if !Need::Ssh.is_there() {
         return;
@@ -114,7 +114,7 @@ fn keys_open_the_pods_of_their_owner_only() {
     add(&alice, &alices);
     add(&bob, &bobs);
     create(&alice, "main");
-    // Made by an admin, it is hers as well.
+    // A pod that an admin created for her is hers as well.
     admin.post("/pod/create?ins=alice-other&image=pody-base").ok();
     for instance in ["main", "other"] {
         let port = host_port(&alice, instance, 22);
@@ -124,9 +124,9 @@ fn keys_open_the_pods_of_their_owner_only() {
     super::delete_all(&alice);
 }
 
-/// What a member left where the keys go must not make us write elsewhere, nor fail the start.
+/// A link that a member placed at the path of the keys must not make us write elsewhere, nor fail the start.
 #[test]
-fn a_symbolic_link_in_place_of_the_keys_leads_nowhere() {
+fn a_symbolic_link_in_place_of_the_keys_is_not_followed() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");

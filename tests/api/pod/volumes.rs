@@ -1,4 +1,4 @@
-//! Volumes: folders of the host by the config's word alone.
+//! Volumes: only directories of the host that the config names.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use super::{create, delete, exec};
 use crate::common::Server;
 
 #[test]
-fn mapped_folders_are_there() {
+fn configured_volumes_are_mounted() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().display();
     fs::create_dir(folder.path().join("share")).unwrap();
@@ -21,7 +21,7 @@ fn mapped_folders_are_there() {
     create(&bob, "main");
     exec(&alice, "main", "echo of alice > /workspace/alice/file");
     assert_eq!(fs::read_to_string(folder.path().join("alice/file")).unwrap(), "of alice\n");
-    // Each has their own; what is shared is read-only; the tmpfs is as large as the quota says.
+    // Each user has their own; the shared one is read-only; the tmpfs has the size of the quota.
     assert_eq!(exec(&bob, "main", "ls -1 /workspace; ls /workspace/bob"), "bob\nfast\nshare");
     assert_eq!(exec(&bob, "main", "cat /workspace/share/hello"), "shared");
     let write = bob.post_with("/pod/exec", &[("ins", "main"), ("cmd", "touch /workspace/share/x")]).ok().json();
@@ -30,7 +30,7 @@ fn mapped_folders_are_there() {
         exec(&bob, "main", "df -B1 --output=size,fstype /workspace/fast | tail -1").trim(),
         format!("{} tmpfs", 16 << 20)
     );
-    // What is in a volume outlives its pod.
+    // The files of a volume outlive its pod.
     delete(&alice, "main");
     create(&alice, "again");
     assert_eq!(exec(&alice, "again", "cat /workspace/alice/file"), "of alice");
@@ -39,7 +39,7 @@ fn mapped_folders_are_there() {
 }
 
 #[test]
-fn no_tmpfs_where_the_quota_says_none() {
+fn no_tmpfs_is_mounted_if_the_quota_is_none() {
     let config = "volume_mappings = [\"tmpfs:/fast\"]\n[default_quota]\ntmpfs_size = \"none\"";
     let Some(server) = Server::builder().config(config).start() else { return };
     let alice = server.member("alice");
@@ -53,7 +53,7 @@ fn no_tmpfs_where_the_quota_says_none() {
     delete(&alice, "main");
 }
 
-/// Nothing that a member sends becomes a mount: a pod has those of the config and of the engine.
+/// Members cannot add mounts: a pod has those of the config and of the engine.
 #[test]
 fn parameters_add_no_mounts() {
     let Some(server) = Server::start() else { return };
@@ -63,7 +63,7 @@ fn parameters_add_no_mounts() {
     alice.post(&format!("/pod/create?{query}")).ok();
     let container = super::engine_says(&server, "alice", "main");
     let mounts: Vec<_> = container["Mounts"].as_array().unwrap().iter().map(|mount| &mount["Destination"]).collect();
-    // The first process of every pod is ours.
+    // The init program of every pod is ours.
     assert_eq!(mounts, ["/dev/pody-init"]);
     assert_eq!(container["HostConfig"]["Privileged"], false);
     assert_eq!(container["HostConfig"]["NetworkMode"], "default");

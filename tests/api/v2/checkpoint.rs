@@ -1,5 +1,5 @@
-//! `/v2/checkpoints…`, `/v2/checkpoint/…`, `/v2/actions…`, `/v2/restore…`: what needs no pod. With pods and CRIU they are
-//! tried beside the other tests of checkpoints.
+//! `/v2/checkpoints…`, `/v2/checkpoint/…`, `/v2/actions…`, `/v2/restore…` without pods. The tests with pods and CRIU
+//! are with the other tests of checkpoints.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn list(client: &Client, ids: &str) -> Vec<Value> {
 }
 
 #[test]
-fn an_agent_writes_its_own_checkpoint_down() {
+fn an_agent_registers_its_own_checkpoint() {
     let server = Server::builder().without_docker().config("[checkpoint]\ndeprecated_seconds = 2").start().unwrap();
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     let id = uuid(&alice.post("/v2/checkpoints"));
@@ -31,18 +31,18 @@ fn an_agent_writes_its_own_checkpoint_down() {
     let fields = ["status", "gpu", "platform", "info"];
     assert_eq!(shown(&fields), json!(["updated_info", "H100", "linux/amd64", {"size": 3}]));
     let place = json!({"restore_path": "s3://bucket/x"});
-    // Ids come back with quotes, too.
+    // Clients also send ids with quotes.
     assert_eq!(uuid(&send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/%22{id}%22"), &place)), id);
     assert_eq!(shown(&["status", "path"]), json!(["ready", "s3://bucket/x"]));
     let path = |client: &Client, query: &str| client.get(&format!("/v2/checkpoint/path?{query}"));
     assert_eq!(path(&alice, &format!("checkpoint_id={id}")).ok().text(), "s3://bucket/x");
     assert_eq!(path(&alice, &format!("checkpoint_id=%22{id}%22&name=")).ok().text(), "s3://bucket/x");
-    // It is nobody's pod, not complete, or not there for the caller.
+    // A checkpoint of no pod, an incomplete one, or one that the caller may not see.
     for none in [format!("checkpoint_id={id}&pod_name=main"), format!("checkpoint_id={second}")] {
         assert_eq!(path(&alice, &none).status, 404, "{none}");
     }
     assert_eq!(path(&bob, &format!("checkpoint_id={id}")).status, 404);
-    // Its agent may have told no place.
+    // Its agent may have reported no path.
     for nowhere in [json!({"restore_path": null}), json!({"restore_path": ""})] {
         uuid(&send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/{id}"), &nowhere));
         assert_eq!(shown(&["status", "path"]), json!(["ready", null]));
@@ -50,7 +50,7 @@ fn an_agent_writes_its_own_checkpoint_down() {
         assert_eq!((answer.status, message(&answer).contains("told no restore_path")), (404, true), "{answer}");
     }
 
-    // By their ids, newest first; those of others are not there.
+    // Selected by ids, newest first; others' checkpoints are not listed.
     let ids =
         |entries: Vec<Value>| -> Vec<String> { entries.iter().map(|e| e["id"].as_str().unwrap().into()).collect() };
     assert_eq!(ids(list(&alice, "")), [second.clone(), id.clone()]);
@@ -64,7 +64,7 @@ fn an_agent_writes_its_own_checkpoint_down() {
     assert_eq!(list(&admin, "").len(), 2);
     assert_eq!(alice.get("/v2/checkpoints?ids=").ok().json().as_array().unwrap().len(), 2);
 
-    // Another's is as one that is not there.
+    // Another user's checkpoint gives the same response as an unknown id.
     for (method, path, body) in
         [("PUT", "info", info.clone()), ("POST", "uploaded", place.clone()), ("PATCH", "deprecate", json!({}))]
     {
@@ -73,13 +73,13 @@ fn an_agent_writes_its_own_checkpoint_down() {
         assert_eq!((there.status, not_there.status), (404, 404), "{path}");
         assert_eq!(message(&there).replace(&id, "ID"), message(&not_there).replace(NOTHING, "ID"));
     }
-    // Nothing of it can be brought back: this host has not saved it.
+    // It cannot be restored: this host has not saved it.
     let restore = send_json(&alice, "POST", "/v2/restore/pod", &json!({"action_id": id, "reason": "manual"}));
     assert_eq!(restore.status, 404, "{restore}");
 
     assert_eq!(uuid(&alice.send("PATCH", &format!("/v2/checkpoints/deprecate/{id}"), &[])), id);
     assert_eq!(shown(&["status"]), json!(["deprecated"]));
-    eventually(Duration::from_secs(12), "it is forgotten", || list(&alice, "").len() == 1);
+    eventually(Duration::from_secs(12), "it is deleted", || list(&alice, "").len() == 1);
     let events = alice.get("/v2/events?resource_type=checkpoint").ok().json();
     let seen: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["operation"].as_str().unwrap()).collect();
     assert_eq!(seen, ["deprecate", "uploaded", "uploaded", "uploaded", "info", "tell", "tell"]);
@@ -88,7 +88,7 @@ fn an_agent_writes_its_own_checkpoint_down() {
 }
 
 #[test]
-fn what_agents_tell_is_bounded() {
+fn reports_of_agents_are_limited() {
     let server = server();
     let alice = server.member("alice");
     let id = uuid(&alice.post("/v2/checkpoints"));
@@ -114,7 +114,7 @@ fn what_agents_tell_is_bounded() {
         (upload("status"), "status"),
         (upload("pod_id"), "pod_id"),
     ] {
-        let rule = format!("{field} has no control characters in it; leave them out");
+        let rule = format!("{field} must not contain control characters; leave them out");
         assert_eq!((answer.status, message(&answer)), (400, rule), "{answer}");
     }
     super::sql(
@@ -132,9 +132,9 @@ fn what_agents_tell_is_bounded() {
     assert_eq!(server.count("SELECT count(*) FROM told_checkpoints"), 1000);
 }
 
-/// The other dialect says as well what it wanted, and where ids are found.
+/// The other dialect also says what it expected, and where ids are found.
 #[test]
-fn an_id_that_is_none_is_told_from_one_of_nothing() {
+fn an_invalid_id_and_an_unknown_id_get_different_errors() {
     let server = server();
     let alice = server.member("alice");
     for (method, path) in [
@@ -145,7 +145,7 @@ fn an_id_that_is_none_is_told_from_one_of_nothing() {
     ] {
         let answer = alice.send(method, &format!("{path}latest"), &[]);
         assert_eq!(answer.status, 400, "{method} {path}: {answer}");
-        assert!(answer.detail().contains("\"latest\" is no id; one looks like "), "{answer}");
+        assert!(answer.detail().contains("\"latest\" is not an id; an id looks like "), "{answer}");
     }
     assert_eq!(alice.get(&format!("/action/status?id={NOTHING}")).status, 404);
     for (path, status) in [("nothing", 404), ("bob-main", 404), ("a b", 400)] {
@@ -154,7 +154,7 @@ fn an_id_that_is_none_is_told_from_one_of_nothing() {
 }
 
 #[test]
-fn ids_and_bodies_that_are_none() {
+fn invalid_ids_and_bodies_are_refused() {
     let server = server();
     let alice = server.member("alice");
     let many = vec![NOTHING; 501].join(",");
@@ -193,7 +193,7 @@ fn ids_and_bodies_that_are_none() {
         assert_eq!(answer.status, 404, "{method} {path}: {answer}");
         message(&answer);
     }
-    // What must be there is described.
+    // Required fields are described.
     for (path, fields) in [
         ("/v2/actions/upload", "action_id, persistent_volume_claim?, pod_id?, pod_metadata_spec?, pod_spec?, status"),
         ("/v2/checkpoint/pod", "cluster_id?, kind?, namespace?, overrides?, pod_id?, pod_name?, reason?, runc_root?"),
@@ -244,7 +244,7 @@ fn ids_and_bodies_that_are_none() {
         assert_eq!(answer.status, status, "{body}: {answer}");
         assert!(message(&answer).contains(words), "{body}: {answer}");
     }
-    // However this host's id is written.
+    // All notations of this host's id.
     let id = host["id"].as_str().unwrap();
     let plain = id.replace('-', "");
     for id in [id.to_uppercase(), plain, format!("\"{id}\""), format!(" {id} "), format!("urn:uuid:{id}")] {

@@ -25,7 +25,7 @@ fn pod(name: &str) -> Value {
 }
 
 #[test]
-fn this_host_is_a_cluster_with_an_id_that_stays() {
+fn this_host_is_a_cluster_with_a_stable_id() {
     let mut server = server();
     let alice = server.member("alice");
     let before = clusters(&alice);
@@ -35,13 +35,13 @@ fn this_host_is_a_cluster_with_an_id_that_stays() {
     server.restart();
     assert_eq!(clusters(&alice)[0]["id"], *id);
     assert_eq!(clusters(&server.member("bob"))[0]["id"], *id);
-    // Its name leads to it and makes nothing.
+    // A create with its name returns it and creates nothing.
     assert_eq!(create(&alice, before[0]["name"].as_str().unwrap()), id);
     assert_eq!(server.count("SELECT count(*) FROM clusters"), 0);
 }
 
 #[test]
-fn what_an_agent_tells_is_kept_and_listed_as_told() {
+fn reports_of_an_agent_are_stored_and_listed() {
     let server = server();
     let alice = server.member("alice");
     let id = create(&alice, "east");
@@ -53,7 +53,7 @@ fn what_an_agent_tells_is_kept_and_listed_as_told() {
     let answer = sync(pod("train-0"));
     let pod_id = answer["message"].as_str().unwrap().to_owned();
     assert_eq!(answer["code"], "200");
-    // The same again is the same.
+    // A repeated report gives the same id.
     assert_eq!(sync(pod("train-0"))["message"], *pod_id);
     let uid = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
     let node = json!({"type": "Node", "metadata": {"name": "n1", "uid": uid, "labels":
@@ -63,7 +63,7 @@ fn what_an_agent_tells_is_kept_and_listed_as_told() {
     let job = json!({"type": "Job", "metadata": {"name": "train", "namespace": "ml"}, "spec": {"completions": 3},
                      "status": {"conditions": [{"type": "Complete", "status": "True"}]}});
     sync(job);
-    // A sign of life.
+    // A heartbeat.
     assert_eq!(sync(json!({"type": "None"}))["message"], *id);
 
     let pods = alice.get("/v2/pods").ok().json();
@@ -93,7 +93,7 @@ fn what_an_agent_tells_is_kept_and_listed_as_told() {
     );
     assert!(east["last_sync"].is_string());
 
-    // Not heard of for five minutes: not listed; for a day: forgotten with the next one told of.
+    // Without a report for five minutes: not listed; for a day: deleted at the next report.
     super::sql(&server, "UPDATE resources SET synced_at = synced_at - 301000 WHERE kind = 'pod'");
     assert_eq!(alice.get("/v2/pods/count").ok().json(), json!({"total_count": 0}));
     super::sql(&server, "UPDATE resources SET synced_at = synced_at - 86400000");
@@ -102,20 +102,20 @@ fn what_an_agent_tells_is_kept_and_listed_as_told() {
 }
 
 #[test]
-fn the_older_editions_sync_answers_with_text() {
+fn the_sync_of_the_older_api_answers_with_text() {
     let server = server();
     let alice = server.member("alice");
-    // As its page shows it.
+    // As in its documentation.
     let ping = json!({"cluster_id": null, "metadata": null, "org_id": null, "resource": {"type": "None"}});
     let id = uuid(&send_json(&alice, "POST", "/v2/k8s/sync", &ping));
     assert_eq!(clusters(&alice)[1]["id"], *id);
     assert_eq!(clusters(&alice)[1]["name"], "default");
-    // An id that nobody filled in.
+    // An empty id means none.
     for path in ["/v2/k8s/sync", "/v2/cluster/sync"] {
         let body = json!({"cluster_id": "", "resource": {"type": "None"}});
         assert!(send_json(&alice, "POST", path, &body).ok().text().contains(&id), "{path}");
     }
-    // Ids come back as they were shown, quotes or not.
+    // Ids are accepted as they were shown, with or without quotes.
     let quoted = json!({"cluster_id": format!("\"{id}\""), "resource": pod("a")});
     let pod_id = uuid(&send_json(&alice, "POST", "/v2/k8s/sync", &quoted));
     let list = alice.get(&format!("/v2/pods?id=%22{pod_id}%22")).ok().json();
@@ -123,9 +123,9 @@ fn the_older_editions_sync_answers_with_text() {
     assert!(alice.get(&format!("/v2/pods?id={}", super::uuid(&alice.get("/v2/user")))).ok().json() == json!([]));
 }
 
-/// Clients read 32 bits.
+/// Clients read 32-bit numbers.
 #[test]
-fn numbers_of_agents_are_bounded() {
+fn numbers_in_reports_are_limited_to_32_bits() {
     let server = server();
     let alice = server.member("alice");
     let sync = |resource: Value| send_json(&alice, "POST", "/v2/cluster/sync", &json!({"resource": resource})).ok();
@@ -155,7 +155,7 @@ fn numbers_of_agents_are_bounded() {
 }
 
 #[test]
-fn anothers_cluster_is_not_there() {
+fn another_users_cluster_is_not_found() {
     let server = server();
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     let id = create(&alice, "east");
@@ -167,24 +167,24 @@ fn anothers_cluster_is_not_there() {
     assert_eq!((there.status, not_there.status), (404, 404));
     assert_eq!(message(&there).replace(&id, "ID"), message(&not_there).replace(nothing, "ID"));
     assert_eq!((clusters(&bob).len(), bob.get("/v2/pods").ok().json()), (1, json!([])));
-    // A name is each user's own.
+    // Each user has their own names.
     assert_ne!(create(&bob, "east"), id);
-    // Admins see all and may tell for all.
+    // Admins see all clusters and may report for all.
     assert_eq!(clusters(&admin).len(), 3);
     send_json(&admin, "POST", "/v2/cluster/sync", &body).ok();
     assert_eq!(admin.get("/v2/pods/count").ok().json()["total_count"], 1);
-    // This host tells of itself.
+    // This host reports itself.
     let host = clusters(&bob)[0]["id"].clone();
     let answer = send_json(&bob, "POST", "/v2/cluster/sync", &json!({"cluster_id": host, "resource": pod("x")}));
     assert_eq!(answer.status, 403, "{answer}");
-    // With the account goes what it told of.
+    // Deleting the account deletes its reports.
     admin.post("/admin/user/delete?username=alice").ok();
     assert_eq!(server.count("SELECT count(*) FROM resources"), 0);
     assert_eq!(server.count("SELECT count(*) FROM clusters"), 1);
 }
 
 #[test]
-fn agents_are_bounded() {
+fn agents_are_limited() {
     let server: Server = server();
     let alice = server.member("alice");
     let refused = |body: Value, status: u16, words: &str| {
@@ -200,7 +200,7 @@ fn agents_are_bounded() {
     refused(json!({"resource": {"type": "Pod", "metadata": {"name": "a\u{0}b"}}}), 400, "metadata.name");
     refused(json!({"resource": 5}), 400, "invalid type");
     refused(json!({"cluster_id": "../x"}), 400, "no UUID");
-    // What was refused left nothing.
+    // The refused requests left nothing behind.
     assert_eq!(server.count("SELECT count(*) FROM clusters"), 0);
 
     for number in 0..16 {
@@ -212,14 +212,14 @@ fn agents_are_bounded() {
     }
     send_json(&alice, "POST", "/v2/cluster/sync", &json!({"cluster_id": create(&alice, "c0"), "resource": pod("a")}))
         .ok();
-    // As if it had told of many.
+    // As if it had reported many.
     super::sql(
         &server,
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1999)
          INSERT INTO resources SELECT cluster, kind, namespace, 'x' || i, id, body, synced_at FROM resources, n",
     );
     refused(json!({"cluster_id": create(&alice, "c0"), "resource": pod("b")}), 403, "2000 resources");
-    // One that is there already may change.
+    // An existing one may still change.
     send_json(&alice, "POST", "/v2/cluster/sync", &json!({"cluster_id": create(&alice, "c0"), "resource": pod("a")}))
         .ok();
 }

@@ -25,7 +25,7 @@ fn events_are_found_by_time_operation_and_type() {
     assert!(list("?operation=nothing").is_empty());
     assert!(seen(admin.get("/v2/events?resource_type=token").ok().json()).len() == 3);
 
-    // An hour ago is out of the window unless it is asked for.
+    // An event from an hour ago is outside the default window.
     super::sql(&server, "UPDATE events SET at = at - 3700000 WHERE action = 'token.create'");
     assert_eq!(list(""), ["cluster.create", "token.revoke", "user.add"]);
     assert_eq!(list("?time=86400"), ["cluster.create", "token.revoke", "token.create", "user.add"]);

@@ -1,4 +1,5 @@
-//! `/v2/files/{path}`, `/v2/files/dir`, `/v2/files/dir/{path}` and what signed URLs lead to: `/v2/transfer/{user}/{path}`.
+//! `/v2/files/{path}`, `/v2/files/dir`, `/v2/files/dir/{path}` and the target of signed URLs:
+//! `/v2/transfer/{user}/{path}`.
 
 use std::{
     io::{Read, Write},
@@ -17,10 +18,10 @@ use crate::common::{
 };
 
 fn with_config(config: &str) -> Server {
-    Server::builder().without_docker().config(config).start().expect("nothing is needed")
+    Server::builder().without_docker().config(config).start().expect("no requirements")
 }
 
-/// Path and query of the URL that `method` on a file is answered with.
+/// Path and query of the URL that the response to `method` on a file contains.
 #[track_caller]
 fn link(server: &Server, client: &Client, method: &str, path: &str) -> String {
     let answer = client.send(method, &format!("/v2/files/{path}"), &[]).ok();
@@ -48,7 +49,7 @@ fn list(client: &Client, path: &str) -> serde_json::Value {
     client.get(&format!("/v2/files/dir{path}")).ok().json()
 }
 
-/// Where the files of a user are on the disk.
+/// The directory of a user's files on the disk.
 fn folder(server: &Server, user: &str) -> PathBuf {
     let account = server.count(&format!("SELECT id FROM users WHERE name = '{user}'"));
     server.home.join(format!("files/{user}.{account}"))
@@ -60,7 +61,7 @@ fn partials(server: &Server, user: &str) -> usize {
 }
 
 #[test]
-fn a_file_goes_up_and_comes_down() {
+fn a_file_is_uploaded_and_downloaded() {
     let server = server();
     let alice = server.member("alice");
     assert_eq!(list(&alice, ""), json!([]));
@@ -70,14 +71,14 @@ fn a_file_goes_up_and_comes_down() {
     assert_eq!(get(&server, &alice, "runs/one/model%20%C3%BC.bin"), bytes);
     put(&server, &alice, "empty", b"").ok();
     assert_eq!(get(&server, &alice, "empty"), b"");
-    // Replaced as a whole.
+    // An upload replaces the whole file.
     put(&server, &alice, "empty", b"x").ok();
     assert_eq!(get(&server, &alice, "empty"), b"x");
 
     assert_eq!(list(&alice, ""), json!(["empty", "runs/"]));
     assert_eq!(list(&alice, "/runs"), json!(["one/"]));
     assert_eq!(list(&alice, "/runs/one/"), json!(["model ü.bin"]));
-    // However the whole folder is named.
+    // All notations of the whole directory.
     for whole in ["/", "/.", "/%2F"] {
         assert_eq!(list(&alice, whole), json!(["empty", "runs/"]), "{whole}");
     }
@@ -103,12 +104,12 @@ fn a_file_goes_up_and_comes_down() {
     assert_eq!((answer.status, answer.header("content-range")), (416, Some("bytes */3000000")));
     assert!(message(&answer).contains("the file has 3000000 bytes"), "{answer}");
     assert_eq!(ranged("Bytes=0-4").body, bytes[..5]);
-    // Several parts: the whole is an answer, too.
+    // Several ranges: the whole file is a valid response.
     assert_eq!((ranged("bytes=0-4,8-9").status, ranged("bytes=0-4,8-9").body.len()), (200, bytes.len()));
-    // Gone on with only while it is the same file.
+    // A download is resumed only while the file is the same.
     let tag = header("etag");
-    let go_on = |tag: &str| server.anon().send("GET", &link, &[("range", "bytes=5-"), ("if-range", tag)]).status;
-    assert_eq!((go_on(&tag), go_on("\"other\"")), (206, 200));
+    let resume = |tag: &str| server.anon().send("GET", &link, &[("range", "bytes=5-"), ("if-range", tag)]).status;
+    assert_eq!((resume(&tag), resume("\"other\"")), (206, 200));
     let asked = |name: &str, tags: &str| server.anon().send("GET", &link, &[(name, tags)]);
     let known = asked("if-none-match", &format!("\"a\", {tag}"));
     assert_eq!((known.status, known.header("etag"), known.body.len()), (304, Some(tag.as_str()), 0));
@@ -117,7 +118,7 @@ fn a_file_goes_up_and_comes_down() {
     let answer = asked("if-match", "\"other\"");
     assert_eq!((answer.status, message(&answer).contains("If-Match")), (412, true), "{answer}");
 
-    // Ours alone on the disk.
+    // On the disk only we have access.
     let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(server.home.join("files")), 0o700);
     assert_eq!(mode(folder(&server, "alice")), 0o700);
@@ -130,7 +131,7 @@ fn a_file_goes_up_and_comes_down() {
     assert_eq!(delete("runs/one").status, 409);
     put(&server, &alice, "runs/two/x", b"x").ok();
     delete("runs/one/model%20%C3%BC.bin").ok();
-    // With it the folders that it leaves empty.
+    // Directories that become empty are removed too.
     assert_eq!(delete("runs/one").status, 404);
     assert_eq!(list(&alice, "/runs"), json!(["two/"]));
     delete("runs/two/x").ok();
@@ -149,7 +150,7 @@ fn a_file_goes_up_and_comes_down() {
 }
 
 #[test]
-fn a_link_is_good_for_one_thing_and_a_while() {
+fn a_link_is_valid_for_one_method_one_file_and_a_limited_time() {
     let server = server();
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     put(&server, &alice, "a/secret", b"alice's").ok();
@@ -166,7 +167,7 @@ fn a_link_is_good_for_one_thing_and_a_while() {
     let refused = |method: &str, link: &str| {
         let answer = server.anon().send_body(method, link, &[], b"");
         assert_eq!(answer.status, 403, "{method} {link}: {answer}");
-        assert!(message(&answer).contains("not valid"), "{answer}");
+        assert!(message(&answer).contains("is invalid, has expired"), "{answer}");
     };
     // The other method, another path, user, time, signature.
     refused("PUT", &read);
@@ -181,16 +182,16 @@ fn a_link_is_good_for_one_thing_and_a_while() {
     refused("GET", &read[..read.len() - 1]);
     refused("GET", read.split('?').next().unwrap());
     refused("GET", &format!("{}?signature={}", read.split('?').next().unwrap(), signature(&read)));
-    // A parameter of the path cannot be put over by one of the query.
+    // A query parameter cannot override a path parameter.
     refused("GET", &format!("{}&path=a/secret&user=alice", read.replace("/a/secret", "/b")));
     let answer = server.anon().get(&format!("{read}&path=b&user=bob"));
     assert_eq!(answer.ok().text(), "alice's");
-    // With whatever else somebody is signed in as.
+    // The caller's own credentials make no difference.
     assert_eq!(bob.get(&read).ok().text(), "alice's");
     assert_eq!(server.anon().get(&read.replace("secret", "%73ecret")).ok().text(), "alice's");
     assert_eq!(get(&server, &alice, "a/secret"), b"alice's");
 
-    // An account that may not do anything may not do this.
+    // A disabled account's links are refused.
     admin.post("/admin/user/update?username=alice&disabled=true").ok();
     refused("GET", &read);
     refused("PUT", &write);
@@ -199,7 +200,7 @@ fn a_link_is_good_for_one_thing_and_a_while() {
 }
 
 #[test]
-fn a_link_ends() {
+fn a_link_expires() {
     let server = with_config("[files]\nlink_seconds = 1");
     let alice = server.member("alice");
     put(&server, &alice, "a", b"x").ok();
@@ -207,9 +208,9 @@ fn a_link_ends() {
     eventually(Duration::from_secs(4), "the link ends", || server.anon().get(&link).status == 403);
 }
 
-/// Who gets the name of an account that is gone gets neither its files nor its links.
+/// A new account with the name of a deleted one gets neither its files nor its links.
 #[test]
-fn files_belong_to_an_account_and_go_with_it() {
+fn files_belong_to_an_account_and_are_removed_with_it() {
     let mut server = server();
     let admin = server.admin();
     let add = || admin.post("/admin/user/add?username=carol&password=x").ok();
@@ -231,7 +232,7 @@ fn files_belong_to_an_account_and_go_with_it() {
 }
 
 #[test]
-fn members_have_their_own_and_admins_all() {
+fn members_have_their_own_files_and_admins_all() {
     let server = server();
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     put(&server, &alice, "a", b"alice's").ok();
@@ -247,7 +248,7 @@ fn members_have_their_own_and_admins_all() {
             "{method} {path}"
         );
     }
-    // An empty name is none.
+    // An empty name counts as no name.
     assert_eq!(list(&alice, "?user="), json!(["a"]));
     assert_eq!(list(&alice, "/?user="), json!(["a"]));
     assert_eq!(server.anon().get(&link(&server, &alice, "GET", "a?user=")).ok().text(), "alice's");
@@ -260,7 +261,7 @@ fn members_have_their_own_and_admins_all() {
 }
 
 #[test]
-fn no_path_leads_out_of_the_folder() {
+fn no_path_leads_out_of_the_directory() {
     let server = server();
     let alice = server.member("alice");
     put(&server, &alice, "a", b"x").ok();
@@ -300,7 +301,7 @@ fn no_path_leads_out_of_the_folder() {
             server.anon().send("PUT", &format!("/v2/transfer/alice/{path}?expires=9999999999&signature=00"), &[]);
         assert!([400, 403].contains(&answer.status), "{path}: {answer}");
     }
-    // What only looks like it: decoded once, not twice, and no system's other separator.
+    // Harmless lookalikes: a path is decoded once, not twice, and a backslash is not a separator.
     for name in ["%252e%252e", "..%5c..%5cx", "...", "~root", "-rf", "C:", "$HOME", "%252fetc"] {
         put(&server, &alice, name, name.as_bytes()).ok();
         assert_eq!(get(&server, &alice, name), name.as_bytes());
@@ -310,15 +311,19 @@ fn no_path_leads_out_of_the_folder() {
     assert_eq!(std::fs::read(server.home.join("pody.db")).unwrap()[..100], database[..100]);
 }
 
-/// As clients write what must not be overwritten, or only what they have read.
+/// Conditional writes: create only, or replace only the version that the client has read.
 #[test]
-fn a_file_is_written_only_if_it_is_as_the_client_thinks() {
+fn a_conditional_write_is_refused_if_the_file_differs() {
     let server = server();
     let alice = server.member("alice");
     let up = link(&server, &alice, "PUT", "a");
     let write = |name: &str, tags: &str, bytes: &[u8]| server.anon().send_body("PUT", &up, &[(name, tags)], bytes);
     let refused = write("if-match", "*", b"one");
-    assert_eq!((refused.status, message(&refused).contains("a is not as If-Match")), (412, true), "{refused}");
+    assert_eq!(
+        (refused.status, message(&refused).contains("a does not meet the request's If-Match")),
+        (412, true),
+        "{refused}"
+    );
     assert_eq!(list(&alice, ""), json!([]));
     write("if-none-match", "*", b"one").ok();
     assert_eq!(write("if-none-match", "*", b"two").status, 412);
@@ -326,15 +331,15 @@ fn a_file_is_written_only_if_it_is_as_the_client_thinks() {
     let tag = server.anon().get(&link(&server, &alice, "GET", "a")).header("etag").unwrap().to_owned();
     assert_eq!(write("if-match", "\"other\"", b"two").status, 412);
     write("if-match", &tag, b"two").ok();
-    // It is another now.
+    // The file has changed now.
     assert_eq!(write("if-match", &tag, b"three").status, 412);
     assert_eq!(get(&server, &alice, "a"), b"two");
     assert_eq!(partials(&server, "alice"), 0);
 }
 
-/// No route makes a link, but people and programs on the host do.
+/// No route creates links, but people and programs on the host do.
 #[test]
-fn symbolic_links_and_what_is_no_file_are_not_followed() {
+fn symbolic_links_and_special_files_are_not_opened() {
     let server = server();
     let alice = server.member("alice");
     put(&server, &alice, "real/a", b"x").ok();
@@ -354,7 +359,7 @@ fn symbolic_links_and_what_is_no_file_are_not_followed() {
         assert_eq!(answer.status, 400, "{path}: {answer}");
         assert_eq!(alice.send("DELETE", &format!("/v2/files/{path}/a"), &[]).status, 400, "{path}");
     }
-    // A file is not put in a link's place, and so not behind it either.
+    // A file replaces neither a link nor its target.
     assert_eq!(put(&server, &alice, "file", b"overwritten").status, 409);
     assert_eq!(alice.get("/v2/files/fifo").status, 409);
     assert_eq!(put(&server, &alice, "fifo", b"x").status, 409);
@@ -363,13 +368,13 @@ fn symbolic_links_and_what_is_no_file_are_not_followed() {
     assert_eq!(std::fs::read(server.home.join("outside")).unwrap(), b"secret");
     assert!(!server.home.join("new").exists());
     assert_eq!(list(&alice, ""), json!(["real/"]));
-    // Deleting takes the link, not what it points at.
+    // A delete removes the link, not its target.
     alice.send("DELETE", "/v2/files/file", &[]).ok();
     assert_eq!(std::fs::read(server.home.join("outside")).unwrap(), b"secret");
 }
 
 #[test]
-fn an_upload_is_gone_on_with() {
+fn an_upload_is_resumed() {
     let mut server = server();
     let alice = server.member("alice");
     let link = link(&server, &alice, "PUT", "a");
@@ -378,7 +383,7 @@ fn an_upload_is_gone_on_with() {
     assert_eq!((first.status, first.header("range")), (202, Some("bytes=0-399")));
     assert_eq!(first.json(), json!({"received": 400, "complete": false}));
     assert_eq!(alice.get("/v2/files/a").status, 404);
-    // Not the next one.
+    // Not the next offset.
     let wrong = part(&server, &link, "bytes 500-999/1000", &bytes[500..]);
     assert_eq!((wrong.status, wrong.json()["details"]["received"].clone()), (409, json!(400)), "{wrong}");
     server.kill();
@@ -390,7 +395,7 @@ fn an_upload_is_gone_on_with() {
     assert_eq!((last.status, last.json()), (200, json!({"received": 1000, "complete": true})));
     assert_eq!(get(&server, &alice, "a"), bytes);
     assert_eq!(partials(&server, "alice"), 0);
-    // From the begin again.
+    // From the beginning again.
     part(&server, &link, "bytes 0-9/1000", &bytes[..10]);
     assert_eq!(part(&server, &link, "bytes 0-2/3", b"new").status, 200);
     assert_eq!(get(&server, &alice, "a"), b"new");
@@ -400,7 +405,7 @@ fn an_upload_is_gone_on_with() {
 }
 
 #[test]
-fn a_client_that_leaves_or_sleeps_can_go_on() {
+fn a_client_that_disconnects_or_stalls_can_resume() {
     let server = with_config("[server]\nbody_timeout_seconds = 1");
     let alice = server.member("alice");
     let link = link(&server, &alice, "PUT", "a");
@@ -415,7 +420,7 @@ fn a_client_that_leaves_or_sleeps_can_go_on() {
     let received = || part(&server, &link, "bytes */100", b"").json()["received"].clone();
     let stream = begin();
     eventually(Duration::from_secs(5), "the bytes come", || received() == 40);
-    // Nobody else meanwhile.
+    // No other request may write meanwhile.
     let second = part(&server, &link, "bytes 40-99/100", &[b'y'; 60]);
     assert_eq!(second.status, 409, "{second}");
     assert!(message(&second).contains("another request"));
@@ -430,12 +435,12 @@ fn a_client_that_leaves_or_sleeps_can_go_on() {
     let _ = stream.read_to_string(&mut answer);
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("\"received\":40"), "{answer}");
     assert_eq!(received(), 40);
-    // The file from before is whole all the while.
+    // The old file is complete all the time.
     assert_eq!(get(&server, &alice, "a").len(), 100);
 }
 
 #[test]
-fn files_are_bounded() {
+fn files_are_limited() {
     let mut server = with_config("[files]\nuser_limit = \"1000\"\nfile_limit = \"600\"\nmax_files = 3");
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     let answer = put(&server, &alice, "a", &[0; 601]);
@@ -446,7 +451,7 @@ fn files_are_bounded() {
     assert_eq!(partials(&server, "alice"), 0);
     put(&server, &alice, "b", &[0; 400]).ok();
     assert_eq!(put(&server, &alice, "c", &[0; 1]).status, 403);
-    // A part counts as a file does, and so after a restart.
+    // A partial file counts too, also after a restart.
     alice.send("DELETE", "/v2/files/b", &[]).ok();
     let link = link(&server, &alice, "PUT", "b");
     assert_eq!(part(&server, &link, "bytes 0-299/400", &[0; 300]).status, 202);
@@ -456,13 +461,13 @@ fn files_are_bounded() {
     assert_eq!(part(&server, &link, "bytes 300-399/400", &[0; 100]).status, 403);
     alice.send("DELETE", "/v2/files/c", &[]).ok();
     assert_eq!(part(&server, &link, "bytes 300-399/400", &[0; 100]).status, 200);
-    // The number of them.
+    // The number of files.
     alice.send("DELETE", "/v2/files/a", &[]).ok();
     put(&server, &alice, "1", b"").ok();
     put(&server, &alice, "2", b"").ok();
     let answer = put(&server, &alice, "3", b"");
     assert_eq!((answer.status, message(&answer).contains("3 files")), (403, true), "{answer}");
-    // Each for themselves.
+    // Limits are per user.
     put(&server, &bob, "a", &[0; 600]).ok();
 
     server.reconfigure("[files]\nkeep_free = \"100000t\"");
@@ -470,9 +475,9 @@ fn files_are_bounded() {
     assert_eq!((answer.status, message(&answer).contains("kept free")), (507, true), "{answer}");
 }
 
-/// A folder that is removed as empty while a file is put into it is made again.
+/// A directory that is removed as empty during an upload into it is created again.
 #[test]
-fn writing_and_deleting_side_by_side() {
+fn concurrent_writes_and_deletes() {
     let server = server();
     let alice = server.member("alice");
     std::thread::scope(|scope| {
@@ -489,9 +494,9 @@ fn writing_and_deleting_side_by_side() {
     assert_eq!(list(&alice, ""), json!([]));
 }
 
-/// Many at once never pass the limit.
+/// Concurrent uploads never exceed the limit.
 #[test]
-fn uploads_at_once_share_the_limit() {
+fn concurrent_uploads_share_the_limit() {
     let server = with_config("[files]\nuser_limit = \"1m\"");
     let alice = server.member("alice");
     let links: Vec<String> = (0..12).map(|n| link(&server, &alice, "PUT", &format!("f{n}"))).collect();
@@ -510,7 +515,7 @@ fn uploads_at_once_share_the_limit() {
 }
 
 #[test]
-fn the_urls_begin_can_be_set() {
+fn the_base_of_the_urls_is_configurable() {
     let server = with_config("[files]\npublic_url = \"https://box.example/pody/\"");
     let url = server.member("alice").send("PUT", "/v2/files/a", &[]).ok().text();
     assert!(url.starts_with("https://box.example/pody/v2/transfer/alice/a?expires="), "{url}");
@@ -522,7 +527,7 @@ fn the_urls_begin_can_be_set() {
     }
 }
 
-/// In a store that signs URLs the bytes go between it and the client.
+/// With a store that signs URLs, the bytes go directly between it and the client.
 #[test]
 fn files_in_a_remote_store_have_urls_that_it_signs() {
     let Some(s3) = S3::start() else { return };
@@ -536,7 +541,7 @@ fn files_in_a_remote_store_have_urls_that_it_signs() {
         assert!(!put.contains(&s3.secret()));
         assert_eq!(s3::ask("PUT", &put, bytes).0, 200);
         assert_eq!(s3::ask("GET", &url(&alice, "GET", path), b""), (200, bytes.to_vec()), "{path}");
-        // The file is the owner's.
+        // The file belongs to its owner.
         assert_eq!(bob.get(&format!("/v2/files/{path}")).status, 404);
         assert_eq!(s3::ask("GET", &url(&admin, "GET", &format!("{path}?user=alice")), b"").0, 200);
     }
@@ -548,10 +553,10 @@ fn files_in_a_remote_store_have_urls_that_it_signs() {
     for bad in ["../x", "a/../../x", "%2e%2e/x"] {
         assert_ne!(alice.send("PUT", &format!("/v2/files/{bad}"), &[]).status, 200, "{bad}");
     }
-    // Nothing of it lies here.
+    // No part of it is on this host.
     assert!(!folder(&server, "alice").exists());
 
-    // Limits are looked at when a URL is asked for.
+    // Limits are checked when a URL is requested.
     server.reconfigure("[files]\nmax_files = 2\n");
     let answer = alice.send("PUT", "/v2/files/third", &[]);
     assert_eq!(answer.status, 403, "{answer}");

@@ -1,4 +1,4 @@
-//! `/v2/…`: the shapes of the dialect, who is asking, and one module per resource.
+//! `/v2/…`: the shapes of the dialect, authentication, and one module per resource.
 
 mod checkpoint;
 mod cluster;
@@ -7,16 +7,13 @@ mod file;
 mod resource;
 
 use insta::assert_snapshot;
-use pody::http::{
-    params::Param,
-    router::{Access, routes},
-};
+use pody::http::{endpoint::Access, params::Param, router::routes};
 use serde_json::{Value, json};
 
 use crate::common::{Answer, Client, Server, password};
 
 fn server() -> Server {
-    Server::builder().without_docker().start().expect("nothing is needed")
+    Server::builder().without_docker().start().expect("no requirements")
 }
 
 #[track_caller]
@@ -24,7 +21,7 @@ fn send_json(client: &Client, method: &str, path: &str, body: &Value) -> Answer 
     client.send_body(method, path, &[("content-type", "application/json")], body.to_string().as_bytes())
 }
 
-/// Changes the database as if time had passed, or much had happened.
+/// Changes the database as if time had passed or many requests had been made.
 #[track_caller]
 fn sql(server: &Server, text: &str) {
     server.database().execute_batch(text).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -51,7 +48,7 @@ fn token(client: &Client) -> String {
 }
 
 #[test]
-fn the_user_is_told_as_one_id_for_password_and_token() {
+fn the_user_has_the_same_id_for_password_and_token() {
     let server = server();
     let alice = server.member("alice");
     let id = uuid(&alice.get("/v2/user"));
@@ -60,9 +57,9 @@ fn the_user_is_told_as_one_id_for_password_and_token() {
     assert_ne!(uuid(&server.member("bob").get("/v2/user")), id);
 }
 
-/// Somebody else who gets a freed name is somebody else.
+/// A new account with a freed name is a different user.
 #[test]
-fn an_account_made_anew_has_another_id() {
+fn an_account_created_again_has_another_id() {
     let server = server();
     let admin = server.admin();
     let add = || admin.post("/admin/user/add?username=carol&password=x").ok();
@@ -75,7 +72,7 @@ fn an_account_made_anew_has_another_id() {
 }
 
 #[test]
-fn errors_have_the_dialects_shape() {
+fn errors_have_the_shape_of_the_dialect() {
     let server = server();
     assert_snapshot!(server.anon().get("/v2/user"), @r#"
     401
@@ -143,7 +140,7 @@ fn wrong_passwords_are_throttled_here_too() {
 }
 
 #[test]
-fn bodies_are_json_of_the_right_types_and_bounded() {
+fn bodies_must_be_json_of_the_right_types_and_size() {
     let server = server();
     let alice = server.member("alice");
     let post = |kind: &str, body: &[u8]| alice.send_body("POST", "/v2/cluster", &[("content-type", kind)], body);
@@ -168,16 +165,16 @@ fn bodies_are_json_of_the_right_types_and_bounded() {
     let deep = format!("{{\"metadata\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let answer = alice.send_body("POST", "/v2/cluster/sync", &[("content-type", json)], deep.as_bytes());
     assert_eq!((answer.status, message(&answer).contains("recursion limit")), (400, true), "{answer}");
-    // Other kinds of JSON, a parameter behind the type, fields that nobody knows.
+    // Other JSON content types, a parameter after the type, unknown fields.
     let good = br#"{"cluster_name": "good", "more": [1]}"#;
     for kind in ["application/json; charset=utf-8", "application/merge-patch+json", ""] {
         uuid(&post(kind, good));
     }
 }
 
-/// Clients end a path with a slash or not.
+/// Clients send paths with and without a slash at the end.
 #[test]
-fn a_slash_at_the_end_of_a_path_is_nothing() {
+fn a_slash_at_the_end_of_a_path_is_ignored() {
     let server = server();
     let alice = server.member("alice");
     let nothing = "11111111-1111-4111-8111-111111111111";
@@ -197,12 +194,12 @@ fn a_slash_at_the_end_of_a_path_is_nothing() {
     }
 }
 
-/// In both dialects: nobody reads an id of many kilobytes.
+/// In both dialects: an id of many kilobytes in an error helps nobody.
 #[test]
-fn what_is_long_is_not_told_back() {
+fn long_input_is_not_repeated_in_errors() {
     let server = server();
     let (alice, admin) = (server.member("alice"), server.admin());
-    // With spaces and quotes, as a long text may have; and as the parsers of numbers and lists see it.
+    // With spaces and quotes, as in a long text; and for the parsers of numbers and lists.
     let texts = ["x%20%22".repeat(1000), "7".repeat(3000), "a,".repeat(1500)];
     let (mut refused, mut echoed) = (0, Vec::new());
     let mut look = |answer: Answer, what: &str| {
@@ -245,7 +242,7 @@ fn what_is_long_is_not_told_back() {
 }
 
 #[test]
-fn another_web_site_cannot_change_anything() {
+fn another_site_cannot_change_anything() {
     let server = server();
     let headers = [("content-type", "application/json"), ("origin", "http://evil.example")];
     let answer = server.member("alice").send_body("POST", "/v2/cluster", &headers, br#"{"cluster_name": "x"}"#);

@@ -31,7 +31,7 @@ fn pods_and_jobs_are_the_callers_pods() {
     assert!(main["age"].as_str().unwrap().ends_with('s'), "{main}");
     assert_eq!(names(&admin.get("/v2/pods").ok().json()), ["alice/main", "alice/second", "bob/main"]);
 
-    // By its own id, in quotes as well; by the cluster's; another's is not there.
+    // By its own id, with and without quotes; by the cluster's id; another user's is not found.
     let id = main["id"].as_str().unwrap();
     let by = |client: &crate::common::Client, id: &str| names(&client.get(&format!("/v2/pods?id={id}")).ok().json());
     assert_eq!(by(&alice, id), ["alice/main"]);
@@ -45,7 +45,7 @@ fn pods_and_jobs_are_the_callers_pods() {
     assert_eq!((&second["status"], &second["ready"]), (&json!("Stopped"), &json!("0/1")));
     assert_eq!(alice.get("/v2/pods/count").ok().json(), json!({"total_count": 2}));
 
-    // A job is a pod that runs, under the name that outlives it.
+    // A job is a running pod, under the name that outlives it.
     let jobs = alice.get("/v2/jobs").ok().json();
     assert_eq!(names(&jobs), ["alice/main"]);
     assert_eq!(
@@ -74,9 +74,9 @@ fn the_node_is_this_host() {
 }
 
 #[test]
-fn a_node_with_gpus_says_so() {
+fn a_node_with_gpus_is_shown_as_one() {
     let gpus = crate::common::Gpus::new(crate::common::gpus::State::with_gpus(2));
-    let server = Server::builder().without_docker().gpus(&gpus).start().expect("nothing is needed");
+    let server = Server::builder().without_docker().gpus(&gpus).start().expect("no requirements");
     crate::common::eventually(std::time::Duration::from_secs(10), "the GPUs are seen", || {
         server.member("alice").get("/v2/nodes").ok().json()[0]["compute_type"] == "gpu"
     });

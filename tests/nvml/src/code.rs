@@ -1,4 +1,4 @@
-//! NVML's return codes, with its numbers and its sentences.
+//! NVML's return codes, with its numbers and messages.
 
 use std::ffi::CStr;
 
@@ -14,7 +14,7 @@ macro_rules! codes {
             $($name = $number,)*
         }
 
-        /// The sentence for a number, which may be any.
+        /// The message for any number.
         pub fn text(number: u32) -> &'static CStr {
             match number {
                 $($number => $text,)*

@@ -1,8 +1,8 @@
 //! A stand-in for NVIDIA's `libnvidia-ml.so.1`, for tests on machines without a GPU.
 //!
-//! The shared library has NVML's C symbols and answers from a JSON file, named by `PODY_NVML_STATE` and read again as soon
-//! as it changes: see [`State`]. Whatever the file leaves out has a default, so `{"devices": [{}]}` is an idle GPU. As a
-//! Rust library it is the file's types, with [`State::save`] to replace it.
+//! The shared library has NVML's C symbols and answers from a JSON file, named by `PODY_NVML_STATE` and reloaded as
+//! soon as it changes: see [`State`]. Everything that the file omits has a default, so `{"devices": [{}]}` is an idle
+//! GPU. As a Rust library it is the file's types, with [`State::save`] to replace it.
 //!
 //! ```json
 //! {
@@ -19,11 +19,11 @@
 //! }
 //! ```
 //!
-//! As with the driver, a handle belongs to the driver that gave it: another `generation` in the file is a driver that was
-//! reloaded, and until everybody has called `nvmlShutdown` and one calls `nvmlInit` again, devices are `GPU_IS_LOST` and
-//! everything else `UNINITIALIZED`. A GPU that is no longer in the file is `GPU_IS_LOST`.
+//! As with the real driver, a handle is valid only for the driver that returned it: another `generation` in the file is
+//! a reloaded driver, and until every caller has called `nvmlShutdown` and one calls `nvmlInit` again, devices are
+//! `GPU_IS_LOST` and everything else `UNINITIALIZED`. A GPU that is no longer in the file is `GPU_IS_LOST`.
 //!
-//! Not as with the driver: a function that is too new for `driver_version` is there and answers `FUNCTION_NOT_FOUND`.
+//! Unlike the real driver, a function that is too new for `driver_version` exists and returns `FUNCTION_NOT_FOUND`.
 
 mod code;
 mod library;

@@ -1,6 +1,7 @@
-//! The library's own state: the file as last read, who has initialised, the handles and event sets given out.
+//! The library's own state: the file as last read, the initialization count, the handles and event sets returned so
+//! far.
 //!
-//! One lock, held for moments only: a call that is slow or hangs holds none.
+//! One lock, held only briefly: a call that is slow or hangs does not hold it.
 
 use std::{
     env,
@@ -22,12 +23,13 @@ use crate::{
     state::{Mig, Process},
 };
 
-/// How often a call that waits looks at the file.
+/// How often a waiting call checks the file.
 const POLL: Duration = Duration::from_millis(5);
-/// The same for who waits for an Xid error. The driver's own wait costs nothing, and this one is to disturb measurements little.
+/// The same for a caller that waits for an Xid error. The real driver's wait costs nothing; this one must not distort
+/// measurements.
 const XID_POLL: Duration = Duration::from_millis(50);
 
-/// The first driver branches that have a function; all others are old.
+/// The first driver branch that has a function; functions that are not listed are older.
 const SINCE: [(&str, u32); 9] = [
     ("nvmlDeviceGetComputeRunningProcesses_v2", 450),
     ("nvmlDeviceGetGraphicsRunningProcesses_v2", 450),
@@ -42,7 +44,7 @@ const SINCE: [(&str, u32); 9] = [
 
 pub type Answer = Result<(), Code>;
 
-/// `nvmlDevice_t`: where a [`Target`] lies. Compared, never followed.
+/// `nvmlDevice_t`: the address of a [`Target`]. Compared, never dereferenced.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Handle(*const c_void);
@@ -53,12 +55,12 @@ impl Handle {
     }
 }
 
-/// `nvmlEventSet_t`: where an [`EventSet`] lies. Compared, never followed.
+/// `nvmlEventSet_t`: the address of an [`EventSet`]. Compared, never dereferenced.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct SetHandle(*const c_void);
 
-/// What a handle stands for. Lives as long as the process, since a caller may keep a handle for ever.
+/// What a handle refers to. Lives as long as the process, since a caller may keep a handle for ever.
 #[derive(PartialEq)]
 struct Target {
     generation: u64,
@@ -66,7 +68,7 @@ struct Target {
     instance: Option<String>,
 }
 
-/// GPUs that are watched, with how many of their Xids have been delivered or were there before.
+/// The watched GPUs, with the number of their Xids that were delivered or existed before.
 #[derive(Default)]
 struct EventSet {
     watched: Mutex<Vec<(&'static Target, usize)>>,
@@ -77,7 +79,7 @@ struct Library {
     users: u32,
     /// The driver that the first of them found.
     generation: u64,
-    /// The file as last read, kept open: so no other file can take its inode number, and a look at the name tells
+    /// The file as last read, kept open: so no other file can take its inode number, and a stat of the name shows
     /// whether it is still this one.
     file: Option<(File, Stamp, Arc<State>)>,
     targets: Vec<&'static Target>,
@@ -95,7 +97,7 @@ struct Stamp {
     size: u64,
 }
 
-/// What a handle leads to at the moment: a GPU or one instance of it.
+/// What a handle currently refers to: a GPU or one instance of it.
 #[derive(Clone, Copy)]
 pub struct Device<'state> {
     pub state: &'state State,
@@ -115,7 +117,7 @@ impl<'state> Device<'state> {
         self.instance.ok_or(Code::NotSupported)
     }
 
-    /// Where it is partitioned.
+    /// The instances, if the GPU is partitioned.
     pub fn mig(&self) -> Option<&'state Mig> {
         self.any.mig.as_ref().filter(|mig| mig.enabled && self.instance.is_none())
     }
@@ -138,7 +140,7 @@ impl<'state> Device<'state> {
     }
 }
 
-/// A function of no GPU.
+/// Runs a function that concerns no GPU.
 pub fn on_system(function: &str, body: impl FnOnce(&State) -> Answer) -> Code {
     let answer = || {
         let state = settle(function, |state| lock().session(state, Code::Uninitialized).map(|_| None))?;
@@ -147,7 +149,7 @@ pub fn on_system(function: &str, body: impl FnOnce(&State) -> Answer) -> Code {
     answer().into()
 }
 
-/// A function of one GPU, or of one instance of it.
+/// Runs a function on one GPU, or on one instance of it.
 pub fn on_device(function: &str, handle: Handle, body: impl FnOnce(Device) -> Answer) -> Code {
     let answer = || {
         let state = settle(function, |state| Ok(Some(lock().device(state, handle)?.any)))?;
@@ -157,7 +159,7 @@ pub fn on_device(function: &str, handle: Handle, body: impl FnOnce(Device) -> An
     answer().into()
 }
 
-/// A function that gives the handle of a GPU, which `find` finds by index.
+/// Runs a function that returns the handle of a GPU; `find` returns its index.
 pub fn find_device(function: &str, find: impl Fn(&State) -> Result<usize, Code>) -> Result<Handle, Code> {
     let find_gpu = |state: &State| {
         lock().session(state, Code::Uninitialized)?;
@@ -181,7 +183,7 @@ pub fn initialise(function: &str) -> Answer {
     Ok(())
 }
 
-/// Has no faults, so that a test can always begin anew.
+/// Never fails on purpose, so that a test can always start over.
 pub fn shut_down() -> Answer {
     let mut library = lock();
     library.users = library.users.checked_sub(1).ok_or(Code::Uninitialized)?;
@@ -230,8 +232,8 @@ pub fn wait_for_xid(function: &str, handle: SetHandle, timeout: Duration) -> Res
     }
 }
 
-/// The state on which a function may answer: waits where the file says so, fails where it says so. `look` says what else
-/// stands in the way, and on which GPU the function works.
+/// The state for the answer of a function, after the delay or failure that the file asks for. `look` returns any other
+/// error, and the GPU that the function works on.
 fn settle(function: &str, look: impl Fn(&State) -> Result<Option<&Gpu>, Code>) -> Result<Arc<State>, Code> {
     let mut delayed = false;
     loop {
@@ -261,7 +263,7 @@ fn lock() -> MutexGuard<'static, Library> {
 }
 
 impl Library {
-    /// The file as it is now. Without one there is no driver.
+    /// The current file. Without one there is no driver.
     fn state(&mut self) -> Result<Arc<State>, Code> {
         let path = env::var_os(STATE_VARIABLE).ok_or(Code::DriverNotLoaded)?;
         let now = Stamp::of(&fs::metadata(&path).map_err(|_| Code::DriverNotLoaded)?);
@@ -284,7 +286,7 @@ impl Library {
         Ok(state)
     }
 
-    /// Whether somebody has initialised, with the driver that there is now.
+    /// Whether the library is initialized, with the current driver.
     fn session(&self, state: &State, reloaded: Code) -> Answer {
         if self.users == 0 {
             return Err(Code::Uninitialized);
@@ -307,7 +309,7 @@ impl Library {
         Ok(Device { state, index, any, instance, target })
     }
 
-    /// The same one each time.
+    /// Returns the same one each time.
     fn handle(&mut self, generation: u64, gpu: &Gpu, instance: Option<&MigInstance>) -> Handle {
         let instance = instance.map(|instance| instance.uuid.clone());
         let target = Target { generation, gpu: gpu.uuid.clone(), instance };

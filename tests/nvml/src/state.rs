@@ -15,24 +15,24 @@ const GIB: u64 = 1 << 30;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
-    /// Another number is a driver that was reloaded.
+    /// A different number is a reloaded driver.
     pub generation: u64,
-    /// Decides which functions there are.
+    /// Determines which functions exist.
     pub driver_version: String,
     pub nvml_version: String,
     /// 1000 × major + 10 × minor.
     pub cuda_version: i32,
     /// What `nvmlInit` answers: `DRIVER_NOT_LOADED`, `LIB_RM_VERSION_MISMATCH` and the like.
     pub init_error: Option<Code>,
-    /// Process lists of version 3 have rows of 32 bytes, as those of the first drivers of branch 535: the callers, who
-    /// expect 24, read rubbish.
+    /// Process lists of version 3 have rows of 32 bytes, as in the first drivers of branch 535: callers that expect 24
+    /// read garbage.
     pub wide_process_rows: bool,
-    /// For all GPUs, and for functions of no GPU. A GPU's own come first.
+    /// For all GPUs, and for functions that concern none. A GPU's own take precedence.
     pub faults: Faults,
     pub devices: Vec<Gpu>,
 }
 
-/// By function, or `*` for all that have none of their own.
+/// By function, or `*` for all functions without an entry.
 pub type Faults = BTreeMap<String, Fault>;
 
 /// `{"error": "GPU_IS_LOST"}`, `{"delay_ms": 50}` or `"hang"`.
@@ -40,26 +40,26 @@ pub type Faults = BTreeMap<String, Fault>;
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     Error(Code),
-    /// Answers after so many milliseconds.
+    /// Answers after this many milliseconds.
     DelayMs(u64),
-    /// Answers once the file asks for this no longer.
+    /// Answers once the file no longer asks for this.
     Hang,
 }
 
-/// One GPU. Where a value is optional, `null` is a GPU that does not support it.
+/// One GPU. `null` in an optional value means that the GPU does not support it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Gpu {
     /// Of one GPU only.
     pub uuid: String,
     pub name: String,
-    /// In bytes, as all memory here.
+    /// In bytes, like all memory here.
     pub memory_total: u64,
-    /// Without what is reserved.
+    /// Without the reserved memory.
     pub memory_used: u64,
-    /// Kept by the driver.
+    /// Reserved by the driver.
     pub memory_reserved: u64,
-    /// Percent, as the next.
+    /// Percent, like the next.
     pub utilization: Option<u32>,
     pub memory_utilization: u32,
     pub power_mw: Option<u32>,
@@ -77,7 +77,7 @@ pub struct Gpu {
     pub throttle_reasons: Option<u64>,
     /// `null`: cannot be partitioned.
     pub mig: Option<Mig>,
-    /// Ever longer: each one added is an event for those who registered before.
+    /// Only grows: each one added is an event for callers that registered before.
     pub xids: Vec<u64>,
     pub processes: Vec<Process>,
     pub faults: Faults,
@@ -93,7 +93,7 @@ pub struct Clocks {
     pub video: u32,
 }
 
-/// Memory errors, since the driver was loaded and ever.
+/// Memory errors, since the driver was loaded and over the GPU's lifetime.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ecc {
@@ -125,7 +125,7 @@ pub struct MigInstance {
 pub struct Process {
     /// On the host.
     pub pid: u32,
-    /// The lists in which it stands.
+    /// The lists that contain it.
     pub kinds: Vec<Kind>,
     /// `null`: not available.
     pub used_memory: Option<u64>,
@@ -152,7 +152,7 @@ impl State {
         Self { devices: (0..count).map(Gpu::numbered).collect(), ..Self::default() }
     }
 
-    /// Puts it in place of the file, so that a reader sees the old one or the new one.
+    /// Replaces the file atomically: a reader sees the old one or the new one.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("new");
         fs::write(&new, serde_json::to_vec_pretty(self)?)?;

@@ -26,29 +26,29 @@ use crate::{
 /// `NVML_VALUE_NOT_AVAILABLE`, for memory and for the ids of instances.
 const NO_MEMORY: u64 = u64::MAX;
 const NO_INSTANCE: u32 = u32::MAX;
-/// `nvmlEventTypeXidCriticalError`, the only event there is here.
+/// `nvmlEventTypeXidCriticalError`, the only event supported here.
 const XID: c_ulonglong = 8;
-/// As many samples as the driver keeps, and says that it has, whether it has or not.
+/// How many samples the driver keeps; it always reports this number, even if it has fewer.
 const SAMPLES_KEPT: usize = 100;
 /// `NVML_STRUCT_VERSION`: the size, and the version above it.
 const MEMORY_V2: c_uint = size_of::<nvmlMemory_v2_t>() as c_uint | 2 << 24;
 const TEMPERATURE_V1: c_uint = size_of::<nvmlTemperature_t>() as c_uint | 1 << 24;
 
-/// Where a caller wants a value. By NVML's contract null, or valid for reading and writing one.
+/// A caller's pointer to a value. By NVML's contract null, or valid for reading and writing one.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Out<T>(*mut T);
 
-/// Where a caller wants text, with a length beside it. By NVML's contract null, or as many bytes.
+/// A caller's buffer for text, with its length in another argument. By NVML's contract null, or that many bytes.
 #[repr(transparent)]
 pub struct Text(*mut c_char);
 
-/// Where a caller wants a list, with a count beside it. By NVML's contract null, or room for as many.
+/// A caller's buffer for a list, with its count in another argument. By NVML's contract null, or room for that many.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct List<T>(*mut T);
 
-/// A caller's text. By NVML's contract null, or ended by a zero.
+/// A caller's text. By NVML's contract null, or NUL-terminated.
 #[repr(transparent)]
 pub struct Given(*const c_char);
 
@@ -60,7 +60,7 @@ impl<T: Copy> Out<T> {
         Ok(())
     }
 
-    /// For what not every GPU has.
+    /// For values that not every GPU has.
     fn put_known(self, value: Option<T>) -> Answer {
         self.put(value.ok_or(Code::NotSupported)?)
     }
@@ -96,13 +96,13 @@ impl Given {
         if self.0.is_null() {
             return Err(Code::InvalidArgument);
         }
-        // SAFETY: not null, and so ended by a zero by the contract of the type; borrowed for the call only.
+        // SAFETY: not null, and so NUL-terminated by the contract of the type; borrowed for the call only.
         unsafe { CStr::from_ptr(self.0) }.to_str().map_err(|_| Code::InvalidArgument)
     }
 }
 
 impl<T: Copy> List<T> {
-    /// Rows that begin `stride` bytes apart. None is written where not all have room.
+    /// Rows that start `stride` bytes apart. None is written unless all fit.
     fn put(self, count: Out<c_uint>, rows: &[T], stride: usize) -> Answer {
         let room = count.get()? as usize * size_of::<T>();
         count.put(rows.len() as c_uint)?;
@@ -142,7 +142,7 @@ macro_rules! on_system {
     )*};
 }
 
-/// Functions that look for the state themselves, by their name: `name(NAME, further: Type…) => answer;`.
+/// Functions that look up the state themselves, by their name: `name(NAME, further: Type…) => answer;`.
 macro_rules! plain {
     ($($name:ident($own_name:ident $(, $argument:ident: $type:ty)*) => $body:expr;)*) => {$(
         // SAFETY: the name is NVML's, and nothing else of this library has it.

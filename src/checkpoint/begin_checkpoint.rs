@@ -1,0 +1,300 @@
+//! The request side of a checkpoint: what can be told of the pod, quota and space, and the rows. [`super::save`] does the rest.
+
+use std::sync::atomic::Ordering;
+
+use super::{
+    CheckpointError, Checkpoints, Verdict, admission,
+    drain::drainer::new_row,
+    gpu,
+    job::checkpoint::{Saving, Seen},
+    note, off_thread, preflight,
+    schedules::scheduler::is_needed,
+    store::manifest::{Host, Manifest},
+};
+use crate::{
+    criu::{cgroup_root, network::lock::NetworkLock, runc::deadline, version},
+    db::{Outcome, Tx},
+    model::{
+        action::{Action, ActionStatus, Journal},
+        checkpoint::{Checkpoint, CheckpointStatus, Kind, NewCheckpoint, Origin},
+        drain::{DrainedPod, DrainedState},
+        ids::{ActionId, CheckpointId},
+        names::PodRef,
+        phase::{ActionKind, Phase},
+        pod::Pod,
+        quota::Quota,
+        time::now,
+        user::{Actor, Caller},
+    },
+    pod::PodError,
+};
+
+impl Checkpoints {
+    /// Looks whether a pod can be saved. Nothing is changed.
+    pub async fn check(&self, caller: &Caller, wanted: &PodRef, kind: Kind) -> Result<Verdict, CheckpointError> {
+        self.0.pods.wait_ready().await;
+        let pod = self.0.pods.find(caller, wanted)?;
+        if let Some(action) = self.at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
+        }
+        Ok(self.examine(&pod, kind).await?.verdict)
+    }
+
+    /// Checks, writes the action down and begins it. Returns at once.
+    pub async fn begin(&self, caller: &Caller, wanted: &PodRef, new: NewCheckpoint) -> Result<Action, CheckpointError> {
+        self.begin_by(Actor::from(caller), caller, wanted, new).await
+    }
+
+    /// The same with another written down as the doer.
+    pub(super) async fn begin_by(
+        &self,
+        actor: Actor,
+        caller: &Caller,
+        wanted: &PodRef,
+        new: NewCheckpoint,
+    ) -> Result<Action, CheckpointError> {
+        self.0.pods.wait_ready().await;
+        self.0.engine.ensure_up()?;
+        let pod = self.0.pods.find(caller, wanted)?;
+        // A copy that cannot be made is refused before the pod is touched.
+        self.copy_for(new.remote, CheckpointId::generate(), &pod.user)?;
+        if let Some(action) = self.at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
+        }
+        let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
+        self.settle_pod(pod.id).await?;
+        let seen = self.examine(&pod, new.kind).await?;
+        if !seen.verdict.can_be_saved {
+            return Err(CheckpointError::NotPossible {
+                pod: pod.container_name.clone(),
+                problems: seen.verdict.problems,
+            });
+        }
+        if seen.verdict.space_needed > seen.verdict.space_free {
+            return Err(CheckpointError::Space {
+                path: self.0.store.path().to_owned(),
+                needed: seen.verdict.space_needed,
+                free: seen.verdict.space_free,
+            });
+        }
+        let (checkpoint, action) = self.reserve(actor, &pod, &seen, &new).await?;
+        let (at_work, live) = self.begin_work(&action, checkpoint.size);
+        let config = self.0.config.get();
+        let most = config.checkpoint.streams();
+        let saving = Saving {
+            me: self.clone(),
+            action: action.clone(),
+            folder: self.0.store.folder_under_way(checkpoint.id),
+            manifest: new_manifest(&checkpoint, &pod, &seen),
+            checkpoint,
+            deadline: deadline(&config.checkpoint, seen.findings.load()),
+            pod,
+            seen,
+            live,
+            compression: new.compression,
+            streams: new.streams.map_or(most, |wanted| wanted.clamp(1, most)),
+            shells: None,
+            network: NetworkLock::default(),
+            options: None,
+            room: None,
+            _at_work: at_work,
+        };
+        tokio::spawn(saving.run(guard));
+        Ok(action)
+    }
+
+    async fn examine(&self, pod: &Pod, kind: Kind) -> Result<Seen, CheckpointError> {
+        let not_found = || PodError::NotFound(pod.container_name.clone());
+        let container = pod.container.clone().ok_or_else(not_found)?;
+        let anatomy = self.0.engine.anatomy(&container).await?.ok_or_else(not_found)?;
+        let runs = anatomy.status == "running";
+        if !runs && (kind.has_processes() || matches!(anatomy.status.as_str(), "paused" | "restarting")) {
+            return Err(CheckpointError::NotRunning { pod: pod.container_name.clone(), status: anatomy.status });
+        }
+        let criu = match kind.has_processes() {
+            true => {
+                self.ensure_engine_able().await?;
+                version::criu_version().await?
+            }
+            false => String::new(),
+        };
+        let config = self.0.config.get();
+        let (id, body) = (container.clone(), anatomy.clone());
+        let snapshot = self.0.gpus.snapshot();
+        let mut findings = off_thread(move || {
+            let on_gpus = gpu::on_gpus(&snapshot, &id);
+            preflight::look(&id, &body, kind, &config.checkpoint, &on_gpus)
+        })
+        .await;
+        let gpus = self.examine_gpus(&container, &anatomy, &mut findings).await;
+        self.0.store.ensure()?;
+        let size = findings.memory + findings.gpu_memory + findings.files;
+        let rate = self.0.rate.load(Ordering::Relaxed).max(1);
+        let verdict = Verdict {
+            pod: pod.container_name.clone(),
+            kind,
+            can_be_saved: findings.problems.is_empty(),
+            problems: findings.problems.clone(),
+            losses: findings.losses.clone(),
+            processes: findings.processes.clone(),
+            memory: findings.memory,
+            gpu_memory: findings.gpu_memory,
+            files: findings.files,
+            freeze_ms: if runs {
+                100 + size.saturating_mul(1000) / rate + gpu::copying_ms(findings.gpu_memory)
+            } else {
+                0
+            },
+            // Images grow a little while they are made.
+            space_needed: size + size / 100 * 15,
+            space_free: self.0.store.free().saturating_sub(self.0.config.get().checkpoint.keep_free.0),
+        };
+        Ok(Seen { container, anatomy, findings, verdict, criu, gpus })
+    }
+
+    /// Takes what the quota allows, and writes checkpoint and action down.
+    async fn reserve(
+        &self,
+        actor: Actor,
+        pod: &Pod,
+        seen: &Seen,
+        new: &NewCheckpoint,
+    ) -> Result<(Checkpoint, Action), CheckpointError> {
+        let checkpoint = Checkpoint {
+            id: CheckpointId::generate(),
+            user: pod.user.clone(),
+            pod: pod.id,
+            instance: pod.instance.clone(),
+            container_name: pod.container_name.clone(),
+            kind: new.kind,
+            compression: new.compression,
+            name: new.name.clone(),
+            reason: new.reason.clone(),
+            status: CheckpointStatus::Creating,
+            size: seen.verdict.memory + seen.verdict.gpu_memory + seen.verdict.files,
+            image: seen.anatomy.image_id.clone(),
+            created_at: now(),
+            origin: new.origin,
+            remote: None,
+        };
+        let mut action = Action {
+            id: ActionId::generate(),
+            kind: ActionKind::Checkpoint,
+            user: pod.user.clone(),
+            pod: pod.id,
+            container_name: pod.container_name.clone(),
+            checkpoint: checkpoint.id,
+            status: ActionStatus::Running,
+            phase: Phase::Preflight,
+            bytes: 0,
+            total_bytes: Some(checkpoint.size),
+            frozen_ms: None,
+            losses: seen.findings.losses.clone(),
+            error: None,
+            remote: None,
+            started_at: now(),
+            ended_at: None,
+            event: 0,
+            journal: Journal {
+                leave_running: new.leave_running,
+                container: Some(seen.container.clone()),
+                remote: new.remote,
+                gpu: seen.gpus.as_ref().map(|gpus| gpus.work.clone()),
+                ..Journal::default()
+            },
+        };
+        let quota = self.0.accounts.quota(&pod.user);
+        let written = checkpoint.clone();
+        let drained = new_row(pod, DrainedState::Saving);
+        let action = self
+            .0
+            .db
+            .write(move |tx| {
+                let held = tx.list_checkpoints(Some(&written.user))?;
+                let held: Vec<Checkpoint> =
+                    held.into_iter().filter(|row| row.status != CheckpointStatus::Deleting).collect();
+                admit(tx, &quota, held, &written, &action, drained)?;
+                let object = written.container_name.clone();
+                action.event = note(tx, &actor, "pod.checkpoint", object, &written.user, Outcome::Pending)?;
+                tx.insert_checkpoint(&written)?;
+                tx.insert_action(&action)?;
+                Ok::<_, CheckpointError>(action)
+            })
+            .await?;
+        Ok((checkpoint, action))
+    }
+}
+
+/// Whether the quota allows it, by whose wish it is made.
+fn admit(
+    tx: &Tx,
+    quota: &Quota,
+    held: Vec<Checkpoint>,
+    wanted: &Checkpoint,
+    action: &Action,
+    drained: DrainedPod,
+) -> Result<(), CheckpointError> {
+    let sizes = |rows: &[Checkpoint]| rows.iter().map(|row| row.size).collect::<Vec<u64>>();
+    match wanted.origin {
+        Origin::Hand => admission::admit_checkpoint(quota, &sizes(&held), wanted.size)?,
+        // Maintenance is no wish of the user's: it neither fails for the quota nor is it lost by it.
+        Origin::Drain => {
+            let (id, checkpoint) = (Some(action.id), Some(wanted.id));
+            tx.upsert_drained(&DrainedPod { action: id, checkpoint, ..drained })?;
+        }
+        Origin::Schedule => {
+            let (mut its, mut others) = (Vec::new(), Vec::new());
+            for row in held {
+                let is_its =
+                    row.pod == wanted.pod && row.origin == Origin::Schedule && row.status == CheckpointStatus::Ready;
+                let goes = is_its && !is_needed(tx, row.id)?;
+                if goes { its.push(row) } else { others.push(row) }
+            }
+            its.sort_by_key(|row| (row.created_at, row.id));
+            let count = admission::admit_in_place_of(quota, &sizes(&others), &sizes(&its), wanted.size)?;
+            let Some(mut schedule) = tx.find_schedule(wanted.pod)? else {
+                return Err(CheckpointError::NoSchedule(wanted.container_name.clone()));
+            };
+            schedule.action = Some(action.id);
+            schedule.replaces = its.iter().take(count).map(|row| row.id).collect();
+            schedule.last_at = Some(action.started_at);
+            schedule.advance(action.started_at);
+            tx.upsert_schedule(&schedule)?;
+        }
+    }
+    Ok(())
+}
+
+fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
+    let line = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    Manifest {
+        format: Manifest::format(),
+        id: checkpoint.id,
+        user: pod.user.clone(),
+        pod: pod.id,
+        instance: pod.instance.clone(),
+        container_name: pod.container_name.clone(),
+        kind: checkpoint.kind,
+        created_at: checkpoint.created_at,
+        shape: pod.spec.clone(),
+        image_id: seen.anatomy.image_id.clone(),
+        host: Host {
+            kernel: line("/proc/sys/kernel/osrelease"),
+            machine: std::env::consts::ARCH.to_owned(),
+            criu: seen.criu.clone(),
+            runtime: seen.anatomy.runtime.clone(),
+            cgroup: cgroup_root::version(),
+            group: cgroup_root::of(seen.anatomy.pid),
+        },
+        sockets: seen.findings.sockets.clone(),
+        memory_files: Vec::new(),
+        gpus: seen.gpus.as_ref().map(|gpus| gpus.saved.clone()),
+        tuning: Vec::new(),
+        network: std::collections::BTreeMap::new(),
+        hosts: None,
+        losses: seen.findings.losses.clone(),
+        frozen_ms: 0,
+        files: std::collections::BTreeMap::new(),
+        container: seen.anatomy.document.clone(),
+    }
+}

@@ -1,0 +1,307 @@
+//! The request side of a restore: which checkpoint, as which pod, and all that can be checked before anything is touched.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    CheckpointError, Checkpoints,
+    job::restore::Restoring,
+    note,
+    store::{self, KEPT_IMAGES, manifest::Manifest},
+};
+use crate::{
+    criu::{cgroup_root, version},
+    db::Outcome,
+    host::disk,
+    model::{
+        action::{Action, ActionStatus, Journal},
+        checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus, NewRestore},
+        drain::{DrainedPod, DrainedState},
+        ids::ActionId,
+        names::{ImageRef, PodRef},
+        phase::{ActionKind, Phase},
+        pod::{Pod, PodSpec, RestartRule},
+        time::now,
+        user::{Actor, Caller},
+    },
+    pod::{AskedBy, PodError},
+};
+
+impl Checkpoints {
+    /// Checks, writes the action down and begins it. Returns at once.
+    pub async fn begin_restore(&self, caller: &Caller, new: NewRestore) -> Result<Action, CheckpointError> {
+        self.begin_restore_by(AskedBy::Caller, caller, new).await
+    }
+
+    /// The same for maintenance: only its own end brings pods back while it lasts.
+    pub(super) async fn begin_restore_by(
+        &self,
+        by: AskedBy,
+        caller: &Caller,
+        new: NewRestore,
+    ) -> Result<Action, CheckpointError> {
+        self.0.pods.wait_ready().await;
+        self.0.engine.ensure_up()?;
+        self.0.pods.ensure_not_drained(&by)?;
+        let row = self.checkpoint_for(caller, &new).await?;
+        if row.status != CheckpointStatus::Ready {
+            return Err(CheckpointError::NotReady { id: row.id, status: row.status });
+        }
+        if row.kind.has_processes() {
+            self.ensure_engine_able().await?;
+            version::criu_version().await?;
+        }
+        let folder = self.0.store.folder(row.id);
+        let manifest = match self.manifest_of(&row).await {
+            Ok(manifest) => manifest,
+            // It may have been deleted while we looked: then it is not damaged but gone.
+            Err(error) => return Err(self.find(caller, row.id).await.err().unwrap_or(error)),
+        };
+        check_belongs(&manifest, &row)?;
+        self.check_space(&manifest).await?;
+        let instance = new.restore_as.clone().unwrap_or_else(|| row.instance.clone());
+        let wanted = PodRef { prefix: None, user: Some(row.user.clone()), instance: instance.clone() };
+        let (guard, pod, journal) = match self.0.pods.find(caller, &wanted) {
+            Ok(pod) if pod.id == row.pod => {
+                let (guard, pod, mut journal) = self.in_place(caller, &wanted, &manifest).await?;
+                let given = pod.container.as_ref().and_then(|container| self.given_gpus(container));
+                journal.gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), given).await?;
+                (guard, pod, journal)
+            }
+            Ok(pod) => return Err(PodError::Exists(pod.container_name.clone()).into()),
+            Err(PodError::NotFound(_)) => {
+                let image = self.image_of(&manifest)?;
+                let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image)?;
+                check_mounts(&manifest.shape, &spec)?;
+                let gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), spec.gpus.clone()).await?;
+                let actor = Actor::from(caller);
+                let (guard, pod) =
+                    self.0.pods.reserve_restored(actor, row.user.clone(), instance, allowed, spec).await?;
+                if let Err(error) = check_memory(&manifest, pod.spec.memory) {
+                    self.0.pods.undo_restored(pod, error.to_string()).await;
+                    return Err(error);
+                }
+                (guard, pod, Journal { makes_pod: true, gpu, ..Journal::default() })
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let makes_pod = journal.makes_pod;
+        let action = match self.write_restore(by, caller, &row, &pod, &manifest, journal).await {
+            Ok(action) => action,
+            Err(error) => {
+                if makes_pod {
+                    self.0.pods.undo_restored(pod, error.to_string()).await;
+                }
+                return Err(error);
+            }
+        };
+        let (at_work, live) = self.begin_work(&action, manifest.stored_size());
+        let restoring = Restoring {
+            me: self.clone(),
+            action: action.clone(),
+            manifest,
+            folder,
+            pod,
+            live,
+            connections: new.connections,
+            images: Vec::new(),
+            attempts: 0,
+            _at_work: at_work,
+        };
+        tokio::spawn(restoring.run(guard));
+        Ok(action)
+    }
+
+    /// The checkpoint that is named, or the newest of the pod that is.
+    async fn checkpoint_for(&self, caller: &Caller, new: &NewRestore) -> Result<Checkpoint, CheckpointError> {
+        if let Some(id) = new.checkpoint {
+            let row = self.find(caller, id).await?;
+            let is_its =
+                |pod: &PodRef| pod.instance == row.instance && pod.user.as_ref().unwrap_or(&caller.user) == &row.user;
+            return match &new.pod {
+                Some(pod) if !is_its(pod) => Err(CheckpointError::NotFound(format!("{id} of {pod}"))),
+                _ => Ok(row),
+            };
+        }
+        let pod = new.pod.clone().ok_or(CheckpointError::NothingNamed)?;
+        let filter = CheckpointFilter { pod: Some(pod.clone()), ..CheckpointFilter::default() };
+        let rows = self.list(caller, filter).await?;
+        let newest = rows.into_iter().find(|row| row.status == CheckpointStatus::Ready);
+        newest.ok_or_else(|| CheckpointError::NoneOf(pod.to_string()))
+    }
+
+    /// The pod as it is, stopped, to be filled anew.
+    async fn in_place(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+        manifest: &Manifest,
+    ) -> Result<(OwnedMutexGuard<()>, Pod, Journal), CheckpointError> {
+        let pod = self.0.pods.find(caller, wanted)?;
+        if let Some(action) = self.at_work_on(pod.id) {
+            return Err(CheckpointError::InProgress { pod: pod.container_name.clone(), action });
+        }
+        let (guard, pod) = self.0.pods.lock(caller, wanted).await?;
+        self.settle_pod(pod.id).await?;
+        let not_found = || PodError::NotFound(pod.container_name.clone());
+        let container = pod.container.clone().ok_or_else(not_found)?;
+        let anatomy = self.0.engine.anatomy(&container).await?.ok_or_else(not_found)?;
+        if !matches!(anatomy.status.as_str(), "exited" | "created" | "dead") {
+            return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: anatomy.status });
+        }
+        check_memory(manifest, anatomy.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0))?;
+        // A pod that was saved and stopped has had its rule changed: from now on it is a pod like others.
+        let restart = match &anatomy.restart {
+            rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
+            rule => rule.clone(),
+        };
+        let journal = Journal {
+            container: Some(container),
+            restart: Some(restart),
+            restart_if_not: Some(anatomy.restart.clone()),
+            ..Journal::default()
+        };
+        Ok((guard, Pod::clone(&pod), journal))
+    }
+
+    /// What is packed is unpacked into the store, and the pod's files into the engine's folder.
+    async fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let keep = self.0.config.get().checkpoint.keep_free.0;
+        let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
+        let files = manifest.files.get(Path::new(store::ROOTFS)).map_or(0, |file| file.size);
+        let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.root_dir.clone());
+        let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
+        let needs = match device(&store) == device(&engine) {
+            true => vec![(store, packed + files)],
+            false => vec![(store, packed), (engine, files)],
+        };
+        for (path, needed) in needs {
+            let free = disk::free(&path).saturating_sub(keep);
+            if needed > free {
+                return Err(CheckpointError::Space { path, needed, free });
+            }
+        }
+        Ok(())
+    }
+
+    /// The very image, by its name of then where that still means it.
+    fn image_of(&self, manifest: &Manifest) -> Result<ImageRef, CheckpointError> {
+        let gone = || CheckpointError::ImageGone(manifest.shape.image.clone());
+        let images = self.0.engine.inventory().images();
+        let image = images.iter().find(|image| image.id == manifest.image_id).ok_or_else(gone)?;
+        let kept = |tag: &&String| tag.starts_with(KEPT_IMAGES);
+        let name = match image.tags.iter().find(|tag| **tag == manifest.shape.image) {
+            Some(name) => name.as_str(),
+            None => image.tags.iter().find(|tag| !kept(tag)).map_or(image.id.as_str(), String::as_str),
+        };
+        name.parse().map_err(|_| gone())
+    }
+
+    async fn write_restore(
+        &self,
+        by: AskedBy,
+        caller: &Caller,
+        row: &Checkpoint,
+        pod: &Pod,
+        manifest: &Manifest,
+        journal: Journal,
+    ) -> Result<Action, CheckpointError> {
+        let mut action = Action {
+            id: ActionId::generate(),
+            kind: ActionKind::Restore,
+            user: row.user.clone(),
+            pod: pod.id,
+            container_name: pod.container_name.clone(),
+            checkpoint: row.id,
+            status: ActionStatus::Running,
+            phase: Phase::Verify,
+            bytes: 0,
+            total_bytes: Some(manifest.stored_size()),
+            frozen_ms: None,
+            losses: manifest.losses.clone(),
+            error: None,
+            remote: None,
+            started_at: now(),
+            ended_at: None,
+            event: pod.event,
+            journal,
+        };
+        let id = row.id;
+        let actor = by.actor(caller);
+        self.0
+            .db
+            .write(move |tx| {
+                by.ensure_not_drained(tx)?;
+                // It may have been deleted while we looked at it.
+                let status = tx.find_checkpoint(id)?.map(|row| row.status);
+                if status != Some(CheckpointStatus::Ready) {
+                    return Err(CheckpointError::NotFound(id.to_string()));
+                }
+                if !action.journal.makes_pod {
+                    let object = action.container_name.clone();
+                    action.event = note(tx, &actor, "pod.restore", object, &action.user, Outcome::Pending)?;
+                }
+                tx.insert_action(&action)?;
+                if let AskedBy::Drain(_) = by
+                    && let Some(row) = tx.find_drained(action.pod)?
+                {
+                    tx.upsert_drained(&DrainedPod { state: DrainedState::Returning, action: Some(action.id), ..row })?;
+                }
+                Ok(action)
+            })
+            .await
+    }
+}
+
+/// A manifest that is another's, or from another machine.
+fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), CheckpointError> {
+    let damaged = |why: String| CheckpointError::Damaged { id: row.id, file: store::MANIFEST.to_owned(), why };
+    if manifest.user != row.user {
+        return Err(damaged(format!("it is {}'s", manifest.user)));
+    }
+    if manifest.pod != row.pod || manifest.kind != row.kind {
+        return Err(damaged("it is that of another checkpoint".to_owned()));
+    }
+    let (then, now) = (manifest.host.machine.clone(), std::env::consts::ARCH.to_owned());
+    if then != now {
+        return Err(CheckpointError::OtherHost { then, now });
+    }
+    let (then, now) = (manifest.host.cgroup, cgroup_root::version());
+    if manifest.kind.has_processes() && then != now {
+        // A pod has as many mounts as the host has hierarchies.
+        let told = |version: u8| format!("cgroups of version {version}");
+        return Err(CheckpointError::OtherHost { then: told(then), now: told(now) });
+    }
+    Ok(())
+}
+
+/// A limit that is too small for certain. Processes may share memory that the images hold once for each, so only the largest
+/// of them counts, with the memory file systems.
+fn check_memory(manifest: &Manifest, limit: Option<u64>) -> Result<(), CheckpointError> {
+    let sizes = |start: &'static str| {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        manifest.files.iter().filter(move |(path, _)| name(path).starts_with(start)).map(|(_, file)| file.size)
+    };
+    let needed = sizes("pages-").max().unwrap_or(0) + sizes("tmpfs-dev-").sum::<u64>();
+    match limit.filter(|&limit| manifest.kind.has_processes() && needed > limit) {
+        Some(limit) => Err(CheckpointError::Memory { needed, limit }),
+        None => Ok(()),
+    }
+}
+
+/// CRIU finds files by the mounts of then: their targets must be the same.
+fn check_mounts(saved: &PodSpec, now: &PodSpec) -> Result<(), CheckpointError> {
+    let targets = |spec: &PodSpec| {
+        let binds = spec.binds.iter().map(|bind| bind.target.clone());
+        let mut targets: Vec<String> =
+            binds.chain(spec.tmpfs.iter().map(|tmpfs| format!("tmpfs:{}", tmpfs.target))).collect();
+        targets.sort();
+        targets
+    };
+    let (then, now) = (targets(saved), targets(now));
+    match then == now {
+        true => Ok(()),
+        false => Err(CheckpointError::MountsChanged { then: then.join(", "), now: now.join(", ") }),
+    }
+}

@@ -1,0 +1,141 @@
+//! Maintenance of the host: every pod that runs is saved and stopped, and brought back afterwards.
+//!
+//! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and so does
+//! one after a reboot.
+//!
+//! ```text
+//!            drain              all settled                 undrain               all back
+//!  (no row) ───────► draining ─────────────► drained ─────────────► undraining ───────────► (no row)
+//!                       ▲  └──── undrain ──────────────────────────────▲ │ └──► ended: some did not come back
+//!                       └─────────────── drain ──────────────────────────┘        └── undrain: tried again
+//! ```
+//!
+//! While there is a row that is not `ended`, no pod is created, started or restored: each of these looks at the row in the
+//! transaction that writes it down.
+
+pub mod drainer;
+
+use super::{CheckpointError, Checkpoints, note_of_host};
+use crate::{
+    db::Outcome,
+    host::process,
+    model::{
+        action::ActionStatus,
+        drain::{Drain, DrainState, DrainStatus, DrainedState, DrainedView, NewDrain},
+        time::{now, rfc3339},
+        user::Actor,
+    },
+};
+
+/// Longest reason that is shown, characters.
+const LONGEST_REASON: usize = 200;
+
+impl Checkpoints {
+    /// Asks for a drain. Asked again, it saves what has come to run since, and tries again what could not be saved.
+    pub async fn drain(&self, actor: Actor, new: NewDrain) -> Result<DrainStatus, CheckpointError> {
+        let reason = new.reason.trim().to_owned();
+        if reason.is_empty() || reason.chars().count() > LONGEST_REASON || reason.chars().any(char::is_control) {
+            return Err(CheckpointError::Reason { longest: LONGEST_REASON });
+        }
+        let boot = process::boot_id().to_owned();
+        self.0
+            .db
+            .write(move |tx| {
+                let before = tx.find_drain()?;
+                // A shutdown does not make an admin's maintenance end with the next start.
+                let is_kept = |drain: &Drain| {
+                    matches!(drain.state, DrainState::Draining | DrainState::Drained) && !drain.shutdown
+                };
+                if new.shutdown && before.as_ref().is_some_and(is_kept) {
+                    return Ok(());
+                }
+                let goes_on = before.as_ref().filter(|drain| drain.holds_pods());
+                let drain = Drain {
+                    state: DrainState::Draining,
+                    actor: actor.name.clone(),
+                    source: actor.source.clone(),
+                    forced: new.forced || goes_on.is_some_and(|drain| drain.forced),
+                    shutdown: new.shutdown,
+                    boot,
+                    begun_at: goes_on.map_or_else(now, |drain| drain.begun_at),
+                    reason,
+                };
+                for row in tx.list_drained()? {
+                    if matches!(row.state, DrainedState::Running | DrainedState::Back | DrainedState::Waiting) {
+                        tx.delete_drained(row.pod)?;
+                    }
+                }
+                tx.upsert_drain(&drain)?;
+                note_of_host(tx, &actor, "host.drain", Outcome::Ok, &drain.reason)?;
+                Ok::<_, CheckpointError>(())
+            })
+            .await?;
+        self.drain_status().await
+    }
+
+    /// Has the pods brought back that a drain has stopped. Asked again, it tries again those that did not come back.
+    pub async fn undrain(&self, actor: Actor) -> Result<DrainStatus, CheckpointError> {
+        self.0
+            .db
+            .write(move |tx| {
+                let Some(drain) = tx.find_drain()?.filter(|drain| drain.state != DrainState::Undraining) else {
+                    return Ok(());
+                };
+                for mut row in tx.list_drained()? {
+                    match row.state {
+                        DrainedState::Waiting | DrainedState::Running | DrainedState::Back => {
+                            tx.delete_drained(row.pod)?;
+                        }
+                        DrainedState::Failed => {
+                            row.state = row.stopped_state();
+                            row.reason = None;
+                            tx.upsert_drained(&row)?;
+                        }
+                        DrainedState::Saving
+                        | DrainedState::Saved
+                        | DrainedState::Stopping
+                        | DrainedState::Stopped
+                        | DrainedState::Returning => {}
+                    }
+                }
+                tx.upsert_drain(&Drain { state: DrainState::Undraining, ..drain.clone() })?;
+                note_of_host(tx, &actor, "host.undrain", Outcome::Ok, &drain.reason)?;
+                Ok::<_, CheckpointError>(())
+            })
+            .await?;
+        self.drain_status().await
+    }
+
+    /// How far it is.
+    pub async fn drain_status(&self) -> Result<DrainStatus, CheckpointError> {
+        self.0
+            .db
+            .read(|tx| {
+                let drain = tx.find_drain()?;
+                let mut pods = Vec::new();
+                for row in tx.list_drained()? {
+                    let action = row.action.map(|id| tx.find_action(id)).transpose()?.flatten();
+                    let phase = action.filter(|action| action.status == ActionStatus::Running);
+                    pods.push(DrainedView {
+                        user: row.user,
+                        instance: row.instance,
+                        name: row.container_name,
+                        state: row.state,
+                        checkpoint: row.checkpoint,
+                        phase: phase.map(|action| action.phase),
+                        reason: row.reason,
+                    });
+                }
+                Ok(DrainStatus {
+                    state: drain.as_ref().map(|drain| drain.state),
+                    forced: drain.as_ref().is_some_and(|drain| drain.forced),
+                    shutdown: drain.as_ref().is_some_and(|drain| drain.shutdown),
+                    since: drain.as_ref().map(|drain| rfc3339(drain.begun_at)),
+                    reason: drain.as_ref().map(|drain| drain.reason.clone()),
+                    by: drain.map(|drain| drain.actor),
+                    pods,
+                })
+            })
+            .await
+    }
+}

@@ -1,0 +1,384 @@
+//! Saving a pod: see the table in [`super::phase`].
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use fail::fail_point;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    checkpoint::{
+        AtWork, CheckpointError, Checkpoints, Live, Manifest, Verdict,
+        gpu::GpusSeen,
+        millis_since, off_thread,
+        preflight::Findings,
+        store::{self, KEPT_IMAGES, archive, compress, hashing},
+    },
+    criu::{
+        conf::HostOptions,
+        error::CriuFailure,
+        image_buffer::Room,
+        network::lock::{self, NetworkLock},
+        runc, stopped_tasks,
+    },
+    db::Tx,
+    engine::{Anatomy, EngineError},
+    host::disk::{self, DiskError},
+    model::{
+        action::Action,
+        checkpoint::{Checkpoint, CheckpointStatus, Compression, LeaveRunning},
+        ids::ContainerId,
+        phase::{ActionKind, Circumstances, Phase},
+        pod::{Pod, RestartRule},
+    },
+    pod::ShellsHeld,
+};
+
+/// How long a pod goes on before it is tried to save it again, milliseconds.
+pub(in crate::checkpoint) const BREATHS: [u64; 4] = [20, 70, 150, 400];
+
+/// How often a program is let go on that is met in vfork(2), which lasts a millisecond or so, and for how long.
+const VFORKS: u32 = 40;
+
+const VFORK_BREATH: Duration = Duration::from_millis(7);
+
+/// One checkpoint under way.
+pub struct Saving {
+    pub me: Checkpoints,
+    pub action: Action,
+    pub checkpoint: Checkpoint,
+    pub pod: Arc<Pod>,
+    pub seen: Seen,
+    pub folder: PathBuf,
+    pub manifest: Manifest,
+    pub live: Arc<Live>,
+    pub compression: Compression,
+    pub streams: usize,
+    pub deadline: Duration,
+    /// Nobody attaches to a terminal of the pod until it goes on.
+    pub shells: Option<ShellsHeld>,
+    pub network: NetworkLock,
+    /// Held until the dump's CRIU has begun.
+    pub options: Option<HostOptions>,
+    /// Where images are caught, until they are files.
+    pub room: Option<Room>,
+    pub _at_work: AtWork,
+}
+
+impl Saving {
+    pub async fn run(mut self, guard: OwnedMutexGuard<()>) {
+        let me = self.me.clone();
+        let _turn = me.0.turns.acquire().await;
+        let mut guard = Some(guard);
+        let phases = Phase::of_checkpoint(Circumstances {
+            kind: self.checkpoint.kind,
+            leave_running: self.action.journal.leave_running,
+            runs: self.seen.anatomy.status == "running",
+            compresses: self.compression != Compression::None,
+            has_gpus: self.action.journal.gpu.is_some(),
+        });
+        // What follows does not concern the container.
+        let last = phases.iter().rfind(|phase| matches!(phase, Phase::Resume | Phase::GpuOn | Phase::Stop)).copied();
+        for phase in phases {
+            if let Err(error) = self.step(phase).await {
+                return self.fail(phase, error).await;
+            }
+            if Some(phase) == last {
+                guard.take();
+            }
+        }
+        self.done().await;
+    }
+
+    async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
+        self.action.phase = phase;
+        self.action.bytes = self.live.bytes.load(Ordering::Relaxed);
+        self.me.write_action(&self.action).await?;
+        fail_point!(&phase.fail_point(ActionKind::Checkpoint), |_| Err(CheckpointError::Interrupted(phase.doing())));
+        tracing::debug!(pod = self.pod.container_name, %phase, "checkpoint");
+        match phase {
+            Phase::Preflight => self.prepare().await,
+            Phase::GpuOff => self.gpu_off().await,
+            Phase::Pause => self.pause().await,
+            Phase::Dump => self.dump().await,
+            Phase::Rootfs => self.save_files().await,
+            Phase::Resume => self.resume().await,
+            Phase::GpuOn => {
+                self.gpu_on().await;
+                self.thawed().await;
+                Ok(())
+            }
+            Phase::Hash => self.hash().await,
+            Phase::Commit => self.commit().await,
+            Phase::Stop => self.stop().await,
+            Phase::Compress => self.compress().await,
+            Phase::Verify | Phase::Fetch | Phase::Prepare | Phase::Start | Phase::Check | Phase::Clean => Ok(()),
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), CheckpointError> {
+        self.folder = self.me.0.store.begin(self.checkpoint.id)?;
+        let tag = self.checkpoint.id.to_string();
+        // A restore needs the very image; without a name, pruning takes it once the pod is gone.
+        if let Err(error) = self.me.0.engine.tag_image(&self.seen.anatomy.image_id, KEPT_IMAGES, &tag).await {
+            tracing::warn!(image = self.seen.anatomy.image_id, %error, "the image of a checkpoint is not kept from pruning");
+        }
+        if self.action.journal.leave_running == LeaveRunning::No && self.seen.anatomy.status == "running" {
+            // Else the engine would start the pod anew as soon as it is stopped.
+            self.action.journal.restart = Some(self.seen.anatomy.restart.clone());
+            self.me.write_action(&self.action).await?;
+            self.me.0.engine.set_restart(&self.seen.container, &RestartRule::never()).await?;
+        }
+        if self.action.journal.leave_running == LeaveRunning::Yes && self.checkpoint.kind.has_processes() {
+            let (bytes, streams) = (self.seen.verdict.memory + self.seen.verdict.gpu_memory, self.streams);
+            self.room = Some(off_thread(move || Room::take(bytes, streams)).await);
+        }
+        Ok(())
+    }
+
+    async fn pause(&mut self) -> Result<(), CheckpointError> {
+        // A terminal with somebody at it is a connection to the outside, which cannot be saved.
+        self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
+        self.freeze().await
+    }
+
+    pub(in crate::checkpoint) async fn freeze(&mut self) -> Result<(), CheckpointError> {
+        if self.checkpoint.kind.has_processes() {
+            // Before the pod stands still: a restore may hold it for a moment.
+            self.options = Some(HostOptions::keep_free().await?);
+        }
+        self.stand_still().await?;
+        // A network that it shares stays when it is stopped.
+        let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        if !network.starts_with("container:") {
+            let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
+            self.network = lock::lock(self.seen.anatomy.pid, is_stopped).await;
+        }
+        let stopped = stopped_tasks::find(&self.seen.container);
+        if !stopped.is_empty() {
+            self.action.journal.stopped = stopped;
+            self.me.write_action(&self.action).await?;
+            stopped_tasks::let_go(&self.action.journal.stopped);
+        }
+        Ok(())
+    }
+
+    /// Where a program is just in vfork(2), CRIU could wait for it for ever: it is let go on for a moment.
+    async fn stand_still(&self) -> Result<(), CheckpointError> {
+        let engine = &self.me.0.engine;
+        for _ in 0..VFORKS {
+            self.live.frozen_since().get_or_insert_with(Instant::now);
+            engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
+                true => CheckpointError::Criu(CriuFailure::other(
+                    "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less",
+                )),
+                false => error.into(),
+            })?;
+            if !self.checkpoint.kind.has_processes() || stopped_tasks::in_vfork(&self.seen.container).is_none() {
+                return Ok(());
+            }
+            engine.unpause(&self.seen.container).await?;
+            if self.action.journal.gpu.is_none() {
+                *self.live.frozen_since() = None;
+            }
+            tokio::time::sleep(VFORK_BREATH).await;
+        }
+        let name = stopped_tasks::in_vfork(&self.seen.container).unwrap_or_else(|| "a program".to_owned());
+        Err(CheckpointError::Criu(CriuFailure::other(format!(
+            "{name} starts other programs all the time (vfork) and was never met outside of it; try again when it does less"
+        ))))
+    }
+
+    async fn save_files(&mut self) -> Result<(), CheckpointError> {
+        let upper = self.seen.anatomy.upper.clone().ok_or_else(|| CheckpointError::NotPossible {
+            pod: self.pod.container_name.clone(),
+            problems: vec!["Docker's storage driver here is not overlay2".to_owned()],
+        })?;
+        let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS), &runc::link_suffix(&self.folder)).await;
+        runc::drop_links(&self.folder);
+        // Before what tar says: of a pod that was let go it tells files that changed.
+        self.ensure_still().await?;
+        packed?;
+        self.live.bytes.store(disk::size_of(&self.folder), Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<(), CheckpointError> {
+        self.thaw().await?;
+        // From now on somebody may have them go on.
+        self.action.journal.stopped.clear();
+        match self.action.journal.gpu {
+            // Its programs wait for their GPUs.
+            Some(_) => self.shells = None,
+            None => self.thawed().await,
+        }
+        Ok(())
+    }
+
+    /// A pod that somebody let go behind our back is not as its images are.
+    async fn ensure_still(&self) -> Result<(), CheckpointError> {
+        if self.live.frozen_since().is_none() {
+            return Ok(());
+        }
+        match self.me.0.engine.anatomy(&self.seen.container).await? {
+            Some(now) if now.pid == self.seen.anatomy.pid && now.status == "paused" => Ok(()),
+            Some(now) if now.pid == self.seen.anatomy.pid => {
+                Err(CheckpointError::LetGo(self.pod.container_name.clone()))
+            }
+            _ => Err(CheckpointError::EndedMeanwhile(self.pod.container_name.clone())),
+        }
+    }
+
+    pub(in crate::checkpoint) async fn thaw(&self) -> Result<(), CheckpointError> {
+        lock::open_ports(self.seen.anatomy.pid);
+        stopped_tasks::stop_again(&self.action.journal.stopped);
+        Ok(self.me.0.engine.unpause(&self.seen.container).await?)
+    }
+
+    /// The pod stands still no longer.
+    async fn thawed(&mut self) {
+        self.shells = None;
+        let since = self.live.frozen_since().take();
+        self.action.frozen_ms = since.map(millis_since).or(self.action.frozen_ms);
+        self.manifest.frozen_ms = self.action.frozen_ms.unwrap_or(0);
+        // The next read shows it.
+        let _ = self.me.0.engine.look(&self.seen.container).await;
+    }
+
+    async fn hash(&mut self) -> Result<(), CheckpointError> {
+        if let Some(room) = self.room.take() {
+            let written = off_thread(move || room.write_out()).await;
+            written.map_err(DiskError::io("writing images to", self.me.0.store.path()))?;
+        }
+        let (folder, streams) = (self.folder.clone(), self.streams);
+        self.manifest.files = off_thread(move || hashing::hash_and_sync(&folder, streams, &|_| {})).await?;
+        self.ensure_still().await
+    }
+
+    async fn commit(&mut self) -> Result<(), CheckpointError> {
+        if let Some(since) = *self.live.frozen_since() {
+            // It stands still until it is stopped, which takes no time.
+            self.manifest.frozen_ms = millis_since(since);
+        }
+        let (store, id, folder, manifest) =
+            (self.me.0.store.clone(), self.checkpoint.id, self.folder.clone(), self.manifest.clone());
+        self.folder = off_thread(move || {
+            manifest.write(&folder)?;
+            store.commit(id)
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn stop(&mut self) -> Result<(), CheckpointError> {
+        self.me.0.engine.kill(&self.seen.container).await?;
+        self.thawed().await;
+        self.me.put_restart_rule(&self.action).await
+    }
+
+    async fn compress(&mut self) -> Result<(), CheckpointError> {
+        let (mut manifest, folder, by) = (self.manifest.clone(), self.folder.clone(), self.compression);
+        let streams = self.streams;
+        let packed = off_thread(move || {
+            compress::pack_all(&mut manifest, &folder, by, streams, &|_| {}).inspect_err(|_| {
+                // What was not finished; the manifest in the folder says what counts.
+                let swept = Manifest::read(&folder, manifest.id).and_then(|there| compress::sweep(&there, &folder));
+                drop(swept);
+            })?;
+            Ok::<_, CheckpointError>(manifest)
+        })
+        .await;
+        match packed {
+            Ok(manifest) => self.manifest = manifest,
+            // The checkpoint is complete without.
+            Err(error) => self.action.losses.push(format!("it is not packed: {error}")),
+        }
+        Ok(())
+    }
+
+    async fn done(self) {
+        let size = self.manifest.stored_size();
+        let id = self.checkpoint.id;
+        tracing::info!(pod = self.pod.container_name, checkpoint = %id, size, frozen_ms = self.action.frozen_ms, "saved");
+        let mut action = self.action.clone();
+        action.bytes = size;
+        let written = self.me.end_saved(action, size).await;
+        if let Err(error) = written {
+            tracing::warn!(%error, "the end of a checkpoint is written later");
+            self.me.settle_later();
+        }
+    }
+
+    /// Puts everything as it was before, but for a checkpoint that is complete: that is kept.
+    async fn fail(mut self, phase: Phase, error: CheckpointError) {
+        tracing::warn!(pod = self.pod.container_name, %phase, %error, "not saved");
+        let error = match self.has_ended().await {
+            true => CheckpointError::EndedMeanwhile(self.pod.container_name.clone()),
+            false => error,
+        };
+        self.action.error = Some(error.to_string());
+        let since = *self.live.frozen_since();
+        self.action.frozen_ms = since.map(millis_since).or(self.action.frozen_ms);
+        let settled = async {
+            self.me.write_action(&self.action).await?;
+            self.me.settle_checkpoint(&self.action).await
+        };
+        if let Err(error) = settled.await {
+            tracing::warn!(pod = self.pod.container_name, %error, "settled later");
+            self.me.settle_later();
+        }
+        self.live.frozen_since().take();
+    }
+
+    /// Whether the pod is no more that was to stand still: what CRIU says then is about files that were taken from under it.
+    async fn has_ended(&self) -> bool {
+        let pid = self.seen.anatomy.pid;
+        let stands_still = pid != 0 && self.live.frozen_since().is_some();
+        let now = self.me.0.engine.anatomy(&self.seen.container).await;
+        stands_still && now.is_ok_and(|now| now.is_none_or(|now| now.pid != pid))
+    }
+}
+
+impl Checkpoints {
+    /// The end of a checkpoint that is complete: from now on it counts, and is copied where that is wanted.
+    pub(in crate::checkpoint) async fn end_saved(&self, action: Action, size: u64) -> Result<(), CheckpointError> {
+        let id = action.checkpoint;
+        // The store may have gone out of the config meanwhile.
+        let copy = self.copy_for(action.journal.remote, id, &action.user).unwrap_or_else(|error| {
+            tracing::warn!(checkpoint = %id, %error, "not copied");
+            None
+        });
+        let also = move |tx: &Tx| {
+            tx.update_checkpoint(id, CheckpointStatus::Ready, size)?;
+            copy.as_ref().map_or(Ok(()), |copy| tx.put_copy(copy))
+        };
+        self.end_action(action, Ok(()), also).await?;
+        self.0.copies.wake();
+        Ok(())
+    }
+
+    /// Gives a container its restart rule back; one that was saved and stopped is not started by a reboot.
+    pub(in crate::checkpoint) async fn put_restart_rule(&self, action: &Action) -> Result<(), CheckpointError> {
+        let (Some(container), Some(rule)) = (&action.journal.container, &action.journal.restart) else { return Ok(()) };
+        let stopped = action.kind == ActionKind::Checkpoint && action.phase == Phase::Stop;
+        let rule = if stopped && *rule == RestartRule::always() { RestartRule::unless_stopped() } else { rule.clone() };
+        match self.0.engine.set_restart(container, &rule).await {
+            Err(EngineError::NotFound(_)) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// What was found out about a pod that is to be saved.
+pub struct Seen {
+    pub container: ContainerId,
+    pub anatomy: Anatomy,
+    pub findings: Findings,
+    pub verdict: Verdict,
+    pub criu: String,
+    /// Programs on GPUs, where there are some and they can be saved.
+    pub gpus: Option<GpusSeen>,
+}

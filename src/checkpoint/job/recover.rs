@@ -1,0 +1,403 @@
+//! What is left of actions that nobody is at work on: after the daemon was killed, after the engine was away.
+//!
+//! A checkpoint: whatever of it runs is ended. A paused pod goes on with its network, or is ended where it was to be stopped
+//! and the checkpoint is complete. A folder with its name is a checkpoint, one without is garbage.
+//!
+//! A restore: a pod that lives is left alive, and the restore is done; else what there is of it is ended, and files and
+//! container are as before.
+
+use std::{collections::HashSet, time::Duration};
+
+use fail::fail_point;
+use tokio_util::sync::CancellationToken;
+
+use super::hold_traffic;
+use crate::{
+    checkpoint::{
+        CheckpointError, Checkpoints, Manifest, gpu, off_thread,
+        store::{
+            KEPT_IMAGES,
+            archive::{self, aside},
+            compress,
+        },
+    },
+    criu::{
+        conf::HostOptions, freezer, kill, leftovers, linked_images, namespace_setup, network::lock, runc, stopped_tasks,
+    },
+    engine::{Anatomy, Health},
+    host::disk,
+    model::{
+        action::Action,
+        checkpoint::{CheckpointStatus, LeaveRunning},
+        ids::{ActionId, CheckpointId, ContainerId, PodId},
+        phase::{ActionKind, Phase},
+        pod::Pod,
+    },
+};
+
+/// Time between two looks whether something is to be settled.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long pods may stand still when the daemon stops.
+const LAST_DUMPS: Duration = Duration::from_secs(4);
+
+/// How much longer at the most where GPUs are concerned. systemd kills a service after 90 s.
+const GPU_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a container may take to show what became of it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Checkpoints {
+    /// Runs for the life of the daemon.
+    pub async fn run(self, stop: CancellationToken) {
+        if let Err(error) = self.sweep().await {
+            tracing::warn!(%error, "leftovers of checkpoints not removed");
+        }
+        if nix::unistd::geteuid().is_root()
+            && let Err(error) = HostOptions::recover().await
+        {
+            tracing::warn!(%error, "CRIU's options may not be as they were");
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return self.end_frozen().await,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            if self.0.engine.health() == Health::Up
+                && self.0.unsettled.swap(false, std::sync::atomic::Ordering::AcqRel)
+                && let Err(error) = self.settle_all().await
+            {
+                tracing::warn!(%error, "not settled, tried again");
+                self.settle_later();
+            }
+            if let Err(error) = self.remove_deleted().await {
+                tracing::warn!(%error, "checkpoints not deleted, tried again");
+            }
+        }
+    }
+
+    /// The daemon stops: no pod may stand still until the next start. What is nearly done may end; the rest is called off.
+    async fn end_frozen(&self) {
+        let frozen = || -> Vec<(ActionId, CheckpointId)> {
+            let live = self.live();
+            let frozen = live.iter().filter(|(_, live)| live.frozen_since().is_some());
+            frozen.map(|(id, live)| (*id, live.checkpoint)).collect()
+        };
+        let begun = std::time::Instant::now();
+        while !frozen().is_empty() && begun.elapsed() < LAST_DUMPS {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for (action, checkpoint) in frozen() {
+            let folder = self.0.store.folder_under_way(checkpoint);
+            let folder = std::fs::canonicalize(&folder).unwrap_or(folder);
+            let row = self.0.db.read(move |tx| tx.find_action(action)).await.ok().flatten();
+            match self.paused(row.and_then(|row| row.journal.container).as_ref()).await {
+                Ok(Some(container)) => kill::end_dump(action, &folder, &container).await,
+                Ok(None) => kill::end_action(action, &folder).await,
+                // CRIU comes to an end by itself, and the next start to the rest.
+                Err(error) => tracing::warn!(%error, "a checkpoint is not called off"),
+            }
+        }
+        // Its failure lets the pod go on.
+        while !frozen().is_empty() && begun.elapsed() < 2 * LAST_DUMPS + self.gpu_patience() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// How much longer the daemon's end may take because memory is on its way to or from GPUs: its programs would stand
+    /// still until the next start.
+    pub fn gpu_patience(&self) -> Duration {
+        let bytes = self.live().values().map(|live| live.gpu_bytes).max().unwrap_or(0);
+        Duration::from_millis(gpu::copying_ms(bytes)).min(GPU_PATIENCE)
+    }
+
+    /// The container, if the engine says that it is paused.
+    async fn paused(&self, container: Option<&ContainerId>) -> Result<Option<ContainerId>, CheckpointError> {
+        let Some(container) = container else { return Ok(None) };
+        let anatomy = self.0.engine.anatomy(container).await?;
+        Ok(anatomy.filter(|anatomy| anatomy.status == "paused").map(|_| container.clone()))
+    }
+
+    /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the new
+    /// would take the state in between for the pod's own. The pod's lock is held.
+    pub(in crate::checkpoint) async fn settle_pod(&self, pod: PodId) -> Result<(), CheckpointError> {
+        let mut left: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
+        left.retain(|action| action.pod == pod && !self.live().contains_key(&action.id));
+        for action in left {
+            match action.kind {
+                ActionKind::Checkpoint => self.settle_checkpoint(&action).await?,
+                ActionKind::Restore => self.settle_restore(&action).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle_all(&self) -> Result<(), CheckpointError> {
+        fail_point!("recover-all");
+        let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
+        for action in actions {
+            if self.live().contains_key(&action.id) {
+                continue;
+            }
+            let Some(_guard) = self.0.pods.try_lock(action.pod) else {
+                self.settle_later();
+                continue;
+            };
+            let settled = match action.kind {
+                ActionKind::Checkpoint => self.settle_checkpoint(&action).await,
+                ActionKind::Restore => self.settle_restore(&action).await,
+            };
+            if let Err(error) = settled {
+                tracing::warn!(action = %action.id, pod = action.container_name, %error, "not settled, tried again");
+                self.settle_later();
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a checkpoint to its end from wherever it is. The pod's lock is held.
+    pub(in crate::checkpoint) async fn settle_checkpoint(&self, action: &Action) -> Result<(), CheckpointError> {
+        let under_way = self.0.store.folder_under_way(action.checkpoint);
+        // As the kernel names it.
+        let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
+        // CRIU leaves programs whole when it comes to its own end, and not when it is ended.
+        kill::wait_ended(action.id, &under_way).await;
+        // Where the engine does not say, it is tried again: CRIU must not be ended in a pod that then runs.
+        match self.paused(action.journal.container.as_ref()).await? {
+            Some(container) => kill::end_dump(action.id, &under_way, &container).await,
+            None => kill::end_action(action.id, &under_way).await,
+        }
+        if let Some(container) = &action.journal.container {
+            kill::end_engine_dump(container).await;
+        }
+        runc::drop_links(&under_way);
+        fail_point!("recover-checkpoint-ended");
+        let complete = self.0.store.is_complete(action.checkpoint);
+        let mut action = action.clone();
+        let container = action.journal.container.clone();
+        let anatomy = match &container {
+            Some(container) => self.0.engine.anatomy(container).await?,
+            None => None,
+        };
+        let mut unwoken = None;
+        if let (Some(container), Some(anatomy)) = (&container, &anatomy)
+            && anatomy.pid != 0
+        {
+            let is_paused = anatomy.status == "paused";
+            if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
+                self.0.engine.kill(container).await?;
+                action.phase = Phase::Stop;
+                action.journal.gpu = None;
+            } else {
+                // Also of one that somebody has let go meanwhile.
+                lock::unlock(anatomy.pid).await;
+                if is_paused {
+                    freezer::freeze(anatomy.pid);
+                    let (inside, outside) = stopped_tasks::by_place(&action.journal.stopped, &under_way);
+                    stopped_tasks::stop_again(&outside);
+                    self.0.engine.unpause(container).await?;
+                    stopped_tasks::stop_when_out(inside, &under_way).await;
+                } else {
+                    freezer::thaw(anatomy.pid);
+                    stopped_tasks::stop_again(&action.journal.stopped);
+                }
+            }
+            let _ = self.0.engine.look(container).await;
+        }
+        if let (Some(container), Some(_)) = (&container, &anatomy) {
+            fail_point!("recover-checkpoint-gpus");
+            let complaints = self.wake_gpus(&action, container).await;
+            unwoken = (!complaints.is_empty()).then(|| super::gpu::unwoken(&complaints));
+            let stopped =
+                complete && self.0.engine.anatomy(container).await?.is_some_and(|now| now.status != "running");
+            if stopped && action.journal.leave_running == LeaveRunning::No {
+                action.phase = Phase::Stop;
+            }
+            self.put_restart_rule(&action).await?;
+        }
+        fail_point!("recover-checkpoint-thawed");
+        self.remove_engine_folders(&action).await?;
+        let id = action.checkpoint;
+        if complete {
+            let folder = self.0.store.folder(id);
+            let size = off_thread(move || {
+                let manifest = Manifest::read(&folder, id)?;
+                compress::sweep(&manifest, &folder)?;
+                Ok::<_, CheckpointError>(manifest.stored_size())
+            })
+            .await?;
+            tracing::info!(pod = action.container_name, checkpoint = %id, "a checkpoint that was complete is kept");
+            action.bytes = size;
+            // A complete one counts, whatever came after it.
+            action.losses.extend(action.error.take().into_iter().chain(unwoken));
+            return self.end_saved(action, size).await;
+        }
+        self.0.store.remove(id)?;
+        self.let_image_go(id).await;
+        fail_point!("recover-checkpoint-removed");
+        let error =
+            action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
+        let unwoken = unwoken.map(|unwoken| format!("; {unwoken}")).unwrap_or_default();
+        let error = format!("{}: {error}{unwoken}", action.phase);
+        self.end_action(action, Err(error), move |tx| tx.delete_checkpoint(id)).await
+    }
+
+    /// Brings a restore to its end. The pod's lock is held.
+    pub(in crate::checkpoint) async fn settle_restore(&self, action: &Action) -> Result<(), CheckpointError> {
+        let row: Option<Pod> = {
+            let pod = action.pod;
+            self.0.db.read(move |tx| tx.find_pod(pod)).await?
+        };
+        let container = match (&action.journal.container, &row) {
+            (Some(container), _) => Some(container.clone()),
+            (None, Some(pod)) => self.0.pods.container_made_for(pod).await?,
+            (None, None) => None,
+        };
+        // What is under way at the engine is ended first: it holds the container until then.
+        if let Some(container) = &container
+            && kill::is_restoring(container)
+        {
+            kill::end_restore(container).await;
+        }
+        let anatomy = match &container {
+            Some(container) => self.settled_anatomy(container).await?,
+            None => None,
+        };
+        let mut action = action.clone();
+        let lives = anatomy.as_ref().is_some_and(|anatomy| anatomy.status == "running");
+        let begun = matches!(action.phase, Phase::Start | Phase::GpuOn | Phase::Check | Phase::Clean);
+        if let (true, true, None, Some(container)) = (lives, begun, &action.error, &container) {
+            let complaints = self.wake_gpus(&action, container).await;
+            action.error = (!complaints.is_empty()).then(|| complaints.join("; "));
+        }
+        let whole = namespace_setup::is_done(&self.0.store.scratch(action.id));
+        if lives && begun && whole && action.error.is_none() {
+            tracing::info!(pod = action.container_name, "a restore that a kill interrupted is done");
+            if let Some(container) = container {
+                action.journal.container = Some(container);
+            }
+            self.put_restart_rule(&action).await?;
+            self.clean(&action).await?;
+            if let (true, Some(pod), Some(container)) = (action.journal.makes_pod, row, &action.journal.container) {
+                self.0.pods.finish_restored(pod, container.clone()).await?;
+            }
+            return self.end_action(action, Ok(()), |_| Ok(())).await;
+        }
+        let error =
+            action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
+        let error = format!("{}: {error}", action.phase);
+        if let Some(container) = &container {
+            kill::end_restore(container).await;
+            if lives {
+                self.0.engine.kill(container).await?;
+                self.settled_anatomy(container).await?;
+            }
+        }
+        fail_point!("recover-restore-ended");
+        if let Some(upper) = &action.journal.upper {
+            archive::put_back(upper, &aside(upper, &action))?;
+        }
+        fail_point!("recover-restore-put-back");
+        if action.journal.restart_if_not.is_some() {
+            action.journal.restart = action.journal.restart_if_not.take();
+        }
+        self.put_restart_rule(&action).await?;
+        self.clean(&action).await?;
+        fail_point!("recover-restore-cleaned");
+        if action.journal.makes_pod
+            && let Some(pod) = row
+        {
+            self.0.pods.undo_restored(pod, error.clone()).await;
+        }
+        self.end_action(action, Err(error), |_| Ok(())).await
+    }
+
+    /// The container once the engine lets go of it: while it starts one, it answers nothing about it.
+    pub(in crate::checkpoint) async fn settled_anatomy(
+        &self,
+        container: &ContainerId,
+    ) -> Result<Option<Anatomy>, CheckpointError> {
+        let begun = std::time::Instant::now();
+        loop {
+            match self.0.engine.anatomy(container).await {
+                Ok(anatomy) => return Ok(anatomy),
+                Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    /// Removes what a restore needed for itself.
+    pub(in crate::checkpoint) async fn clean(&self, action: &Action) -> Result<(), CheckpointError> {
+        if let Some(upper) = &action.journal.upper {
+            let aside = aside(upper, action);
+            off_thread(move || disk::remove(&aside)).await?;
+        }
+        hold_traffic::end(action);
+        self.remove_placeholders(action).await?;
+        disk::remove(&self.0.store.scratch(action.id))?;
+        self.remove_engine_folders(action).await?;
+        let id = action.id;
+        off_thread(move || linked_images::remove_engine_copies(id)).await;
+        Ok(())
+    }
+
+    /// Removes what an action had the engine keep with the container.
+    async fn remove_engine_folders(&self, action: &Action) -> Result<(), CheckpointError> {
+        let Some(container) = &action.journal.container else { return Ok(()) };
+        let checkpoints = self.0.engine.container_folder(container).await?.join("checkpoints");
+        let prefix = format!("pody-{}", action.id);
+        for entry in std::fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                disk::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the folders of rows that are to be deleted, then the rows, then images that nothing refers to any more.
+    pub(in crate::checkpoint) async fn remove_deleted(&self) -> Result<(), CheckpointError> {
+        let rows = self.0.db.read(|tx| tx.list_checkpoints_being(CheckpointStatus::Deleting)).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in rows {
+            let id = row.id;
+            if self.0.db.read(move |tx| tx.is_checkpoint_in_use(id)).await? {
+                continue;
+            }
+            let store = self.0.store.clone();
+            off_thread(move || store.remove(id)).await?;
+            self.let_image_go(id).await;
+            self.0
+                .db
+                .write(move |tx| {
+                    tx.delete_copy_later(id)?;
+                    tx.delete_checkpoint(id)
+                })
+                .await?;
+            self.0.copies.call_off(id);
+        }
+        Ok(())
+    }
+
+    /// Takes back the name that kept a checkpoint's image. The image has others, or nobody needs it.
+    async fn let_image_go(&self, id: CheckpointId) {
+        if let Err(error) = self.0.engine.remove_image(&format!("{KEPT_IMAGES}:{id}")).await {
+            tracing::warn!(%error, "an image is kept for no checkpoint");
+        }
+    }
+
+    /// Folders that no action needs: those in the making, and of restores.
+    async fn sweep(&self) -> Result<(), CheckpointError> {
+        let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
+        let known: HashSet<String> =
+            actions.iter().flat_map(|action| [action.id.to_string(), action.checkpoint.to_string()]).collect();
+        let store = self.0.store.clone();
+        off_thread(move || {
+            leftovers::sweep();
+            store.sweep(|id| known.contains(id))
+        })
+        .await
+    }
+}

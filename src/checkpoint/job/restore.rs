@@ -1,0 +1,483 @@
+//! Bringing a pod back: see the table in [`super::phase`].
+//!
+//! [`super::target`] has decided by then what is brought back and where.
+
+use std::{
+    convert::Infallible,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use fail::fail_point;
+use tokio::sync::OwnedMutexGuard;
+
+use super::address::Held;
+use crate::{
+    checkpoint::{
+        AtWork, CheckpointError, Checkpoints, Live, off_thread,
+        store::{
+            self,
+            archive::{self, aside},
+            compress,
+            manifest::Manifest,
+        },
+    },
+    criu::{
+        cgroup_root,
+        conf::HostOptions,
+        diagnosis,
+        error::{CriuFailure, FailureKind},
+        kill, linked_images,
+        namespace_setup::{self, Filling, Hosts, MemoryFiles, Plan},
+        network::connections::{Addresses, Tcp, Way},
+        patches,
+        runc::{self, Load, deadline},
+        thread_attributes,
+    },
+    engine::EngineError,
+    host::disk::DiskError,
+    model::{
+        action::{Action, Silenced},
+        checkpoint::Connections,
+        ids::ContainerId,
+        phase::Phase,
+        pod::{Pod, RestartRule},
+    },
+    pod::PodError,
+};
+
+/// A pod that is still there so long after its restore lives: one whose memory is damaged ends at once.
+const PROBATION: Duration = Duration::from_millis(50);
+
+/// How often other ports are tried for a new pod.
+const PORT_TRIES: usize = 5;
+
+/// How often a pod is begun that gets another address than the one that way was made for.
+const ADDRESS_TRIES: usize = 3;
+
+/// The engine's file for `/etc/hosts`, in its folder of a container.
+const HOSTS: &str = "hosts";
+
+/// One restore under way.
+pub(in crate::checkpoint) struct Restoring {
+    pub(in crate::checkpoint) me: Checkpoints,
+    pub(in crate::checkpoint) action: Action,
+    pub(in crate::checkpoint) manifest: Manifest,
+    pub(in crate::checkpoint) folder: PathBuf,
+    pub(in crate::checkpoint) pod: Pod,
+    pub(in crate::checkpoint) live: Arc<Live>,
+    pub(in crate::checkpoint) connections: Option<Connections>,
+    /// Where each image is to be read from, by its name.
+    pub(in crate::checkpoint) images: Vec<(PathBuf, PathBuf)>,
+    pub(in crate::checkpoint) attempts: u32,
+    pub(in crate::checkpoint) _at_work: AtWork,
+}
+
+impl Restoring {
+    pub(in crate::checkpoint) async fn run(mut self, _guard: OwnedMutexGuard<()>) {
+        let me = self.me.clone();
+        let _turn = me.0.turns.acquire().await;
+        for phase in Phase::of_restore(self.action.journal.gpu.is_some()) {
+            if let Err(error) = self.step(phase).await {
+                return self.fail(phase, error).await;
+            }
+        }
+        tracing::info!(pod = self.pod.container_name, checkpoint = %self.manifest.id, "brought back");
+        self.action.bytes = self.manifest.stored_size();
+        if let Err(error) = self.me.end_action(self.action.clone(), Ok(()), |_| Ok(())).await {
+            tracing::warn!(%error, "the end of a restore is written later");
+            self.me.settle_later();
+        }
+    }
+
+    async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
+        self.action.phase = phase;
+        self.me.write_action(&self.action).await?;
+        fail_point!(&phase.fail_point(crate::model::phase::ActionKind::Restore), |_| Err(
+            CheckpointError::Interrupted(phase.doing())
+        ));
+        match phase {
+            Phase::Verify => self.verify().await,
+            Phase::Prepare => self.prepare().await,
+            Phase::Start => self.start().await,
+            Phase::GpuOn => self.gpu_on().await,
+            Phase::Check => self.check().await,
+            _ => self.finish().await,
+        }
+    }
+
+    async fn verify(&mut self) -> Result<(), CheckpointError> {
+        match self.verify_here().await {
+            Err(error @ CheckpointError::Damaged { .. }) if self.me.copied(self.manifest.id).await? => {
+                tracing::info!(pod = self.pod.container_name, %error, "fetched from its copy");
+                self.action.phase = Phase::Fetch;
+                self.me.write_action(&self.action).await?;
+                fail_point!("restore-fetch", |_| Err(CheckpointError::Interrupted(Phase::Fetch.doing())));
+                self.me.fetch(&self.manifest, &self.live).await?;
+                self.action.phase = Phase::Verify;
+                self.me.write_action(&self.action).await?;
+                self.live.bytes.store(0, Ordering::Relaxed);
+                self.verify_here().await
+            }
+            verified => verified,
+        }
+    }
+
+    async fn verify_here(&self) -> Result<(), CheckpointError> {
+        let (manifest, folder, live) = (self.manifest.clone(), self.folder.clone(), self.live.clone());
+        let streams = self.me.0.config.get().checkpoint.streams();
+        off_thread(move || {
+            manifest.verify(&folder, streams, &|read| {
+                live.bytes.fetch_add(read, Ordering::Relaxed);
+            })
+        })
+        .await
+    }
+
+    async fn prepare(&mut self) -> Result<(), CheckpointError> {
+        let scratch = self.me.0.store.scratch(self.action.id);
+        fs::create_dir_all(&scratch).map_err(DiskError::io("making", &scratch))?;
+        let (manifest, folder) = (self.manifest.clone(), self.folder.clone());
+        let streams = self.me.0.config.get().checkpoint.streams();
+        self.images = off_thread(move || compress::unpack_all(&manifest, &folder, &scratch, streams, &|_| {})).await?;
+        self.fill().await
+    }
+
+    /// The container, stopped, with the files of the checkpoint.
+    async fn fill(&mut self) -> Result<(), CheckpointError> {
+        let engine = self.me.0.engine.clone();
+        if self.action.journal.makes_pod {
+            let container = self.me.0.pods.make_restored(&mut self.pod).await?;
+            self.action.journal.container = Some(container);
+            self.action.journal.restart = Some(RestartRule::always());
+        }
+        let container = self.container()?;
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        let anatomy = engine.anatomy(&container).await?.ok_or_else(gone)?;
+        if self.manifest.kind.has_files() {
+            let upper = anatomy.upper.clone().ok_or_else(|| {
+                CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned())
+            })?;
+            if !self.action.journal.makes_pod {
+                self.action.journal.upper = Some(upper.clone());
+            }
+            self.me.write_action(&self.action).await?;
+            if let Some(upper) = &self.action.journal.upper {
+                archive::put_aside(upper, &aside(upper, &self.action))
+                    .map_err(DiskError::io("putting aside", upper))?;
+            }
+            let archive = self.image(Path::new(store::ROOTFS))?;
+            archive::unpack(&archive, &upper).await?;
+        }
+        self.me.write_action(&self.action).await?;
+        // A pod that does not live must not be started from its beginning by the engine.
+        Ok(engine.set_restart(&container, &RestartRule::never()).await?)
+    }
+
+    pub(in crate::checkpoint) fn container(&self) -> Result<ContainerId, CheckpointError> {
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        Ok(self.action.journal.container.clone().ok_or_else(gone)?)
+    }
+
+    /// Where a file of the checkpoint is to be read from.
+    fn image(&self, name: &Path) -> Result<PathBuf, CheckpointError> {
+        let found = self.images.iter().find(|(path, _)| path == name).map(|(_, source)| source.clone());
+        found.ok_or_else(|| CheckpointError::Damaged {
+            id: self.manifest.id,
+            file: name.display().to_string(),
+            why: "the manifest does not name it".to_owned(),
+        })
+    }
+
+    async fn start(&mut self) -> Result<(), CheckpointError> {
+        for _ in 0..PORT_TRIES {
+            let started = self.start_once().await;
+            match started {
+                Err(CheckpointError::Engine(EngineError::PortTaken(port))) if self.action.journal.makes_pod => {
+                    let container = self.container()?;
+                    self.me.0.pods.exchange_port(&mut self.pod, &container, port).await?;
+                    self.action.journal.container = None;
+                    self.me.write_action(&self.action).await?;
+                    self.fill().await?;
+                }
+                other => return other,
+            }
+        }
+        Err(PodError::NoPort { needed: self.pod.spec.ports.len(), free: 0, all: 0 }.into())
+    }
+
+    async fn start_once(&mut self) -> Result<(), CheckpointError> {
+        let container = self.container()?;
+        if !self.manifest.kind.has_processes() {
+            return Ok(self.me.0.engine.start(&container).await?);
+        }
+        let choices = Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
+        let mut why = match self.connections {
+            Some(Connections::Close) => "it was asked for".to_owned(),
+            _ => "the pod's address is another".to_owned(),
+        };
+        for (at, way) in choices.iter().enumerate() {
+            let is_last = at + 1 == choices.len();
+            match self.start_by(&container, *way).await {
+                Ok(()) => {
+                    let sockets = &self.manifest.sockets;
+                    let count = match way.tcp {
+                        Tcp::Established => 0,
+                        Tcp::CloseOutside => sockets.outside,
+                        Tcp::Close => sockets.outside + sockets.local,
+                    };
+                    if count > 0 {
+                        self.action.losses.push(format!("{count} open TCP connections were closed: {why}"));
+                    }
+                    return Ok(());
+                }
+                Err(CheckpointError::AddressGone { address, why: gone }) if !is_last => {
+                    tracing::info!(pod = self.pod.container_name, %address, gone, "brought back with another address");
+                    if self.connections.is_none() {
+                        why = format!("the pod's address of then, {address}, cannot be had: {gone}");
+                    }
+                }
+                Err(CheckpointError::Criu(failure)) if failure.kind == FailureKind::AddressTaken && !is_last => {
+                    tracing::info!(pod = self.pod.container_name, %failure, "tried again with its connections closed");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CheckpointError::NothingNamed)
+    }
+
+    /// Starts it this way, and once more where something passing stood against it.
+    async fn start_by(&mut self, container: &ContainerId, way: Way) -> Result<(), CheckpointError> {
+        let again = match way.addresses {
+            Addresses::Again => self.manifest.sockets.address_of_then(),
+            Addresses::Another => None,
+        };
+        let (mut engine_failures, mut races) = (0, 0);
+        loop {
+            let held = match again {
+                Some(address) => Some(self.make_way(container, address).await?),
+                None => None,
+            };
+            // Somebody may go on to send.
+            let silenced = match (again, held.as_ref().and_then(|held| held.bridge.clone())) {
+                (Some(address), Some(bridge)) if way.tcp == Tcp::Established && self.manifest.sockets.outside > 0 => {
+                    Some(self.silence(Silenced { bridge, address }).await?)
+                }
+                _ => None,
+            };
+            let started = self.start_from_images(container, way, held).await;
+            drop(silenced);
+            match (&started, again) {
+                // Without a word of CRIU's it was the engine, which at times takes the same again.
+                (Err(CheckpointError::Engine(EngineError::Failed { message, .. })), _) if engine_failures == 0 => {
+                    engine_failures += 1;
+                    tracing::warn!(pod = self.pod.container_name, message, "tried again");
+                }
+                // CRIU can do it by itself, only slower.
+                (Err(CheckpointError::Criu(failure)), _)
+                    if failure.kind == FailureKind::NotFilled && !self.manifest.memory_files.is_empty() =>
+                {
+                    tracing::warn!(pod = self.pod.container_name, %failure, "tried again, unpacked by CRIU");
+                    self.manifest.memory_files.clear();
+                }
+                // Another container was started in the same moment.
+                (Err(CheckpointError::Criu(failure)), Some(address)) if failure.kind == FailureKind::OtherAddress => {
+                    races += 1;
+                    if races == ADDRESS_TRIES {
+                        let why = "others that start now get it or a lower one".to_owned();
+                        return Err(CheckpointError::AddressGone { address, why });
+                    }
+                }
+                _ => return started,
+            }
+        }
+    }
+
+    async fn start_from_images(
+        &mut self,
+        container: &ContainerId,
+        way: Way,
+        mut held: Option<Held>,
+    ) -> Result<(), CheckpointError> {
+        self.attempts += 1;
+        let config = self.me.0.config.get();
+        let engine = &self.me.0.engine;
+        let name = format!("pody-{}-{}", self.action.id, self.attempts);
+        let container_folder = engine.container_folder(container).await?;
+        let folder = container_folder.join("checkpoints").join(&name);
+        let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
+        linked_images::make(&folder, &self.images, &emptied, self.action.id)?;
+        if way.tcp == Tcp::CloseOutside {
+            patches::close_outside(&folder, &self.manifest.sockets.own_addresses())
+                .map_err(DiskError::io("correcting", &folder))?;
+        }
+        let scratch = self.me.0.store.scratch(self.action.id);
+        let script = self
+            .plan(way.addresses, &container_folder)?
+            .option(&scratch, &linked_images::nonce(self.action.id))
+            .map_err(DiskError::io("writing", &scratch))?;
+        let log = scratch.join(format!("restore-{}.log", self.attempts));
+        let limit = config.checkpoint.deleted_file_limit.0;
+        let options = format!(
+            "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{}{script}",
+            way.tcp.as_str(),
+            log.display(),
+            self.cgroup_root(container).await?,
+        );
+        let options = HostOptions::place(&options).await?;
+        let limit = deadline(&config.checkpoint, self.load());
+        let start = engine.start_from(container, &name, limit);
+        tokio::pin!(start);
+        let early = tokio::select! {
+            done = &mut start => Some(done),
+            () = runc::wait_begun(&log) => None,
+        };
+        // CRIU has read them: the next may have the file.
+        drop(options);
+        let give_back = async {
+            if held.is_some() {
+                namespace_setup::wait_addressed(&scratch).await;
+                held = None;
+            }
+            std::future::pending::<Infallible>().await
+        };
+        let started = match early {
+            Some(done) => done,
+            None => tokio::select! {
+                done = &mut start => done,
+                () = runc::wait_runaway(&log) => Err(EngineError::TimedOut(limit)),
+                never = give_back => match never {},
+            },
+        };
+        let error = match started {
+            Ok(()) if namespace_setup::is_done(&scratch) => return Ok(()),
+            Ok(()) => {
+                kill::end_restore(container).await;
+                self.me.settled_anatomy(container).await?;
+                return Err(CheckpointError::Criu(CriuFailure::other(
+                    "CRIU did not get its options from pody; try again",
+                )));
+            }
+            Err(error) => error,
+        };
+        if let EngineError::PortTaken(_) = error {
+            return Err(error.into());
+        }
+        kill::end_restore(container).await;
+        // A lost answer may have been a good one.
+        let anatomy = self.me.settled_anatomy(container).await?;
+        if error.is_ambiguous()
+            && namespace_setup::is_done(&scratch)
+            && anatomy.is_some_and(|anatomy| anatomy.status == "running")
+        {
+            return Ok(());
+        }
+        if let Some(failure) = namespace_setup::failure(&scratch) {
+            return Err(CheckpointError::Criu(failure));
+        }
+        Err(match (diagnosis::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
+            (Some(cause), _) => CheckpointError::Criu(cause),
+            (None, EngineError::TimedOut(limit)) => diagnosis::timed_out(&log, limit).into(),
+            (None, error) => error.into(),
+        })
+    }
+
+    /// The option that has the pod's programs in its own cgroup; none where runc has them there.
+    async fn cgroup_root(&self, container: &ContainerId) -> Result<String, CheckpointError> {
+        if self.manifest.host.cgroup != 2 {
+            return Ok(String::new());
+        }
+        let engine = &self.me.0.engine;
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        let anatomy = engine.anatomy(container).await?.ok_or_else(gone)?;
+        let parent = anatomy.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
+        let old = self.manifest.container["Id"].as_str().unwrap_or_default();
+        let facts = engine.facts().await?;
+        Ok(cgroup_root::root_option(self.manifest.host.group.as_deref(), old, container, &facts.cgroup_driver, parent))
+    }
+
+    /// What CRIU has to do: it wrote a file `mm-N.img` for each process, and `core-N.img` for each thread.
+    fn load(&self) -> Load {
+        let images = |start: &str| {
+            let names = self.manifest.files.keys().filter_map(|path| path.file_name()?.to_str());
+            names.filter(|name| name.starts_with(start) && name.ends_with(".img")).count() as u64
+        };
+        Load { bytes: self.manifest.full_size(), processes: images("mm-"), threads: images("core-") }
+    }
+
+    /// What is done in the pod's new network and mounts, beside what CRIU does.
+    fn plan(&self, addresses: Addresses, container_folder: &Path) -> Result<Plan, CheckpointError> {
+        let sockets = &self.manifest.sockets;
+        let again = sockets.address_of_then().filter(|_| addresses == Addresses::Again);
+        let addresses = sockets.addresses_to_add(addresses);
+        let filling = |files: &MemoryFiles| {
+            let archive = self.image(&files.image)?;
+            let archive = fs::canonicalize(&archive).map_err(DiskError::io("finding", &archive))?;
+            Ok::<_, CheckpointError>(Filling { archive, target: files.target.clone(), mount: files.mount })
+        };
+        let memory_files = self.manifest.memory_files.iter().map(filling).collect::<Result<_, _>>()?;
+        let hosts = self.manifest.hosts.clone();
+        let hosts = hosts.map(|content| Hosts { file: container_folder.join(HOSTS), content });
+        Ok(Plan { again, addresses, memory_files, network: self.manifest.network.clone(), hosts })
+    }
+
+    async fn check(&mut self) -> Result<(), CheckpointError> {
+        let container = self.container()?;
+        if !self.manifest.kind.has_processes() {
+            return Ok(());
+        }
+        tokio::time::sleep(PROBATION).await;
+        let gone = || PodError::NotFound(self.pod.container_name.clone());
+        let anatomy = self.me.0.engine.anatomy(&container).await?.ok_or_else(gone)?;
+        if anatomy.status != "running" {
+            return Err(CheckpointError::EndedAtOnce(anatomy.exit_code));
+        }
+        thread_attributes::put_back(&container, &self.manifest.tuning);
+        let now = anatomy.address.unwrap_or_default();
+        if let (Some(then), Some(_)) = (&self.manifest.sockets.address, &self.manifest.hosts)
+            && *then != now
+            && !now.is_empty()
+        {
+            let file = self.me.0.engine.container_folder(&container).await?.join(HOSTS);
+            if let Err(error) = namespace_setup::renew_hosts(&file, then, &now) {
+                tracing::warn!(pod = self.pod.container_name, %error, "its /etc/hosts names its address of then");
+            }
+        }
+        let bound = self.manifest.sockets.bound.iter().map(ToString::to_string);
+        let of_then: Vec<String> = bound.filter(|address| *address != now).collect();
+        if !of_then.is_empty() {
+            self.action.losses.push(format!(
+                "the pod's address is {now} now; what is bound to the one of then ({}) is reached inside the pod only",
+                of_then.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), CheckpointError> {
+        let container = self.container()?;
+        if self.action.journal.makes_pod {
+            self.me.0.pods.finish_restored(self.pod.clone(), container.clone()).await?;
+        }
+        self.me.put_restart_rule(&self.action).await?;
+        self.me.clean(&self.action).await?;
+        let _ = self.me.0.engine.look(&container).await;
+        Ok(())
+    }
+
+    /// Puts everything as it was before.
+    async fn fail(mut self, phase: Phase, error: CheckpointError) {
+        tracing::warn!(pod = self.pod.container_name, %phase, %error, "not brought back");
+        self.action.error = Some(error.to_string());
+        let settled = async {
+            self.me.write_action(&self.action).await?;
+            self.me.settle_restore(&self.action).await
+        };
+        if let Err(error) = settled.await {
+            tracing::warn!(pod = self.pod.container_name, %error, "settled later");
+            self.me.settle_later();
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The end of what was started: of a dump or a restore that hangs or failed, and of what a daemon that was killed left at work.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    command::{MARK, ask},
+    freezer, leftovers,
+    network::{lock, sockets},
+};
+use crate::{
+    host::{
+        disk,
+        process::{self, Stat},
+    },
+    model::ids::{ActionId, ContainerId},
+};
+
+/// A CRIU that has written nothing for so long, not even into its log, hangs.
+const STALLED: Duration = Duration::from_secs(5);
+
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+
+/// Returns when what a daemon that was killed has started for a dump has ended by itself, or writes nothing any more.
+pub async fn wait_ended(action: ActionId, folder: &Path) {
+    let (mut size, mut since) = (0, Instant::now());
+    while since.elapsed() < STALLED && of_action(action, folder).into_iter().any(|pid| !is_zombie(pid)) {
+        let now = disk::size_of(folder);
+        if now != size {
+            (size, since) = (now, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Ends all that an action of ours, or of a daemon that was killed, has started.
+pub async fn end_action(action: ActionId, folder: &Path) {
+    end_all(|| of_action(action, folder)).await;
+}
+
+fn of_action(action: ActionId, folder: &Path) -> Vec<i32> {
+    let mark = format!("{MARK}={action}");
+    let is_its = |pid: i32| {
+        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder)) {
+            return true;
+        }
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) || is_criu_of(pid, folder)
+    };
+    process::list().into_iter().filter(|&pid| is_its(pid)).collect()
+}
+
+/// A CRIU that looks into the pod has its working folder there for the moment, but its log stays open. So does the one of a
+/// program of the pod that CRIU is at work in.
+fn is_criu_of(pid: i32, folder: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.windows(4).any(|part| part == b"criu")
+        && u32::try_from(pid) != Ok(std::process::id())
+        && process::has_open_below(pid, folder)
+        && process::container_of(pid).is_none()
+}
+
+/// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a CRIU that
+/// is killed leaves it like that, and programs would run and meet errors when they send. So the pod is frozen first, and goes
+/// on when the network was put right.
+pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) {
+    let Some(&any) = members(container).first() else { return end_action(action, folder).await };
+    let stopped = of_action(action, folder);
+    signal(&stopped, Signal::SIGSTOP);
+    freezer::freeze(any);
+    // Whatever it looks like by now: programs that it holds would stand still for ever.
+    signal(&stopped, Signal::SIGKILL);
+    end_action(action, folder).await;
+    sockets::end_repair(&members(container));
+    lock::unlock(any).await;
+}
+
+/// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.
+pub async fn end_restore(container: &ContainerId) {
+    // The engine clears its folder away as soon as they end.
+    leftovers::unmount(container);
+    end_all(|| at_work("restore", container).into_iter().chain(members(container)).collect()).await;
+    leftovers::unmount(container);
+    // A runc that was killed leaves its record of the container, and the next start says that it exists already.
+    let exec_roots = fs::read_dir("/run/docker").into_iter().flatten().filter_map(Result::ok);
+    let runtimes = exec_roots.filter(|entry| entry.file_name().to_string_lossy().starts_with("runtime-"));
+    let roots = runtimes.map(|entry| entry.path().join("moby")).chain([PathBuf::from("/run/containerd/runc/moby")]);
+    for root in roots.filter(|root| root.join(container.as_str()).is_dir()) {
+        // runc mounts the pod's root there for CRIU.
+        let mounted = root.join(container.as_str()).join("criu-root").display().to_string();
+        let _ = ask("umount", &["--lazy", &mounted]).await;
+        let root = root.display().to_string();
+        if let Err(why) = ask("runc", &["--root", &root, "delete", "--force", container.as_str()]).await {
+            tracing::warn!(%container, why, "runc's record of a restore that was ended is not removed");
+        }
+    }
+}
+
+/// Ends a dump that the engine began and does not end.
+pub async fn end_engine_dump(container: &ContainerId) {
+    end_all(|| at_work("checkpoint", container)).await;
+}
+
+/// runc at that command for this container, with its children.
+fn at_work(command: &str, container: &ContainerId) -> Vec<i32> {
+    let all: Vec<Stat> = process::list().into_iter().filter_map(Stat::read).collect();
+    let is_runc = |pid: i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = words.split(|&byte| byte == 0).collect();
+        words.first().is_some_and(|program| program.ends_with(b"runc"))
+            && words.contains(&command.as_bytes())
+            && words.contains(&container.as_str().as_bytes())
+    };
+    let mut found: HashSet<i32> = all.iter().map(|stat| stat.id.pid).filter(|&pid| is_runc(pid)).collect();
+    loop {
+        let more: Vec<i32> = all
+            .iter()
+            .filter(|stat| found.contains(&stat.parent) && !found.contains(&stat.id.pid))
+            .map(|stat| stat.id.pid)
+            .collect();
+        if more.is_empty() {
+            return found.into_iter().collect();
+        }
+        found.extend(more);
+    }
+}
+
+/// Whether a restore of this container is under way.
+pub fn is_restoring(container: &ContainerId) -> bool {
+    !at_work("restore", container).is_empty()
+}
+
+/// Processes in a container's cgroup.
+pub fn members(container: &ContainerId) -> Vec<i32> {
+    process::list().into_iter().filter(|&pid| process::container_of(pid).as_ref() == Some(container)).collect()
+}
+
+async fn end_all(find: impl Fn() -> Vec<i32>) {
+    let begun = Instant::now();
+    loop {
+        let found = find();
+        let alive: Vec<i32> = found.into_iter().filter(|&pid| !is_zombie(pid)).collect();
+        if alive.is_empty() || begun.elapsed() > GONE {
+            return;
+        }
+        signal(&alive, Signal::SIGKILL);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn signal(pids: &[i32], signal: Signal) {
+    for &pid in pids {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+pub fn is_zombie(pid: i32) -> bool {
+    process::state(pid).is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
+/// Parents of processes, by PID.
+pub fn parents(pids: &[i32]) -> HashMap<i32, i32> {
+    pids.iter().filter_map(|&pid| Some((pid, Stat::read(pid)?.parent))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_action_started_is_found_by_its_mark() {
+        let (action, folder, elsewhere) =
+            (ActionId::generate(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut marked = Command::new("sleep").arg("1000").env(MARK, action.to_string()).spawn().unwrap();
+        let mut inside = Command::new("sleep").arg("1000").current_dir(folder.path()).spawn().unwrap();
+        end_action(ActionId::generate(), elsewhere.path()).await;
+        assert!(marked.try_wait().unwrap().is_none() && inside.try_wait().unwrap().is_none());
+        end_action(action, folder.path()).await;
+        assert!(!marked.wait().await.unwrap().success() && !inside.wait().await.unwrap().success());
+    }
+}

@@ -1,0 +1,137 @@
+//! What becomes of TCP connections in a restore, and which addresses the pod has for that: decided from the manifest alone.
+
+use std::net::Ipv4Addr;
+
+use super::sockets::Sockets;
+use crate::model::checkpoint::Connections;
+
+/// What becomes of TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {
+    /// They go on: the pod has its address of then, or they do not leave it.
+    Established,
+    /// Those between programs of the pod go on, the others are found closed.
+    CloseOutside,
+    /// Their programs find all of them closed.
+    Close,
+}
+
+impl Tcp {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Established | Self::CloseOutside => "tcp-established",
+            Self::Close => "tcp-close",
+        }
+    }
+}
+
+/// Which addresses the pod's network has when its sockets are made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// The one of then from the engine, as others know it. What its sockets were bound to besides is its own alone.
+    Again,
+    /// Whatever the engine gives it. What its sockets were bound to is its own alone.
+    Another,
+}
+
+/// One way to bring the sockets back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub tcp: Tcp,
+    pub addresses: Addresses,
+}
+
+impl Way {
+    /// What to try, in this order.
+    pub fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [Self] {
+        const fn way(tcp: Tcp, addresses: Addresses) -> Way {
+            Way { tcp, addresses }
+        }
+        const AGAIN: Way = way(Tcp::Established, Addresses::Again);
+        const INSIDE: Way = way(Tcp::Established, Addresses::Another);
+        const CLOSED_AGAIN: Way = way(Tcp::Close, Addresses::Again);
+        const CLOSED: Way = way(Tcp::Close, Addresses::Another);
+        const CUT_OFF: Way = way(Tcp::CloseOutside, Addresses::Another);
+        // Only one pod can have the address, and others may know it.
+        let again = in_place && sockets.need_their_address();
+        match (wanted, sockets.outside, in_place) {
+            (Some(Connections::Close), ..) if again => &[CLOSED_AGAIN, CLOSED],
+            (Some(Connections::Close), ..) => &[CLOSED],
+            (Some(Connections::Keep), 0, _) if again => &[AGAIN, INSIDE],
+            (Some(Connections::Keep), 0, _) => &[INSIDE],
+            (Some(Connections::Keep), ..) => &[AGAIN],
+            (None, 0, _) if again => &[AGAIN, INSIDE, CLOSED],
+            (None, 0, _) => &[INSIDE, CLOSED],
+            // Where the pod has not its address of then, a connection with others must not look as if it went on.
+            (None, _, true) => &[AGAIN, CUT_OFF, CLOSED],
+            // Two with one connection would fight over it.
+            (None, _, false) => &[CUT_OFF, CLOSED],
+        }
+    }
+}
+
+impl Sockets {
+    /// The one that the engine had given the pod.
+    pub fn address_of_then(&self) -> Option<Ipv4Addr> {
+        self.address.as_ref()?.parse().ok()
+    }
+
+    /// Whether others are connected with the pod, or reach a program of it, by its address of then.
+    pub fn need_their_address(&self) -> bool {
+        self.address_of_then().is_some_and(|address| self.bound.contains(&address))
+    }
+
+    /// All that its programs may know the pod by, but for the loopback's.
+    pub fn own_addresses(&self) -> Vec<Ipv4Addr> {
+        self.bound.iter().copied().chain(self.address_of_then()).collect()
+    }
+
+    /// Those that no engine gives the pod: of earlier lives, or all.
+    pub fn addresses_to_add(&self, addresses: Addresses) -> Vec<Ipv4Addr> {
+        let from_engine = match addresses {
+            Addresses::Again => self.address_of_then(),
+            Addresses::Another => None,
+        };
+        self.bound.iter().copied().filter(|address| Some(*address) != from_engine).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sockets(local: u32, outside: u32, bound: &[u8]) -> Sockets {
+        let bound = bound.iter().map(|last| Ipv4Addr::new(172, 17, 0, *last)).collect();
+        Sockets { local, outside, address: Some("172.17.0.2".to_owned()), bound }
+    }
+
+    #[test]
+    fn a_clone_does_not_take_the_connections_of_another() {
+        let [inside, cut_off, closed] =
+            [Tcp::Established, Tcp::CloseOutside, Tcp::Close].map(|tcp| Way { tcp, addresses: Addresses::Another });
+        assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, None), [inside, closed]);
+        assert_eq!(Way::choices(&sockets(3, 1, &[2]), false, None), [cut_off, closed]);
+        assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, Some(Connections::Close)), [closed]);
+    }
+
+    #[test]
+    fn a_connection_with_others_goes_on_with_the_address_of_then_alone() {
+        for (outside, wanted) in [(1, None), (2, Some(Connections::Keep))] {
+            for way in Way::choices(&sockets(3, outside, &[2]), true, wanted) {
+                assert!(way.tcp != Tcp::Established || way.addresses == Addresses::Again, "{way:?}");
+            }
+        }
+        // What is bound to it is reached by others again.
+        assert_eq!(Way::choices(&sockets(0, 0, &[2]), true, None)[0].addresses, Addresses::Again);
+        // Nobody needs it, or it was that of an earlier life.
+        assert_eq!(Way::choices(&sockets(3, 0, &[]), true, None)[0].addresses, Addresses::Another);
+        assert_eq!(Way::choices(&sockets(3, 0, &[7]), true, None)[0].addresses, Addresses::Another);
+    }
+
+    #[test]
+    fn addresses_of_earlier_lives_are_added_and_the_engines_own_is_not() {
+        let of = |addresses| sockets(1, 1, &[2, 7]).addresses_to_add(addresses);
+        assert_eq!(of(Addresses::Again), [Ipv4Addr::new(172, 17, 0, 7)]);
+        assert_eq!(of(Addresses::Another), [Ipv4Addr::new(172, 17, 0, 2), Ipv4Addr::new(172, 17, 0, 7)]);
+    }
+}

@@ -1,0 +1,274 @@
+//! runc and CRIU: the only place that runs them, and the only one that ends what they leave.
+//!
+//! A dump goes to runc directly, beside Docker, while the container stands still: Docker's own way copies the images twice
+//! and holds the pod for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is concerned.
+//!
+//! A restore goes through Docker, whose child the pod must be; CRIU's options come from [`super::host_options`] there.
+//!
+//! A restored pod's cgroup is the one of now ([`group`]).
+//!
+//! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup, and is
+//! ended by [`ending`]; [`freezer`] and [`yards`] put right what a CRIU leaves that is killed.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::process::Command;
+
+use super::{
+    command::MARK,
+    conf::HostOptions,
+    diagnosis,
+    error::{CriuError, CriuFailure},
+    freezer, kill,
+    network::lock::NetworkLock,
+};
+use crate::{
+    config::CheckpointConfig,
+    host::{
+        disk::{self, DiskError},
+        process::Stat,
+    },
+    model::ids::{ActionId, ContainerId},
+};
+
+/// Links of files that lost their names, see [`keep_links`].
+const LINKS: &str = "links";
+
+/// How long CRIU may take with a process or a thread besides its memory, on a busy host. A hundred processes were seen to
+/// take ten seconds.
+const PER_PROCESS: Duration = Duration::from_millis(500);
+
+const PER_THREAD: Duration = Duration::from_millis(20);
+
+/// What a dump is made of.
+pub struct Dump<'a> {
+    pub action: ActionId,
+    pub container: &'a ContainerId,
+    /// The container's first process.
+    pub pid: i32,
+    /// runc's folder of containers.
+    pub root: &'a Path,
+    /// The checkpoint's folder, with the folder for images in it.
+    pub folder: &'a Path,
+    pub bin: &'a Path,
+    /// The writable layer, if it is saved too.
+    pub upper: Option<&'a Path>,
+    pub network: NetworkLock,
+    /// Given back when CRIU has begun.
+    pub options: Option<HostOptions>,
+    pub config: &'a CheckpointConfig,
+    pub deadline: Duration,
+}
+
+/// Has CRIU write the processes of a paused container. It stays paused.
+pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
+    let work = dump.folder.join("work");
+    let conf = dump.folder.join("criu.conf");
+    let written = || {
+        fs::create_dir(&work)?;
+        fs::write(&conf, dump_options(dump.config, dump.pid, dump.folder, dump.upper, dump.network)?)
+    };
+    written().map_err(DiskError::io("writing", &conf))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut runc = Command::new("runc");
+    runc.arg("--root").arg(dump.root).arg("checkpoint");
+    runc.args(["--leave-running", "--tcp-established", "--file-locks", "--empty-ns", "network"]);
+    runc.arg("--image-path").arg(dump.folder.join(IMAGES)).arg("--work-path").arg(&work);
+    runc.arg(dump.container.as_str());
+    runc.env("CRIU_CONFIG_FILE", &conf)
+        .env("PATH", format!("{}:{path}", dump.bin.display()))
+        .env(MARK, dump.action.to_string())
+        // For CRIU's own calls of tar.
+        .env("TAR_OPTIONS", RECORDS)
+        .current_dir(dump.folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let log = work.join("dump.log");
+    let run = async {
+        let child = runc.spawn().map_err(|error| unavailable(format!("runc: {error}")))?;
+        let runc = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        // Programs suffer when CRIU ends early: a kernel that is out of memory is to take somebody else.
+        let _ = fs::write(format!("/proc/{runc}/oom_score_adj"), "-1000");
+        let output = child.wait_with_output();
+        tokio::pin!(output);
+        let early = tokio::select! {
+            output = &mut output => Some(output),
+            () = wait_begun(&log) => None,
+        };
+        drop(dump.options);
+        let output = match early {
+            Some(output) => output,
+            None => tokio::select! {
+                output = &mut output => output,
+                never = freezer::freeze_after_criu(runc, dump.pid) => match never {},
+            },
+        };
+        output.map_err(|error| unavailable(format!("runc: {error}")))
+    };
+    let ended = tokio::time::timeout(dump.deadline, run).await;
+    let done = match ended {
+        Err(_) => Err(diagnosis::timed_out(&log, dump.deadline)),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let store = dump.folder.parent().unwrap_or(dump.folder);
+            let cause = diagnosis::of_log(&log, &said, store);
+            let unknown = || CriuFailure::other(format!("runc: {}", diagnosis::words_of_runc(&said)));
+            Err(CriuError::Failed(cause.unwrap_or_else(unknown)))
+        }
+    };
+    if done.is_err() {
+        kill::end_dump(dump.action, dump.folder, dump.container).await;
+    }
+    // Kept for whoever wants to know how it went; the rest is of no use for a restore.
+    let _ = fs::rename(&log, dump.folder.join(DUMP_LOG));
+    let _ = disk::remove(&work);
+    let _ = fs::remove_file(&conf);
+    done
+}
+
+/// A script for CRIU. A file that was opened by a name that it lost, and has another, gets a name `link_remap.N` for the time
+/// of the dump; a restore needs it. The script gives it one more name, which goes into the archive as `link_remap.N`.
+fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
+    let script = folder.join("keep-links");
+    let list = folder.join(LINKS);
+    // Names of folders may hold line breaks.
+    let text = format!(
+        "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e \"$CRTOOLS_IMAGE_DIR/remap-fpath.img\" ] || exit 0\n\
+         find '{upper}' -xdev -name 'link_remap.*' ! -name '*{suffix}' -print0 > '{list}' || exit 1\n\
+         xargs -0 -r -n 1 sh -c 'ln \"$1\" \"$1{suffix}\"' keep < '{list}'\n",
+        suffix = link_suffix(folder),
+        upper = upper.display(),
+        list = list.display(),
+    );
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700))?;
+    Ok(script)
+}
+
+/// The end of names that are given for the time of the dump into this folder: no file of the pod has a name like it.
+pub fn link_suffix(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    format!(".pody-link-{}", name.trim_start_matches(".tmp-"))
+}
+
+/// Takes the names back that [`keep_links`] gave.
+pub fn drop_links(folder: &Path) {
+    let names = fs::read(folder.join(LINKS)).unwrap_or_default();
+    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        let given = [name, link_suffix(folder).as_bytes()].concat();
+        let _ = fs::remove_file(OsStr::from_bytes(&given));
+    }
+    let _ = fs::remove_file(folder.join(LINKS));
+    let _ = fs::remove_file(folder.join("keep-links"));
+}
+
+/// Options for a dump into the folder; the rest runc hands on by itself. `upper` is the writable layer, if it is saved too.
+pub fn dump_options(
+    config: &CheckpointConfig,
+    pid: i32,
+    folder: &Path,
+    upper: Option<&Path>,
+    network: NetworkLock,
+) -> io::Result<String> {
+    // Folders that are not there end the dump.
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    let watched = config.watch_paths.iter().filter(|path| path != &Path::new("/") && inside(path).is_dir());
+    let watched: String = watched.map(|path| format!("irmap-scan-path {}\n", path.display())).collect();
+    let script = match upper {
+        Some(upper) => format!("action-script {}\n", keep_links(folder, upper)?.display()),
+        None => String::new(),
+    };
+    let network = match network {
+        NetworkLock::Ports => "network-lock skip\n",
+        NetworkLock::Criu => "",
+    };
+    Ok(format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}{network}{script}", config.deleted_file_limit.0))
+}
+
+/// Where runc keeps this container: beside the socket of the containerd whose shim runs it.
+pub fn root_of(config: &CheckpointConfig, container: &ContainerId, pid: i32, runtime: &str) -> Option<PathBuf> {
+    let beside_shim = || {
+        let shim = fs::read(format!("/proc/{}/cmdline", Stat::read(pid)?.parent)).ok()?;
+        let words: Vec<_> = shim.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+        let at = words.iter().position(|word| word == "-address")?;
+        Path::new(words.get(at + 1)?.as_ref()).parent()?.parent().map(Path::to_owned)
+    };
+    let usual = [Some(PathBuf::from("/run/docker")), beside_shim()].into_iter().flatten();
+    let below = usual.map(|exec_root| exec_root.join(format!("runtime-{runtime}")).join("moby"));
+    let all = config.runc_root.iter().cloned().chain(below).chain([PathBuf::from("/run/containerd/runc/moby")]);
+    all.into_iter().find(|root| root.join(container.as_str()).join("state.json").is_file())
+}
+
+/// The folder with our `gzip`, put before all others on CRIU's PATH. The program is this one, as long as it runs.
+pub fn ensure_bin(store: &Path) -> Result<PathBuf, CriuError> {
+    let bin = store.join(".bin");
+    let link = bin.join("gzip");
+    let target = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+    if fs::read_link(&link).is_ok_and(|found| found == target) {
+        return Ok(bin);
+    }
+    let new = bin.join(format!("gzip.{}", std::process::id()));
+    let made = fs::create_dir_all(&bin)
+        .and_then(|()| match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => symlink(&target, &new),
+        })
+        .and_then(|()| fs::rename(&new, &link));
+    made.map_err(DiskError::io("making", &link))?;
+    Ok(bin)
+}
+
+fn unavailable(why: String) -> CriuError {
+    CriuError::Unavailable(why)
+}
+
+/// Returns when the file has become as large as a log in a loop. For ever otherwise.
+pub async fn wait_runaway(log: &Path) {
+    while fs::metadata(log).map_or(0, |file| file.len()) < diagnosis::LOG_LIMIT {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Returns when CRIU has begun its log: by then it has read its options.
+pub async fn wait_begun(log: &Path) {
+    while fs::metadata(log).map_or(0, |file| file.len()) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub const IMAGES: &str = "checkpoint";
+
+pub const DUMP_LOG: &str = "dump.log";
+
+/// Records of 32 KiB: those of 10 KiB that tar has by itself take twice the time, and larger ones fill small archives up.
+pub const RECORDS: &str = "--blocking-factor=64";
+
+/// What CRIU has to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    pub bytes: u64,
+    pub processes: u64,
+    pub threads: u64,
+}
+
+/// How long it may take for that.
+pub fn deadline(config: &crate::config::CheckpointConfig, load: Load) -> Duration {
+    let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let bytes = Duration::from_secs(config.timeout_seconds + load.bytes / config.slowest_rate.0.max(1));
+    bytes + PER_PROCESS.saturating_mul(count(load.processes)) + PER_THREAD.saturating_mul(count(load.threads))
+}

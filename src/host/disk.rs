@@ -1,0 +1,127 @@
+//! Disks: the room that is left, directories measured, removed and synced.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::model::quantities::ByteSize;
+
+/// Why something on a disk failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error(
+        "the disk is full: {path} has {} left; delete checkpoints with `pody checkpoint rm ID`, or make room there",
+        ByteSize(*.free)
+    )]
+    Full { path: PathBuf, free: u64 },
+    #[error("{0} is on a disk that is mounted read-only; an admin has to check that disk and mount it writable")]
+    ReadOnly(PathBuf),
+    #[error("{what} {path} failed: {source}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl DiskError {
+    /// An input or output error with what was done to which file.
+    pub fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::Full { free: left(&path), path },
+            Some(libc::EROFS) => Self::ReadOnly(path),
+            _ => Self::Io { what, path, source },
+        }
+    }
+}
+
+/// Bytes that root may still write there: what is kept for it as well.
+pub fn left(path: &Path) -> u64 {
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    nix::sys::statvfs::statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
+}
+
+/// Bytes free on the disk of a path, or of the nearest folder above it that is there.
+pub fn free(path: &Path) -> u64 {
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    nix::sys::statvfs::statvfs(there).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
+}
+
+/// Removes a folder with all in it. One that is not there is removed.
+pub fn remove(folder: &Path) -> Result<(), DiskError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DiskError::io("removing", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Files below a folder, by their paths from it, in order. Folders and other things are left out.
+pub fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    fn walk(folder: &Path, from: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                walk(&entry.path(), from, found)?;
+            } else if kind.is_file() {
+                found.push(entry.path().strip_prefix(from).unwrap_or(&entry.path()).to_owned());
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(folder, folder, &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
+/// Bytes in files below a folder, as far as it can be read: it may change meanwhile.
+pub fn size_of(folder: &Path) -> u64 {
+    measure(folder).bytes
+}
+
+/// What lies below a folder.
+#[derive(Debug, Default, PartialEq)]
+pub struct Measure {
+    /// In files, as far as they can be read: they may change meanwhile.
+    pub bytes: u64,
+    /// A path, from the folder, that is too long for the kernel to take at once: programs make those folder by folder.
+    pub too_long: Option<PathBuf>,
+}
+
+/// Looks at all that lies below a folder.
+pub fn measure(folder: &Path) -> Measure {
+    /// The longest that the kernel takes (limits.h, PATH_MAX), less the zero behind it and the `./` that tar puts before.
+    const LONGEST: usize = 4096 - 3;
+    fn walk(folder: &Path, from: &Path, found: &mut Measure) {
+        let below = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
+                found.too_long.get_or_insert_with(|| below(folder));
+                return;
+            }
+            Err(_) => return,
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let path = entry.path();
+            if path.as_os_str().len() > LONGEST && below(&path).as_os_str().len() > LONGEST {
+                found.too_long.get_or_insert_with(|| below(&path));
+            }
+            match entry.metadata() {
+                Ok(data) if data.is_dir() => walk(&path, from, found),
+                // A sparse file takes less than its length.
+                Ok(data) if data.is_file() => {
+                    found.bytes += data.len().min(std::os::unix::fs::MetadataExt::blocks(&data) * 512);
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut found = Measure::default();
+    walk(folder, folder, &mut found);
+    found
+}

@@ -1,0 +1,127 @@
+//! What a route is made of: who may call it, what its handler gets and answers, and which dialect it belongs to.
+
+use std::{net::SocketAddr, pin::Pin, sync::Arc};
+
+use axum::{
+    extract::Request,
+    http::Method,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    error::ApiError,
+    params::{BodyUse, Input, Param, Params},
+};
+use crate::{app::App, model::user::Caller};
+
+/// A family of routes: one prefix, one form of errors.
+#[derive(Debug)]
+pub struct Dialect {
+    /// Empty for the dialect that takes what no other does.
+    pub prefix: &'static str,
+    /// Renders an error that is met before a handler is called.
+    pub refuse: fn(ApiError) -> Response,
+    /// Whether a path may end with a slash that means nothing.
+    pub ignores_last_slash: bool,
+    /// Whether a parameter that is missing or of another type is a 422; it is a 400 elsewhere.
+    pub knows_422: bool,
+}
+
+impl Dialect {
+    /// Whether a path is one of its own.
+    pub fn owns(&self, path: &str) -> bool {
+        path.strip_prefix(self.prefix)
+            .is_some_and(|rest| self.prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Open,
+    Member,
+    Admin,
+    /// Another node, with the access token of `[remote_user_profile.service]`.
+    Node,
+    /// Whoever holds a URL that this server has signed for the purpose.
+    Url,
+}
+
+/// A request, as a handler sees it.
+pub struct Cx {
+    pub app: App,
+    pub peer: SocketAddr,
+    pub caller: Option<Caller>,
+    /// All routes, for those that describe them.
+    pub routes: Arc<[Route]>,
+    /// The rest of the request, for handlers that answer with a stream or take the connection over.
+    pub request: Request,
+}
+
+impl Cx {
+    /// Who asks. Open routes and nodes have no caller and do not ask for one.
+    pub fn caller(&self) -> &Caller {
+        self.caller.as_ref().expect("a route with Access::Member or Access::Admin")
+    }
+}
+
+/// What a handler returns: the response, ready to be sent.
+pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+/// A handler behind its parameters.
+pub type Handler = Arc<dyn Fn(Cx, &Input) -> Answer + Send + Sync>;
+
+/// One row of the list.
+#[derive(Clone)]
+pub struct Route {
+    /// A part like `{id}` is a parameter; one called `{path}` takes all the rest.
+    pub path: &'static str,
+    pub method: Method,
+    pub access: Access,
+    pub params: &'static [Param],
+    pub body: BodyUse,
+    pub summary: &'static str,
+    /// Shown in `/help`: one method per path, as the client's `fetch` wants it.
+    pub listed: bool,
+    pub dialect: &'static Dialect,
+    pub handler: Handler,
+}
+
+impl Route {
+    /// Whether the parameter of this name is a part of the path.
+    pub fn is_in_path(&self, name: &str) -> bool {
+        self.path.split('/').any(|part| part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) == Some(name))
+    }
+
+    /// The path as the router wants it.
+    pub fn pattern(&self) -> String {
+        self.path.replace("{path}", "{*path}")
+    }
+}
+
+/// Makes a row of the list from a handler: its parameters are read before it is called, its errors rendered behind it.
+pub fn route<P, F, Fut, T, E>(
+    dialect: &'static Dialect,
+    method: Method,
+    path: &'static str,
+    access: Access,
+    summary: &'static str,
+    handler: F,
+) -> Route
+where
+    P: Params,
+    F: Fn(Cx, P) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    T: IntoResponse,
+    E: IntoResponse + From<ApiError>,
+{
+    let refuse = |error: ApiError| E::from(error).into_response();
+    let handler: Handler = Arc::new(move |cx, input| match P::read(input) {
+        Ok(params) => {
+            let answer = handler(cx, params);
+            Box::pin(async move { answer.await.map_or_else(IntoResponse::into_response, IntoResponse::into_response) })
+        }
+        Err(bad) => Box::pin(std::future::ready(refuse(bad.into()))),
+    });
+    Route { path, method, access, params: P::LIST, body: P::BODY, summary, listed: true, dialect, handler }
+}
