@@ -1,8 +1,9 @@
-//! Compiles `init/`, the first process of every pod, into one static program that the daemon carries in itself
+//! Compiles `init/`, the first process of every pod, into one static program that is embedded in the daemon
 //! (`src/pod/init.rs`).
 //!
-//! With rustc alone: the program uses nothing but std, and so needs neither another target nor a cargo in a cargo. glibc's
-//! static library comes with its headers (libc6-dev). The same sources and compiler give the same bytes wherever they lie.
+//! It calls rustc directly: the program uses only std, so it needs neither another target nor a nested cargo. glibc's
+//! static library comes with its headers (libc6-dev). The same sources and compiler produce the same bytes in any
+//! location.
 
 use std::{
     env,

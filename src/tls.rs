@@ -1,6 +1,6 @@
-//! One choice of cryptography for everything that speaks TLS.
+//! Selects the cryptography provider for all TLS.
 
-/// Makes ring the process's provider; calls after the first do nothing.
+/// Installs ring as the process's provider; calls after the first do nothing.
 pub fn install_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -26,7 +26,7 @@ const V1: &str = "nvmlDeviceGetComputeRunningProcesses";
 const V2: &str = "nvmlDeviceGetComputeRunningProcesses_v2";
 const V3: &str = "nvmlDeviceGetComputeRunningProcesses_v3";
 
-/// A test's own, while it has its turn.
+/// A test's exclusive use of the stand-in.
 struct Turn {
     gpus: Gpus,
     _turn: MutexGuard<'static, ()>,
@@ -45,7 +45,7 @@ fn with_state(state: State) -> Turn {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let gpus = Gpus::new(state);
-    // SAFETY: all that reads the environment here does so through std, which keeps readers and writers apart.
+    // SAFETY: everything here that reads the environment does so through std, which synchronizes readers and writers.
     unsafe { env::set_var(STATE_VARIABLE, gpus.state_file()) };
     Turn { gpus, _turn: turn }
 }
@@ -67,7 +67,7 @@ fn pids(device: &Device) -> Vec<u32> {
 }
 
 #[test]
-fn what_a_gpu_says() {
+fn a_gpus_values_are_read() {
     let gpu = Gpu {
         memory_used: 3 << 30,
         utilization: Some(97),
@@ -113,7 +113,7 @@ fn what_a_gpu_says() {
 }
 
 #[test]
-fn processes() {
+fn processes_are_listed_with_memory_and_utilization() {
     let mut state = State::with_gpus(1);
     state.devices[0].processes = vec![
         Process { sm_util: Some(55), mem_util: 7, timestamp_us: Some(1_000), ..Process::computing(100, 1 << 30) },
@@ -136,7 +136,7 @@ fn processes() {
     assert_eq!((samples[0].pid, samples[0].sm_util, samples[0].timestamp), (100, 55, 1_000));
     assert!(matches!(device.process_utilization_stats(1_000), Err(NvmlError::NotFound)), "nothing newer");
 
-    // Changes are seen at once, however fast they follow each other.
+    // Changes are seen at once, however quickly they follow each other.
     for pid in 200..300 {
         gpus.change(|state| state.devices[0].processes = vec![Process::computing(pid, 0)]);
         assert_eq!(pids(&device), [pid]);
@@ -147,7 +147,7 @@ fn processes() {
 }
 
 #[test]
-fn older_drivers() {
+fn older_drivers_are_read_through_the_older_calls() {
     let mut state = State { driver_version: "440.33.01".to_owned(), ..State::with_gpus(1) };
     state.devices[0].processes = (1..=3).map(|pid| Process::computing(pid, 1 << pid)).collect();
     let gpus = with_state(state);
@@ -156,20 +156,21 @@ fn older_drivers() {
     assert!(matches!(device.memory_info(), Err(NvmlError::FunctionNotFound)));
     assert!(matches!(device.running_compute_processes(), Err(NvmlError::FunctionNotFound)));
 
-    // The process lists by name, with room for so many rows. Rows are as long as the driver's version has them, the
-    // caller's always as long as they should be.
+    // The process lists by name, with room for this many rows. The driver writes rows of its own version's size; the
+    // caller's buffer always has rows of the right size.
     let list = |name: &str, drivers_row: usize, room: usize| {
         type List = unsafe extern "C" fn(*mut c_void, *mut c_uint, *mut u32) -> c_uint;
         let callers_row = if name == V1 { 16 } else { 24 };
         let mut rows = vec![0; callers_row / 4 * room];
         let mut count = room as c_uint;
         let place = if room == 0 { ptr::null_mut() } else { rows.as_mut_ptr() };
-        // SAFETY: the handle is one of this library; there is room for as many rows as it is told, each of the right size.
+        // SAFETY: the handle is one of this library; the buffer has room for as many rows as the call is given, each of
+        // the right size.
         let code = unsafe {
             let list = nvml.lib().__library.get::<List>(name.as_bytes()).expect("a function of the library");
             list(device.handle().cast(), &mut count, place)
         };
-        // Between the PID and the memory lies what nobody has written.
+        // The bytes between the PID and the memory are never written.
         rows.iter_mut().skip(1).step_by(drivers_row / 4).for_each(|padding| *padding = 0);
         (code, count, rows)
     };
@@ -192,7 +193,7 @@ fn older_drivers() {
 }
 
 #[test]
-fn faults_of_one_gpu_and_of_all() {
+fn faults_affect_one_gpu_or_all() {
     let gpus = with_state(State::with_gpus(2));
     let nvml = open(&gpus);
     let [first, second] = [0, 1].map(|index| nvml.device_by_index(index).unwrap());
@@ -233,7 +234,7 @@ fn faults_of_one_gpu_and_of_all() {
 }
 
 #[test]
-fn init_and_a_reloaded_driver() {
+fn init_fails_until_the_driver_is_reloaded() {
     let gpus = with_state(State { init_error: Some(Code::LibRmVersionMismatch), ..State::with_gpus(1) });
     assert!(matches!(try_open(&gpus), Err(NvmlError::LibRmVersionMismatch)));
     gpus.change(|state| state.init_error = Some(Code::DriverNotLoaded));
@@ -253,7 +254,7 @@ fn init_and_a_reloaded_driver() {
 }
 
 #[test]
-fn mig() {
+fn mig_instances_are_read() {
     let instance = |number: u32| MigInstance {
         uuid: format!("MIG-{number}"),
         name: "NVIDIA A100-SXM4-80GB MIG 1g.10gb".to_owned(),
@@ -287,7 +288,7 @@ fn mig() {
 }
 
 #[test]
-fn xids() {
+fn xid_errors_are_delivered() {
     let mut state = State::with_gpus(2);
     state.devices[1].xids = vec![31];
     let gpus = with_state(state);
@@ -298,7 +299,7 @@ fn xids() {
         assert_eq!(device.supported_event_types().unwrap(), EventTypes::CRITICAL_XID_ERROR);
         set = device.register_events(EventTypes::CRITICAL_XID_ERROR, set).unwrap_or_else(|error| panic!("{error}"));
     }
-    assert!(matches!(set.wait(20), Err(NvmlError::Timeout)), "what was before does not count");
+    assert!(matches!(set.wait(20), Err(NvmlError::Timeout)), "earlier errors are not delivered");
     gpus.change(|state| state.devices[1].xids.push(79));
     let event = set.wait(1_000).unwrap();
     assert!(matches!(event.event_data, Some(XidError::Value(79))));

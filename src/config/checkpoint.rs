@@ -1,4 +1,4 @@
-//! `[checkpoint]`, and `[checkpoint.remote]` for their copies.
+//! `[checkpoint]`, and `[checkpoint.remote]` for remote copies.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::byte_size;
 use crate::model::{checkpoint::Compression, quantities::ByteSize};
 
-/// Without being told, more threads than this are not begun for one checkpoint; and told, not more than that.
+/// The most threads that are started for one checkpoint by default, and the most that can be configured.
 const MAX_OWN_STREAMS: usize = 8;
 
 pub(super) const MAX_STREAMS: usize = 256;
@@ -15,43 +15,44 @@ pub(super) const MAX_STREAMS: usize = 256;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Where they are kept; `None` = `checkpoints` below `$PODY_HOME`. Read at start only.
+    /// Where checkpoints are stored; `None` = `checkpoints` below `$PODY_HOME`. Read at start only.
     #[serde(deserialize_with = "empty_path_is_none")]
     pub directory: Option<PathBuf>,
-    /// Where the caller names none.
+    /// Used if the caller names none.
     pub compression: Compression,
-    /// Pods saved or brought back at a time.
+    /// Pods checkpointed or restored at a time.
     pub parallelism: usize,
-    /// Threads that hash and pack, and parts of files on their way to or from the remote store; 0 = one per core, 8 at most.
+    /// Threads that hash and pack, and parts of files in transfer to or from the remote store; 0 = one per core, 8 at
+    /// most.
     pub streams: usize,
-    /// Bytes that stay free on the disk.
+    /// Bytes to leave free on the disk.
     #[serde(deserialize_with = "byte_size")]
     pub keep_free: ByteSize,
-    /// What CRIU may take: these seconds, and the size at the slowest rate (bytes a second).
+    /// Time that CRIU may take: these seconds, plus the time for the pod's size at the slowest rate (bytes per second).
     pub timeout_seconds: u64,
     #[serde(deserialize_with = "byte_size")]
     pub slowest_rate: ByteSize,
-    /// CRIU's `ghost-limit`: bytes of a file that is deleted and still open.
+    /// CRIU's `ghost-limit`: largest deleted file that is still open, bytes.
     #[serde(deserialize_with = "byte_size")]
     pub deleted_file_limit: ByteSize,
-    /// CRIU's `irmap-scan-path`: where files watched by inotify are looked for.
+    /// CRIU's `irmap-scan-path`: where files watched by inotify are searched.
     pub watch_paths: Vec<PathBuf>,
     /// `None` = found through the container's shim.
     #[serde(deserialize_with = "empty_path_is_none")]
     pub runc_root: Option<PathBuf>,
     /// Seconds from deprecating a checkpoint to its deletion.
     pub deprecated_seconds: u64,
-    /// Checkpoints of one pod that nobody made by hand; 0 = no limit.
+    /// Automatic checkpoints that are kept per pod; 0 = no limit.
     pub keep_automatic: u32,
-    /// Days until these are deleted; 0 = never.
+    /// Days until automatic checkpoints are deleted; 0 = never.
     pub keep_days: u32,
-    /// Days until those are deleted that people made; 0 = never.
+    /// Days until checkpoints that people made are deleted; 0 = never.
     pub keep_days_hand_made: u32,
-    /// A schedule may not save a pod more often, seconds.
+    /// Shortest interval of a schedule, seconds.
     pub schedule_minimum_seconds: u64,
-    /// Pods are saved when the host goes down, and brought back at the next start.
+    /// Checkpoint pods when the host shuts down, and restore them at the next start.
     pub before_shutdown: bool,
-    /// What becomes of pods whose programs use GPUs.
+    /// How to handle pods whose programs use GPUs.
     pub gpu: GpuCheckpoints,
     /// NVIDIA's program; `None` = `cuda-checkpoint` on the daemon's PATH.
     #[serde(deserialize_with = "empty_path_is_none")]
@@ -60,7 +61,7 @@ pub struct CheckpointConfig {
 }
 
 impl CheckpointConfig {
-    /// How many threads or parts at a time.
+    /// The number of threads or parts at a time.
     pub fn streams(&self) -> usize {
         match self.streams {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_OWN_STREAMS),
@@ -96,24 +97,24 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// Whether pods whose programs use GPUs are saved.
+/// Whether pods whose programs use GPUs can be checkpointed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuCheckpoints {
-    /// They are refused.
+    /// Checkpoints of them are refused.
     Off,
     /// With NVIDIA's `cuda-checkpoint`.
     Experimental,
 }
 
-/// Where copies of checkpoints go.
+/// Where copies of checkpoints are stored.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RemoteConfig {
-    /// `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`; empty = there is none.
+    /// `file:///directory`, `s3://bucket/prefix`, `gs://…` or `az://…`; empty = there is none.
     pub url: String,
     pub copy: CopyWhich,
-    /// The checkpoint stays on this host, too.
+    /// Whether the checkpoint stays on this host as well.
     pub keep_local: bool,
     /// Checkpoints copied at a time.
     pub parallelism: usize,
@@ -136,18 +137,18 @@ impl Default for RemoteConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CopyWhich {
-    /// Those for which it is asked.
+    /// Those for which a copy was requested.
     Asked,
     All,
 }
 
-/// Settings of the remote store, keys to it among them.
+/// Settings of the remote store, including its keys.
 #[derive(Clone, Default, PartialEq, Deserialize)]
 #[serde(transparent)]
 pub struct RemoteOptions(pub BTreeMap<String, String>);
 
 impl RemoteOptions {
-    /// Values that nobody may see.
+    /// Values that must not be shown.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let is_secret = |name: &str| {
             let name = name.to_ascii_lowercase();
@@ -158,7 +159,7 @@ impl RemoteOptions {
     }
 }
 
-// By hand, so that no key reaches a log through `{:?}`.
+// Written by hand, so that no key reaches a log through `{:?}`.
 impl std::fmt::Debug for RemoteOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()

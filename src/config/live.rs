@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 
 use super::{CheckRemote, Config, ConfigError};
 
-/// The config in force, replaced as a whole when the file changes.
+/// The config in effect, replaced as a whole when the file changes.
 ///
 /// TLS files, the listen address and `[server]` are read at start only.
 #[derive(Clone)]
@@ -21,7 +21,7 @@ pub struct LiveConfig {
 }
 
 impl LiveConfig {
-    /// How often the file's modification time is looked at.
+    /// How often the file's modification time is checked.
     pub const POLL: Duration = Duration::from_secs(2);
 
     pub fn load(path: PathBuf, check_remote: CheckRemote) -> Result<Self, ConfigError> {
@@ -37,13 +37,13 @@ impl LiveConfig {
         &self.path
     }
 
-    /// Takes the file over if it is good; a bad one leaves the old config in force.
+    /// Applies the file if it is valid; otherwise the old config stays in effect.
     pub fn reload(&self) -> Result<(), ConfigError> {
         self.current.store(Arc::new(Config::load(&self.path, self.check_remote)?));
         Ok(())
     }
 
-    /// Reloads on every change of the file, for ever.
+    /// Reloads on every change of the file.
     pub async fn watch(self) {
         let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
         let mut seen = modified(&self.path);
@@ -56,7 +56,7 @@ impl LiveConfig {
             seen = now;
             match self.reload() {
                 Ok(()) => tracing::info!(path = %self.path.display(), "config reloaded"),
-                Err(error) => tracing::error!(%error, "config not reloaded, the old one stays in force"),
+                Err(error) => tracing::error!(%error, "could not reload the config; the old one stays in effect"),
             }
         }
     }

@@ -1,6 +1,6 @@
-//! `$PODY_HOME/config.toml`: parsed once, strictly, and again when the file changes.
+//! `$PODY_HOME/config.toml`: parsed strictly at start and again when the file changes.
 //!
-//! A config.toml of pody 0.4.1 loads unchanged. A key that is not known is an error with file, line and key, because a
+//! A config.toml of pody 0.4.1 loads unchanged. An unknown key is an error with file, line and key, because a
 //! misspelled limit that is silently ignored is no limit. `config.toml.example` lists every key with its unit.
 
 mod checkpoint;
@@ -27,13 +27,13 @@ use crate::model::{
     quota::DefaultQuota,
 };
 
-/// The port that clients expect where none is named.
+/// The port that clients expect if none is given.
 pub const DEFAULT_PORT: u16 = 8799;
 
-/// A signed URL is no second password.
+/// A signed URL must not become a second password.
 const MAX_LINK_SECONDS: u32 = 7 * 86_400;
 
-/// Where everything lives: `$PODY_HOME`, else `/var/lib/pody` for root and `~/.pody` for others.
+/// The data directory: `$PODY_HOME`, else `/var/lib/pody` for root and `~/.pody` for others.
 pub fn home() -> PathBuf {
     if let Some(home) = std::env::var_os("PODY_HOME").filter(|home| !home.is_empty()) {
         return PathBuf::from(home);
@@ -71,7 +71,7 @@ pub struct Config {
     pub files: FilesConfig,
 }
 
-/// The repository that commits go to.
+/// The repository for committed images.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
 pub struct CommitName(pub String);
@@ -82,7 +82,7 @@ impl Default for CommitName {
     }
 }
 
-/// Ports of pods made from a committed image.
+/// Ports of pods created from a committed image.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
 pub struct CommitPorts(pub Vec<u16>);
@@ -104,7 +104,7 @@ pub struct ImageConfig {
     /// Lets set-user-id programs such as sudo gain privileges in pods of this image.
     #[serde(default)]
     pub new_privileges: bool,
-    /// Lets programs use io_uring in pods of this image; what uses it cannot be checkpointed.
+    /// Lets programs use io_uring in pods of this image; a program that uses it cannot be checkpointed.
     #[serde(default)]
     pub io_uring: bool,
 }
@@ -112,7 +112,7 @@ pub struct ImageConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Connections at a time; more wait in the listen queue.
+    /// Connections at a time; further ones wait in the listen queue.
     pub max_connections: usize,
     /// Seconds a client may take to send its request's head, and to stay idle between requests.
     pub header_timeout_seconds: u64,
@@ -147,11 +147,11 @@ impl Default for PodConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecConfig {
-    /// Seconds a command may run where the caller does not say.
+    /// Seconds a command may run if the caller sets no timeout.
     pub timeout_seconds: u64,
-    /// Seconds a caller may ask for.
+    /// Longest timeout that a caller may set, seconds.
     pub max_timeout_seconds: u64,
-    /// Output kept of one command, bytes or a size.
+    /// Output of one command that is kept, in bytes or as a size.
     #[serde(deserialize_with = "byte_size")]
     pub output_limit: ByteSize,
 }
@@ -167,7 +167,7 @@ impl Default for ExecConfig {
 pub struct GpuConfig {
     /// NVIDIA's management library; `None` = `libnvidia-ml.so.1`, then `libnvidia-ml.so`. Read at start only.
     pub nvml_library: Option<PathBuf>,
-    /// Seconds between two looks at the GPUs while somebody watches, and while nobody does.
+    /// Seconds between two polls of the GPUs while a client watches, and while none does.
     pub poll_seconds: f64,
     pub idle_poll_seconds: f64,
     /// Seconds that a user may compute on more GPUs than `gpu_count`.
@@ -175,7 +175,7 @@ pub struct GpuConfig {
     pub on_overuse: OnOveruse,
     /// Members see the command lines of each other's processes.
     pub show_commands: bool,
-    /// Seconds between two looks at whether pods with GPUs can still open them.
+    /// Seconds between two checks whether pods with GPUs can still open them.
     pub probe_seconds: f64,
     /// The device that every program on a GPU opens first.
     pub control_device: PathBuf,
@@ -196,7 +196,7 @@ impl Default for GpuConfig {
     }
 }
 
-/// What happens to a user who computes on more GPUs than their quota for longer than the grace.
+/// What happens to a user who computes on more GPUs than their quota for longer than the grace period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnOveruse {
@@ -208,7 +208,7 @@ pub enum OnOveruse {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UsageConfig {
-    /// Seconds between two looks at what pods use.
+    /// Seconds between two samples of what pods use.
     pub sample_seconds: f64,
 }
 
@@ -222,19 +222,19 @@ impl Default for UsageConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct FilesConfig {
     pub store: FileStore,
-    /// All files of one user together, and one file: bytes or a size.
+    /// Total size of one user's files, and size of one file; in bytes or as a size.
     #[serde(deserialize_with = "byte_size")]
     pub user_limit: ByteSize,
     #[serde(deserialize_with = "byte_size")]
     pub file_limit: ByteSize,
-    /// Files of one user.
+    /// Number of one user's files.
     pub max_files: u64,
-    /// Left free on the disk: bytes or a size.
+    /// Space to leave free on the disk, in bytes or as a size.
     #[serde(deserialize_with = "byte_size")]
     pub keep_free: ByteSize,
-    /// Seconds that a signed URL is good for.
+    /// Seconds that a signed URL is valid.
     pub link_seconds: u32,
-    /// What signed URLs begin with; empty = the address under which the client asked for one.
+    /// Base of signed URLs; empty = the address under which the client asked for one.
     pub public_url: String,
 }
 
@@ -252,7 +252,7 @@ impl Default for FilesConfig {
     }
 }
 
-/// Where files of members lie.
+/// Where members' files are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileStore {
@@ -264,7 +264,7 @@ pub enum FileStore {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ThrottleConfig {
-    /// Wrong passwords for one account, and from one address, before more are refused unheard.
+    /// Wrong passwords for one account, and from one address, before further attempts are rejected without checking.
     pub account_failures: u32,
     pub address_failures: u32,
     /// Seconds until one failure is forgotten.
@@ -288,7 +288,7 @@ fn byte_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ByteSi
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
-/// Why a config does not load.
+/// Why a config cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}")]
@@ -300,7 +300,7 @@ pub enum ConfigError {
     Rule { path: PathBuf, rule: &'static str },
     #[error("{path}: {why}")]
     Remote { path: PathBuf, why: String },
-    #[error("{path} holds keys of the remote store and others can read it; `chmod 600 {path}`")]
+    #[error("{path} contains keys of the remote store and is readable by other users; run `chmod 600 {path}`")]
     Readable { path: PathBuf },
 }
 
@@ -308,7 +308,7 @@ pub enum ConfigError {
 pub type CheckRemote = fn(&RemoteConfig) -> Result<(), String>;
 
 impl Config {
-    /// Reads and checks one file. A file that is not there is an empty one.
+    /// Reads and checks one file. A missing file counts as empty.
     pub fn load(path: &Path, check_remote: CheckRemote) -> Result<Self, ConfigError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -387,7 +387,7 @@ impl Config {
         rules.into_iter().find_map(|(broken, rule)| broken.then_some(rule)).map_or(Ok(()), Err)
     }
 
-    /// The rule for an image, `None` if members may not use it. Commits are not decided here.
+    /// The entry for an image; `None` if members may not use it. Committed images are not decided here.
     pub fn image(&self, name: &str) -> Option<&ImageConfig> {
         self.images.iter().find(|image| {
             image.name == name
@@ -401,7 +401,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    /// What pody 0.4.1 writes as its default config.
+    /// The default config that pody 0.4.1 writes.
     const ORIGINAL: &str = r#"
 name_prefix = "pd"
 available_ports = "20000-21000"
@@ -440,7 +440,7 @@ ports = [22]
 "#;
 
     #[test]
-    fn the_originals_config_loads_unchanged() {
+    fn the_config_of_pody_0_4_1_loads_unchanged() {
         let config: Config = toml::from_str(ORIGINAL).unwrap();
         assert_eq!(config.available_ports.count(), 1001);
         assert_eq!(config.volume_mappings.len(), 3);
@@ -458,7 +458,7 @@ ports = [22]
     }
 
     #[test]
-    fn keys_of_the_remote_store_are_for_nobody_else() {
+    fn a_config_with_keys_must_not_be_readable_by_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         let text =
@@ -471,14 +471,14 @@ ports = [22]
         let config = Config::load(&path, |_| Ok(())).unwrap();
         assert_eq!(format!("{:?}", config.checkpoint.remote.options), "{\"aws_secret_access_key\"}");
         assert_eq!(config.checkpoint.remote.options.secrets().collect::<Vec<_>>(), ["hidden"]);
-        // Where the store is needs no hiding.
+        // A URL alone is not secret.
         std::fs::write(&path, "[checkpoint.remote]\nurl = \"file:///srv/x\"\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(Config::load(&path, |_| Ok(())).is_ok());
     }
 
     #[test]
-    fn an_unknown_key_is_named_with_its_line() {
+    fn an_unknown_key_is_reported_with_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, "network = \"\"\n[default_quota]\nmax_podz = 5\n").unwrap();

@@ -32,7 +32,7 @@ impl Default for RemoteService {
     }
 }
 
-// By hand, so that no token reaches a log through `{:?}`.
+// Written by hand, so that no token reaches a log through `{:?}`.
 impl std::fmt::Debug for RemoteProvider {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RemoteProvider")

@@ -14,20 +14,22 @@ pub enum VolumeMapping {
 }
 
 impl VolumeMapping {
-    /// The folder of the host behind a bind for this user.
+    /// The host directory of a bind mount for this user.
     pub fn source_for(source: &str, user: &UserName) -> PathBuf {
         PathBuf::from(source.replace("${username}", user.as_str()).replace("$username", user.as_str()))
     }
 }
 
-/// Why a line is no volume mapping.
+/// Why a line is not a volume mapping.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeMappingError {
-    #[error("{0:?} is no volume mapping; write /host/path:/in/pod, with :ro or :rw behind it, or tmpfs:/in/pod")]
+    #[error(
+        "{0:?} is not a volume mapping; write /host/path:/in/pod, optionally followed by :ro or :rw, or tmpfs:/in/pod"
+    )]
     Shape(String),
     #[error("{0:?} must be an absolute path without '..'")]
     Path(String),
-    #[error("{0:?} is no mode of a volume; write ro or rw")]
+    #[error("{0:?} is not a volume mode; write ro or rw")]
     Mode(String),
 }
 

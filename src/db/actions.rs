@@ -74,7 +74,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Writes back what changes while it runs and when it ends.
+    /// Updates the fields that change while it runs and when it ends.
     pub fn update_action(&self, action: &Action) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE actions SET status = ?2, phase = ?3, journal = ?4, bytes = ?5, frozen_ms = ?6, losses = ?7, error = ?8,
@@ -121,13 +121,13 @@ impl Tx<'_> {
         collect(&self.0, &format!("SELECT {COLUMNS} FROM actions WHERE status = 'running' ORDER BY id"), [], read)
     }
 
-    /// Whether a pod is being saved or brought back.
+    /// Whether a pod is being checkpointed or restored.
     pub fn has_running_action(&self, pod: PodId) -> Result<bool, DbError> {
         let query = "SELECT 1 FROM actions WHERE status = 'running' AND pod = ?1";
         Ok(!collect(&self.0, query, [pod.to_string()], |_| Ok(()))?.is_empty())
     }
 
-    /// Whether a checkpoint is being made or read.
+    /// Whether a checkpoint is being written or read.
     pub fn is_checkpoint_in_use(&self, id: CheckpointId) -> Result<bool, DbError> {
         let query = "SELECT 1 FROM actions WHERE status = 'running' AND checkpoint = ?1";
         Ok(!collect(&self.0, query, [id.to_string()], |_| Ok(()))?.is_empty())

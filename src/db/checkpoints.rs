@@ -1,4 +1,4 @@
-//! The table `checkpoints`: what was saved, and whose it is.
+//! The table `checkpoints`.
 
 use rusqlite::{Row, params};
 
@@ -76,7 +76,8 @@ impl Tx<'_> {
         collect(&self.0, &format!("SELECT {COLUMNS} FROM checkpoints WHERE status = ?1"), [status.as_str()], read)
     }
 
-    /// What may change: the status and the size. What is to be deleted stays so, whoever was still at work on it.
+    /// Updates the status and the size. A checkpoint that is marked for deletion stays so, even if work on it was under
+    /// way.
     pub fn update_checkpoint(&self, id: CheckpointId, status: CheckpointStatus, size: u64) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE checkpoints SET status = ?2, size = ?3 WHERE id = ?1 AND status != 'deleting'",

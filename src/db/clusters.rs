@@ -9,7 +9,7 @@ use crate::model::{
     names::UserName,
 };
 
-/// Bytes and rows that a user's agents have left here.
+/// Bytes and rows that a user's agents have reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Synced {
     pub clusters: u64,
@@ -42,7 +42,7 @@ fn read_resource(row: &Row) -> Result<Resource, DbError> {
 }
 
 fn json<T: serde::de::DeserializeOwned>(text: String) -> Result<T, DbError> {
-    serde_json::from_str(&text).map_err(|error| DbError::Row(format!("JSON of an agent: {error}")))
+    serde_json::from_str(&text).map_err(|error| DbError::Row(format!("JSON from an agent: {error}")))
 }
 
 /// One user's, or everybody's.
@@ -74,14 +74,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Notes that an agent was heard of; `metadata` stays where it sends none.
+    /// Records that an agent reported; `metadata` is kept if it sends none.
     pub fn touch_cluster(&self, id: ClusterId, metadata: Option<&str>, at: i64) -> Result<(), DbError> {
         let query = "UPDATE clusters SET synced_at = ?3, metadata = coalesce(?2, metadata) WHERE id = ?1";
         self.0.execute(query, params![id.to_string(), metadata, at])?;
         Ok(())
     }
 
-    /// What a user has here without the resource of this key, which is about to be replaced.
+    /// What a user has stored, without the resource of this key, which is about to be replaced.
     pub fn count_synced(&self, user: &UserName, besides: &Resource) -> Result<Synced, DbError> {
         let clusters = "SELECT count(*) FROM clusters WHERE user = ?1";
         let clusters: i64 = self.0.query_row(clusters, [user.as_str()], |row| row.get(0))?;
@@ -112,12 +112,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Forgets what was not heard of since `before`.
+    /// Deletes resources that have not been reported since `before`.
     pub fn delete_old_resources(&self, before: i64) -> Result<usize, DbError> {
         Ok(self.0.execute("DELETE FROM resources WHERE synced_at < ?1", [before])?)
     }
 
-    /// Resources of one kind that were heard of since then, one user's or everybody's.
+    /// Resources of one kind that were reported since then, one user's or everybody's.
     pub fn list_resources(&self, user: Option<&UserName>, kind: Kind, since: i64) -> Result<Vec<Resource>, DbError> {
         let query = "SELECT cluster, clusters.name, user, kind, namespace, resources.name, resources.id, body, resources.synced_at
                      FROM resources JOIN clusters ON clusters.id = resources.cluster

@@ -1,11 +1,11 @@
-//! The table `commits`: image names taken by commits under way.
+//! The table `commits`: image names reserved by commits in progress.
 
 use rusqlite::params;
 
 use super::{DbError, Tx, collect, parsed};
 use crate::model::{ids::OpId, names::UserName, time::now};
 
-/// A commit that was begun.
+/// A commit in progress.
 pub struct Commit {
     pub image: String,
     pub user: UserName,
@@ -14,7 +14,7 @@ pub struct Commit {
 }
 
 impl Tx<'_> {
-    /// Takes an image name; `false` if another commit has it.
+    /// Reserves an image name; `false` if another commit has it.
     pub fn insert_commit(&self, commit: &Commit) -> Result<bool, DbError> {
         let inserted = self.0.execute(
             "INSERT INTO commits (image, user, op, event, created_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
@@ -23,7 +23,7 @@ impl Tx<'_> {
         Ok(inserted == 1)
     }
 
-    /// Commits under way, of one user or of all.
+    /// All commits in progress.
     pub fn list_commits(&self) -> Result<Vec<Commit>, DbError> {
         collect(&self.0, "SELECT image, user, op, event FROM commits", [], |row| {
             Ok(Commit { image: row.get(0)?, user: parsed(row.get(1)?)?, op: parsed(row.get(2)?)?, event: row.get(3)? })

@@ -1,4 +1,5 @@
-//! The table `copies`: checkpoints on their way to the remote store, there, or to be deleted there.
+//! The table `copies`: copies of checkpoints in the remote store, on their way there, stored there, or to be deleted
+//! there.
 
 use rusqlite::{Row, params};
 
@@ -24,7 +25,7 @@ fn read(row: &Row) -> Result<Copy, DbError> {
 }
 
 impl Tx<'_> {
-    /// Writes a copy down; one of the same checkpoint that is there already is begun anew.
+    /// Inserts a copy; an existing one of the same checkpoint starts again.
     pub fn put_copy(&self, copy: &Copy) -> Result<(), DbError> {
         self.0.execute(
             &format!("INSERT OR REPLACE INTO copies ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
@@ -41,7 +42,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// What became of an attempt. A copy that is to be deleted meanwhile stays so.
+    /// Records the result of an attempt. A copy that was marked for deletion meanwhile stays so.
     pub fn update_copy(&self, copy: &Copy) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE copies SET status = ?2, attempts = ?3, error = ?4, due_at = ?5
@@ -60,7 +61,7 @@ impl Tx<'_> {
         collect(&self.0, &format!("SELECT {COLUMNS} FROM copies ORDER BY due_at, checkpoint"), [], read)
     }
 
-    /// Copies that something is to be done for by now, the longest waiting first.
+    /// Copies that are due now, the longest waiting first.
     pub fn list_due_copies(&self) -> Result<Vec<Copy>, DbError> {
         let query = format!(
             "SELECT {COLUMNS} FROM copies WHERE status != 'copied' AND due_at <= ?1 ORDER BY due_at, checkpoint"
@@ -72,7 +73,7 @@ impl Tx<'_> {
         collect(&self.0, &format!("SELECT {COLUMNS} FROM copies WHERE status = ?1"), [status.as_str()], read)
     }
 
-    /// The copy goes with its checkpoint.
+    /// Marks the copy of a deleted checkpoint for deletion.
     pub fn delete_copy_later(&self, checkpoint: CheckpointId) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE copies SET status = 'deleting', attempts = 0, error = NULL, due_at = 0 WHERE checkpoint = ?1",

@@ -64,10 +64,10 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Ends it, with all that it knew of pods.
+    /// Ends the drain and removes its pods.
     pub fn delete_drain(&self) -> Result<(), DbError> {
         self.0.execute("DELETE FROM drained_pods", [])?;
-        // With a condition: SQLite tells nobody of a table that is emptied as a whole.
+        // With a condition, since SQLite calls no update hook when a whole table is emptied.
         self.0.execute("DELETE FROM drain WHERE id = 1", [])?;
         Ok(())
     }
@@ -103,7 +103,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Whether a drained pod is to come back from this checkpoint. One that did not come back is its owner's again.
+    /// Whether a drained pod is still to be restored from this checkpoint. If the restore failed, its owner may delete
+    /// it.
     pub fn is_held_by_drain(&self, checkpoint: CheckpointId) -> Result<bool, DbError> {
         let query = "SELECT 1 FROM drained_pods WHERE checkpoint = ?1 AND state IN ('saving', 'saved', 'returning')";
         Ok(!collect(&self.0, query, [checkpoint.to_string()], |_| Ok(()))?.is_empty())

@@ -1,6 +1,6 @@
 //! The table `events`: who did what to what, from where, with what outcome.
 //!
-//! An event is written with the change it tells of, in the same transaction. Work that goes on after that starts as
+//! An event is written in the same transaction as the change that it records. Work that continues after that starts as
 //! `pending` and is closed when it ends; what a kill left open is closed as `interrupted` at the next start.
 
 use rusqlite::{Row, params};
@@ -19,7 +19,7 @@ pub enum Outcome {
     Pending,
     Ok,
     Failed,
-    /// The daemon ended before the work did.
+    /// The daemon exited before the work was done.
     Interrupted,
 }
 
@@ -34,23 +34,23 @@ impl Outcome {
     }
 }
 
-/// What to write down.
+/// An event to record.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
-    /// A user, or `pody` for the daemon's own acts and `root` for admin commands on the host.
+    /// A user, or `pody` for the daemon's own actions and `root` for admin commands on the host.
     pub actor: String,
     /// The address it came from, or `local`.
     pub source: String,
     /// `pod.create`, `user.update`, …
     pub action: &'static str,
     pub object: String,
-    /// Whose affair it is: that user may read it.
+    /// The user it concerns, who may read it.
     pub user: Option<UserName>,
     pub outcome: Outcome,
     pub detail: Option<String>,
 }
 
-/// A row, as the API shows it.
+/// A row as the API shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
     pub id: i64,
@@ -69,12 +69,12 @@ pub struct Event {
 pub struct EventFilter {
     /// `None` = everybody's.
     pub user: Option<UserName>,
-    /// Only events with a smaller id: the page before.
+    /// Only events with a smaller id, for the next page.
     pub before: Option<i64>,
     pub limit: u32,
 }
 
-/// Which events to find, by what they tell of.
+/// Which events to find, by what they are about.
 #[derive(Clone, Debug)]
 pub struct EventSearch {
     /// `None` = everybody's.
@@ -109,7 +109,7 @@ fn read(row: &Row) -> Result<Event, DbError> {
 }
 
 impl Tx<'_> {
-    /// Writes an event down and returns its id.
+    /// Inserts an event and returns its id.
     pub fn insert_event(&self, event: &NewEvent) -> Result<i64, DbError> {
         self.0.execute(
             "INSERT INTO events (at, actor, source, action, object, user, outcome, detail)
@@ -137,7 +137,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Closes what a kill left open, but for events whose work is still to be settled.
+    /// Closes the events that a kill left open, except those whose work is still to be recovered.
     pub fn interrupt_events(&self) -> Result<usize, DbError> {
         Ok(self.0.execute(
             "UPDATE events SET outcome = 'interrupted' WHERE outcome = 'pending'

@@ -1,4 +1,4 @@
-//! The table `legacy_usage`, and reading the databases of a pody 0.4.1 installation: `users.db`, `quota.db`, `resmon.db`.
+//! The table `legacy_usage`, and reads the databases of a pody 0.4.1 installation: `users.db`, `quota.db`, `resmon.db`.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ pub struct LegacyUsage {
     pub source: String,
 }
 
-/// The folder of an old installation.
+/// The directory of an old installation.
 pub struct OldInstallation {
     folder: PathBuf,
 }
@@ -48,7 +48,7 @@ impl OldInstallation {
         self.folder.join("users.db").is_file()
     }
 
-    /// Opens one of the databases read-only; `None` where the file is missing.
+    /// Opens one of the databases read-only; `None` if the file is missing.
     fn open(&self, file: &str) -> Result<Option<Connection>, DbError> {
         let path = self.folder.join(file);
         if !path.is_file() {
@@ -143,8 +143,8 @@ impl Tx<'_> {
         Ok(inserted == 1)
     }
 
-    /// Seconds of CPU and of GPU per user since `after` (milliseconds), of what was imported. A process that began before
-    /// counts with the share of its life that lies inside.
+    /// Imported CPU and GPU seconds per user since `after` (milliseconds). A process that started earlier counts with
+    /// the fraction of its life that lies inside.
     pub fn sum_legacy_usage(&self, after: i64) -> Result<BTreeMap<UserName, (f64, f64)>, DbError> {
         let query = "SELECT user, sum(cpu_seconds * share), sum(gpus * seconds * share) FROM
                          (SELECT *, max(0.0, min(1.0, (started_at + seconds * 1000 - ?1) / max(seconds * 1000, 1))) AS share

@@ -34,7 +34,7 @@ impl OldLog {
         })
     }
 
-    /// Keeps the newest `keep` messages and gives the room back. Returns how many are gone.
+    /// Keeps the newest `keep` messages and frees the space. Returns how many were removed.
     pub fn shrink(&self, keep: u64) -> Result<usize, DbError> {
         let keep = i64::try_from(keep).unwrap_or(i64::MAX);
         let query =

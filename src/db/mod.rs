@@ -1,15 +1,15 @@
 //! The only place with SQL: `$PODY_HOME/pody.db`, one file per table.
 //!
-//! - Writes go through [`Db::write`]: one writer at a time, one immediate transaction, WAL with `synchronous=FULL`, so what
-//!   was acknowledged survives a kill at any instant. A write that cannot have the database within [`WRITE_WAIT`] is
-//!   [`DbError::Busy`].
-//! - Hot reads do not touch the database: after each commit, still inside the writer's turn, the [`Snapshot`] of the
-//!   tables that changed is made anew. You read what you wrote, and a locked or full database does not stop a read.
+//! - Writes go through [`Db::write`]: one writer at a time, one immediate transaction, WAL with `synchronous=FULL`, so
+//!   an acknowledged write survives a kill at any instant. A write that cannot get the database within [`WRITE_WAIT`]
+//!   fails with [`DbError::Busy`].
+//! - Hot reads do not touch the database: after each commit, while the writer still holds its turn, the [`Snapshot`] of
+//!   the changed tables is rebuilt. You read what you wrote, and a locked or full database does not stop a read.
 //! - Other reads go through [`Db::read`] on a connection of their own.
 //!
-//! A file that is removed or replaced takes no more writes: they would go to a file that nobody finds again.
+//! If the file is removed or replaced, writes are refused: they would go to a file that nothing opens again.
 //!
-//! With the disk full even a DELETE fails, so a ballast file is kept beside the database and given up when that happens.
+//! With the disk full even a DELETE fails, so a ballast file is kept beside the database and removed when that happens.
 
 mod actions;
 mod checkpoints;
@@ -50,13 +50,13 @@ pub use self::{
     usage::{CpuCursor, GpuUsageRow, UsageBatch, UsageRow},
 };
 
-/// How long a write waits for its turn, and then for a lock that another process holds.
+/// How long a write waits for its turn, and then for a lock held by another process.
 const WRITE_WAIT: Duration = Duration::from_secs(3);
 
-/// Given up when the disk is full: room for some hundred deletes.
+/// Freed when the disk is full: room for some hundred deletes.
 const BALLAST_BYTES: usize = 1 << 20;
 
-/// Why the database did not do it.
+/// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     #[error("the database is locked by another program")]
@@ -69,7 +69,7 @@ pub enum DbError {
     Damaged(#[source] rusqlite::Error),
     #[error("the database failed")]
     Other(#[source] rusqlite::Error),
-    #[error("a row of the database does not read: {0}")]
+    #[error("cannot decode a database row: {0}")]
     Row(String),
     #[error("the database has format {found}, this pody knows up to {known}; install the newer pody again")]
     Newer { found: i32, known: i32 },
@@ -88,7 +88,7 @@ impl From<rusqlite::Error> for DbError {
     }
 }
 
-/// A transaction under way. Its methods, one file per table, are named for the question they answer.
+/// An open transaction. Its methods, one file per table, are named for the question they answer.
 pub struct Tx<'a>(rusqlite::Transaction<'a>);
 
 /// The database. Cheap to clone.
@@ -99,7 +99,7 @@ struct Inner {
     path: PathBuf,
     /// Device and inode of the file that is open.
     file: (u64, u64),
-    /// One async writer at a time waits here instead of holding a thread.
+    /// Async writers wait here for their turn instead of blocking a thread.
     turn: tokio::sync::Semaphore,
     writer: Mutex<Writer>,
     reader: Mutex<Connection>,
@@ -113,7 +113,7 @@ struct Writer {
 }
 
 impl Db {
-    /// Opens the database below `home`, making folder, file and tables where there are none.
+    /// Opens the database below `home`, creating the directory, the file and the tables as needed.
     pub fn open(home: &Path) -> Result<Self, DbError> {
         let path = home.join("pody.db");
         let open_error = |source| DbError::Open { path: path.clone(), source };
@@ -148,7 +148,7 @@ impl Db {
         Ok(db)
     }
 
-    /// What the tables said after the last commit.
+    /// The state of the tables as of the last commit.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.0.snapshot.load_full()
     }
@@ -175,7 +175,7 @@ impl Db {
         let result = transact(&mut writer.connection, work);
         match &result {
             Ok(_) => self.refresh_changed(&writer)?,
-            // Whatever a rolled back transaction touched is as it was.
+            // What a rolled back transaction touched has not changed.
             Err(_) => writer.dirty.clear(),
         }
         result
@@ -187,7 +187,7 @@ impl Db {
         if found.is_ok_and(|found| found == self.0.file) { Ok(()) } else { Err(DbError::Gone) }
     }
 
-    /// Runs `work` on a connection of its own, beside the writer.
+    /// Runs `work` on a connection of its own, concurrently with the writer.
     pub async fn read<T, E>(&self, work: impl FnOnce(&Tx) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -207,7 +207,7 @@ impl Db {
         work(&Tx(tx))
     }
 
-    /// Makes the whole snapshot anew: another process changed the database.
+    /// Rebuilds the whole snapshot after another process has changed the database.
     pub fn refresh(&self) -> Result<(), DbError> {
         let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.snapshot.store(Arc::new(Snapshot::load(&writer.connection)?));
@@ -226,12 +226,12 @@ impl Db {
         self.0.path.with_extension("ballast")
     }
 
-    /// Gives the ballast up so that deletes find room; says whether there was any.
+    /// Removes the ballast so that deletes find room; returns whether there was any.
     pub fn drop_ballast(&self) -> bool {
         fs::remove_file(self.ballast()).is_ok()
     }
 
-    /// Takes the ballast again where it was given up and there is room. Called now and then.
+    /// Restores the ballast if it is missing and there is room. Called periodically.
     pub fn refill_ballast(&self) {
         let path = self.ballast();
         if fs::metadata(&path).is_ok_and(|m| m.len() == BALLAST_BYTES as u64) {
@@ -245,7 +245,7 @@ impl Db {
         }
         let file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path);
         if let Err(error) = file.and_then(|mut file| std::io::Write::write_all(&mut file, &[0x5a; BALLAST_BYTES])) {
-            tracing::warn!(%error, "no ballast kept beside the database");
+            tracing::warn!(%error, "could not write the ballast file of the database");
         }
     }
 }
@@ -258,7 +258,7 @@ fn transact<T, E: From<DbError>>(connection: &mut Connection, work: impl FnOnce(
     Ok(value)
 }
 
-/// Runs blocking work on the runtime's blocking threads. A panic in it goes on here.
+/// Runs blocking work on the runtime's blocking threads. A panic in it resumes here.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
@@ -284,7 +284,7 @@ where
     text.parse().map_err(|e: T::Err| DbError::Row(format!("{text:?}: {e}")))
 }
 
-/// Runs `query` and reads each row.
+/// Runs `query` and decodes each row.
 fn collect<T>(
     connection: &Connection,
     query: &str,

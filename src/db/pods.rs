@@ -49,7 +49,7 @@ impl Tx<'_> {
         Ok(collect(&self.0, &query, [id.to_string()], read)?.pop())
     }
 
-    /// The workload of that name, begun if there is none.
+    /// The workload of that name, created if there is none.
     pub fn ensure_workload(&self, user: &UserName, instance: &InstanceName) -> Result<WorkloadId, DbError> {
         let query = "SELECT id FROM workloads WHERE user = ?1 AND instance = ?2 AND ended_at IS NULL";
         let found = collect(&self.0, query, [user.as_str(), instance.as_str()], |row| parsed(row.get(0)?))?.pop();
@@ -64,7 +64,7 @@ impl Tx<'_> {
         Ok(id)
     }
 
-    /// Ends the workload of a pod that was its last.
+    /// Ends the workload if its last pod is gone.
     pub fn end_workload(&self, id: WorkloadId) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE workloads SET ended_at = ?2 WHERE id = ?1 AND NOT EXISTS
@@ -74,7 +74,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Writes a new pod down and takes its ports.
+    /// Inserts a new pod and reserves its ports.
     pub fn insert_pod(&self, pod: &Pod) -> Result<(), DbError> {
         let time = now();
         self.0.execute(
@@ -99,7 +99,7 @@ impl Tx<'_> {
         self.insert_ports(pod.id, &pod.spec.ports)
     }
 
-    /// Writes back what may change in the life of a pod: state, spec, container, operation, event and reason.
+    /// Updates the fields that may change during a pod's life: state, spec, container, operation, event and reason.
     pub fn update_pod(&self, pod: &Pod) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE pods SET state = ?2, spec = ?3, container_id = ?4, op = ?5, event = ?6, reason = ?7, updated_at = ?8
@@ -162,6 +162,6 @@ impl std::str::FromStr for State {
         [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed]
             .into_iter()
             .find(|state| state.as_str() == s)
-            .ok_or_else(|| format!("{s:?} is no state of a pod"))
+            .ok_or_else(|| format!("{s:?} is not a pod state"))
     }
 }

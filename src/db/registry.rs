@@ -1,4 +1,4 @@
-//! The tables `told_checkpoints` and `told_actions`: what agents tell of checkpoints, restores and their pods.
+//! The tables `told_checkpoints` and `told_actions`: what agents report about checkpoints, restores and their pods.
 
 use rusqlite::{Row, params};
 use serde_json::Value;
@@ -38,7 +38,7 @@ fn read_action(row: &Row) -> Result<ToldAction, DbError> {
 }
 
 fn json(text: String) -> Result<Value, DbError> {
-    serde_json::from_str(&text).map_err(|error| DbError::Row(format!("JSON of an agent: {error}")))
+    serde_json::from_str(&text).map_err(|error| DbError::Row(format!("JSON from an agent: {error}")))
 }
 
 fn text(value: Option<&Value>) -> Option<String> {
@@ -87,7 +87,7 @@ impl Tx<'_> {
         Ok(collect(&self.0, query, [id.to_string()], read_action)?.pop())
     }
 
-    /// The newest of one user's actions, or of everybody's, that this pod was named with.
+    /// The newest of one user's actions, or of everybody's, whose report names this pod.
     pub fn find_action_of_told_pod(&self, user: Option<&UserName>, pod: &str) -> Result<Option<ActionId>, DbError> {
         let query = "SELECT told.id FROM told_actions AS told JOIN actions USING (id)
              WHERE (?1 IS NULL OR told.user = ?1) AND told.upload ->> '$.pod_id' = ?2
@@ -110,7 +110,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Checkpoints of their own that a user's agents have told of, and bytes of all that they have told.
+    /// The number of a user's checkpoints that exist only in agents' reports, and the bytes of all their agents'
+    /// reports.
     pub fn count_told(&self, user: &UserName) -> Result<(u64, u64), DbError> {
         let query = "SELECT (SELECT count(*) FROM told_checkpoints WHERE user = ?1 AND own),
                 (SELECT coalesce(sum(length(CAST(info AS BLOB))), 0) FROM told_checkpoints WHERE user = ?1)
@@ -128,7 +129,8 @@ impl Tx<'_> {
         Ok(self.0.query_row(query, [before], |row| row.get(0))?)
     }
 
-    /// Has those that were deprecated long enough deleted, unless a restore reads them; forgets what tells of nothing.
+    /// Marks checkpoints that were deprecated long enough ago for deletion, unless a restore reads them, and deletes
+    /// reports about nothing that still exists.
     pub fn drop_deprecated(&self, before: i64) -> Result<usize, DbError> {
         let deleting = CheckpointStatus::Deleting.as_str();
         let dropped = self.0.execute(
@@ -143,7 +145,7 @@ impl Tx<'_> {
         Ok(dropped + own)
     }
 
-    /// Marks a checkpoint of ours as deprecated; `false` if it is not in a state for that.
+    /// Marks a checkpoint of ours as deprecated; `false` if its state does not allow it.
     pub fn deprecate_checkpoint(&self, id: CheckpointId) -> Result<bool, DbError> {
         let query = "UPDATE checkpoints SET status = 'deprecated' WHERE id = ?1 AND status IN ('ready', 'deprecated')";
         Ok(self.0.execute(query, [id.to_string()])? == 1)

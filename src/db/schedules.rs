@@ -1,4 +1,4 @@
-//! The table `schedules`: pods that are saved again and again.
+//! The table `schedules`: pods with scheduled checkpoints.
 
 use rusqlite::{Connection, Row, params};
 
@@ -33,7 +33,7 @@ impl Tx<'_> {
         Ok(collect(&self.0, &query, [pod.to_string()], read)?.pop())
     }
 
-    /// The next due first.
+    /// The one that is due next comes first.
     pub fn list_schedules(&self) -> Result<Vec<Schedule>, DbError> {
         list(&self.0)
     }
@@ -57,7 +57,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Says whether there was one.
+    /// Returns whether there was one.
     pub fn delete_schedule(&self, pod: PodId) -> Result<bool, DbError> {
         Ok(self.0.execute("DELETE FROM schedules WHERE pod = ?1", [pod.to_string()])? == 1)
     }

@@ -18,7 +18,7 @@ CREATE TABLE users (
     created_at  INTEGER NOT NULL
 ) STRICT;
 
--- Tables about a user name it instead of pointing at a row: with a remote provider the account is elsewhere.
+-- Tables refer to a user by name instead of by row: with a remote provider the account is elsewhere.
 CREATE TABLE tokens (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     user        TEXT NOT NULL,
@@ -75,7 +75,7 @@ CREATE TABLE pods (
     state          TEXT NOT NULL,
     -- PodSpec as JSON
     spec           TEXT NOT NULL,
-    -- made by pody 0.4.1 and taken over
+    -- created by pody 0.4.1 and adopted
     adopted        INTEGER NOT NULL,
     container_id   TEXT,
     op             TEXT NOT NULL,
@@ -94,7 +94,7 @@ CREATE TABLE ports (
 ) STRICT;
 CREATE INDEX ports_by_pod ON ports (pod);
 
--- Commits under way: the name is taken before the engine is asked.
+-- Commits in progress: the name is reserved before the engine is called.
 CREATE TABLE commits (
     image       TEXT PRIMARY KEY,
     user        TEXT NOT NULL,
@@ -110,7 +110,7 @@ CREATE TABLE events (
     source      TEXT NOT NULL,
     action      TEXT NOT NULL,
     object      TEXT NOT NULL,
-    -- whose affair it is: that user may read it
+    -- the user it concerns, who may read it
     user        TEXT,
     outcome     TEXT NOT NULL,
     detail      TEXT
@@ -118,14 +118,14 @@ CREATE TABLE events (
 CREATE INDEX events_by_user ON events (user);
 CREATE INDEX events_open ON events (outcome) WHERE outcome = 'pending';
 
--- Usage of an old installation, one row per process as pody 0.4.1 kept it.
+-- Usage imported from an old installation, one row per process as pody 0.4.1 recorded it.
 CREATE TABLE legacy_usage (
     user        TEXT NOT NULL,
     started_at  INTEGER NOT NULL,
     seconds     REAL NOT NULL,
     cpu_seconds REAL NOT NULL,
     gpus        INTEGER NOT NULL,
-    -- what tells one process from another: importing twice counts once
+    -- identifies the process, so that importing twice counts once
     source      TEXT NOT NULL UNIQUE
 ) STRICT;
 CREATE INDEX legacy_usage_by_user ON legacy_usage (user);
@@ -167,7 +167,7 @@ CREATE TABLE gpu_usage (
     PRIMARY KEY (step, at, gpu)
 ) STRICT, WITHOUT ROWID;
 
--- Up to where is counted; moved in the transaction that adds what was counted.
+-- The position up to which usage is counted; moved in the transaction that adds the usage.
 CREATE TABLE cpu_cursors (
     container   TEXT PRIMARY KEY,
     run         TEXT NOT NULL,
@@ -187,7 +187,7 @@ CREATE TABLE gpu_snapshots (
 ) STRICT;
 ",
     r"
--- What was saved of pods. A row goes with its folder; `deleting` until the folder is gone.
+-- Checkpoints of pods. A row is removed with its directory; it is `deleting` until the directory is gone.
 CREATE TABLE checkpoints (
     id             TEXT PRIMARY KEY,
     user           TEXT NOT NULL,
@@ -199,15 +199,15 @@ CREATE TABLE checkpoints (
     name           TEXT,
     reason         TEXT,
     status         TEXT NOT NULL,
-    -- bytes that it takes; expected ones while it is made
+    -- bytes; the expected size while it is being made
     size           INTEGER NOT NULL,
-    -- the image's id, kept from being pruned
+    -- id of the image, which is protected from pruning
     image          TEXT NOT NULL,
     created_at     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX checkpoints_by_user ON checkpoints (user);
 
--- The journal of checkpoints and restores: the phase is written before it is begun.
+-- The journal of checkpoints and restores: each phase is recorded before it begins.
 CREATE TABLE actions (
     id             TEXT PRIMARY KEY,
     type           TEXT NOT NULL,
@@ -217,7 +217,7 @@ CREATE TABLE actions (
     checkpoint     TEXT NOT NULL,
     status         TEXT NOT NULL,
     phase          TEXT NOT NULL,
-    -- what a later start needs to undo it, as JSON
+    -- what a later start needs to roll it back, as JSON
     journal        TEXT NOT NULL,
     bytes          INTEGER NOT NULL,
     frozen_ms      INTEGER,
@@ -234,7 +234,7 @@ ALTER TABLE quotas ADD COLUMN checkpoint_count INTEGER;
 ALTER TABLE quotas ADD COLUMN checkpoint_size INTEGER;
 ",
     r"
--- What this host is called by other systems, for good: a random UUID, made with this table.
+-- The permanent ID of this host for other systems: a random UUID, created with this table.
 CREATE TABLE host (
     id TEXT NOT NULL
 ) STRICT;
@@ -242,7 +242,7 @@ INSERT INTO host (id)
 SELECT lower(substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-4' || substr(h, 14, 3) || '-8' || substr(h, 18, 3) || '-' || substr(h, 21, 12))
 FROM (SELECT hex(randomblob(16)) AS h);
 
--- What agents of other clusters tell of them, per user.
+-- What agents report about other clusters, per user.
 CREATE TABLE clusters (
     id          TEXT PRIMARY KEY,
     user        TEXT NOT NULL,
@@ -266,7 +266,7 @@ CREATE TABLE resources (
     PRIMARY KEY (cluster, kind, namespace, name)
 ) STRICT, WITHOUT ROWID;
 
--- What agents tell of checkpoints: their own, or, under the id of one of ours, more about that.
+-- What agents report about checkpoints: their own, or, under the id of one of ours, more about that one.
 CREATE TABLE told_checkpoints (
     id            TEXT PRIMARY KEY,
     user          TEXT NOT NULL,
@@ -291,10 +291,10 @@ CREATE TABLE told_actions (
 CREATE INDEX told_actions_by_user ON told_actions (user);
 ",
     r"
--- Who had a checkpoint made: people (`hand`), a schedule, or a drain.
+-- What requested a checkpoint: a person (`hand`), a schedule, or a drain.
 ALTER TABLE checkpoints ADD COLUMN origin TEXT NOT NULL DEFAULT 'hand';
 
--- Pods that are saved again and again.
+-- Pods with scheduled checkpoints.
 CREATE TABLE schedules (
     pod             TEXT PRIMARY KEY,
     user            TEXT NOT NULL,
@@ -305,12 +305,12 @@ CREATE TABLE schedules (
     last_at         INTEGER,
     last_checkpoint TEXT,
     last_error      TEXT,
-    -- the action under way, and as JSON what goes for its checkpoint once that is complete
+    -- the action in progress, and as JSON the checkpoints to delete once its own is complete
     action          TEXT,
     replaces        TEXT NOT NULL
 ) STRICT;
 
--- One row while pods are stopped for maintenance, are being brought back, or some did not come back.
+-- One row while pods are stopped for maintenance, are being restored, or some could not be restored.
 CREATE TABLE drain (
     id        INTEGER PRIMARY KEY CHECK (id = 1),
     state     TEXT NOT NULL,
@@ -318,7 +318,7 @@ CREATE TABLE drain (
     source    TEXT NOT NULL,
     reason    TEXT NOT NULL,
     forced    INTEGER NOT NULL,
-    -- for a shutdown of the host: the next start brings the pods back
+    -- for a shutdown of the host: the next start restores the pods
     shutdown  INTEGER NOT NULL,
     boot      TEXT NOT NULL,
     begun_at  INTEGER NOT NULL
@@ -340,21 +340,21 @@ CREATE TABLE drained_pods (
 CREATE TABLE copies (
     checkpoint TEXT PRIMARY KEY,
     user       TEXT NOT NULL,
-    -- the URL of the store that it was begun in
+    -- the URL of the store in which it was begun
     store      TEXT NOT NULL,
     -- queued, copying, copied, failed or deleting
     status     TEXT NOT NULL,
     -- failures so far, and why the last one
     attempts   INTEGER NOT NULL,
     error      TEXT,
-    -- when it is tried again
+    -- time of the next attempt
     due_at     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX copies_by_status ON copies (status);
 ",
 ];
 
-/// Brings the tables to the newest form; refuses a database from a newer pody.
+/// Migrates the tables to the newest version; rejects a database from a newer pody.
 pub fn migrate(connection: &mut Connection) -> Result<(), DbError> {
     let known = i32::try_from(STEPS.len()).expect("a handful of steps");
     let version = |c: &Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));

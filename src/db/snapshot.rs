@@ -1,4 +1,4 @@
-//! What hot reads need of the tables, held in memory and replaced as a whole after each commit.
+//! The data that hot reads need, held in memory and replaced as a whole after each commit.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +27,7 @@ const PODS: u8 = 2;
 
 const UPKEEP: u8 = 4;
 
-/// Which parts of the snapshot the transaction under way has touched.
+/// Which parts of the snapshot the open transaction has touched.
 #[derive(Default)]
 pub struct Dirty(AtomicU8);
 
@@ -51,7 +51,7 @@ impl Dirty {
     }
 }
 
-/// Everything a hot read asks of the database.
+/// Everything a hot read needs from the database.
 #[derive(Default)]
 pub struct Snapshot {
     pub accounts: Arc<Accounts>,
@@ -59,7 +59,7 @@ pub struct Snapshot {
     pub upkeep: Arc<Upkeep>,
 }
 
-/// What is done with pods over time: schedules by pod, and maintenance of the host.
+/// Schedules by pod, and maintenance of the host.
 #[derive(Default)]
 pub struct Upkeep {
     pub schedules: HashMap<PodId, Schedule>,
@@ -126,7 +126,7 @@ impl Snapshot {
         Self::default().reload(connection, ACCOUNTS | PODS | UPKEEP)
     }
 
-    /// This snapshot with the named parts read again.
+    /// This snapshot with the given parts read again.
     pub fn reload(&self, connection: &Connection, parts: u8) -> Result<Self, DbError> {
         let accounts = match parts & ACCOUNTS {
             0 => self.accounts.clone(),

@@ -22,7 +22,7 @@ impl Tx<'_> {
         collect(&self.0, query, [user.as_str()], read)
     }
 
-    /// Stores a key; the same key again only takes the new comment.
+    /// Stores a key; an existing key gets the new comment.
     pub fn upsert_ssh_key(&self, user: &UserName, key: &PublicKey, at: i64) -> Result<SshKey, DbError> {
         let id = self.0.query_row(
             "INSERT INTO ssh_keys (user, key_type, body, comment, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -33,7 +33,7 @@ impl Tx<'_> {
         Ok(SshKey { id, key: key.clone(), created_at: at })
     }
 
-    /// Removes one of the user's keys; `false` if there is none of that id.
+    /// Removes one of the user's keys; `false` if there is none with that id.
     pub fn delete_ssh_key(&self, user: &UserName, id: i64) -> Result<bool, DbError> {
         Ok(self.0.execute("DELETE FROM ssh_keys WHERE user = ?1 AND id = ?2", params![user.as_str(), id])? == 1)
     }

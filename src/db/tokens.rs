@@ -40,7 +40,7 @@ impl Tx<'_> {
         Ok(self.0.last_insert_rowid())
     }
 
-    /// Removes one of the user's tokens; `false` if there is none of that id.
+    /// Removes one of the user's tokens; `false` if there is none with that id.
     pub fn delete_token(&self, user: &UserName, id: i64) -> Result<bool, DbError> {
         Ok(self.0.execute("DELETE FROM tokens WHERE user = ?1 AND id = ?2", params![user.as_str(), id])? == 1)
     }

@@ -1,4 +1,4 @@
-//! The tables `usage_subjects`, `usage`, `gpu_usage`, and the cursors that they are counted from.
+//! The tables `usage_subjects`, `usage`, `gpu_usage`, and the cursors from which they are counted.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::model::{
     usage::{Amount, GpuAmount, GpuUuid, STEPS, Seated, Subject},
 };
 
-/// Up to where a container's CPU time is counted.
+/// The position up to which a container's CPU time is counted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CpuCursor {
     pub container: String,
@@ -21,10 +21,10 @@ pub struct CpuCursor {
     pub at: i64,
 }
 
-/// What one step of the sampler writes, with the cursors it was counted to.
+/// What one step of the sampler writes, with the cursors up to which it was counted.
 #[derive(Debug)]
 pub struct UsageBatch {
-    /// From, to (milliseconds), whose, how much.
+    /// From, to (milliseconds), owner, amount.
     pub pods: Vec<(i64, i64, Subject, Amount)>,
     pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
     pub cpu: Vec<CpuCursor>,
@@ -92,7 +92,7 @@ impl Tx<'_> {
                  gpu_memory_byte_seconds = gpu_memory_byte_seconds + excluded.gpu_memory_byte_seconds,
                  gpu_joules = gpu_joules + excluded.gpu_joules",
         )?;
-        // In the order of the table: each row lies beside the one before.
+        // In table order, so that each row is next to the previous one.
         let mut pods: Vec<_> = pods.into_iter().collect();
         pods.sort_unstable_by_key(|(key, _)| *key);
         for ((step, at, subject), a) in pods {
@@ -191,8 +191,8 @@ impl Tx<'_> {
         Ok(collect(&self.0, "SELECT at FROM gpu_snapshots", [], |row| Ok(row.get(0)?))?.pop())
     }
 
-    /// Buckets of a step that end after `from` and begin before `to` (Unix seconds), oldest first. With `step` 3600 and `from`
-    /// 0 the sums of what is older than all buckets come too, at 0.
+    /// Buckets of a step that end after `from` and begin before `to` (Unix seconds), oldest first. With `step` 3600 and
+    /// `from` 0 this includes the sums of everything older than all buckets, at 0.
     pub fn list_usage(&self, step: i64, from: i64, to: i64) -> Result<Vec<UsageRow>, DbError> {
         let query = "SELECT at, user, pod, gpu, cpu_seconds, memory_byte_seconds, gpu_active_seconds, gpu_held_seconds,
                             gpu_memory_byte_seconds, gpu_joules
@@ -220,8 +220,8 @@ impl Tx<'_> {
         })
     }
 
-    /// Clears buckets that are older than their step is kept. Of the coarsest the sums stay, as step 0, per user and GPU: pods
-    /// come and go, and what is kept of them for ever would have no bound.
+    /// Removes buckets that are older than their step's retention. Of the coarsest step the sums are kept, as step 0,
+    /// per user and GPU: keeping them per pod would grow without bound.
     pub fn prune_usage(&self, now: i64) -> Result<(), DbError> {
         let coarsest = &STEPS[STEPS.len() - 1];
         let old = params![coarsest.seconds, now - coarsest.kept];
@@ -253,7 +253,7 @@ impl Tx<'_> {
             }
         }
         if summed > 0 {
-            // A look at every row: only when there may be a subject without one.
+            // This scans every row, so it is done only when a subject may have lost its last row.
             self.0.execute("DELETE FROM usage_subjects WHERE id NOT IN (SELECT subject FROM usage)", [])?;
         }
         Ok(())

@@ -66,7 +66,7 @@ impl Tx<'_> {
         Ok(collect(&self.0, &query, [name.as_str()], read)?.pop())
     }
 
-    /// Adds a user; `false` if the name is taken.
+    /// Adds a user; `false` if the name exists.
     pub fn insert_user(&self, name: &UserName, password: &str, is_admin: bool) -> Result<bool, DbError> {
         let inserted = self.0.execute(
             "INSERT INTO users (name, password, is_admin, created_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
@@ -75,7 +75,7 @@ impl Tx<'_> {
         Ok(inserted == 1)
     }
 
-    /// Writes the fields of `user` back by its name.
+    /// Updates the row of `user` by its name.
     pub fn update_user(&self, user: &User) -> Result<(), DbError> {
         self.0.execute(
             "UPDATE users SET password = ?2, is_admin = ?3, disabled = ?4 WHERE name = ?1",
@@ -84,19 +84,19 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Removes the account and what only it could use. Usage, events and pods stay.
+    /// Deletes the account and everything that only it could use. Usage, events and pods are kept.
     pub fn delete_user(&self, name: &UserName) -> Result<(), DbError> {
         for table in ["tokens", "ssh_keys", "quotas", "clusters", "told_checkpoints", "told_actions"] {
             self.0.execute(&format!("DELETE FROM {table} WHERE user = ?1"), [name.as_str()])?;
         }
-        // What was saved of their pods' memory must not be another's who comes to have the name.
+        // Checkpoints of their pods' memory must not pass to another user who gets the same name.
         self.0.execute("UPDATE checkpoints SET status = 'deleting' WHERE user = ?1", [name.as_str()])?;
         self.0.execute("DELETE FROM actions WHERE user = ?1 AND status != 'running'", [name.as_str()])?;
         self.0.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])?;
         Ok(())
     }
 
-    /// Admins that can sign in.
+    /// The number of admins that can sign in.
     pub fn count_admins(&self) -> Result<u64, DbError> {
         let query = "SELECT count(*) FROM users WHERE is_admin AND NOT disabled";
         Ok(self.0.query_row(query, [], |row| row.get::<_, i64>(0))?.unsigned_abs())
@@ -134,12 +134,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Forgets a user's own limits; `false` if there were none.
+    /// Deletes a user's own limits; `false` if there were none.
     pub fn delete_quota(&self, user: &UserName) -> Result<bool, DbError> {
         Ok(self.0.execute("DELETE FROM quotas WHERE user = ?1", [user.as_str()])? == 1)
     }
 
-    /// Whether anything was ever stored here: a database that was just made is empty.
+    /// Whether nothing was ever stored here, as in a newly created database.
     pub fn is_empty(&self) -> Result<bool, DbError> {
         let row = self.0.query_row("SELECT 1 FROM users UNION ALL SELECT 1 FROM events LIMIT 1", [], |_| Ok(()));
         Ok(row.optional()?.is_none())

@@ -1,5 +1,5 @@
-//! The addresses of a network. The engine hands them out by itself: to each container that starts, the lowest that is free. On
-//! the default bridge none can be asked for.
+//! The addresses of a network. The engine assigns them: each container that starts gets the lowest free one. On the
+//! default bridge no particular address can be requested.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,21 +24,21 @@ use bytes::Bytes;
 use super::{Engine, EngineError, SHORT};
 use crate::model::{ids::ContainerId, pod::Init};
 
-/// The network of containers that name none.
+/// The network of containers that do not name one.
 const DEFAULT: &str = "bridge";
 
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
-/// What Docker since 28 reads: how often a new address is announced to its neighbours.
+/// Read by Docker 28 and later: how often a new address is announced to its neighbours.
 const ANNOUNCEMENTS: &str = "com.docker.network.advertise_addr_nmsgs";
 
-/// What the engine has to hand out, and who has what.
+/// The addresses that the engine can assign, and which containers hold them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AddressPool {
     first: Ipv4Addr,
     last: Ipv4Addr,
     taken: BTreeMap<Ipv4Addr, String>,
-    /// The host's name for the bridge that its containers hang on.
+    /// The host's name of the bridge that the network's containers are attached to.
     pub bridge: Option<String>,
 }
 
@@ -47,12 +47,12 @@ impl AddressPool {
         (self.first..=self.last).contains(&address)
     }
 
-    /// The container that has it, or the network's own part that it is.
+    /// The container that holds it, or which part of the network itself it is.
     pub fn holder(&self, address: Ipv4Addr) -> Option<&str> {
         self.taken.get(&address).map(String::as_str)
     }
 
-    /// How many would be given before this one.
+    /// How many addresses would be assigned before this one.
     pub fn free_below(&self, address: Ipv4Addr) -> usize {
         let below = u32::from(address).saturating_sub(u32::from(self.first)) as usize;
         below.saturating_sub(self.taken.range(self.first..address.max(self.first)).count())
@@ -64,7 +64,7 @@ impl AddressPool {
             network.ipam?.config?.into_iter().find(|part| part.subnet.as_deref().and_then(parse_subnet).is_some())?;
         let whole = parse_subnet(config.subnet.as_deref()?)?;
         let part = config.ip_range.as_deref().and_then(parse_subnet).unwrap_or(whole);
-        // The network's own address and that of all are nobody's.
+        // The network address and the broadcast address are not assigned.
         let first = if part.0 == whole.0 { part.0 + 1 } else { part.0 };
         let last = if part.1 == whole.1 { part.1 - 1 } else { part.1 };
         let bare = |text: &str| text.split('/').next()?.parse::<Ipv4Addr>().ok();
@@ -77,7 +77,7 @@ impl AddressPool {
     }
 }
 
-/// As the engine names it, unless it was told otherwise.
+/// The engine's default name unless the network sets another one.
 fn bridge_of(network: &NetworkInspect) -> Option<String> {
     let told = || network.options.as_ref()?.get(BRIDGE_NAME).cloned();
     let usual = || Some(format!("br-{}", network.id.as_ref()?.get(..12)?));
@@ -96,22 +96,22 @@ fn parse_subnet(text: &str) -> Option<(u32, u32)> {
     Some((first, first | hosts))
 }
 
-/// A container that does nothing but have an address.
+/// A container that only holds an address.
 #[derive(Clone, Debug)]
 pub struct Placeholder<'a> {
     pub name: String,
     pub label: (&'static str, String),
-    /// Any that is there: nothing of it is run.
+    /// Any image that exists: none of its programs are run.
     pub image: &'a str,
     pub network: &'a str,
     /// `pody-init` on the host.
     pub program: &'a Path,
-    /// It ends by itself, and is removed then.
+    /// After this time it exits and is removed.
     pub lasts: Duration,
 }
 
 impl Engine {
-    /// What a network has to hand out; `None` where that cannot be told. `""` = the default one.
+    /// The addresses of a network; `None` if they cannot be determined. `""` = the default network.
     pub async fn address_pool(&self, network: &str) -> Result<Option<AddressPool>, EngineError> {
         let name = named(network);
         let inspected = self
@@ -124,7 +124,7 @@ impl Engine {
         }
     }
 
-    /// Takes the lowest free address of the network; which one that was.
+    /// Takes the lowest free address of the network and returns it.
     pub async fn hold_address(
         &self,
         placeholder: &Placeholder<'_>,
@@ -144,7 +144,7 @@ impl Engine {
             docker.create_container(Some(options), body).await
         };
         let made = self.call(SHORT, create).await?;
-        let id: ContainerId = made.id.parse().map_err(|_| EngineError::AnswerLost("an id that is none".to_owned()))?;
+        let id: ContainerId = made.id.parse().map_err(|_| EngineError::AnswerLost("not a container id".to_owned()))?;
         let name = id.to_string();
         let start = |docker: Arc<Docker>| async move {
             docker.start_container(&name, None::<StartContainerOptions>).await?;
@@ -167,9 +167,9 @@ fn named(network: &str) -> String {
     if matches!(network, "" | "default") { DEFAULT.to_owned() } else { network.to_owned() }
 }
 
-/// Others may be connected with who had the address before: nobody may hear of this one and be told that it knows no such
-/// connection. So it answers no question for its address, and has another hardware address than the one that the engine derives
-/// from it and neighbours may remember.
+/// Other hosts may still have connections with the previous holder of the address. They must not reach this container
+/// and get a reset for a connection that it does not know. So it does not answer ARP requests for its address, and has
+/// another hardware address than the one that the engine derives from it and that neighbours may have cached.
 fn placeholder_body(placeholder: &Placeholder, mac: &str) -> ContainerCreateBody {
     let network = named(placeholder.network);
     let end = EndpointSettings {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_known_how_many_addresses_come_before_one() {
+    fn free_below_counts_the_free_addresses_below_one() {
         let address = |last: u8| Ipv4Addr::new(172, 17, 0, last);
         let whole = pool("172.17.0.0/16", "");
         assert_eq!([2, 3, 4, 5, 6, 7].map(|last| whole.free_below(address(last))), [0, 0, 1, 2, 2, 3]);

@@ -1,4 +1,4 @@
-//! What is done to containers. Every call is by full id, and each step can be done again without harm.
+//! Operations on containers. Every call is by full id, and each step can be repeated without harm.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -24,8 +24,8 @@ use crate::model::{
     quantities::GpuSet,
 };
 
-/// Capabilities that a root shell, sshd and apt need. Everything else is dropped: no device nodes, no raw sockets, no file
-/// or process capabilities to hand on.
+/// Capabilities that a root shell, sshd and apt need. Everything else is dropped: no device nodes, no raw sockets, no
+/// file or process capabilities to pass on.
 const CAPABILITIES: [&str; 10] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -39,11 +39,12 @@ const CAPABILITIES: [&str; 10] = [
     "AUDIT_WRITE",
 ];
 
-/// Milliseconds after which the engine is asked again to let a container stand still: on a busy machine with cgroup version 1 the
-/// runtime gives up at times, and programs that start others all the time are met at a better moment, as far as there is one.
+/// Milliseconds to wait before the engine is asked again to pause a container. On a busy machine with cgroup version 1
+/// the runtime sometimes gives up; and a container whose programs start others all the time may freeze at a later
+/// attempt.
 const FREEZES: [u64; 4] = [20, 70, 150, 400];
 
-/// A container to be made. What is not here cannot be asked of the engine.
+/// A container to create. Nothing else can be requested of the engine.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
     pub name: String,
@@ -101,7 +102,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         }),
     }
     .map(|request| vec![DeviceRequest { capabilities: Some(capabilities), ..request }]);
-    // An image may ask for GPUs by this variable where nvidia is the default runtime; ours is set always and wins.
+    // An image may ask for GPUs by this variable where nvidia is the default runtime; ours is always set and wins.
     let visible = match &shape.gpus {
         Some(GpuSet::All) => "all".to_owned(),
         Some(GpuSet::Only(ids)) if !ids.is_empty() => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
@@ -143,7 +144,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
             cap_drop: Some(vec!["ALL".to_owned()]),
             cap_add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
             security_opt: (!shape.new_privileges).then(|| vec!["no-new-privileges".to_owned()]),
-            // So that a checkpoint of the pod can be restored.
+            // Required to restore a checkpoint of the pod.
             ipc_mode: Some("private".to_owned()),
             init: Some(false),
             sysctls: settings(&shape.network),
@@ -153,8 +154,8 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
     }
 }
 
-/// No multipath TCP, which servers written in Go use by themselves and CRIU cannot save; they take TCP then. Only a network of
-/// the pod's own has such settings, and only where the kernel knows them.
+/// Disables multipath TCP, which servers written in Go use by default and CRIU cannot dump; they fall back to TCP. Only
+/// a pod with a network namespace of its own has such settings, and only if the kernel knows them.
 fn settings(network: &str) -> Option<HashMap<String, String>> {
     let is_own = network != "host" && !network.starts_with("container:");
     (is_own && Path::new("/proc/sys/net/mptcp/enabled").exists())
@@ -162,14 +163,15 @@ fn settings(network: &str) -> Option<HashMap<String, String>> {
 }
 
 impl Engine {
-    /// Makes the container, or finds it where an earlier answer was lost: `label` tells ours from another of the name.
+    /// Creates the container, or finds it if an earlier response was lost: `label` distinguishes ours from another
+    /// container of that name.
     pub async fn ensure_created(&self, spec: &ContainerSpec, label: (&str, &str)) -> Result<ContainerId, EngineError> {
         let body = create_body(spec);
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
         let made = self.call(SHORT, |docker| async move { docker.create_container(Some(options), body).await }).await;
         let error = match made {
             Ok(answer) => {
-                return answer.id.parse().map_err(|_| EngineError::AnswerLost("an id that is none".to_owned()));
+                return answer.id.parse().map_err(|_| EngineError::AnswerLost("not a container id".to_owned()));
             }
             Err(error @ (EngineError::AnswerLost(_) | EngineError::Conflict(_))) => error,
             Err(error) => return Err(error),
@@ -207,7 +209,7 @@ impl Engine {
         self.call(deadline, |docker| async move { docker.restart_container(&id, Some(options)).await }).await
     }
 
-    /// Kills and removes the container and its anonymous volumes. One that is not there is removed.
+    /// Kills and removes the container and its anonymous volumes. Succeeds if there is no such container.
     pub async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         let remove = |docker: std::sync::Arc<bollard::Docker>, id: String| {
@@ -222,7 +224,7 @@ impl Engine {
             other => other,
         };
         if removed.is_ok() {
-            // So that the next read does not show it.
+            // So that the next read no longer shows it.
             let _ = self.look(id).await;
         }
         removed
@@ -238,7 +240,7 @@ impl Engine {
         tokio::time::timeout(SHORT, gone).await.map_err(|_| EngineError::TimedOut(SHORT))?
     }
 
-    /// A call that may be made again when its answer was lost.
+    /// Makes a call, and repeats it once if the response was lost.
     pub(super) async fn retry_lost<F>(
         &self,
         deadline: Duration,
@@ -254,7 +256,7 @@ impl Engine {
         }
     }
 
-    /// The container's output, terminal bytes and all.
+    /// The container's output, including terminal control bytes.
     pub fn logs(
         &self,
         id: &ContainerId,
@@ -267,7 +269,7 @@ impl Engine {
         Ok(stream.map(|item| item.map(bollard::container::LogOutput::into_bytes).map_err(EngineError::from)))
     }
 
-    /// The end of the container's output, at most `limit` bytes, within `deadline`; what was read by then is the answer.
+    /// The end of the container's output, at most `limit` bytes; at `deadline`, what was read so far.
     pub async fn tail(
         &self,
         id: &ContainerId,
@@ -306,7 +308,7 @@ impl Engine {
         Ok(inspect.size_rw.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
     }
 
-    /// Asks again after each of [`FREEZES`], where the runtime gave up on freezing.
+    /// Retries after each of [`FREEZES`] when the runtime gave up on freezing.
     pub(super) async fn until_frozen<T, F>(freeze: impl Fn() -> F) -> Result<T, EngineError>
     where
         F: Future<Output = Result<T, EngineError>>,
@@ -320,8 +322,8 @@ impl Engine {
         freeze().await
     }
 
-    /// Makes an image of the container's files, with `labels` set in it, that runs what the container's own image does. The
-    /// container stands still meanwhile.
+    /// Makes an image of the container's files, with `labels` set, that runs what the container's own image runs. The
+    /// container is paused meanwhile.
     pub async fn commit(
         &self,
         id: &ContainerId,
@@ -370,7 +372,7 @@ impl Engine {
         let broken = |error: std::io::Error| EngineError::AnswerLost(error.to_string());
         let Some(entry) = archive.entries().map_err(broken)?.next() else { return Ok(None) };
         let mut entry = entry.map_err(broken)?;
-        // A link or a folder in its place is not followed.
+        // A link or a directory in its place is not read.
         if !entry.header().entry_type().is_file() || entry.size() > limit as u64 {
             return Ok(None);
         }

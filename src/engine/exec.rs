@@ -1,8 +1,8 @@
 //! Commands in running containers.
 //!
-//! A command goes on when its client leaves, and the engine has no way to end it: whoever starts one ends it by the host
-//! PID that the engine tells. The PID of a command that takes longer is asked for while it runs, so that it can be ended
-//! also when the engine is gone by then.
+//! A command keeps running after its client has left, and the engine cannot stop it. The code that starts a command
+//! therefore kills it by the host PID that the engine reports. For commands that take longer than a moment, the PID is
+//! read while they run, so that they can be killed even if the engine is gone by then.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -17,58 +17,58 @@ use tokio::io::AsyncWrite;
 use super::{Engine, EngineError, SHORT};
 use crate::model::ids::ContainerId;
 
-/// Bytes read of a command's output at a time.
+/// Bytes of a command's output that are read at a time.
 const READ_BUFFER: usize = 64 << 10;
 
-/// A command that has not ended by then has its host PID asked for.
+/// After this time the host PID of a command is read.
 const LONG_COMMAND: Duration = Duration::from_millis(200);
 
-/// Exit code that the engine gives to a command that it could not start; such a one never had a PID.
+/// Exit code that the engine reports for a command that it could not start. Such a command never had a PID.
 const CANNOT_RUN: i64 = 126;
 
-/// A command to run to its end.
+/// A command to run to completion.
 #[derive(Clone)]
 pub struct ExecRequest {
     pub command: Vec<String>,
     pub timeout: Duration,
-    /// Bytes of output to keep; the rest is read and dropped.
+    /// Bytes of output to keep; the rest is read and discarded.
     pub output_limit: usize,
 }
 
-/// What came of it.
+/// The result of a command.
 pub struct ExecOutput {
-    /// `None` = it did not end in time.
+    /// `None` = it did not exit in time.
     pub exit_code: Option<i64>,
     /// Terminal bytes.
     pub output: Vec<u8>,
-    /// More came than was kept.
+    /// There was more output than was kept.
     pub truncated: bool,
 }
 
-/// A running command with a terminal.
+/// A running command on a terminal.
 pub struct Terminal {
     pub exec_id: String,
     pub output: Pin<Box<dyn Stream<Item = Result<Bytes, EngineError>> + Send>>,
     pub input: Pin<Box<dyn AsyncWrite + Send>>,
 }
 
-/// A running command between pipes.
+/// A running command connected by pipes.
 pub struct Pipes {
     pub exec_id: String,
     pub output: Pin<Box<dyn Stream<Item = Result<Piece, EngineError>> + Send>>,
     pub input: Pin<Box<dyn AsyncWrite + Send>>,
 }
 
-/// A piece of what a command between pipes writes.
+/// A chunk of the output of a command that is connected by pipes.
 pub enum Piece {
     Output(Bytes),
-    /// To the standard error.
+    /// From standard error.
     Aside(Bytes),
 }
 
 impl Engine {
-    /// Runs a command on a terminal of its own. When it does not end in time, or can no longer be followed, `kill` is given
-    /// its host PID.
+    /// Runs a command on a terminal of its own. If it does not exit in time, or its output can no longer be followed,
+    /// `kill` is called with its host PID.
     pub async fn exec<K: Future<Output = ()>>(
         &self,
         id: &ContainerId,
@@ -87,7 +87,7 @@ impl Engine {
         let (mut output, _input) = match self.begin(&exec_id, true).await {
             Ok(begun) => begun,
             Err(error) => {
-                // It may have been started all the same.
+                // It may have been started.
                 if error.is_ambiguous() {
                     kill(self.exec_pid(&exec_id).await.unwrap_or(0)).await;
                 }
@@ -117,10 +117,10 @@ impl Engine {
         let deadline = begun + request.timeout;
         let ended = tokio::select! {
             ended = tokio::time::timeout_at(deadline, read) => ended,
-            () = learn_pid => unreachable!("it waits for ever"),
+            () = learn_pid => unreachable!("it waits forever"),
         };
         let exit_code = match ended {
-            // The output ends with the command, or with the connection: only the engine knows.
+            // The output ends when the command exits or when the connection breaks: only the engine knows which.
             Ok(Ok(())) => self.exit_code_by(&exec_id, deadline).await,
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Ok(None),
@@ -133,14 +133,14 @@ impl Engine {
             kill(pid).await;
         }
         let exit_code = exit_code?;
-        // Then the output is what the runtime says about it.
+        // In this case the output is the runtime's error message.
         if exit_code == Some(CANNOT_RUN) && self.exec_pid(&exec_id).await.is_none() {
             return Err(EngineError::Conflict(String::from_utf8_lossy(&kept).trim_end().to_owned()));
         }
         Ok(ExecOutput { exit_code, output: kept, truncated })
     }
 
-    /// Starts a command on a terminal of this size for someone to type at.
+    /// Starts a command on an interactive terminal.
     pub async fn open_terminal(
         &self,
         id: &ContainerId,
@@ -162,7 +162,7 @@ impl Engine {
         Ok(Terminal { exec_id, output: Box::pin(output), input })
     }
 
-    /// Starts a command between pipes.
+    /// Starts a command connected by pipes.
     pub async fn open_pipes(
         &self,
         id: &ContainerId,
@@ -216,12 +216,12 @@ impl Engine {
         self.call(SHORT, |docker| async move { docker.resize_exec(exec_id, options).await }).await
     }
 
-    /// How a command ended whose output is at its end. The engine may need a moment to know.
+    /// The exit code of a command whose output has ended. The engine may need a moment to know it.
     pub async fn exit_code(&self, exec_id: &str) -> Result<Option<i64>, EngineError> {
         self.exit_code_by(exec_id, tokio::time::Instant::now() + Duration::from_secs(1)).await
     }
 
-    /// Asks until the command has ended; `None` = it runs on at the deadline.
+    /// Polls until the command has exited; `None` = it is still running at the deadline.
     async fn exit_code_by(&self, exec_id: &str, deadline: tokio::time::Instant) -> Result<Option<i64>, EngineError> {
         for pause in [0, 1, 2, 5, 10, 20, 50, 100, 200].into_iter().chain(std::iter::repeat(500)) {
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -236,7 +236,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// The host PID of a command that runs.
+    /// The host PID of a running command.
     pub async fn exec_pid(&self, exec_id: &str) -> Option<i32> {
         let inspect = self.call(SHORT, |docker| async move { docker.inspect_exec(exec_id).await }).await.ok()?;
         inspect.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 0)

@@ -1,4 +1,4 @@
-//! What kind of engine it is, for `pody doctor` and `/host/spec`.
+//! Facts about the engine, for `pody doctor` and `/host/spec`.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -11,7 +11,7 @@ use super::{Engine, EngineError, SHORT};
 pub struct EngineFacts {
     pub version: String,
     pub api_version: String,
-    /// Containers live on while the engine restarts.
+    /// Containers keep running while the engine restarts.
     pub live_restore: bool,
     /// Needed for checkpoints.
     pub experimental: bool,
@@ -25,8 +25,8 @@ pub struct EngineFacts {
 }
 
 impl Engine {
-    /// Asked once: for each answer the engine runs runc and its init to ask them for theirs. What can be set anew while it
-    /// runs (`live-restore`) is as it was then.
+    /// Asked once per connection, since for each answer the engine runs runc and its init to ask for their versions.
+    /// Settings that can change while the engine runs (`live-restore`) may therefore be out of date.
     pub async fn facts(&self) -> Result<Arc<EngineFacts>, EngineError> {
         self.ensure_up()?;
         if let Some(known) = self.facts.load_full() {

@@ -1,11 +1,11 @@
-//! What is done to images.
+//! Operations on images.
 
 use bollard::query_parameters::RemoveImageOptionsBuilder;
 
 use super::{Engine, EngineError, LONG};
 
 impl Engine {
-    /// Removes a name of an image, and the image with its last name. One that is not there is removed.
+    /// Removes one name of an image, and the image itself with its last name. Succeeds if there is no such image.
     pub async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
         let options = RemoveImageOptionsBuilder::new().force(true).build();
         let owned = name.to_owned();

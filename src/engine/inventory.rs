@@ -1,10 +1,10 @@
 //! Every container and image of the engine, in memory.
 //!
-//! Events are a hint, the list is the truth: an event only marks its container as dirty, a relist every
-//! [`RELIST`] finds what no event told. Each look at a container takes a number when it *starts*, and an older look never
-//! overwrites a newer one, so our own writes, which look again at once, are read by whoever comes after them.
+//! Events are hints; the list is the truth. An event only marks its container as dirty, and a relist every [`RELIST`]
+//! finds what no event reported. Each inspection of a container takes a number when it *starts*, and an older one never
+//! overwrites a newer one. Our own writes inspect the container at once, so later readers see their result.
 //!
-//! One container whose inspect hangs stays as the list shows it and keeps nobody else waiting.
+//! One container whose inspect hangs stays as the list shows it and does not block the others.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,19 +26,19 @@ use tokio_util::sync::CancellationToken;
 use super::{Container, Engine, EngineError, Health, Image};
 use crate::model::ids::ContainerId;
 
-/// Time between two relists: what no event told is known within it.
+/// Time between two relists: a change that no event reported is seen within it.
 const RELIST: Duration = Duration::from_secs(1);
 
-/// How long a list or an inspect may take before the engine counts as hung.
+/// Time that a list or an inspect may take before the engine counts as hung.
 const LIST_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Events are gathered this long before the containers are looked at.
+/// How long events are collected before the containers are inspected.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Looks at containers at a time.
+/// Containers that are inspected at a time.
 const LOOKS: usize = 8;
 
-/// Images change seldom and say so in events; relisted this often all the same.
+/// Images change rarely, and events report it; they are relisted this often anyway.
 const IMAGE_RELIST: Duration = Duration::from_secs(30);
 
 struct Entry {
@@ -49,14 +49,15 @@ struct Entry {
 #[derive(Default)]
 struct Containers {
     by_id: HashMap<ContainerId, Entry>,
-    /// When containers were seen to be gone, in ticks and by the clock, for as long as an older look may still be under way.
+    /// When containers were found to be gone, as a tick and as a time; kept for as long as an older inspection may be
+    /// under way.
     gone: HashMap<ContainerId, (u64, Instant)>,
-    /// When the newest complete list was taken.
+    /// When the newest complete list was made.
     listed: Option<(u64, Instant)>,
 }
 
 impl Containers {
-    /// Whether a container was seen to be gone by a look that began after this tick.
+    /// Whether an inspection that began after this tick found the container gone.
     fn is_gone_since(&self, id: &ContainerId, tick: u64) -> bool {
         self.gone.get(id).is_some_and(|(gone, _)| *gone > tick)
     }
@@ -96,7 +97,7 @@ impl Inventory {
         self.lock().by_id.values().map(|entry| entry.container.clone()).collect()
     }
 
-    /// Host ports that containers hold, ours or not.
+    /// Host ports that containers use, ours or not.
     pub fn used_ports(&self) -> HashSet<u16> {
         let containers = self.lock();
         let ports = containers.by_id.values().flat_map(|entry| {
@@ -115,23 +116,23 @@ impl Inventory {
         self.lock().listed.map(|(_, at)| at.elapsed())
     }
 
-    /// Whether containers and images were listed at least once.
+    /// Whether containers and images have been listed at least once.
     pub fn is_ready(&self) -> bool {
         self.age().is_some() && self.0.images_listed.load(Ordering::Acquire)
     }
 
-    /// A number that is larger for every look that starts later. What was written before a list that started after
-    /// `tick()` is in that list.
+    /// A number that grows with each inspection. What was written before a list that started after `tick()` is in that
+    /// list.
     pub fn tick(&self) -> u64 {
         self.0.clock.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// When the newest complete list was begun, in [`Self::tick`]s.
+    /// When the newest complete list began, in [`Self::tick`]s.
     pub fn listed_at(&self) -> u64 {
         self.lock().listed.map_or(0, |(tick, _)| tick)
     }
 
-    /// Tells of each change.
+    /// Notifies of each change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
@@ -144,7 +145,7 @@ impl Inventory {
         self.0.changed.send_modify(|count| *count += 1);
     }
 
-    /// Takes over a look that began at `tick`; `None` = the container was not there.
+    /// Applies an inspection that began at `tick`; `None` = the container was not there.
     fn apply(&self, tick: u64, id: &ContainerId, look: Option<Container>) {
         let mut containers = self.lock();
         if containers.by_id.get(id).is_some_and(|entry| entry.seen > tick) || containers.is_gone_since(id, tick) {
@@ -163,7 +164,7 @@ impl Inventory {
         self.announce();
     }
 
-    /// Takes over a list that began at `tick` and says which containers are to be looked at on their own.
+    /// Applies a list that began at `tick`, and returns the containers that need an inspect of their own.
     fn apply_list(&self, tick: u64, list: Vec<Container>) -> Vec<ContainerId> {
         let mut containers = self.lock();
         let present: HashSet<&ContainerId> = list.iter().map(|c| &c.id).collect();
@@ -183,7 +184,7 @@ impl Inventory {
                 }
                 known => {
                     look.push(summary.id.clone());
-                    // Until the look is done the list's word holds, with what was known of the rest.
+                    // Until it is inspected, the list's data count, together with what was known of the rest.
                     let detail = known.as_ref().and_then(|entry| entry.container.detail.clone());
                     let container = Arc::new(Container { detail, ..summary });
                     containers.by_id.insert(container.id.clone(), Entry { container, seen: tick });
@@ -216,7 +217,7 @@ impl Inventory {
 }
 
 impl Engine {
-    /// Looks at one container now. What it shows is in the inventory when this returns.
+    /// Inspects one container now. The result is in the inventory when this returns.
     pub async fn look(&self, id: &ContainerId) -> Result<Option<Arc<Container>>, EngineError> {
         let tick = self.inventory.tick();
         let looked = self
@@ -243,7 +244,7 @@ impl Engine {
             })
             .await;
         let found = match looked {
-            // A name is also matched as the start of an id: only the name itself counts.
+            // The engine also matches a name as a prefix of an id; only an exact name counts.
             Ok(inspect) => Container::from_inspect(inspect).filter(|container| container.name == name),
             Err(EngineError::NotFound(_)) => None,
             Err(error) => return Err(error),
@@ -255,7 +256,7 @@ impl Engine {
         }))
     }
 
-    /// Waits for the first lists, at most `limit`, and not for an engine that is down.
+    /// Waits for the first lists, at most `limit`; does not wait for an engine that is down.
     pub async fn wait_ready(&self, limit: Duration) {
         if self.inventory.is_ready() {
             return;
@@ -269,7 +270,7 @@ impl Engine {
         }
     }
 
-    /// Keeps the inventory and the health until told to stop. Runs for the life of the daemon.
+    /// Keeps the inventory and the health current until `stop` is cancelled. Runs for the life of the daemon.
     pub async fn watch(self, stop: CancellationToken) {
         let mut events: Option<tokio::task::JoinHandle<()>> = None;
         let mut images_listed: Option<Instant> = None;
@@ -280,7 +281,7 @@ impl Engine {
                     self.set_health(Health::Up);
                     if events.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                         events = Some(tokio::spawn(self.clone().drain_events()));
-                        // What happened while no stream was open is in the next lists.
+                        // The next lists show what happened while no stream was open.
                         images_listed = None;
                     }
                 }
@@ -309,7 +310,7 @@ impl Engine {
                 if dirty.images && self.health() == Health::Up {
                     match self.refresh_images().await {
                         Ok(()) => images_listed = Some(Instant::now()),
-                        Err(error) => tracing::warn!(%error, "images not listed"),
+                        Err(error) => tracing::warn!(%error, "could not list the images"),
                     }
                 }
             }
@@ -331,13 +332,13 @@ impl Engine {
         });
     }
 
-    /// Looks at a container in the background, not more than [`LOOKS`] at a time.
+    /// Inspects a container in the background, at most [`LOOKS`] at a time.
     fn look_later(&self, looks: &Arc<tokio::sync::Semaphore>, id: ContainerId) {
         let (engine, looks) = (self.clone(), looks.clone());
         tokio::spawn(async move {
             let Ok(_turn) = looks.acquire().await else { return };
             if let Err(error) = engine.look(&id).await {
-                tracing::debug!(container = id.short(), %error, "not looked at");
+                tracing::debug!(container = id.short(), %error, "could not inspect a container");
             }
         });
     }
@@ -359,7 +360,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads the engine's events as fast as they come, only to mark what is dirty: a reader that stalls slows the engine.
+    /// Reads the engine's events as fast as they come and only marks what is dirty: a reader that stalls slows the
+    /// engine.
     async fn drain_events(self) {
         let Some(docker) = self.docker.load_full() else { return };
         let filters: HashMap<&str, Vec<&str>> = HashMap::from([
@@ -372,7 +374,7 @@ impl Engine {
                 ],
             ),
         ]);
-        // Between two streams the engine may have become another one.
+        // Between two streams another engine may have taken its place.
         self.facts.store(None);
         let mut events = docker.events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
         while let Some(Ok(event)) = events.next().await {
@@ -395,7 +397,7 @@ impl Engine {
     pub async fn refresh_images(&self) -> Result<(), EngineError> {
         let options = ListImagesOptionsBuilder::new().build();
         let list = self.call(LIST_DEADLINE, |docker| async move { docker.list_images(Some(options)).await }).await?;
-        // What an image is never changes under its id: only new ones are looked at.
+        // An image never changes under its id, so only new ones are inspected.
         let known: BTreeMap<String, Image> =
             self.inventory.images().iter().map(|i| (i.id.clone(), i.clone())).collect();
         let mut images = Vec::new();
@@ -449,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_look_does_not_bring_back_what_a_later_one_saw_gone() {
+    fn a_slow_inspect_does_not_bring_back_a_container_that_a_later_one_found_gone() {
         let inventory = Inventory::default();
         let id: ContainerId = "a".repeat(64).parse().unwrap();
         inventory.apply(inventory.tick(), &id, Some(container(&id)));
@@ -458,11 +460,11 @@ mod tests {
         inventory.apply(slow, &id, Some(container(&id)));
         inventory.apply_list(slow_list, vec![container(&id)]);
         assert!(inventory.find_by_name("a").is_none());
-        // Nor after a list that knows nothing of it.
+        // Nor after a list without it.
         inventory.apply_list(inventory.tick(), Vec::new());
         inventory.apply(slow, &id, Some(container(&id)));
         assert!(inventory.get(&id).is_none());
-        // What a list that began later shows is there.
+        // A list that began later shows it again.
         inventory.apply_list(inventory.tick(), vec![container(&id)]);
         assert!(inventory.get(&id).is_some());
     }

@@ -32,33 +32,33 @@ pub use self::{
     shown::{Container, Detail, Image},
 };
 
-/// How long one short call to the engine may take. With the clean-up behind it, it stays below the 10 s in which a write
-/// with a hung engine must have been answered.
+/// Deadline of a short call to the engine. Together with the cleanup after it, it stays below the 10 s within which a
+/// write must be answered when the engine hangs.
 pub const SHORT: Duration = Duration::from_secs(7);
 
-/// How long calls that move data (commit) may take.
+/// Deadline of calls that move data (commit).
 pub const LONG: Duration = Duration::from_secs(600);
 
-/// Why the engine did not do it.
+/// Why a call to the engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error("Docker does not answer{}", detail(.0))]
     Unavailable(String),
-    /// The deadline passed: the work may have been done, or be done later.
+    /// The deadline passed: the engine may have done the work, or may do it later.
     #[error("Docker did not finish within {} s", .0.as_secs())]
     TimedOut(Duration),
-    #[error("Docker knows no such thing: {0}")]
+    #[error("Docker found no such object: {0}")]
     NotFound(String),
     #[error("Docker refused: {0}")]
     Conflict(String),
-    #[error("port {0} of this host is taken by another program")]
+    #[error("port {0} of this host is in use by another program")]
     PortTaken(u16),
     #[error("the disk that holds Docker's data is full")]
     DiskFull,
     #[error("Docker answered {status}: {message}")]
     Failed { status: u16, message: String },
-    /// The connection broke or the answer made no sense: the work may have been done.
-    #[error("Docker's answer was lost: {0}")]
+    /// The connection broke or the response could not be parsed: the work may have been done.
+    #[error("Docker's response was lost: {0}")]
     AnswerLost(String),
 }
 
@@ -67,12 +67,12 @@ fn detail(text: &str) -> String {
 }
 
 impl EngineError {
-    /// Whether the work may have been done all the same.
+    /// Whether the work may have been done.
     pub fn is_ambiguous(&self) -> bool {
         matches!(self, Self::TimedOut(_) | Self::AnswerLost(_) | Self::Unavailable(_))
     }
 
-    /// Whether programs did not stand still in time. The runtime has let all of them go on again then.
+    /// Whether the processes did not freeze in time. The runtime has resumed all of them then.
     pub fn is_not_frozen(&self) -> bool {
         matches!(self, Self::Failed { message, .. } if message.contains("unable to freeze"))
     }
@@ -84,7 +84,7 @@ impl From<bollard::errors::Error> for EngineError {
         match error {
             Error::DockerResponseServerError { status_code, message } => from_answer(status_code, message),
             Error::RequestTimeoutError => Self::TimedOut(SHORT),
-            Error::SocketNotFoundError(path) => Self::Unavailable(format!("there is no socket {path}")),
+            Error::SocketNotFoundError(path) => Self::Unavailable(format!("no socket {path}")),
             Error::HyperLegacyError { err } if err.is_connect() => Self::Unavailable(root_cause(&err)),
             other => Self::AnswerLost(root_cause(&other)),
         }
@@ -132,7 +132,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// Whether the engine answers, as the watch saw it last.
+/// Whether the engine answers, as last seen by [`Engine::watch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Not asked yet.
@@ -144,11 +144,11 @@ pub enum Health {
 /// The engine. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    /// Absent until the engine answered for the first time: the API version is agreed on then.
+    /// Absent until the engine first answers: only then is the API version negotiated.
     docker: Arc<ArcSwapOption<Docker>>,
     health: watch::Sender<Health>,
     inventory: Inventory,
-    /// Known as long as the engine is the one that said them.
+    /// Valid for as long as the engine that reported them runs.
     facts: Arc<ArcSwapOption<EngineFacts>>,
 }
 
@@ -164,7 +164,7 @@ impl Default for Engine {
 }
 
 impl Engine {
-    /// Connects once, for commands that do their work and end. The daemon uses [`Self::watch`].
+    /// Connects once, for one-shot commands. The daemon uses [`Self::watch`].
     pub async fn connect() -> Result<Self, EngineError> {
         let engine = Self::default();
         engine.ensure_connected().await?;
@@ -179,7 +179,7 @@ impl Engine {
         self.health.borrow().clone()
     }
 
-    /// Connects where that was not done yet, and agrees on an API version.
+    /// Connects if not yet connected, and negotiates an API version.
     async fn ensure_connected(&self) -> Result<Arc<Docker>, EngineError> {
         if let Some(docker) = self.docker.load_full() {
             return Ok(docker);
@@ -187,7 +187,7 @@ impl Engine {
         let docker = Docker::connect_with_defaults()?.with_timeout(LONG);
         let negotiated = tokio::time::timeout(Duration::from_secs(3), docker.negotiate_version()).await;
         let docker =
-            Arc::new(negotiated.map_err(|_| EngineError::Unavailable("it does not say its version".to_owned()))??);
+            Arc::new(negotiated.map_err(|_| EngineError::Unavailable("it does not report its version".to_owned()))??);
         self.docker.store(Some(docker.clone()));
         Ok(docker)
     }
@@ -200,12 +200,12 @@ impl Engine {
         }
     }
 
-    /// Fails while the engine is known not to answer: nothing is begun then that could not be ended.
+    /// Fails while the engine is known to be down, so that no work is begun that could not be finished.
     pub fn ensure_up(&self) -> Result<(), EngineError> {
         self.docker().map(drop)
     }
 
-    /// Runs one call with a deadline, and ends it early when the engine is found down.
+    /// Runs one call with a deadline, and ends it early when the engine goes down.
     async fn call<T, F>(&self, deadline: Duration, call: impl FnOnce(Arc<Docker>) -> F) -> Result<T, EngineError>
     where
         F: Future<Output = Result<T, bollard::errors::Error>>,
@@ -220,8 +220,9 @@ impl Engine {
         }
     }
 
-    /// The same for work that takes long: an engine that has so much to do that it does not answer others for a while, as right
-    /// after a reboot, does it all the same; and one that ends breaks the call off by itself.
+    /// The same for long work, without ending it when the engine seems down: an engine so busy that it does not answer
+    /// other calls for a while, such as right after a reboot, still finishes the work; and if the engine dies, the call
+    /// breaks off by itself.
     async fn call_patiently<T, F>(
         &self,
         deadline: Duration,
@@ -240,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_about_ports_name_the_port() {
+    fn errors_about_ports_name_the_port() {
         for (message, port) in [
             (
                 "driver failed programming external connectivity on endpoint a-b (c2f): Bind for 0.0.0.0:20001 failed: port is already allocated",

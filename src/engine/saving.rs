@@ -1,4 +1,4 @@
-//! What saving a container and bringing it back asks of the engine: standing still, restart rules, a start from a checkpoint.
+//! What checkpoint and restore need from the engine: pause, restart policies, a start from a checkpoint.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{Engine, EngineError, LONG, SHORT};
 use crate::model::{ids::ContainerId, pod::RestartRule};
 
-/// What has to be known of a container to save it.
+/// What a checkpoint needs to know about a container.
 #[derive(Clone, Debug)]
 pub struct Anatomy {
     pub status: String,
@@ -29,14 +29,14 @@ pub struct Anatomy {
     pub upper: Option<PathBuf>,
     /// On its first network.
     pub address: Option<String>,
-    /// With what it was made that stands against bringing it back.
+    /// Settings of the container that prevent a restore.
     pub obstacles: Vec<&'static str>,
-    /// All that the engine says.
+    /// The engine's whole response.
     pub document: Value,
 }
 
 impl Engine {
-    /// Looks at everything; `None` if there is no such container.
+    /// Inspects the container; `None` if there is no such container.
     pub async fn anatomy(&self, id: &ContainerId) -> Result<Option<Anatomy>, EngineError> {
         let name = id.to_string();
         let inspect = self
@@ -78,21 +78,21 @@ impl Engine {
         }))
     }
 
-    /// Stops the container's processes where they stand. One that stands still already is as well.
+    /// Freezes the container's processes. Succeeds if it is already paused.
     pub async fn pause(&self, id: &ContainerId) -> Result<(), EngineError> {
         let pause = || self.retry_lost(SHORT, |docker, id| async move { docker.pause_container(&id).await }, id);
         let paused = Self::until_frozen(pause).await;
         self.unless_said(paused, "is already paused")
     }
 
-    /// Lets them go on.
+    /// Resumes them. Succeeds if the container is not paused.
     pub async fn unpause(&self, id: &ContainerId) -> Result<(), EngineError> {
         let unpaused =
             self.retry_lost(SHORT, |docker, id| async move { docker.unpause_container(&id).await }, id).await;
         self.unless_said(unpaused, "is not paused")
     }
 
-    /// SIGKILL. One that does not run is killed.
+    /// Sends SIGKILL. Succeeds if the container is not running.
     pub async fn kill(&self, id: &ContainerId) -> Result<(), EngineError> {
         let kill = |docker: Arc<bollard::Docker>, id: String| async move {
             let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
@@ -123,8 +123,8 @@ impl Engine {
         self.retry_lost(SHORT, update, id).await
     }
 
-    /// Starts a container from the checkpoint of that name in its folder. Not tried twice: after a lost answer the caller
-    /// looks what came of it.
+    /// Starts a container from the checkpoint of that name in its directory. Not retried: after a lost response the
+    /// caller finds out what happened.
     pub async fn start_from(&self, id: &ContainerId, checkpoint: &str, deadline: Duration) -> Result<(), EngineError> {
         let (id, checkpoint) = (id.to_string(), checkpoint.to_owned());
         self.call_patiently(deadline, |docker| async move {
@@ -146,7 +146,8 @@ impl Engine {
         .await
     }
 
-    /// Has the engine dump a container into its own folder. It goes on, or stands still, as before.
+    /// Has the engine dump a container into the engine's own directory. The container keeps running, or stays paused,
+    /// as before.
     pub async fn dump(&self, id: &ContainerId, name: &str, deadline: Duration) -> Result<(), EngineError> {
         let options = CreateCheckpointOptions { checkpoint_id: name.to_owned(), checkpoint_dir: None, exit: false };
         let id = id.to_string();
@@ -157,14 +158,14 @@ impl Engine {
         .await
     }
 
-    /// Gives an image one more name.
+    /// Adds a name to an image.
     pub async fn tag_image(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
         let image = image.to_owned();
         let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
         self.call(SHORT, |docker| async move { docker.tag_image(&image, Some(options)).await }).await
     }
 
-    /// Where the engine keeps what it knows of a container, its checkpoints too.
+    /// The directory in which the engine keeps a container's data, including its checkpoints.
     pub async fn container_folder(&self, id: &ContainerId) -> Result<PathBuf, EngineError> {
         let info = self.call(LONG, |docker| async move { docker.info().await }).await?;
         let root = info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned());

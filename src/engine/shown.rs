@@ -6,7 +6,7 @@ use bollard::models::{ContainerInspectResponse, ContainerSummary};
 
 use crate::model::{ids::ContainerId, pod::PublishedPort, quantities::GpuSet};
 
-/// A container, as the last look at it showed it.
+/// A container, as of its last inspection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
     pub id: ContainerId,
@@ -14,22 +14,22 @@ pub struct Container {
     pub name: String,
     /// `created`, `running`, `paused`, `restarting`, `removing`, `exited` or `dead`.
     pub status: String,
-    /// As it was named when the container was made.
+    /// By the name that it was created with.
     pub image: String,
     pub labels: HashMap<String, String>,
     pub networks: Vec<String>,
     pub ports: Vec<PublishedPort>,
-    /// Absent until the container was looked at on its own.
+    /// Absent until the container is inspected.
     pub detail: Option<Detail>,
 }
 
-/// What only an inspect tells.
+/// What only an inspect returns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detail {
     /// Host PID of the first process; 0 when not running.
     pub pid: i32,
     pub exit_code: i64,
-    /// Times that the engine has started it again by itself.
+    /// How often the engine has restarted it.
     pub restarts: i64,
     /// RFC 3339; `None` before the first start.
     pub started_at: Option<String>,
@@ -40,13 +40,13 @@ pub struct Detail {
     pub host_config: HostSide,
 }
 
-/// What is needed to take over a container that another program made.
+/// What is needed to adopt a container that another program created.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostSide {
     pub hostname: String,
     pub network: String,
     pub pids: Option<u64>,
-    /// Ports that are asked for; published only while the container runs.
+    /// Ports that are requested; they are published only while the container runs.
     pub port_bindings: Vec<PublishedPort>,
 }
 
@@ -69,12 +69,12 @@ pub struct Image {
 }
 
 impl Container {
-    /// Whether a list shows the same as the last look.
+    /// Whether a list entry matches the last inspection.
     pub(super) fn agrees_with(&self, summary: &Container) -> bool {
         self.status == summary.status && self.name == summary.name && self.ports == summary.ports
     }
 
-    /// Whether it carries the label of an operation of ours.
+    /// Whether it carries this label of one of our operations.
     pub fn has_label(&self, key: &str, value: &str) -> bool {
         self.labels.get(key).is_some_and(|found| found == value)
     }

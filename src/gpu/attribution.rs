@@ -1,13 +1,14 @@
-//! From a host PID to container, pod and user.
+//! Maps a host PID to its container, pod and user.
 //!
-//! What does not change in a process's life (its container, its PID inside, its command line) is found out once and kept
-//! under (PID, start time). Each poll only asks whether those processes still live, all of a GPU's with one call
-//! ([`life`]): of one that has ended the answer is that it has, whoever has its PID now. How much of the host's memory
-//! each holds is read while somebody is interested; it costs more than all the rest.
+//! What does not change during a process's life (its container, its PID inside, its command line) is determined once
+//! and cached under (PID, start time). Each poll only checks whether those processes are still alive, with one call for
+//! all of a GPU's ([`life`]); a process that has exited is never confused with one that reuses its PID. How much host
+//! memory each holds is read only while a client is watching; it costs more than all the rest.
 //!
-//! A process that was started after the driver was asked cannot be the one that it told of: it has the PID of one that ended
-//! in between. It is left out of this poll; if it is on the GPU, the next one shows it. What is known of a process is final
-//! only once it is older than [`SETTLING`]: a container's processes are born outside of it, and become what they are to be.
+//! A process that started after the driver was asked cannot be the one that the driver listed: it reuses the PID of one
+//! that exited in between. It is left out of this poll; if it is on the GPU, the next poll shows it. What is known of a
+//! process is final only once it is older than [`SETTLING`]: a container's processes start outside of it, and move in
+//! before they run its program.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,41 +32,41 @@ use crate::{
     model::ids::{ContainerId, ProcessId},
 };
 
-/// A new process's command line is waited for this long in all; one that is slower shows later.
+/// Total time to wait for the command lines of new processes; slower ones appear in a later poll.
 const COMMAND_WAIT: Duration = Duration::from_millis(50);
 
-/// Command lines being read at a time: a process can make its reader wait for ever.
+/// Command lines being read at a time: a process can block its reader forever.
 const MAX_READERS: usize = 16;
 
-/// By this age, seconds, a process is in its container and runs its program: the runtime sees to that before anything of the
-/// container's runs.
+/// From this age (seconds) on, a process is in its container and runs its program: the runtime ensures this before
+/// anything in the container runs.
 const SETTLING: f64 = 2.0;
 
-/// A process that was looked at.
+/// What is known of a process.
 struct Known {
     life: Life,
     /// The last poll that found it alive.
     polled: u64,
-    /// What was found out holds for its life.
+    /// Whether what was found is final.
     is_settled: bool,
     container: Option<ContainerId>,
-    /// Whose it is, as of these rows; while nobody has changed them it need not be looked up.
+    /// The owner, as of this version of the rows; it need not be looked up again until they change.
     owner: Option<(u64, Arc<Owner>)>,
     pid_inside: Option<i32>,
     command: Arc<OnceLock<Option<Arc<str>>>>,
     /// Bytes, when it was last read.
     resident: u64,
-    /// `/proc/PID/statm`, open while somebody is interested.
+    /// `/proc/PID/statm`, open while a client is watching.
     statm: Option<File>,
 }
 
-/// What a GPU is asked along with.
+/// The context of one GPU's process list.
 pub struct Question<'a> {
-    /// When the driver was asked for the processes, in ticks since boot.
+    /// When the driver was asked for its processes, in ticks since boot.
     pub listed_at: u64,
     pub rows: &'a Arc<Rows>,
     pub inventory: &'a Inventory,
-    /// Somebody is interested, also in how much of the host's memory each process holds.
+    /// Whether a client is watching, so that each process's host memory is read.
     pub is_watched: bool,
 }
 
@@ -76,12 +77,12 @@ pub struct Attribution {
     readers: Arc<AtomicUsize>,
     /// Counts the polls.
     poll: u64,
-    /// The rows that owners were last looked up in, and how many there were before.
+    /// Version of the rows in which owners were last looked up, and the rows.
     rows: (u64, Option<Arc<Rows>>),
 }
 
 impl Attribution {
-    /// The processes of one GPU, named. Those that ended meanwhile are left out.
+    /// The processes of one GPU with their owners. Those that have exited meanwhile are left out.
     pub fn name(&mut self, raw: BTreeMap<i32, RawProcess>, question: &Question) -> Vec<GpuProcess> {
         let uptime = process::uptime();
         let patience = Instant::now() + COMMAND_WAIT;
@@ -112,14 +113,14 @@ impl Attribution {
         named
     }
 
-    /// Counts on when the rows are others.
+    /// Increments the version when the rows have changed.
     fn note_rows(&mut self, rows: &Arc<Rows>) {
         if !self.rows.1.as_ref().is_some_and(|known| Arc::ptr_eq(known, rows)) {
             self.rows = (self.rows.0 + 1, Some(rows.clone()));
         }
     }
 
-    /// Asks which of these processes still live; of several GPUs' it is asked once.
+    /// Checks which of these processes are still alive; once per poll, even if a process is on several GPUs.
     fn look_again<'a>(&mut self, pids: impl Iterator<Item = &'a i32>) {
         let poll = self.poll;
         let is_due = |known: &&Known| known.polled != poll && known.is_settled;
@@ -134,7 +135,7 @@ impl Attribution {
         }
     }
 
-    /// The process that had this PID when the driver was asked, if it still lives.
+    /// The process that had this PID when the driver was asked, if it is still alive.
     fn find(&mut self, pid: i32, listed_at: u64) -> Option<&mut Known> {
         if self.known.get(&pid).is_none_or(|known| known.polled != self.poll) {
             self.known.remove(&pid);
@@ -144,14 +145,15 @@ impl Attribution {
         self.known.get_mut(&pid)
     }
 
-    /// Ends a poll of all GPUs: processes that are on none of them are forgotten.
+    /// Ends a poll of all GPUs, and forgets processes that are on none of them.
     pub fn end_poll(&mut self) {
         let poll = self.poll;
         self.known.retain(|_, known| known.polled == poll);
         self.poll += 1;
     }
 
-    /// Finds out what stays. The start time is read again after the cgroup: both are then of one process.
+    /// Determines what does not change. The start time is read again after the cgroup, which proves that both are of
+    /// one process.
     fn meet(&self, pid: i32, listed_at: u64) -> Option<Known> {
         let life = Life::of(pid)?;
         let id = life.id;
@@ -178,12 +180,12 @@ impl Attribution {
             resident: 0,
             statm,
         };
-        // Once in any case: who begins to be interested finds no zero.
+        // Read once in any case, so that a client that begins to watch does not see zero.
         known.read_memory(true);
         Some(known)
     }
 
-    /// Reads the command line beside the poll.
+    /// Reads the command line in the background.
     fn read_command(&self, id: ProcessId) -> Arc<OnceLock<Option<Arc<str>>>> {
         let slot: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
         if self.readers.fetch_add(1, Ordering::Relaxed) >= MAX_READERS {
@@ -194,7 +196,7 @@ impl Attribution {
         let (filled, readers) = (slot.clone(), self.readers.clone());
         let reader = std::thread::Builder::new().name("command line".to_owned()).spawn(move || {
             let command = process::command_line(id.pid).map(Arc::from);
-            // It may be another's by now.
+            // The PID may have been reused by now.
             let same = Stat::read(id.pid).is_some_and(|stat| stat.id == id);
             let _ = filled.set(command.filter(|_| same));
             readers.fetch_sub(1, Ordering::Relaxed);
@@ -208,8 +210,8 @@ impl Attribution {
 }
 
 impl Known {
-    /// Reads how much of the host's memory it holds. It was alive a moment ago; should the PID be another's since, the next poll
-    /// forgets this one.
+    /// Reads how much host memory it holds. It was alive a moment ago; if its PID has been reused since, the next poll
+    /// drops this entry.
     fn read_memory(&mut self, is_watched: bool) {
         if !is_watched {
             self.statm = None;
@@ -232,7 +234,7 @@ impl Known {
             return owner.clone();
         }
         let owner = Arc::new(owner(self.container.as_ref(), question));
-        // The name of a container that is no pod can change without any row.
+        // The name of a container that is not a pod can change without any row changing.
         self.owner = match *owner {
             Owner::Pod { .. } | Owner::Host => Some((rows, owner.clone())),
             Owner::Container { .. } => None,

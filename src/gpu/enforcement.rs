@@ -1,8 +1,9 @@
-//! What happens to a user who computes on more GPUs than their quota. Pure: snapshots and limits in, acts out.
+//! Enforces the GPU quota against users whose processes are on more GPUs than it allows. Pure: snapshots and limits in,
+//! actions out.
 //!
-//! The first snapshot that shows it is answered with a warning. Once it has lasted for the grace, the newest process on a GPU too
-//! many is ended, then, if that was not enough, the next. The GPUs that a user was on first are theirs; a process on one of those
-//! alone is never ended.
+//! The first snapshot that shows an overuse leads to a warning. Once it has lasted for the grace period, the newest
+//! process on an excess GPU is killed, then, if that was not enough, the next one. Users keep the GPUs that they used
+//! first: a process that is only on those is never killed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,19 +19,19 @@ use crate::{
     },
 };
 
-/// Milliseconds that an ended process gets to be gone, before the next is looked at.
+/// Milliseconds that a killed process has to exit before the next one is considered.
 const PATIENCE: i64 = 10_000;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Tell the user, in these pods.
+    /// Warn the user, in these pods.
     Warn {
         user: UserName,
         pods: Vec<PodId>,
         message: String,
     },
-    /// End this process and what it started.
+    /// Kill this process and its descendants.
     EndProcess {
         user: UserName,
         pod: PodId,
@@ -50,11 +51,11 @@ struct Overuse {
     last_act: Option<Moment>,
 }
 
-/// Remembers who is over since when.
+/// Remembers which users are over their quota, and since when.
 #[derive(Default)]
 pub struct Enforcement(HashMap<UserName, Overuse>);
 
-/// The rule in force.
+/// The configured rule.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// Milliseconds.
@@ -73,7 +74,7 @@ struct Seat<'a> {
 }
 
 impl Enforcement {
-    /// What to do about this snapshot.
+    /// What this snapshot requires.
     pub fn decide(&mut self, snapshot: &Snapshot, limit: impl Fn(&UserName) -> Limit, rule: Rule) -> Vec<Act> {
         let seats = seats(snapshot);
         self.0.retain(|user, _| seats.contains_key(user));
@@ -101,12 +102,12 @@ impl Enforcement {
                     pods.sort();
                     pods.dedup();
                     let next = match rule.then {
-                        OnOveruse::Warn => "end some of them".to_owned(),
+                        OnOveruse::Warn => "stop some of them".to_owned(),
                         OnOveruse::KillProcess => {
-                            format!("end some of them within {} s, or the newest is ended", rule.grace / 1000)
+                            format!("stop some of them within {} s, or the newest is killed", rule.grace / 1000)
                         }
                         OnOveruse::StopPod => format!(
-                            "end some of them within {} s, or the newest one's pod is stopped",
+                            "stop some of them within {} s, or the newest one's pod is stopped",
                             rule.grace / 1000
                         ),
                     };
@@ -140,7 +141,7 @@ fn act(user: &UserName, seat: &Seat, rule: Rule, rule_text: &str) -> Act {
         }
         OnOveruse::Warn | OnOveruse::KillProcess => {
             let message = format!(
-                "{rule_text} for more than {seconds} s: process {pid} of pod {} on GPU {} was ended; use fewer GPUs, or ask an admin for more",
+                "{rule_text} for more than {seconds} s: process {pid} of pod {} on GPU {} was killed; use fewer GPUs, or ask an admin for a higher quota",
                 seat.pod_name, seat.index
             );
             let (process, container) = (seat.process.id, seat.container.clone());
@@ -149,7 +150,7 @@ fn act(user: &UserName, seat: &Seat, rule: Rule, rule_text: &str) -> Act {
     }
 }
 
-/// Processes of pods on GPUs that can be read, by user.
+/// The processes of pods on readable GPUs, by user.
 fn seats(snapshot: &Snapshot) -> BTreeMap<&UserName, Vec<Seat<'_>>> {
     let mut seats: BTreeMap<&UserName, Vec<Seat>> = BTreeMap::new();
     for device in snapshot.devices.iter().filter(|device| matches!(device.health, Health::Known(_))) {
@@ -164,7 +165,7 @@ fn seats(snapshot: &Snapshot) -> BTreeMap<&UserName, Vec<Seat<'_>>> {
     seats
 }
 
-/// A user's GPUs, the one they were on first first.
+/// A user's GPUs in the order in which they were first used.
 fn gpus_in_order<'a>(seats: &[Seat<'a>]) -> Vec<&'a GpuUuid> {
     let mut first: BTreeMap<&GpuUuid, u64> = BTreeMap::new();
     for seat in seats {
@@ -176,7 +177,7 @@ fn gpus_in_order<'a>(seats: &[Seat<'a>]) -> Vec<&'a GpuUuid> {
     gpus.into_iter().map(|(gpu, _)| gpu).collect()
 }
 
-/// What sits on the GPUs too many.
+/// The processes on the excess GPUs.
 fn excess<'a, 'b>(seats: &'b [Seat<'a>], allowed: u64) -> Vec<&'b Seat<'a>> {
     let gpus = gpus_in_order(seats);
     let too_many = gpus.get(usize::try_from(allowed).unwrap_or(usize::MAX).min(gpus.len())..).unwrap_or_default();
@@ -221,7 +222,7 @@ mod tests {
         }
     }
 
-    /// Processes by GPU, at a second.
+    /// A snapshot at this second, with processes by GPU.
     fn snapshot(second: i64, gpus: &[Vec<GpuProcess>]) -> Snapshot {
         let devices = gpus.iter().enumerate().map(|(index, processes)| Device {
             index: index as u32,
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn warned_at_once_and_the_newest_too_many_is_ended_after_the_grace() {
+    fn overuse_is_warned_about_at_once_and_the_newest_excess_process_is_killed_after_the_grace_period() {
         let mut enforcement = Enforcement::default();
         let gpus = [
             vec![process(1, 10, "alice"), process(9, 5, "")],
@@ -258,22 +259,22 @@ mod tests {
         assert_eq!(user.as_str(), "alice");
         assert_eq!(
             message,
-            "gpu_count is 1 and your processes are on 3 GPUs (0, 2, 1): end some of them within 60 s, or the newest is ended"
+            "gpu_count is 1 and your processes are on 3 GPUs (0, 2, 1): stop some of them within 60 s, or the newest is killed"
         );
         assert!(enforcement.decide(&snapshot(59, &gpus), limit, RULE).is_empty());
         assert_eq!(ended(&enforcement.decide(&snapshot(60, &gpus), limit, RULE)), [2]);
-        // It gets time to go before the next is ended.
+        // It has time to exit before the next one is killed.
         assert!(enforcement.decide(&snapshot(61, &gpus), limit, RULE).is_empty());
         let left = [gpus[0].clone(), vec![], gpus[2].clone()];
         assert_eq!(ended(&enforcement.decide(&snapshot(70, &left), limit, RULE)), [3]);
         let within = [gpus[0].clone(), vec![], vec![process(4, 99, "bob")]];
         assert!(enforcement.decide(&snapshot(80, &within), limit, RULE).is_empty());
-        // Over again: the grace begins anew.
+        // Over the quota again: the grace period starts again.
         assert!(matches!(enforcement.decide(&snapshot(90, &gpus), limit, RULE)[..], [Act::Warn { .. }]));
     }
 
     #[test]
-    fn only_a_warning_where_the_config_says_so() {
+    fn with_the_warn_setting_there_is_only_a_warning() {
         let mut enforcement = Enforcement::default();
         let gpus = [vec![process(1, 10, "alice")]];
         let rule = Rule { then: OnOveruse::Warn, ..RULE };
@@ -283,10 +284,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever sits where: nothing of others is ever ended, nothing of those within their limit, and who is over and
-        /// whose newest process is ended again and again is within the limit at last.
+        /// For any layout: no process of other users is ever killed, none of users within their limit, and killing the
+        /// newest excess process again and again brings the user within the limit.
         #[test]
-        fn the_right_process_and_nothing_else(
+        fn only_excess_processes_are_killed(
             layout in prop::collection::vec(prop::collection::vec((0u64..50, prop_oneof!["alice", "bob", Just(String::new())]), 0..4), 1..6),
             allowed in 0u64..4,
         ) {

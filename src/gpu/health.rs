@@ -1,4 +1,4 @@
-//! Tells, as events, when a GPU is lost and when it is back, and which Xid errors the driver reports.
+//! Records events when a GPU is lost, when it is back, and when the driver reports Xid errors.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -12,13 +12,13 @@ use crate::{
     model::{usage::GpuUuid, user::Actor},
 };
 
-/// Pause before NVML is asked for Xid errors again after it failed.
+/// Pause before Xid errors are watched again after NVML failed.
 const REOPEN: Duration = Duration::from_secs(30);
 
 /// How long one wait for an Xid error lasts, milliseconds.
 const WAIT: u32 = 2000;
 
-/// How many there may be that are not yet written down.
+/// How many incidents may wait to be recorded.
 const QUEUE: usize = 64;
 
 /// Something that happened to a GPU.
@@ -60,7 +60,7 @@ pub async fn run(gpus: Gpus, stop: CancellationToken) {
                 detail: Some(detail),
             };
             if let Err::<_, DbError>(error) = gpus.0.db.write(move |tx| tx.insert_event(&event)).await {
-                tracing::warn!(%error, "the event is not written down");
+                tracing::warn!(%error, "could not record the event");
             }
         }
     }
@@ -101,25 +101,25 @@ fn compare(before: &Snapshot, now: &Snapshot) -> Vec<Incident> {
     }
     for (uuid, device) in old {
         if !now.devices.iter().any(|device| &device.uuid == uuid) && matches!(device.health, Health::Known(_)) {
-            let detail = format!("GPU {}: the driver does not list it any more", device.index);
+            let detail = format!("GPU {}: the driver no longer lists it", device.index);
             incidents.push(Incident { action: "gpu.lost", object: uuid.0.clone(), detail });
         }
     }
     incidents
 }
 
-/// A thread of its own: it does nothing but wait, and a wait that hangs harms nobody.
+/// Uses a thread of its own that does nothing but wait, so a wait that hangs does no harm.
 fn watch_xids(path: Option<PathBuf>, report: mpsc::Sender<Incident>) {
     let watcher = std::thread::Builder::new().name("xid".to_owned()).spawn(move || {
         while !report.is_closed() {
             if let Err(error) = report_xids(path.as_deref(), &report) {
-                tracing::debug!(%error, "Xid errors are not told");
+                tracing::debug!(%error, "could not watch for Xid errors");
             }
             std::thread::sleep(REOPEN);
         }
     });
     if let Err(error) = watcher {
-        tracing::warn!(%error, "no thread for Xid errors");
+        tracing::warn!(%error, "could not start the thread for Xid errors");
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_are_told() {
+    fn only_changes_are_reported() {
         let working = || Library::Working { driver: "570".into() };
         let known = || Health::Known(Reading::default());
         let lost = || Health::Unknown { reason: "lost".into() };

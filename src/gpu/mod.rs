@@ -1,11 +1,13 @@
-//! GPUs: which there are, how they are, and whose processes are on them.
+//! GPUs: which ones there are, their health, and whose processes are on them.
 //!
-//! One thread owns NVML ([`poller`]): a process list takes the driver's global lock for milliseconds, so nobody else asks.
-//! It looks every `[gpu] poll_seconds` while someone is interested, every `idle_poll_seconds` otherwise, and publishes a
-//! [`Snapshot`]. NVML knows host PIDs only; [`attribution`] says which container, pod and user each belongs to.
+//! One thread owns NVML ([`poller`]): listing processes holds the driver's global lock for milliseconds, so nothing
+//! else calls it. The thread polls every `[gpu] poll_seconds` while a client is watching, every `idle_poll_seconds`
+//! otherwise, and publishes a [`Snapshot`]. NVML knows host PIDs only; [`attribution`] finds the container, pod and
+//! user of each.
 //!
-//! A GPU that cannot be read is [`Health::Unknown`], never zero; the others go on. A call that hangs costs its GPU, not the
-//! daemon: a watchdog lets the stuck thread be and starts another that leaves this GPU alone until the call returns.
+//! A GPU that cannot be read is [`Health::Unknown`], never zero; the others are not affected. A call that hangs costs
+//! its GPU, not the daemon: a watchdog abandons the stuck thread and starts another one, which skips this GPU until the
+//! call returns.
 
 mod attribution;
 pub mod enforcement;
@@ -41,24 +43,25 @@ use crate::{
     },
 };
 
-/// Someone is interested as long as the last look was not longer ago.
+/// A client counts as watching until this long after its last read.
 const INTEREST: Duration = Duration::from_secs(15);
 
-/// A pod that was given a GPU and is not on it counts as so much of one that is: more than the memory that an idle GPU shows.
+/// The load of a pod that was assigned a GPU, in addition to that of its processes: more than the memory use of an idle
+/// GPU.
 const GIVEN: f64 = 0.5;
 
-/// Whether the driver answers at all.
+/// The state of the driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Library {
-    /// Not asked yet.
+    /// Not opened yet.
     Starting,
     /// There is no NVIDIA driver on this host.
     Absent,
     Working {
         driver: String,
     },
-    /// It is there and does not work.
+    /// It is installed but does not work.
     Failing {
         reason: String,
     },
@@ -90,7 +93,7 @@ pub enum Health {
     Unknown { reason: String },
 }
 
-/// What a GPU says of itself. What it does not support is `None`.
+/// What a GPU reports. What it does not support is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Reading {
     /// Bytes.
@@ -106,22 +109,22 @@ pub struct Reading {
     /// MHz.
     pub sm_clock: Option<u32>,
     pub memory_clock: Option<u32>,
-    /// Errors that could not be corrected, since boot; `None` where ECC is off.
+    /// Uncorrected errors since boot; `None` where ECC is off.
     pub ecc_errors: Option<u64>,
-    /// Why it runs slower than it could.
+    /// Why its clocks are reduced.
     pub throttle_reasons: Vec<String>,
 }
 
-/// A part of a GPU that works like one of its own.
+/// A partition of a GPU that works like a GPU of its own.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MigInstance {
     pub index: u32,
     pub uuid: GpuUuid,
     pub name: String,
-    /// Bytes; `None` where the driver does not tell.
+    /// Bytes; `None` if the driver does not report it.
     pub memory_total: Option<u64>,
     pub memory_used: Option<u64>,
-    /// Percent. NVML does not tell it of an instance with the drivers that there are today, and so it is `None` there.
+    /// Percent; `None` with today's drivers, since NVML does not report it per instance.
     pub utilization: Option<u32>,
 }
 
@@ -130,24 +133,24 @@ pub struct MigInstance {
 pub struct GpuProcess {
     pub id: ProcessId,
     pub owner: Arc<Owner>,
-    /// As the process sees itself in its pod.
+    /// The PID inside its pod.
     pub pid_inside: Option<i32>,
-    /// `None` while it is not read.
+    /// `None` until it has been read.
     pub command: Option<Arc<str>>,
     /// Seconds since its start.
     pub uptime: f64,
-    /// Bytes of the host's memory, when somebody was last interested.
+    /// Bytes of host memory, as of when a client last watched.
     pub resident: u64,
-    /// Bytes of the GPU's; `None` where the driver does not tell.
+    /// Bytes of GPU memory; `None` if the driver does not report it.
     pub gpu_memory: Option<u64>,
-    /// Percent of the GPU's time, as far as the driver tells.
+    /// Percent of the GPU's time; `None` if the driver does not report it.
     pub utilization: Option<u32>,
     pub kinds: Kinds,
     /// The MIG instance it runs in.
     pub gpu_instance: Option<u32>,
 }
 
-/// The lists of the driver that a process is in.
+/// The driver's lists in which a process appears.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kinds {
     pub compute: bool,
@@ -162,7 +165,7 @@ impl Kinds {
     }
 }
 
-/// Whose a process is.
+/// The owner of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
     Pod {
@@ -171,7 +174,7 @@ pub enum Owner {
         name: String,
         container: ContainerId,
     },
-    /// A container that is no pod.
+    /// A container that is not a pod.
     Container {
         name: String,
     },
@@ -204,9 +207,9 @@ pub struct Gpus(Arc<Shared>);
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     taken: watch::Sender<u64>,
-    /// When someone last looked, milliseconds since boot.
+    /// When a client last read a snapshot, milliseconds since boot.
     looked: AtomicI64,
-    /// Wakes the poller when interest begins.
+    /// Wakes the poller when a client begins to watch.
     woken: std::sync::Condvar,
     asleep: std::sync::Mutex<()>,
     config: LiveConfig,
@@ -229,12 +232,12 @@ impl Gpus {
         }))
     }
 
-    /// The newest snapshot. Does not count as interest.
+    /// The newest snapshot. Does not count as watching.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.0.snapshot.load_full()
     }
 
-    /// The newest snapshot, for someone who is interested: it is not older than a second, or two where the poller slept.
+    /// The newest snapshot, for a client that watches: not older than a second, or two if the poller was idle.
     pub async fn look(&self) -> Arc<Snapshot> {
         let since = Moment::now().steady;
         let slept = since - self.0.looked.swap(since, Ordering::Relaxed) > INTEREST.as_millis() as i64;
@@ -247,7 +250,8 @@ impl Gpus {
         self.snapshot()
     }
 
-    /// How much each GPU is used: by memory, by work, by how many sit on it, and by pods that were given it and may sit down.
+    /// The load of each GPU: its memory, its utilization, the number of its processes, and the pods that it is assigned
+    /// to, which may start to use it.
     pub fn loads(&self) -> Vec<GpuLoad> {
         let rows = self.0.db.snapshot();
         let given = |index: u32| {
@@ -255,7 +259,7 @@ impl Gpus {
             rows.pods.iter().filter(has).count() as f64 * GIVEN
         };
         let load = |device: &Device| match &device.health {
-            // Not given while there is another.
+            // Assigned last.
             Health::Unknown { .. } => f64::INFINITY,
             Health::Known(reading) => {
                 let memory = reading.memory_used.unwrap_or(0) as f64 / reading.memory_total.unwrap_or(1).max(1) as f64;
@@ -271,7 +275,7 @@ impl Gpus {
         i64::try_from(*self.0.taken.borrow()).unwrap_or(i64::MAX)
     }
 
-    /// Tells of each new snapshot.
+    /// Notifies of each new snapshot.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.taken.subscribe()
     }

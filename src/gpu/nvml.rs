@@ -1,4 +1,4 @@
-//! NVML itself: opening the library and reading one GPU.
+//! NVML: opens the library and reads one GPU.
 
 use std::{collections::BTreeMap, ffi::OsString, path::Path};
 
@@ -14,7 +14,7 @@ use nvml_wrapper::{
 use super::{Kinds, MigInstance, Reading, old_memory::OldMemory};
 use crate::{host::process, model::usage::GpuUuid};
 
-/// Drivers often ship the first only.
+/// Drivers often ship only the first one.
 const NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 
 /// Why NVML, or a GPU, could not be read.
@@ -25,7 +25,7 @@ pub enum Trouble {
     #[error("the driver was upgraded and not reloaded: reboot, or unload and load the nvidia kernel modules")]
     Mismatch,
     #[error(
-        "the GPU is lost: it fell off the bus or needs a reset; `dmesg | grep Xid` tells more, a reboot usually brings it back"
+        "the GPU is lost: it fell off the bus or needs a reset; `dmesg | grep Xid` shows details, a reboot usually brings it back"
     )]
     Lost,
     #[error("a call to the driver for this GPU hangs")]
@@ -35,7 +35,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// Whether all handles are to be dropped and the library opened anew.
+    /// Whether all handles must be dropped and the library reopened.
     pub fn needs_reopening(&self) -> bool {
         match self {
             Self::Absent | Self::Mismatch | Self::Lost => true,
@@ -68,9 +68,9 @@ pub struct Library {
 /// A GPU as NVML shows it.
 pub struct RawDevice {
     pub reading: Reading,
-    /// When the processes were asked for, in ticks since boot.
+    /// When the processes were listed, in ticks since boot.
     pub listed_at: u64,
-    /// By PID: on a GPU a process is one, however many contexts it has.
+    /// By PID: a process with several contexts on a GPU is one entry.
     pub processes: BTreeMap<i32, RawProcess>,
     pub mig: Vec<MigInstance>,
     /// The newest utilisation sample, for the next call.
@@ -86,7 +86,7 @@ pub struct RawProcess {
     pub gpu_instance: Option<u32>,
 }
 
-/// Opens the configured library, or the first that the loader finds.
+/// Opens the configured library, or the first one that the loader finds.
 pub fn open(path: Option<&Path>) -> Result<Nvml, Trouble> {
     let mut last = Trouble::Absent;
     for name in names(path) {
@@ -99,7 +99,7 @@ pub fn open(path: Option<&Path>) -> Result<Nvml, Trouble> {
     Err(last)
 }
 
-/// What to load, in this order.
+/// The libraries to try, in this order.
 fn names(path: Option<&Path>) -> Vec<OsString> {
     path.map_or_else(|| NAMES.iter().map(OsString::from).collect(), |path| vec![path.into()])
 }
@@ -121,8 +121,7 @@ impl Library {
         Ok((GpuUuid(handle.uuid()?), handle.name().unwrap_or_default()))
     }
 
-    /// Everything about one GPU. What it does not support is left out; what it should support and does not answer is
-    /// trouble.
+    /// Reads one GPU. What the GPU does not support is left out; a failure of what it should support is an error.
     pub fn read(&self, index: u32, last_sample: u64) -> Result<RawDevice, Trouble> {
         let handle = self.nvml.device_by_index(index)?;
         let mig = self.read_mig(&handle)?;
@@ -130,7 +129,7 @@ impl Library {
         let reading = Reading {
             memory_total: memory.map(|(total, _)| total),
             memory_used: memory.map(|(_, used)| used),
-            // Not there for a GPU that is cut into MIG instances.
+            // Not available for a GPU that is split into MIG instances.
             utilization: optional(handle.utilization_rates())?.map(|rates| rates.gpu),
             power: optional(handle.power_usage())?.map(watts),
             power_limit: optional(handle.enforced_power_limit())?.map(watts),
@@ -172,7 +171,7 @@ impl Library {
         }
         let mut instances = Vec::new();
         for index in 0..optional(handle.mig_device_count())?.unwrap_or(0) {
-            // Numbers may be free in between.
+            // Indices may have gaps.
             let Some(instance) = optional(handle.mig_device_by_index(index))? else { continue };
             let memory = self.memory(&instance)?;
             instances.push(MigInstance {
@@ -208,8 +207,8 @@ fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, Trouble> {
     }
 }
 
-/// A list of processes, by the older call where the driver (before 510) lacks the newer one. No list at all is trouble: an empty
-/// one would say that nobody is there.
+/// A list of processes; uses the older call if the driver (before 510) lacks the newer one. Having neither is an error:
+/// an empty list would mean that the GPU is free.
 fn listed(
     newer: Result<Vec<ProcessInfo>, NvmlError>,
     older: impl FnOnce() -> Result<Vec<ProcessInfo>, NvmlError>,
@@ -221,7 +220,7 @@ fn listed(
     }
 }
 
-/// A process may be listed under several kinds, and with several contexts: its memory is the most that one list says.
+/// A process may be in several lists, and have several contexts: its memory is the largest total that one list reports.
 fn merge(processes: &mut BTreeMap<i32, RawProcess>, note: impl Fn(&mut Kinds), list: Option<Vec<ProcessInfo>>) {
     let mut list = list.unwrap_or_default();
     list.sort_by_key(|info| info.pid);
@@ -244,7 +243,7 @@ fn watts(milliwatts: u32) -> f64 {
 }
 
 fn throttle_reasons(reasons: ThrottleReasons) -> Vec<String> {
-    // Being idle is no slowness.
+    // Idle is not a reason of slowness.
     let slow = reasons - ThrottleReasons::GPU_IDLE - ThrottleReasons::NONE;
     slow.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect()
 }

@@ -1,4 +1,4 @@
-//! Memory by the first version of NVML's call, which nvml-wrapper does not make: drivers before 510 have no other.
+//! The first version of NVML's memory call, which nvml-wrapper does not provide: drivers before 510 have no other.
 
 use std::{cell::OnceCell, ffi::OsString, mem::MaybeUninit};
 
@@ -8,7 +8,7 @@ use nvml_wrapper::{
 };
 use nvml_wrapper_sys::bindings::NvmlLib;
 
-/// The library's symbols, looked up once it turns out that they are needed.
+/// The library's symbols, looked up when they are first needed.
 pub struct OldMemory {
     names: Vec<OsString>,
     symbols: OnceCell<Option<NvmlLib>>,
@@ -26,9 +26,10 @@ impl OldMemory {
         let call = symbols.and_then(|symbols| symbols.nvmlDeviceGetMemoryInfo.as_ref().ok());
         let call = call.ok_or(NvmlError::FunctionNotFound)?;
         let mut memory = MaybeUninit::zeroed();
-        // SAFETY: the handle is of the library that is loaded here once more, which the loader answers with the same one, still
-        // initialised as long as `device` lives; the struct is as large as this version of the call has it. It holds three
-        // integers, for which zeroes are values, so it is initialised whether the call wrote it or not.
+        // SAFETY: the handle belongs to the library that is loaded here a second time, for which the loader returns the
+        // same one, still initialized as long as `device` lives. The struct has the size of this version of the call.
+        // It holds three integers, for which zeroes are valid values, so it is initialized whether or not the call
+        // wrote to it.
         let memory = unsafe {
             nvml_try(call(device.handle(), memory.as_mut_ptr()))?;
             memory.assume_init()
@@ -38,6 +39,6 @@ impl OldMemory {
 }
 
 fn load(name: &OsString) -> Option<NvmlLib> {
-    // SAFETY: NVIDIA's library, or the one that the config names; it is in this process already.
+    // SAFETY: NVIDIA's library, or the one that the config names; it is loaded in this process already.
     unsafe { NvmlLib::new(name) }.ok()
 }

@@ -1,4 +1,4 @@
-//! The thread that asks NVML, and the watchdog over it.
+//! The thread that calls NVML, and the watchdog over it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,24 +15,24 @@ use super::{
 };
 use crate::{host::clock::Moment, model::usage::GpuUuid};
 
-/// A call that takes longer hangs.
+/// A call that takes longer counts as hung.
 const HANG: Duration = Duration::from_secs(5);
 
-/// Pauses before the library is opened again: each twice the one before, from the first to the last.
+/// Pauses before the library is reopened: each is twice the previous one, from the first to the second value.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// What a thread is at, for the watchdog.
+/// What the thread is doing, for the watchdog.
 #[derive(Default)]
 struct Progress {
-    /// Threads with a smaller number have been given up.
+    /// Threads with a smaller number have been abandoned.
     generation: u64,
-    /// Since when it waits for NVML, and for which GPU (`None` = the library as a whole).
+    /// Since when it has been waiting for NVML, and for which GPU (`None` = the library as a whole).
     waiting: Option<(Option<u32>, Instant)>,
-    /// GPUs whose call never came back.
+    /// GPUs whose call never returned.
     hanging: HashSet<u32>,
 }
 
-/// Keeps the snapshots coming until told to stop.
+/// Publishes snapshots until `stop` is cancelled.
 pub async fn run(gpus: Gpus, stop: CancellationToken) {
     let progress: Arc<Mutex<Progress>> = Arc::default();
     start_thread(&gpus, &progress, 0);
@@ -63,7 +63,7 @@ pub async fn run(gpus: Gpus, stop: CancellationToken) {
                 start_thread(&gpus, &progress, generation);
             }
             Some((None, _)) => {
-                // Another thread would hang as well. The stuck one goes on when the driver does.
+                // Another thread would hang as well. The stuck one continues when the driver does.
                 tracing::error!("opening NVML hangs; all GPUs are unknown until it returns");
                 lock(&progress).generation -= 1;
                 publish_failing(&gpus, "the NVIDIA driver does not answer");
@@ -77,7 +77,7 @@ fn lock(progress: &Mutex<Progress>) -> std::sync::MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The devices as they were, all unknown.
+/// The devices as last known, all with unknown health.
 fn publish_failing(gpus: &Gpus, reason: &str) {
     let before = gpus.snapshot();
     let devices = before.devices.iter().map(|device| unknown(device, reason)).collect();
@@ -104,7 +104,7 @@ fn start_thread(gpus: &Gpus, progress: &Arc<Mutex<Progress>>, generation: u64) {
     };
     let started = std::thread::Builder::new().name("nvml".to_owned()).spawn(move || poller.run());
     if let Err(error) = started {
-        tracing::error!(%error, "no thread for NVML");
+        tracing::error!(%error, "could not start the thread for NVML");
     }
 }
 
@@ -113,12 +113,12 @@ struct Poller {
     progress: Arc<Mutex<Progress>>,
     generation: u64,
     attribution: Attribution,
-    /// Of GPUs that were read: a lost one cannot say who it is.
+    /// Kept from earlier reads: a lost GPU cannot report its identity.
     identities: HashMap<u32, (GpuUuid, String)>,
     last_samples: HashMap<u32, u64>,
 }
 
-/// The thread was given up while it waited.
+/// The thread was abandoned while it waited.
 struct GivenUp;
 
 impl Poller {
@@ -130,8 +130,8 @@ impl Poller {
             match opened {
                 Ok(library) => {
                     let Ok(trouble) = self.poll_while_good(&library, &mut pause) else { return };
-                    tracing::warn!(%trouble, "NVML is opened again");
-                    // Dropping the library talks to the driver too.
+                    tracing::warn!(%trouble, "reopening NVML");
+                    // Dropping the library calls the driver too.
                     if self.ask(None, || drop(library)).is_err() {
                         return;
                     }
@@ -148,7 +148,7 @@ impl Poller {
         }
     }
 
-    /// Polls until the library is to be opened anew.
+    /// Polls until the library must be reopened.
     fn poll_while_good(&mut self, library: &nvml::Library, pause: &mut Duration) -> Result<Trouble, GivenUp> {
         loop {
             let count = match self.ask(None, || library.count())? {
@@ -211,7 +211,7 @@ impl Poller {
         }))
     }
 
-    /// Asks NVML under the watchdog's eye.
+    /// Calls NVML under the watchdog.
     fn ask<T>(&self, device: Option<u32>, question: impl FnOnce() -> T) -> Result<T, GivenUp> {
         {
             let mut progress = lock(&self.progress);
@@ -226,14 +226,14 @@ impl Poller {
             progress.waiting = None;
             return Ok(answer);
         }
-        // It came back after all: whoever polls now may ask this GPU again.
+        // The call returned after all: the current thread may read this GPU again.
         if let Some(index) = device {
             progress.hanging.remove(&index);
         }
         Err(GivenUp)
     }
 
-    /// Sleeps, less long when interest begins. `false` when the thread is to end.
+    /// Sleeps until the next poll is due or a client begins to watch. `false` when the thread must exit.
     fn sleep(&self, interval: Duration) -> bool {
         let asleep = self.gpus.0.asleep.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self.gpus.0.woken.wait_timeout(asleep, interval);

@@ -1,12 +1,13 @@
-//! The ports by which a container's network hangs on the bridges of the host (bridge(8)): whether packets go through them.
+//! The ports that attach a container's network to the bridges of the host (bridge(8)), and whether they forward
+//! packets.
 //!
-//! A pod that is saved must get no packet meanwhile. The kernel answers for programs that stand still: it takes data that
-//! nobody will have read, since the socket was written down before, and the sender believes it arrived. A port that is
-//! disabled drops everything, and the pod does not notice, its interfaces stay up.
+//! A pod must receive no packets while it is being checkpointed. The kernel acknowledges data for frozen programs: the
+//! sender believes that the data arrived, but the socket has been dumped already, so nobody will ever read them. A
+//! disabled port drops everything, and the pod does not notice because its interfaces stay up.
 //!
-//! And a pod that is brought back must get none before its sockets are there: to a packet of a connection that it does not know
-//! the kernel answers that the connection is over. Its port is new, and open from the beginning; so the bridge itself claims the
-//! hardware address meanwhile, and drops what is for it.
+//! A pod that is being restored must receive none until its sockets exist: the kernel answers packets of an unknown
+//! connection with a reset. The pod's port is new, and forwards from the beginning. So the bridge itself claims the
+//! hardware address meanwhile, and drops packets to it.
 
 use std::{collections::HashMap, ffi::CString, io};
 
@@ -14,8 +15,8 @@ use nix::libc;
 
 use super::netlink::{self, attributes, number};
 
-/// linux/if_link.h: `IFLA_LINK` is the other end of a veth pair, `IFLA_MASTER` the bridge, `IFLA_PROTINFO` what the bridge
-/// keeps of its port, with the state in it.
+/// linux/if_link.h: `IFLA_LINK` is the other end of a veth pair, `IFLA_MASTER` the bridge, `IFLA_PROTINFO` the bridge's
+/// data about its port, including the state.
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
@@ -35,17 +36,17 @@ pub enum State {
     Forwarding = 3,
 }
 
-/// An interface as its network tells of it.
+/// An interface as seen in its own network namespace.
 #[derive(Clone, Copy, Debug, Default)]
 struct Link {
     is_up: bool,
-    /// The other end's index, in the network that it is in.
+    /// The other end's index, in that end's own namespace.
     other: Option<u32>,
     bridge: Option<u32>,
 }
 
-/// Sets all ports of the network that a process is in. False where it has none that could be found: it is the host's own, or
-/// hangs on no bridge.
+/// Sets all ports of a process's network. Returns false if no ports were found: the network is the host's own, or not
+/// attached to a bridge.
 pub fn set_ports(pid: i32, state: State) -> io::Result<bool> {
     let ports = ports_of(pid)?;
     for &port in &ports {
@@ -54,14 +55,14 @@ pub fn set_ports(pid: i32, state: State) -> io::Result<bool> {
     Ok(!ports.is_empty())
 }
 
-/// The indices of the host's ends of the veth pairs of a process's network; none where one of its interfaces that are up, but
-/// for the loopback, is something else.
+/// The indices of the host's ends of the veth pairs of a process's network. Empty if any interface that is up, except
+/// loopback, is not such a pair.
 fn ports_of(pid: i32) -> io::Result<Vec<u32>> {
     let here = links()?;
     let inside = netlink::in_network_of(pid, links)?;
     let host_end = |(&index, link): (&u32, &Link)| {
         let other = link.other?;
-        // Indices are counted per network: both ends must name each other.
+        // Indices are per network namespace: both ends must name each other.
         let port = here.get(&other).filter(|port| port.bridge.is_some() && port.other == Some(index));
         port.map(|_| other)
     };
@@ -90,7 +91,7 @@ fn links() -> io::Result<HashMap<u32, Link>> {
 
 fn set_port(index: u32, state: State) -> io::Result<()> {
     let mut request = ifinfomsg(libc::AF_BRIDGE, index);
-    // An attribute of one byte and its padding, within another one.
+    // A nested attribute of one byte and its padding.
     for half in [12, NESTED | IFLA_PROTINFO, 5, IFLA_BRPORT_STATE] {
         request.extend_from_slice(&half.to_ne_bytes());
     }
@@ -98,10 +99,10 @@ fn set_port(index: u32, state: State) -> io::Result<()> {
     netlink::ask(libc::NETLINK_ROUTE, libc::RTM_SETLINK, libc::NLM_F_ACK, &request, |_| {})
 }
 
-/// Whether a bridge claims a hardware address, and drops what is for it.
+/// Makes a bridge claim a hardware address and drop packets to it, or stop doing so.
 pub fn claim(bridge: &str, address: [u8; 6], is_claimed: bool) -> io::Result<()> {
     let name = CString::new(bridge)?;
-    // SAFETY: a name that ends with a zero, and is only read.
+    // SAFETY: the name ends with a NUL, and is only read.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     if index == 0 {
         return Err(io::Error::last_os_error());
@@ -153,9 +154,10 @@ mod tests {
         assert!(done.success(), "{line}");
     }
 
-    /// A bridge in a network of our own, and a process in another one that hangs on it. Needs root, as the daemon has it.
+    /// A bridge in a network namespace of our own, and a process in another one attached to it. Needs root, as the
+    /// daemon does.
     #[test]
-    fn nothing_goes_through_a_disabled_port() {
+    fn a_disabled_port_forwards_nothing() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
@@ -170,7 +172,7 @@ mod tests {
             }
             let inside = format!("nsenter --net --target {pid}");
             let pid = i32::try_from(pid).unwrap();
-            assert!(!set_ports(pid, State::Disabled).unwrap(), "it hangs on nothing");
+            assert!(!set_ports(pid, State::Disabled).unwrap(), "it is attached to no bridge");
             for line in [
                 "ip link add bridge0 type bridge",
                 "ip addr add 192.0.2.1/24 dev bridge0",
@@ -186,7 +188,7 @@ mod tests {
             let to = netlink::in_network_of(pid, || UdpSocket::bind("192.0.2.2:9")).unwrap();
             to.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             let mut number = 0u8;
-            // One of before may come late.
+            // An earlier datagram may arrive late.
             let mut arrives = || {
                 number += 1;
                 from.send_to(&[number], "192.0.2.2:9").unwrap();
@@ -209,7 +211,7 @@ mod tests {
             let text = line.split_whitespace().nth(3).unwrap();
             let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
             let address: [u8; 6] = bytes.try_into().unwrap();
-            // The port is as new: nothing was learnt about it.
+            // The port is as new: the bridge has learned nothing about it.
             run("ip link set port0 down");
             for is_claimed in [true, true] {
                 claim("bridge0", address, is_claimed).unwrap();
@@ -220,7 +222,7 @@ mod tests {
             for is_claimed in [false, false] {
                 claim("bridge0", address, is_claimed).unwrap();
             }
-            assert!((0..10).any(|_| arrives()), "let go");
+            assert!((0..10).any(|_| arrives()), "released");
             pod.kill().unwrap();
             pod.wait().unwrap();
         });

@@ -1,5 +1,5 @@
-//! A container's cgroup, version 1 or 2, under either cgroup driver: found through its first process, read from files. The
-//! engine's own statistics take a second; this takes microseconds. [`Meter`] is for who looks again and again.
+//! A container's cgroup, version 1 or 2, under either cgroup driver: found through its first process, read from files.
+//! The engine's own statistics take a second; this takes microseconds. [`Meter`] is for repeated reads.
 
 use std::{
     collections::HashMap,
@@ -11,27 +11,27 @@ use std::{
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Where a process's group keeps its files.
+/// The directories of a process's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cgroup {
     V1 { cpu: PathBuf, memory: PathBuf, pids: PathBuf, disk: Option<PathBuf> },
     V2(PathBuf),
 }
 
-/// What a group has used, and uses.
+/// What a cgroup has used so far, and is using now.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
-    /// Since the group was made.
+    /// Since the cgroup was created.
     pub cpu_seconds: f64,
-    /// Without file cache that can be given up.
+    /// Without reclaimable file cache.
     pub memory_bytes: u64,
     pub pids: u64,
     /// `None` where the kernel does not count it.
     pub disk: Option<Disk>,
 }
 
-/// Bytes from and to disks since the group was made. Version 1 does not know whose what is written through the cache is, and
-/// counts only the rest.
+/// Bytes read from and written to disks since the cgroup was created. Version 1 cannot attribute buffered writes, and
+/// does not count them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     pub read: u64,
@@ -39,7 +39,7 @@ pub struct Disk {
 }
 
 impl Cgroup {
-    /// The group of a process; `None` when the process is gone.
+    /// The cgroup of a process; `None` if the process is gone.
     pub fn of_process(pid: i32) -> Option<Self> {
         if pid <= 0 {
             return None;
@@ -56,7 +56,7 @@ impl Cgroup {
         }
     }
 
-    /// `None` when the group is gone.
+    /// `None` if the cgroup is gone.
     pub fn read(&self) -> Option<Sample> {
         let pids = match self {
             Self::V1 { pids, .. } => pids,
@@ -78,8 +78,9 @@ impl Cgroup {
         self.parse_disk(&fs::read_to_string(file).ok()?)
     }
 
-    /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk. On
-    /// version 1 newer kernels (seen with 6.18) do not count where no limit is set: no disk at all is no zero there.
+    /// `8:0 Read 4096` and `8:0 Write 0` on version 1, `8:0 rbytes=4096 wbytes=0 rios=1 …` on version 2, for each disk.
+    /// On version 1 newer kernels (seen with 6.18) do not count unless a limit is set: no disks at all does not mean
+    /// zero there.
     fn parse_disk(&self, text: &str) -> Option<Disk> {
         let mut sum = Disk::default();
         if matches!(self, Self::V1 { .. }) && !text.contains(':') {
@@ -127,49 +128,49 @@ impl Cgroup {
     }
 }
 
-/// A group whose files were found, and opened where that pays.
+/// A cgroup whose files were found, and opened where that saves time.
 pub struct Meter {
     group: Cgroup,
     cpu: File,
 }
 
 impl Meter {
-    /// `None` when the process is gone.
+    /// `None` if the process is gone.
     pub fn of_process(pid: i32) -> Option<Self> {
         let group = Cgroup::of_process(pid)?;
         let cpu = File::open(group.cpu_file()).ok()?;
         Some(Self { group, cpu })
     }
 
-    /// Since the group was made; `None` when it is gone.
+    /// Since the cgroup was created; `None` if it is gone.
     pub fn cpu_seconds(&self) -> Option<f64> {
         let mut buffer = [0; 1024];
         let length = self.cpu.read_at(&mut buffer, 0).ok()?;
         self.group.parse_cpu(std::str::from_utf8(&buffer[..length]).ok()?)
     }
 
-    /// Without file cache that can be given up; `None` when the group is gone.
+    /// Without reclaimable file cache; `None` if the cgroup is gone.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.group.memory_bytes()
     }
 }
 
-/// The group whose rules say which devices a process may open; `None` when the process is gone.
+/// The cgroup whose device rules apply to a process; `None` if the process is gone.
 pub fn of_devices(pid: i32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let folders = folders(&text);
     folders.get("devices").or_else(|| folders.get("")).cloned()
 }
 
-/// The group that pays for a process's memory; `None` when the process is gone.
+/// The cgroup to which a process's memory is charged; `None` if the process is gone.
 pub fn of_memory(pid: i32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let folders = folders(&text);
     folders.get("memory").or_else(|| folders.get("")).cloned()
 }
 
-/// Reads `/proc/PID/cgroup` (cgroups(7)), `ID:CONTROLLERS:PATH` per hierarchy: the folder of each controller, and of version 2
-/// under no name.
+/// Parses `/proc/PID/cgroup` (cgroups(7)), `ID:CONTROLLERS:PATH` per hierarchy, into the directory of each controller;
+/// version 2 is under the empty name.
 fn folders(text: &str) -> HashMap<&str, PathBuf> {
     let mut folders = HashMap::new();
     for line in text.lines() {
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_versions_and_drivers_are_found() {
+    fn cgroups_are_found_under_both_versions_and_drivers() {
         let v1 = "9:pids:/docker/ab\n8:memory:/docker/ab\n3:cpu,cpuacct:/docker/ab\n1:name=systemd:/docker/ab\n0::/docker/ab\n";
         assert_eq!(
             Cgroup::parse(v1),
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_read_under_both_versions() {
+    fn disk_bytes_are_parsed_under_both_versions() {
         let old = "8:0 Read 4096\n8:0 Write 512\n8:0 Sync 512\n8:0 Total 4608\n8:16 Read 1\n8:16 Write 2\nTotal 4611\n";
         let new =
             "8:0 rbytes=4096 wbytes=512 rios=1 wios=1 dbytes=9 dios=1\n8:16 rbytes=1 wbytes=2 rios=1 wios=1\n7:0\n";
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_time_reads_under_both_versions() {
+    fn cpu_time_is_parsed_under_both_versions() {
         let v1 = v1();
         assert_eq!(v1.parse_cpu("1500000000\n"), Some(1.5));
         assert_eq!(Cgroup::V2(PathBuf::new()).parse_cpu("usage_usec 2500000\nuser_usec 1\n"), Some(2.5));

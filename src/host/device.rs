@@ -1,8 +1,8 @@
 //! Whether a container's processes may open a device of the host.
 //!
-//! What decides is the device rules of their cgroup (a list on version 1, a BPF program on version 2), which nobody but the
-//! kernel can be asked about: so a process of our own enters that cgroup for a moment and opens the container's node. It is
-//! this program once more, since a daemon cannot enter a cgroup with one thread.
+//! This depends on the device rules of their cgroup (a list on version 1, a BPF program on version 2), which only the
+//! kernel can evaluate. So a process of our own enters that cgroup for a moment and opens the container's node. It is
+//! this program again, since a daemon cannot move a single thread into a cgroup.
 
 use std::{
     fs::{self, File},
@@ -25,13 +25,13 @@ use nix::{
 use super::{cgroup, process};
 use crate::model::ids::ContainerId;
 
-/// The hidden command under which this program is the other process.
+/// The hidden command that runs this program as that process.
 pub const COMMAND: &str = "probe-device";
 
-/// How long it may take: a driver that hangs would keep it for ever.
+/// How long it may take: a hung driver would block it forever.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// What came of opening the device.
+/// The result of opening the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Open,
@@ -39,14 +39,14 @@ pub enum Access {
     Denied,
     /// The container has no such node.
     Missing,
-    /// The device cannot be opened on the host either, the container ended meanwhile, and the like.
+    /// The device cannot be opened on the host either, the container has exited meanwhile, or similar.
     Untold,
 }
 
 impl Access {
     const ALL: [Self; 4] = [Self::Open, Self::Denied, Self::Missing, Self::Untold];
 
-    /// As the other process ends. Not 0 or 1, which other programs and crashes end with.
+    /// The exit code of that process. Not 0 or 1, which other programs and crashes use.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Open => 10,
@@ -57,7 +57,7 @@ impl Access {
     }
 }
 
-/// Has another process look.
+/// Has another process try it.
 pub async fn ask(container: &ContainerId, pid: i32, device: &Path) -> Access {
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command.arg(COMMAND).arg(container.as_str()).arg(pid.to_string()).arg(device);
@@ -68,7 +68,7 @@ pub async fn ask(container: &ContainerId, pid: i32, device: &Path) -> Access {
     told.unwrap_or(Access::Untold)
 }
 
-/// Looks, in a process that ends after that: it is in the container's cgroup from then on. `pid` is any process of the
+/// Tries it, in a process that exits afterwards, since it stays in the container's cgroup. `pid` is any process of the
 /// container.
 pub fn look(container: &ContainerId, pid: i32, device: &Path) -> Access {
     let Some(inside) = Inside::open(container, pid) else { return Access::Untold };
@@ -84,7 +84,7 @@ pub fn look(container: &ContainerId, pid: i32, device: &Path) -> Access {
         Ok(_) => return Access::Missing,
         Err(_) => return Access::Untold,
     }
-    // 0 is whoever writes it.
+    // 0 is the writer itself.
     if (&inside.members).write_all(b"0").is_err() {
         return Access::Untold;
     }
@@ -96,7 +96,7 @@ pub fn look(container: &ContainerId, pid: i32, device: &Path) -> Access {
     }
 }
 
-/// A container from outside.
+/// A container seen from outside.
 struct Inside {
     root: File,
     /// The list of the processes in its cgroup.
@@ -110,11 +110,11 @@ impl Inside {
         let members = File::options().write(true).open(group.join("cgroup.procs")).ok()?;
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let root = File::options().read(true).custom_flags(flags).open(format!("/proc/{pid}/root")).ok()?;
-        // Asked again: the root is that of the same process then.
+        // Checked again: this proves that the root is that of the same process.
         is_inside().then_some(Self { root, members })
     }
 
-    /// Opens what the container's processes see under this path: links lead nowhere but into the container.
+    /// Opens what the container's processes see under this path: links cannot lead out of the container.
     fn open_file(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         openat2(self.root.as_fd(), path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
@@ -122,7 +122,7 @@ impl Inside {
 
     /// The number of the device there; `None` if there is none.
     fn node(&self, path: &Path) -> nix::Result<Option<u64>> {
-        // By path only: whatever else the container put there is not opened.
+        // By path only: anything else that the container put there is not opened.
         match self.open_file(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Ok(node) => {
                 let node = File::from(node).metadata().map_err(|_| Errno::EIO)?;

@@ -1,8 +1,8 @@
-//! Whether processes still live: asked of a thousand at once, and never answered for another that has the PID by now.
+//! Whether processes are still alive: a thousand at once, and never mistaken for another process that reuses the PID.
 //!
-//! The kernel gives out a descriptor of a process (pidfd_open(2), Linux 5.3) that becomes readable when the process ends, and
-//! one poll(2) asks them all, for less than a file of `/proc` costs for each. Where there is no descriptor to be had, on older
-//! kernels or when there are too many open files, the start time behind the PID is read.
+//! The kernel provides a descriptor of a process (pidfd_open(2), Linux 5.3) that becomes readable when the process
+//! exits, and one poll(2) checks them all at less than the cost of one `/proc` file each. Where there is no descriptor,
+//! on older kernels or with too many open files, the start time of the PID is compared.
 
 use std::{
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
@@ -19,17 +19,17 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::process::Stat;
 use crate::model::ids::ProcessId;
 
-/// Time between two looks at a process without a descriptor.
+/// Poll interval for a process without a descriptor.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// A process that is held on to.
+/// A process identified beyond its PID.
 pub struct Life {
     pub id: ProcessId,
     descriptor: Option<OwnedFd>,
 }
 
 impl Life {
-    /// Of who has the PID now; `None` when nobody has.
+    /// The process that has the PID now; `None` if there is none.
     pub fn of(pid: i32) -> Option<Self> {
         let descriptor = match open(pid) {
             Ok(descriptor) => Some(descriptor),
@@ -37,11 +37,11 @@ impl Life {
             Err(_) => None,
         };
         let life = Self { id: Stat::read(pid)?.id, descriptor };
-        // The start time is that of the descriptor's process, unless it ended in between.
+        // The start time is that of the descriptor's process unless that has exited in between.
         (!ended([&life])[0]).then_some(life)
     }
 
-    /// Returns as soon as it has ended.
+    /// Returns as soon as it has exited.
     pub async fn wait(&self) {
         let descriptor = self.descriptor.as_ref().map(AsFd::as_fd);
         // SAFETY: the descriptor stays open as long as it is borrowed, which is longer than it is watched.
@@ -58,7 +58,7 @@ impl Life {
     }
 }
 
-/// Which of them have ended, in their order. With a descriptor also one that its parent has not waited for.
+/// Which of them have exited, in their order. With a descriptor, this includes zombies.
 pub fn ended<'a>(lives: impl IntoIterator<Item = &'a Life> + Clone) -> Vec<bool> {
     let descriptors = lives.clone().into_iter().filter_map(|life| life.descriptor.as_ref());
     let mut asked: Vec<PollFd> =
@@ -79,17 +79,17 @@ fn open(pid: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes two numbers and touches no memory.
     let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     let descriptor = RawFd::try_from(descriptor).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made it for this caller, and nobody else has it.
+    // SAFETY: the kernel has just created it for this caller, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// A descriptor of another process, for ourselves as well (pidfd_getfd(2), Linux 5.6).
+/// Duplicates a descriptor of another process (pidfd_getfd(2), Linux 5.6).
 pub fn descriptor(pid: i32, number: RawFd) -> Result<OwnedFd, Errno> {
     let process = open(pid)?;
     // SAFETY: the call takes three numbers and touches no memory.
     let copy = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })?;
     let copy = RawFd::try_from(copy).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made it for this caller, and nobody else has it.
+    // SAFETY: the kernel has just created it for this caller, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
@@ -100,19 +100,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ended_are_told_from_the_living_with_and_without_descriptors() {
+    fn exited_processes_are_recognized_with_and_without_descriptors() {
         let mut children: Vec<_> = (0..3).map(|_| Command::new("sleep").arg("600").spawn().unwrap()).collect();
         let pid = |child: &std::process::Child| i32::try_from(child.id()).unwrap();
         let mut lives: Vec<Life> = children.iter().map(|child| Life::of(pid(child)).unwrap()).collect();
-        assert!(lives.iter().all(|life| life.descriptor.is_some()), "this kernel has descriptors of processes");
-        // One more of each, as a kernel without them has it.
+        assert!(lives.iter().all(|life| life.descriptor.is_some()), "this kernel has pidfds");
+        // Each once more, as on a kernel without pidfds.
         lives.extend(children.iter().map(|child| Life { descriptor: None, ..Life::of(pid(child)).unwrap() }));
         assert_eq!(ended(&lives), [false; 6]);
         children[1].kill().unwrap();
         children[1].wait().unwrap();
         assert_eq!(ended(&lives), [false, true, false, false, true, false]);
         assert!(Life::of(pid(&children[1])).is_none());
-        // The same PID with another start is another process.
+        // The same PID with another start time is another process.
         let id = ProcessId { started: lives[0].id.started + 1, ..lives[0].id };
         assert_eq!(ended(&[Life { id, descriptor: None }]), [true]);
         for mut child in children {
@@ -124,11 +124,11 @@ mod tests {
     }
 
     #[test]
-    fn one_that_nobody_waited_for_has_ended() {
+    fn a_zombie_counts_as_exited() {
         let mut child = Command::new("true").spawn().unwrap();
         let life = Life::of(i32::try_from(child.id()).unwrap());
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        // `None` if it was faster than we were.
+        // `None` if it exited before we looked.
         while life.as_ref().is_some_and(|life| !ended([life])[0]) {
             assert!(std::time::Instant::now() < until, "still alive");
             std::thread::sleep(std::time::Duration::from_millis(10));

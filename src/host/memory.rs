@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// Bytes that programs may take without others having to give any up, by the kernel's own reckoning (proc_meminfo(5)).
+/// Bytes that programs can allocate without swapping, as the kernel estimates it (proc_meminfo(5)).
 pub fn available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

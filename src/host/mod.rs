@@ -1,4 +1,4 @@
-//! This host as the kernel shows it: processes, memory, cgroups, sockets, bridges, who may open a device, and what time it is.
+//! This host as the kernel shows it: processes, memory, cgroups, sockets, bridges, device access, and the time.
 
 pub mod bridge;
 pub mod cgroup;

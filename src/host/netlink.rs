@@ -1,5 +1,5 @@
-//! What the kernel tells and does over netlink(7) alone, in the network of another process: which sockets its unix sockets
-//! are connected with, and one more address.
+//! What is only available through netlink(7), in the network namespace of another process: which sockets its unix
+//! sockets are connected to, and adding an address.
 
 use std::{
     collections::HashMap,
@@ -19,20 +19,20 @@ use nix::{
 const HEADER: usize = 16;
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// linux/unix_diag.h: the peer's inode is asked for, and told under this number.
+/// linux/unix_diag.h: requests the peer's inode, which is returned in the second attribute.
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
-/// The same for the length of queues.
+/// The same for the queue length.
 const UDIAG_SHOW_RQLEN: u32 = 16;
 const UNIX_DIAG_RQLEN: u16 = 4;
 /// A state of sockets (net/tcp_states.h).
 const LISTENS: u8 = 10;
-/// The loopback interface is the first of every network.
+/// The loopback interface is the first of every network namespace.
 pub(super) const LOOPBACK: u32 = 1;
-/// An answer holds as many messages as fit.
+/// A response holds as many messages as fit.
 const ANSWER: usize = 64 << 10;
 
-/// Does something in the network of a process. The thread that enters it ends.
+/// Runs `work` in the network namespace of a process, on a thread of its own.
 pub fn in_network_of<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     let inside = || {
@@ -40,10 +40,10 @@ pub fn in_network_of<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + S
         work()
     };
     thread::scope(|scope| scope.spawn(inside).join())
-        .unwrap_or_else(|_| Err(io::Error::other("the thread in the pod's network ended")))
+        .unwrap_or_else(|_| Err(io::Error::other("the thread in the pod's network namespace panicked")))
 }
 
-/// The unix sockets of this thread's network by their inodes, each with that of its other end; 0 where it has none, or one
+/// The unix sockets of this thread's network namespace by inode, each with its peer's inode; 0 if it has none, or one
 /// that no program holds.
 pub fn unix_sockets() -> io::Result<HashMap<u64, u64>> {
     let mut sockets = HashMap::new();
@@ -53,7 +53,7 @@ pub fn unix_sockets() -> io::Result<HashMap<u64, u64>> {
     Ok(sockets)
 }
 
-/// Listening unix sockets of this thread's network with connections that nobody has accepted yet.
+/// Listening unix sockets of this thread's network namespace with connections that nobody has accepted yet.
 pub fn full_unix_listeners() -> io::Result<Vec<u64>> {
     let mut full = Vec::new();
     ask_unix(1 << LISTENS, UDIAG_SHOW_RQLEN, UNIX_DIAG_RQLEN, |inode, waiting| {
@@ -62,7 +62,7 @@ pub fn full_unix_listeners() -> io::Result<Vec<u64>> {
     Ok(full)
 }
 
-/// Asks for one thing of the unix sockets in some states. Hands on the inode and the number that was asked for.
+/// Requests one attribute of the unix sockets in some states. Passes on the inode and the attribute.
 fn ask_unix(states: u32, show: u32, wanted: u16, mut each: impl FnMut(u64, Option<u64>)) -> io::Result<()> {
     let mut request = Vec::new();
     // struct unix_diag_req: family, protocol, padding, states, inode, what to show, cookie
@@ -79,10 +79,10 @@ fn ask_unix(states: u32, show: u32, wanted: u16, mut each: impl FnMut(u64, Optio
     })
 }
 
-/// Gives this thread's network one more address, on the loopback interface: programs of it can use it, nobody outside sees it.
-/// One that is there already stays as it is.
+/// Adds an address to the loopback interface of this thread's network namespace: its programs can use it, nothing
+/// outside sees it. An existing one is left as it is.
 pub fn add_own_address(address: Ipv4Addr) -> io::Result<()> {
-    // Else eth0 answers for the addresses of all interfaces, and takes this one from whoever has it on the bridge.
+    // Otherwise eth0 answers ARP for the addresses of all interfaces, and takes this one from its owner on the bridge.
     fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?;
     let mut request = vec![u8::try_from(libc::AF_INET).unwrap_or(2), 32, 0, 0];
     request.extend_from_slice(&LOOPBACK.to_ne_bytes());
@@ -99,9 +99,9 @@ pub fn add_own_address(address: Ipv4Addr) -> io::Result<()> {
     }
 }
 
-/// Sends one request and hands on the body of each message of the answer.
+/// Sends one request and passes on the body of each message of the response.
 pub(super) fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
-    // SAFETY: a call without pointers; the descriptor it returns is nobody else's.
+    // SAFETY: a call without pointers; nothing else owns the descriptor that it returns.
     let mut socket = unsafe {
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
         if socket < 0 {
@@ -126,7 +126,7 @@ pub(super) fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each
             let Some(body) = rest.get(HEADER..length) else { return Err(io::ErrorKind::UnexpectedEof.into()) };
             match kind {
                 libc::NLMSG_DONE => return Ok(()),
-                // An error of 0 says that it was done.
+                // Error 0 is an acknowledgement.
                 libc::NLMSG_ERROR => {
                     return match number(body, 0).map_or(0, u32::cast_signed) {
                         0 => Ok(()),
@@ -143,7 +143,7 @@ pub(super) fn ask(protocol: i32, kind: u16, flags: i32, request: &[u8], mut each
     }
 }
 
-/// struct rtattr after struct rtattr, each at a multiple of four.
+/// A sequence of struct rtattr, each aligned to four bytes.
 pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (length, name) = (usize::from(half(rest, 0)?), half(rest, 2)?);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_of_sockets_is_connected_with_each_other() {
+    fn each_socket_of_a_pair_is_the_peer_of_the_other() {
         let (one, two) = UnixStream::pair().unwrap();
         let sockets = unix_sockets().unwrap();
         assert_eq!(sockets.get(&inode(&one)), Some(&inode(&two)));
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(unix_sockets().unwrap().get(&inode(&one)), Some(&0));
     }
 
-    /// In a pod the engine has done that.
+    /// In a pod, the engine does this.
     fn bring_loopback_up() {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         // SAFETY: a structure of numbers, filled as netdevice(7) says.
@@ -195,9 +195,9 @@ mod tests {
         assert_eq!(done, 0);
     }
 
-    /// Needs root, as the daemon has it.
+    /// Needs root, as the daemon does.
     #[test]
-    fn an_address_is_added_in_a_network_of_its_own() {
+    fn an_address_is_added_in_its_own_network_namespace() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }

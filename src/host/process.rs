@@ -1,4 +1,4 @@
-//! Processes. A PID alone is no name: it is reused. A PID with its start time is one, and that is [`ProcessId`].
+//! Processes. A PID alone identifies nothing, since it is reused; a PID with its start time does: [`ProcessId`].
 
 use std::{fs, io::Read, path::Path, sync::OnceLock};
 
@@ -12,7 +12,7 @@ use crate::model::ids::{ContainerId, ProcessId};
 /// Longest command line that is kept, bytes.
 const MAX_COMMAND: u64 = 4096;
 
-/// What `/proc/PID/stat` tells (proc_pid_stat(5)).
+/// What `/proc/PID/stat` contains (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     pub id: ProcessId,
@@ -28,9 +28,9 @@ impl Stat {
         Self::parse(pid, &read(format!("/proc/{pid}/stat"))?)
     }
 
-    /// Reads the file's one line.
+    /// Parses the file's one line.
     pub fn parse(pid: i32, stat: &str) -> Option<Self> {
-        // The name, in parentheses, may hold anything; what follows the last parenthesis starts with field 3.
+        // The name, in parentheses, may contain anything; what follows the last parenthesis starts with field 3.
         let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {
@@ -42,7 +42,8 @@ impl Stat {
     }
 }
 
-/// A file of /proc. A program chooses its name and those of its sockets, of any bytes: they hide no process.
+/// Reads a file of /proc. A program chooses its own name and those of its sockets, as arbitrary bytes: invalid UTF-8
+/// must not hide a process.
 pub fn read(path: impl AsRef<Path>) -> Option<String> {
     Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
 }
@@ -59,7 +60,7 @@ pub fn list() -> Vec<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// What a process has open: number, and what it links to.
+/// A process's open descriptors: number and link target.
 pub fn descriptors(pid: i32) -> impl Iterator<Item = (String, String)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().filter_map(Result::ok);
     entries.filter_map(|entry| {
@@ -68,18 +69,19 @@ pub fn descriptors(pid: i32) -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// Whether it has a file below this folder open, or had it open when it was removed.
+/// Whether it has a file below this directory open, even a deleted one.
 pub fn has_open_below(pid: i32, folder: &Path) -> bool {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     descriptors.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(folder)))
 }
 
-/// The container that a process lives in: the outermost, where one runs in another.
+/// The container that a process lives in; the outermost if they are nested.
 pub fn container_of(pid: i32) -> Option<ContainerId> {
     find_container(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
 }
 
-/// Reads `/proc/PID/cgroup`: `/docker/ID` with cgroupfs, `/system.slice/docker-ID.scope` with systemd, on version 1 and 2.
+/// Parses `/proc/PID/cgroup`: `/docker/ID` with cgroupfs, `/system.slice/docker-ID.scope` with systemd, on version 1
+/// and 2.
 fn find_container(cgroup: &str) -> Option<ContainerId> {
     let paths = cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.flat_map(|path| path.split('/')).find_map(|part| {
@@ -94,8 +96,8 @@ pub fn pid_inside(pid: i32) -> Option<i32> {
     status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
 }
 
-/// Words of the command line with spaces between. It may block for long on a process whose memory is locked: call it where
-/// that harms nobody.
+/// The words of the command line, joined by spaces. This may block for long on a process whose memory is locked: call
+/// it only where that does no harm.
 pub fn command_line(pid: i32) -> Option<String> {
     let mut bytes = Vec::new();
     fs::File::open(format!("/proc/{pid}/cmdline")).ok()?.take(MAX_COMMAND).read_to_end(&mut bytes).ok()?;
@@ -109,14 +111,14 @@ pub fn uptime() -> f64 {
     since_boot.tv_sec() as f64 + since_boot.tv_nsec() as f64 / 1e9
 }
 
-/// Ticks from boot to now, cut to whole ticks as the kernel cuts [`ProcessId::started`].
+/// Ticks from boot to now, truncated as the kernel truncates [`ProcessId::started`].
 pub fn ticks_now() -> u64 {
     let since_boot = since_boot();
     let ticks = ticks_per_second() as i64;
     (since_boot.tv_sec() * ticks + since_boot.tv_nsec() * ticks / 1_000_000_000).unsigned_abs()
 }
 
-/// The clock that the kernel takes start times from.
+/// The clock of the kernel's start times.
 fn since_boot() -> TimeSpec {
     clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0))
 }
@@ -127,13 +129,13 @@ pub fn parse_statm(statm: &[u8]) -> Option<u64> {
     Some(resident.parse::<u64>().ok()? * page_size())
 }
 
-/// Tells one boot from another: start times and PIDs mean nothing across them.
+/// Identifies the current boot: start times and PIDs mean nothing across boots.
 pub fn boot_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();
     ID.get_or_init(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned())
 }
 
-/// Ticks of start times per second.
+/// Clock ticks of start times per second.
 pub fn ticks_per_second() -> f64 {
     static TICKS: OnceLock<f64> = OnceLock::new();
     *TICKS.get_or_init(|| match nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK) {
@@ -155,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_process_reads() {
+    fn our_own_process_can_be_read() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let stat = Stat::read(pid).unwrap();
         assert_eq!(stat.session, nix::unistd::getsid(None).unwrap().as_raw());
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn a_name_of_odd_bytes_hides_no_process() {
         let own = || {
-            // SAFETY: the name ends with a NUL; the number of the calling thread.
+            // SAFETY: the name ends with a NUL; the call returns the calling thread's number.
             let thread = unsafe {
                 libc::prctl(libc::PR_SET_NAME, c"\xff) Z\n\x1b[2J".as_ptr());
                 libc::gettid()

@@ -1,15 +1,15 @@
-//! Spreading what was used between two times over buckets. Pure.
+//! Distributes an amount between two times over buckets. Pure.
 
 use super::usage::STEPS;
 
-/// Buckets of one step that a span is spread over at most: a longer gap goes into coarser ones only.
+/// Most buckets of one step that a span is spread over: a longer gap is spread only in coarser ones.
 const MAX_BUCKETS: i64 = 4000;
 
-/// Start of a bucket in Unix seconds, and which part of the span lies in it.
+/// Start of a bucket in Unix seconds, and the fraction of the span that lies in it.
 pub type Share = (i64, f64);
 
-/// The buckets of `step` seconds that the span from `begin` to `end` (milliseconds) touches, with shares that add up to 1. An
-/// empty span is all in the bucket of its end.
+/// The buckets of `step` seconds that the span from `begin` to `end` (milliseconds) touches, with shares that add up to
+/// 1. An empty span goes wholly into the bucket of its end.
 pub fn spread(begin: i64, end: i64, step: i64) -> Vec<Share> {
     let step = step * 1000;
     let bucket_of = |time: i64| time.div_euclid(step) * step;

@@ -122,11 +122,11 @@ impl FromStr for ContainerId {
     }
 }
 
-/// A process, for good.
+/// A process, identified for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// As the host sees it.
     pub pid: i32,
-    /// Clock ticks from boot to its start.
+    /// Start time, in clock ticks since boot.
     pub started: u64,
 }

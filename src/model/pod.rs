@@ -67,14 +67,14 @@ impl Pod {
     }
 }
 
-/// A port of the host that leads into a container.
+/// A port of the host that is published to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     pub host: u16,
     pub container: u16,
 }
 
-/// A folder of the host in a container. The source is resolved: no part of it is a symbolic link.
+/// A bind mount of a host directory. The source is resolved: no component of it is a symbolic link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     pub source: PathBuf,
@@ -82,7 +82,7 @@ pub struct Bind {
     pub read_only: bool,
 }
 
-/// Memory as a folder of a container.
+/// A tmpfs mount in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {
     pub target: String,
@@ -90,10 +90,10 @@ pub struct Tmpfs {
     pub size: Option<u64>,
 }
 
-/// What a container of ours is made of: all that can be asked of the engine for it, and enough to make it again.
+/// Everything that can be requested of the engine for a container of ours: enough to create it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
-    /// As the engine knows it.
+    /// By the engine's name.
     pub image: String,
     pub hostname: String,
     pub binds: Vec<Bind>,
@@ -101,7 +101,7 @@ pub struct Shape {
     pub ports: Vec<PublishedPort>,
     /// Empty = the engine's default bridge.
     pub network: String,
-    /// `None` = the host cannot give GPUs, and none are asked for.
+    /// `None` = the host cannot give GPUs, and none are requested.
     pub gpus: Option<GpuSet>,
     /// Bytes; `None` = no limit, here and below.
     pub memory: Option<u64>,
@@ -111,30 +111,30 @@ pub struct Shape {
     pub shm: Option<u64>,
     pub storage: Option<u64>,
     pub new_privileges: bool,
-    /// `None` = the image's own program is PID 1, as in pods that we took over and in those of before.
+    /// `None` = the image's own program is PID 1, as in adopted pods and in pods of older versions.
     #[serde(default)]
     pub init: Option<Init>,
 }
 
-/// Our own first process of a container, and what it runs.
+/// Our own PID 1 in a container, and what it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Init {
     /// On the host. Resolved, like a bind's source.
     pub program: PathBuf,
-    /// The image's own.
+    /// The image's own entrypoint.
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
-    /// Programs may use it, and then cannot be checkpointed.
+    /// Whether programs may use io_uring; a pod whose programs do cannot be checkpointed.
     pub io_uring: bool,
 }
 
 impl Init {
-    /// Where the program is in the container. Below `/dev`, which is memory: elsewhere the engine would leave an empty file
-    /// of that name in the container's layer, and so in commits.
+    /// Path of the program in the container. It is below `/dev`, which is a tmpfs: elsewhere the engine would leave an
+    /// empty file of that name in the container's writable layer, and so in commits.
     pub const INSIDE: &'static str = "/dev/pody-init";
 
-    /// The engine's entrypoint and command. Where the image has no entrypoint the container has none either, since one that
-    /// is set could not be unset again in a commit.
+    /// The engine's entrypoint and command. If the image has no entrypoint the container has none either, since a
+    /// commit cannot unset one.
     pub fn to_run(&self) -> (Option<Vec<String>>, Option<Vec<String>>) {
         let io_uring = self.io_uring.then_some("--io-uring");
         let first = [Self::INSIDE, "init"].into_iter().chain(io_uring).chain(["--"]).map(str::to_owned);
@@ -145,7 +145,7 @@ impl Init {
         }
     }
 
-    /// As lines of a Dockerfile: what an image of the container is to run.
+    /// Dockerfile lines that restore the image's own entrypoint and command.
     pub fn original(&self) -> Vec<String> {
         let list = |words: &[String]| serde_json::to_string(words).expect("texts");
         // In this order: an entrypoint unsets the command.
@@ -168,12 +168,12 @@ impl RestartRule {
         Self { name: "no".to_owned(), retries: 0 }
     }
 
-    /// Pods' rule.
+    /// The policy of pods.
     pub fn always() -> Self {
         Self { name: "always".to_owned(), retries: 0 }
     }
 
-    /// For a pod that was saved and stopped: a reboot must not start it from the beginning.
+    /// For a pod that was checkpointed and stopped: a reboot must not start it from scratch.
     pub fn unless_stopped() -> Self {
         Self { name: "unless-stopped".to_owned(), retries: 0 }
     }

@@ -4,12 +4,12 @@ use serde::Serialize;
 
 use super::names::UserName;
 
-/// What one GPU's own identifier says: the index is for display and may change between boots.
+/// A GPU's own identifier. The index is for display only and may change between boots.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct GpuUuid(pub String);
 
-/// Seconds of a bucket, and how long it is kept.
+/// Length of a bucket, and how long it is kept; seconds.
 pub struct Step {
     pub seconds: i64,
     pub kept: i64,
@@ -24,11 +24,11 @@ pub const STEPS: [Step; 3] = [
     Step { seconds: 3600, kept: 2 * 365 * DAY },
 ];
 
-/// Whose usage it is: a pod's, or a pod's of one GPU.
+/// What an amount is counted for: a pod, or a pod on one GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject {
     pub user: UserName,
-    /// The container's name: it stays when the pod is gone.
+    /// The container's name: it outlives the pod.
     pub pod: String,
     /// `None` for CPU and memory.
     pub gpu: Option<GpuUuid>,
@@ -40,13 +40,13 @@ pub struct Amount {
     pub cpu_seconds: f64,
     /// Bytes of memory × seconds.
     pub memory_byte_seconds: f64,
-    /// A GPU was computing for the pod.
+    /// Seconds during which a GPU computed for the pod.
     pub gpu_active_seconds: f64,
-    /// A GPU's memory was held and nothing computed.
+    /// Seconds during which the pod held a GPU without computing.
     pub gpu_held_seconds: f64,
     /// Bytes of a GPU's memory × seconds.
     pub gpu_memory_byte_seconds: f64,
-    /// Estimated: the GPU's power, shared by those who computed.
+    /// Estimated: the GPU's energy, shared among the pods that computed.
     pub gpu_joules: f64,
 }
 
@@ -60,7 +60,7 @@ impl Amount {
         self.gpu_joules += other.gpu_joules;
     }
 
-    /// A part of it.
+    /// A fraction of it.
     pub fn scaled(&self, share: f64) -> Self {
         Self {
             cpu_seconds: self.cpu_seconds * share,
@@ -77,14 +77,14 @@ impl Amount {
     }
 }
 
-/// What a GPU itself did, whoever used it.
+/// What a GPU did in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct GpuAmount {
-    /// It could be read.
+    /// Seconds during which it could be read.
     pub known_seconds: f64,
-    /// Nobody was on it.
+    /// Seconds without any process on it.
     pub free_seconds: f64,
-    /// Utilisation (0 to 1) × seconds.
+    /// Utilization (0 to 1) × seconds.
     pub busy_seconds: f64,
     pub memory_byte_seconds: f64,
     pub joules: f64,
@@ -110,12 +110,12 @@ impl GpuAmount {
     }
 }
 
-/// Where a process sat at the last snapshot.
+/// A process on a GPU as of the last snapshot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seated {
     pub user: UserName,
     pub pod: String,
-    /// Milliseconds since 1970, until which it is counted.
+    /// Milliseconds since 1970 up to which its use is counted.
     pub counted: i64,
     pub active: bool,
 }

@@ -1,11 +1,11 @@
-//! Object storage: a folder, S3, Google Cloud Storage or Azure, by the URL of `[checkpoint.remote]`. The only place that
-//! imports `object_store`.
+//! Object storage: a directory, S3, Google Cloud Storage or Azure, by the URL of `[checkpoint.remote]`. The only place
+//! that imports `object_store`.
 //!
-//! - [`open`]: from URL and options to a store; nothing is asked of it
-//! - [`transfer`]: files there and back in parts, a bounded number at a time, each hashed on its way
+//! - [`open`]: opens a store from its URL and options, without contacting it
+//! - [`transfer`]: uploads and downloads files in parts, a bounded number at a time, and hashes them on the way
 //!
-//! An object is there whole or not at all. What a store says of an error may name the keys that we came with; they are cut
-//! out before anybody sees it.
+//! An object exists completely or not at all. A store's error text may contain the keys that we sent; they are removed
+//! before the text is used.
 
 mod open;
 mod transfer;
@@ -27,10 +27,10 @@ pub use self::{
 };
 use crate::config::{LiveConfig, RemoteConfig};
 
-/// Of what a store says of an error.
+/// Longest error text of a store that is kept, characters.
 const MAX_WORDS: usize = 300;
 
-/// Why something was not done with the remote store.
+/// Why an operation on the remote store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
     #[error("no remote store is configured; an admin sets url in [checkpoint.remote] of config.toml")]
@@ -41,12 +41,12 @@ pub enum ObjectError {
     NotFound(String),
     #[error("the remote store failed: {0}")]
     Failed(String),
-    /// What lies there is not what was put there, or what lies here is not what is to be put.
+    /// The stored object is not what was uploaded, or the local file is not what should be uploaded.
     #[error("{key}: {why}")]
     Changed { key: String, why: String },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("it was called off")]
+    #[error("it was cancelled")]
     Cancelled,
     #[error("the remote store cannot sign URLs; use s3://, gs:// or az:// with keys, or [files] store = \"here\"")]
     NoSigner,
@@ -59,7 +59,7 @@ impl ObjectError {
     }
 }
 
-/// An object, as a list shows it.
+/// An object, as listed.
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub key: Key,
@@ -72,11 +72,11 @@ pub struct Storage {
     store: Arc<dyn ObjectStore>,
     signer: Option<Arc<dyn Signer>>,
     root: Key,
-    /// Of a store that is a folder.
+    /// For a store that is a directory.
     folder: Option<PathBuf>,
-    /// The URL, which holds no secret.
+    /// The URL, which contains no secrets.
     url: String,
-    /// Never to be seen by anybody.
+    /// Must never be shown.
     secrets: Arc<[String]>,
 }
 
@@ -85,7 +85,7 @@ impl Storage {
         &self.url
     }
 
-    /// A key from its parts. A slash in a part is no step into a folder.
+    /// A key from its parts. A slash in a part does not start a new part.
     pub fn key<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Key {
         parts.into_iter().fold(self.root.clone(), |key, part| key.join(part))
     }
@@ -95,11 +95,11 @@ impl Storage {
         Ok(())
     }
 
-    /// A small object, whole; one of more than `limit` bytes is not read.
+    /// A small object, whole; one larger than `limit` bytes is not read.
     pub async fn get(&self, key: &Key, limit: u64) -> Result<Bytes, ObjectError> {
         let found = self.store.get(key).await.map_err(|error| self.told(key, error))?;
         if found.meta.size > limit {
-            let why = format!("it has {} bytes, at most {limit} are read", found.meta.size);
+            let why = format!("it has {} bytes, more than the limit of {limit}", found.meta.size);
             return Err(ObjectError::Changed { key: name(key), why });
         }
         found.bytes().await.map_err(|error| self.told(key, error))
@@ -109,7 +109,7 @@ impl Storage {
         Ok(self.store.head(key).await.map_err(|error| self.told(key, error))?.size)
     }
 
-    /// Everything below a key.
+    /// All objects below a key.
     pub async fn list(&self, below: &Key) -> Result<Vec<Listed>, ObjectError> {
         let found = self.store.list(Some(below));
         let listed = found.map_ok(|meta| Listed { key: meta.location, size: meta.size });
@@ -119,7 +119,7 @@ impl Storage {
         }
     }
 
-    /// What lies directly below a key: the names of folders, and of objects.
+    /// The names directly below a key: of prefixes, and of objects.
     pub async fn names(&self, below: &Key) -> Result<(Vec<String>, Vec<String>), ObjectError> {
         let found = match self.store.list_with_delimiter(Some(below)).await {
             Err(object_store::Error::NotFound { .. }) => return Ok((Vec::new(), Vec::new())),
@@ -132,7 +132,7 @@ impl Storage {
         Ok((folders, objects))
     }
 
-    /// Deletes one object; one that is not there is deleted.
+    /// Deletes one object. Succeeds if there is none.
     pub async fn delete(&self, key: &Key) -> Result<(), ObjectError> {
         match self.store.delete(key).await {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -140,7 +140,7 @@ impl Storage {
         }
     }
 
-    /// Deletes everything below a key, and what uploads that did not end left there.
+    /// Deletes everything below a key, including what unfinished uploads left there.
     pub async fn delete_all(&self, below: &Key) -> Result<(), ObjectError> {
         let keys: Vec<_> = self.list(below).await?.into_iter().map(|listed| Ok(listed.key)).collect();
         let mut deleted = self.store.delete_stream(futures_util::stream::iter(keys).boxed());
@@ -157,7 +157,8 @@ impl Storage {
         }
     }
 
-    /// Removes what uploads left that a kill ended. Of stores that are no folder a rule of the bucket does that.
+    /// Removes what uploads left there when they were killed. In stores that are not a directory, a lifecycle rule of
+    /// the bucket does this.
     pub async fn drop_unfinished(&self, below: &Key) -> Result<(), ObjectError> {
         let Some(folder) = self.path_of(below) else { return Ok(()) };
         let is_unfinished = |path: &std::path::Path| {
@@ -181,7 +182,7 @@ impl Storage {
         off_thread(work).await
     }
 
-    /// A URL with which anybody may do `method` with one object for a while.
+    /// A URL with which anyone can apply `method` to one object for a while.
     pub async fn sign(&self, method: reqwest::Method, key: &Key, time: Duration) -> Result<String, ObjectError> {
         let signer = self.signer.as_ref().ok_or(ObjectError::NoSigner)?;
         let url = signer.signed_url(method, key, time).await.map_err(|error| self.told(key, error))?;
@@ -192,7 +193,7 @@ impl Storage {
         Some(self.folder.as_ref()?.join(key.as_ref()))
     }
 
-    /// What an error of the store may say.
+    /// Converts an error of the store, without secrets.
     fn told(&self, key: &Key, error: object_store::Error) -> ObjectError {
         match error {
             object_store::Error::NotFound { .. } => ObjectError::NotFound(name(key)),
@@ -201,13 +202,13 @@ impl Storage {
     }
 }
 
-/// The last two parts tell enough.
+/// The last two parts of a key, which identify it well enough.
 fn name(key: &Key) -> String {
     let parts: Vec<String> = key.parts().map(|part| part.as_ref().to_owned()).collect();
     parts[parts.len().saturating_sub(2)..].join("/")
 }
 
-/// One line without secrets: neither those of the config, nor what is signed into a URL.
+/// One line without secrets: neither those in the config, nor the signature of a URL.
 fn words(text: &str, secrets: &[String]) -> String {
     let mut text = text.to_owned();
     for secret in secrets {
@@ -225,7 +226,7 @@ fn words(text: &str, secrets: &[String]) -> String {
     words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect()
 }
 
-/// The store of the config of now, opened once.
+/// The store of the current config, opened once.
 #[derive(Clone)]
 pub struct LiveStorage {
     config: LiveConfig,
@@ -267,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_secret_is_told() {
+    fn error_texts_contain_no_secrets() {
         let secrets = ["s3cr3t/key".to_owned()];
         let text = "PUT https://lab.blob.core.windows.net/c/x?sig=abc&se=1 said\n  s3cr3t/key is wrong";
         assert_eq!(words(text, &secrets), "PUT https://lab.blob.core.windows.net/c/x?… said … is wrong");

@@ -1,5 +1,5 @@
-//! From `[checkpoint.remote]` to a store. Options have the names of the crate's own, such as `aws_access_key_id`; the
-//! environment's variables of the same names count where the config names none.
+//! Opens the store of `[checkpoint.remote]`. Options have the names that the `object_store` crate uses, such as
+//! `aws_access_key_id`; environment variables of the same names apply where the config sets none.
 
 use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
@@ -14,16 +14,16 @@ use object_store::{
 use super::{Key, ObjectError, Storage, words};
 use crate::config::RemoteConfig;
 
-/// For one request, one part of a large file at most.
+/// Timeout of one request, which carries at most one part of a large file.
 const REQUEST: Duration = Duration::from_secs(120);
 const CONNECT: Duration = Duration::from_secs(10);
-/// What is tried again at once; more is tried again later, by those who wanted it.
+/// Immediate retries; further ones are left to the caller, at a later time.
 const RETRIES: usize = 3;
 const RETRY: Duration = Duration::from_secs(60);
-/// Everything of ours lies below this, whatever else there is.
+/// Prefix of all our objects in the store.
 const OURS: &str = "pody";
 
-/// Which kind of store.
+/// The kind of store.
 enum Kind {
     Folder(PathBuf),
     S3,
@@ -31,12 +31,12 @@ enum Kind {
     Azure,
 }
 
-/// What can be said of a config without asking anybody.
+/// Checks a config as far as possible without contacting the store.
 pub fn check(config: &RemoteConfig) -> Result<(), String> {
     if config.url.is_empty() {
         return match config.options.0.is_empty() {
             true => Ok(()),
-            false => Err("[checkpoint.remote] has options and no url".to_owned()),
+            false => Err("[checkpoint.remote] has options but no url".to_owned()),
         };
     }
     let (kind, _) = parse(config)?;
@@ -47,22 +47,22 @@ pub fn check(config: &RemoteConfig) -> Result<(), String> {
         Kind::Azure => AzureConfigKey::from_str(&key.to_ascii_lowercase()).is_err(),
     };
     match config.options.0.keys().find(unknown) {
-        Some(key) => Err(format!("[checkpoint.remote.options] {key} is no option of such a store")),
+        Some(key) => Err(format!("[checkpoint.remote.options] {key} is not an option of this kind of store")),
         None => Ok(()),
     }
 }
 
 fn parse(config: &RemoteConfig) -> Result<(Kind, Key), String> {
     let bad = |why: &str| format!("[checkpoint.remote] url {why}");
-    let url: reqwest::Url = config.url.parse().map_err(|error| bad(&format!("is no URL: {error}")))?;
+    let url: reqwest::Url = config.url.parse().map_err(|error| bad(&format!("is not a URL: {error}")))?;
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        return Err(bad("holds no keys: they belong into [checkpoint.remote.options] or the environment"));
+        return Err(bad("must not contain keys: put them into [checkpoint.remote.options] or the environment"));
     }
-    let known = "is file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
+    let known = "must be file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
     let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|_| bad(known))?;
     match scheme {
         ObjectStoreScheme::Local => {
-            let path = url.to_file_path().map_err(|()| bad("names no folder"))?;
+            let path = url.to_file_path().map_err(|()| bad("names no directory"))?;
             Ok((Kind::Folder(path), Key::default()))
         }
         ObjectStoreScheme::AmazonS3 => Ok((Kind::S3, path)),
@@ -106,7 +106,7 @@ impl Storage {
         }
         match kind {
             Kind::Folder(folder) => {
-                // Memory of programs lies in it. What is above is the admin's.
+                // It contains the memory of programs. The directories above are the admin's.
                 let ours = folder.join(OURS);
                 let made = fs::create_dir_all(&folder)
                     .and_then(|()| match fs::DirBuilder::new().mode(0o700).create(&ours) {
@@ -143,24 +143,24 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_named_by_its_url() {
+    fn the_url_selects_the_kind_of_store() {
         for good in ["", "file:///srv/x", "s3://bucket/some/prefix", "gs://bucket", "az://container/prefix"] {
             assert_eq!(check(&config(good, &[])), Ok(()), "{good}");
         }
         for (bad, why) in [
-            ("/srv/x", "is no URL"),
+            ("/srv/x", "is not a URL"),
             ("ftp://x/y", "s3://bucket/prefix"),
             ("memory:///", "s3://bucket/prefix"),
             ("http://box/x", "s3://bucket/prefix"),
-            ("s3://key:secret@bucket", "holds no keys"),
-            ("az://c/x?sig=abc", "holds no keys"),
+            ("s3://key:secret@bucket", "must not contain keys"),
+            ("az://c/x?sig=abc", "must not contain keys"),
         ] {
             let error = check(&config(bad, &[])).unwrap_err();
             assert!(error.contains(why) && !error.contains("secret"), "{bad}: {error}");
         }
         assert_eq!(check(&config("s3://b", &[("AWS_Region", "x"), ("endpoint", "y")])), Ok(()));
         let error = check(&config("s3://b", &[("aws_acess_key_id", "hidden")])).unwrap_err();
-        assert_eq!(error, "[checkpoint.remote.options] aws_acess_key_id is no option of such a store");
+        assert_eq!(error, "[checkpoint.remote.options] aws_acess_key_id is not an option of this kind of store");
         assert!(check(&config("file:///srv", &[("endpoint", "y")])).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Files there and back. A part is read, hashed and sent; whoever has one in memory holds a permit, so that memory and
-//! connections are bounded by their number, however many files are under way.
+//! Uploads and downloads of files. Each part in memory holds a permit while it is read, hashed and sent, so the number
+//! of permits bounds memory and connections, whatever the number of files in transfer.
 
 use std::{
     fs::File,
@@ -15,29 +15,29 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Key, ObjectError, Storage, name, off_thread};
 
-/// Bytes of one part: stores want 5 MiB at least.
+/// Bytes of one part; stores require at least 5 MiB.
 const PART: u64 = 8 << 20;
-/// Parts of one object: stores take 10,000.
+/// Most parts of one object; stores allow 10,000.
 const MAX_PARTS: u64 = 9_000;
 
-/// What a file must be.
+/// The size and hash that a file must have.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     pub size: u64,
     pub blake3: &'a str,
 }
 
-/// What goes along with a transfer.
+/// Limits and progress of a transfer.
 pub struct Transfer<'a> {
     /// Parts in memory at a time, of all files together.
     pub permits: &'a Semaphore,
     pub cancel: &'a CancellationToken,
-    /// Told of bytes done.
+    /// Called with the bytes done.
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
 }
 
 impl Storage {
-    /// Copies a file there. One that is not what it must be is not completed.
+    /// Uploads a file. The upload is aborted if the file is not as expected.
     pub async fn put_file(
         &self,
         key: &Key,
@@ -63,7 +63,7 @@ impl Storage {
             loop {
                 let permit = tokio::select! {
                     permit = permit(transfer) => permit?,
-                    // A part that is through gives its permit back.
+                    // A part that has been sent returns its permit.
                     Some(done) = parts.next(), if !parts.is_empty() => {
                         let () = done?;
                         continue;
@@ -97,7 +97,7 @@ impl Storage {
         Ok(())
     }
 
-    /// Brings an object into a file, written through to the disk. The file counts only if this succeeds.
+    /// Downloads an object into a file and syncs it to disk. The file is valid only if this succeeds.
     pub async fn get_file(
         &self,
         key: &Key,
@@ -119,10 +119,10 @@ impl Storage {
             let bytes = self.store.get_range(key, range).await.map_err(|error| self.told(key, error))?;
             match bytes.len() as u64 == length {
                 true => Ok((permit, bytes)),
-                false => Err(changed(format!("a part of {length} bytes came with {}", bytes.len()))),
+                false => Err(changed(format!("received {} of {length} bytes of a part", bytes.len()))),
             }
         };
-        // In their order: whoever waits for an earlier part has its permit already, so this cannot come to a stand.
+        // In order: each part that is awaited already holds its permit, so this cannot deadlock.
         let mut parts = futures_util::stream::iter(starts).map(fetch).buffered(self.width(transfer));
         while let Some(part) = parts.next().await {
             let (_permit, bytes) = part?;
@@ -136,7 +136,7 @@ impl Storage {
         }
     }
 
-    /// Parts of one file that are asked for at a time. Permits bound them further.
+    /// Parts of one file that are requested at a time. Permits limit them further.
     fn width(&self, transfer: &Transfer<'_>) -> usize {
         transfer.permits.available_permits().clamp(1, 16)
     }
@@ -150,7 +150,7 @@ async fn permit<'a>(transfer: &Transfer<'a>) -> Result<tokio::sync::SemaphorePer
     }
 }
 
-/// A file that is read from its beginning, and its hash so far.
+/// A file that is read from the start, and its hash so far.
 struct Source {
     file: File,
     path: std::path::PathBuf,
@@ -168,7 +168,7 @@ impl Source {
         .await
     }
 
-    /// At most so many bytes more; none at the end.
+    /// Reads at most `most` more bytes; none at the end.
     async fn read(mut self, most: u64) -> Result<(Self, Vec<u8>), ObjectError> {
         off_thread(move || {
             let mut bytes = Vec::new();
@@ -192,7 +192,7 @@ impl Source {
     }
 }
 
-/// A file that is written from its beginning, and its hash so far.
+/// A file that is written from the start, and its hash so far.
 struct Sink {
     file: File,
     path: std::path::PathBuf,
@@ -220,7 +220,7 @@ impl Sink {
         .await
     }
 
-    /// The hash of what is on the disk now.
+    /// Syncs the file and returns its hash.
     async fn finish(self) -> Result<String, ObjectError> {
         off_thread(move || {
             let synced: io::Result<()> = self.file.sync_all();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_comes_back_as_it_was_or_not_at_all() {
+    async fn a_file_is_downloaded_unchanged_or_not_at_all() {
         let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let storage = storage(there.path());
         let permits = Semaphore::new(2);
@@ -260,7 +260,7 @@ mod tests {
             storage.get_file(&key, &to, expected, &transfer).await.unwrap();
             assert!(std::fs::read(&to).unwrap() == content, "{size}");
 
-            // What is not what it is said to be is put nowhere, and is not taken.
+            // A file with the wrong hash is neither uploaded nor downloaded.
             let other = Expected { size, blake3: &"0".repeat(64) };
             let wrong = storage.key(["a", &format!("wrong-{size}")]);
             assert!(storage.put_file(&wrong, &from, other, &transfer).await.is_err());
@@ -275,8 +275,8 @@ mod tests {
         cancel.cancel();
         let from = here.path().join("from");
         let expected = Expected { size: std::fs::metadata(&from).unwrap().len(), blake3: "" };
-        let called_off = storage.put_file(&storage.key(["b"]), &from, expected, &transfer).await;
-        assert!(matches!(called_off, Err(ObjectError::Cancelled)));
+        let cancelled = storage.put_file(&storage.key(["b"]), &from, expected, &transfer).await;
+        assert!(matches!(cancelled, Err(ObjectError::Cancelled)));
         storage.delete_all(&storage.key(["a"])).await.unwrap();
         assert!(storage.list(&storage.key([])).await.unwrap().is_empty());
     }

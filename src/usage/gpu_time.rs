@@ -1,8 +1,8 @@
-//! From snapshots of the GPUs to seconds of GPU use. Pure: what was seen goes in, amounts come out.
+//! Turns snapshots of the GPUs into seconds of GPU use. Pure: observations in, amounts out.
 //!
-//! A process that is on a GPU in two snapshots was there between them. One that is new was there since its start, but not before
-//! the snapshot that lacked it. One that is gone is credited half of the time to the snapshot that lacks it. A GPU that is used
-//! by several of one user's pods is one GPU: its time is shared among them.
+//! A process that is on a GPU in two snapshots was there between them. A new one has been there since its start, but
+//! not before the last snapshot without it. One that has left is credited half of the time until the snapshot without
+//! it. A GPU that several of one user's pods use is one GPU: its time is shared among them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Milliseconds credited at most to a process that ended while nobody looked.
+/// Most milliseconds that are credited to a process that ended between snapshots.
 const MAX_GUESS: i64 = 30_000;
 
-/// Milliseconds a GPU may be unknown before what was on it is forgotten: what it did meanwhile is unknown too.
+/// Milliseconds after which the processes of an unknown GPU are forgotten: what they did meanwhile is unknown too.
 const MAX_UNKNOWN: i64 = 60_000;
 
 /// The processes on each GPU.
@@ -28,10 +28,10 @@ pub type Seats = HashMap<GpuUuid, HashMap<ProcessId, Seated>>;
 /// What was used between two snapshots.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Used {
-    /// Begin and end in milliseconds, whose, how much.
+    /// Begin and end in milliseconds, owner, amount.
     pub pods: Vec<(i64, i64, Subject, Amount)>,
     pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
-    /// Somebody sat down, got up, or is another's.
+    /// Whether a process was added, was removed or changed its owner.
     pub is_reseated: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct GpuClock {
 }
 
 impl GpuClock {
-    /// Goes on where an earlier clock stopped.
+    /// Continues where an earlier clock stopped.
     pub fn resume(seats: Seats, last: Option<i64>) -> Self {
         Self { seats, last, ..Self::default() }
     }
@@ -62,7 +62,7 @@ impl GpuClock {
         self.seats.values_mut().flat_map(HashMap::values_mut).for_each(|seated| seated.counted = to(seated.counted));
     }
 
-    /// Counts up to this snapshot. What stays as it was is changed in place: there may be a thousand seats a second.
+    /// Counts up to this snapshot. Entries are changed in place: there may be a thousand per second.
     pub fn advance(&mut self, snapshot: &Snapshot) -> Used {
         let at = snapshot.at.wall;
         let mut used = Used::default();
@@ -73,7 +73,7 @@ impl GpuClock {
         }
         let last = self.last.unwrap_or(at);
         if at <= last && self.last.is_some() {
-            // The clock was set back while nobody looked: nothing is counted for the time that did not pass.
+            // The clock was set back between snapshots: nothing is counted for the time that did not pass.
             self.move_seats(|_| at);
             self.last = Some(at);
             return used;
@@ -101,7 +101,7 @@ impl GpuClock {
                 used.gpus.push((last, at, device.uuid.clone(), amount));
             }
         }
-        // Nothing is known now of who was on the other GPUs; it is counted, or not, when they are known again.
+        // The processes on the other GPUs are unknown now; they are counted, or not, when those GPUs are known again.
         self.seats.retain(|gpu, seats| {
             if !known.contains(gpu) {
                 seats.retain(|_, seated| at - seated.counted < MAX_UNKNOWN);
@@ -113,7 +113,7 @@ impl GpuClock {
     }
 }
 
-/// Counts who is on a GPU up to `at`, and notes that they sit there.
+/// Counts the processes on a GPU up to `at`, and remembers them.
 fn count_device(
     device: &Device,
     reading: &Reading,
@@ -122,7 +122,7 @@ fn count_device(
     used: &mut Used,
     seats: &mut HashMap<ProcessId, Seated>,
 ) {
-    // Per pod: since when, whether it computes, how much memory it holds.
+    // Per pod: since when, whether it computes, how much GPU memory it holds.
     struct Share<'a> {
         user: &'a UserName,
         begin: i64,
@@ -161,7 +161,7 @@ fn count_device(
     for (pod, share) in &pods {
         let mut amount = seconds(at - share.begin, share.active).scaled(1.0 / f64::from(of_user[share.user]));
         amount.gpu_memory_byte_seconds = share.memory as f64 * (at - share.begin) as f64 / 1000.0;
-        // Power goes to those who compute; if none does, to all who hold the GPU.
+        // Energy is charged to the pods that compute; if none does, to all that hold the GPU.
         let sharers = if active_pods > 0 { active_pods } else { pods.len() };
         if share.active || active_pods == 0 {
             amount.gpu_joules = reading.power.unwrap_or(0.0) * (at - share.begin) as f64 / 1000.0 / sharers as f64;
@@ -172,7 +172,8 @@ fn count_device(
     }
 }
 
-/// Counts who has left a GPU since the last snapshot, and forgets them. Who is there was counted up to `at` just now.
+/// Counts the processes that have left a GPU since the last snapshot, and forgets them. Those still there were already
+/// counted up to `at`.
 fn count_gone(gpu: &GpuUuid, at: i64, used: &mut Used, seats: &mut HashMap<ProcessId, Seated>) {
     seats.retain(|_, seated| {
         let missed = at - seated.counted;
@@ -187,7 +188,8 @@ fn count_gone(gpu: &GpuUuid, at: i64, used: &mut Used, seats: &mut HashMap<Proce
     });
 }
 
-/// Whether a process computes: as the driver tells of it, or, where the driver tells of no process, as the GPU does.
+/// Whether a process computes: as the driver reports for it, or, if the driver reports no process, as the whole GPU
+/// does.
 fn is_active(process: &GpuProcess, device: Option<u32>, any_told: bool) -> bool {
     match process.utilization {
         Some(percent) => percent > 0,
@@ -254,7 +256,7 @@ mod tests {
         Snapshot { at, library: Library::Working { driver: String::new() }, devices: vec![device] }
     }
 
-    /// The same as if the clock had been set by so many milliseconds.
+    /// The same, as if the clock had been set by this many milliseconds.
     fn set_by(milliseconds: i64, mut snapshot: Snapshot) -> Snapshot {
         snapshot.at.wall += milliseconds;
         snapshot
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn active_and_held_are_told_apart() {
+    fn active_and_held_time_are_distinguished() {
         let mut clock = GpuClock::default();
         let used = [
             clock.advance(&snapshot(0, vec![])),
@@ -280,12 +282,12 @@ mod tests {
                 .advance(&snapshot(20_000, vec![process(1, "a-x", 14.0, Some(80)), process(2, "b-y", 110.0, Some(0))])),
             clock.advance(&snapshot(30_000, vec![process(2, "b-y", 120.0, Some(0))])),
         ];
-        // a: from its start at 6 s to 20 s, and half of the 10 s in which it ended.
+        // a: from its start at 6 s to 20 s, and half of the 10 s during which it ended.
         assert_eq!(totals(&used), BTreeMap::from([("a-x".into(), (19.0, 0.0)), ("b-y".into(), (0.0, 30.0))]));
     }
 
     #[test]
-    fn a_restart_counts_the_gap_of_a_process_that_went_on_and_nothing_twice() {
+    fn a_restart_counts_the_gap_for_a_process_that_kept_running_and_nothing_twice() {
         let mut clock = GpuClock::default();
         let mut used = vec![
             clock.advance(&snapshot(0, vec![])),
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_when_seats_change_and_only_then() {
+    fn a_change_is_reported_only_when_processes_appear_leave_or_change_owner() {
         let mut clock = GpuClock::default();
         let mut reseated = |at, processes| clock.advance(&snapshot(at, processes)).is_reseated;
         assert!(!reseated(0, vec![]));
@@ -366,12 +368,12 @@ mod tests {
                 clock.advance(&snapshot(104_000, vec![process(1, "a-x", 5.0, Some(1))])),
             ];
             assert_eq!(totals(&used)["a-x"], (4.0, 0.0));
-            assert_eq!(used[0].gpus[0].1, 101_000 + set, "it is written at the time that the clock shows");
+            assert_eq!(used[0].gpus[0].1, 101_000 + set, "it is recorded at the new clock's time");
         }
     }
 
     #[test]
-    fn a_clock_set_back_while_nobody_looked_counts_nothing() {
+    fn a_clock_set_back_between_snapshots_counts_nothing() {
         let mut clock = GpuClock::default();
         clock.advance(&snapshot(100_000, vec![process(1, "a-x", 1.0, Some(1))]));
         let mut clock = GpuClock::resume(clock.seats().clone(), clock.last());

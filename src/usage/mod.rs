@@ -1,11 +1,11 @@
-//! Who used how much of what, and when.
+//! Usage accounting: who used how much of what, and when.
 //!
-//! [`sampler`] looks at each pod's cgroup every `[usage] sample_seconds` and follows the snapshots of the GPUs. What was used
-//! between two looks is a delta, and a delta is written in one transaction with the cursor that it was counted from: a kill
-//! in between loses nothing, since counting goes on from the old cursor, and doubles nothing.
+//! [`sampler`] reads each pod's cgroup every `[usage] sample_seconds` and follows the snapshots of the GPUs. The use
+//! between two samples is a delta, and a delta is written in one transaction with the cursor from which it was counted:
+//! a kill in between loses nothing, since counting continues from the old cursor, and counts nothing twice.
 //!
-//! Deltas go into buckets of 10 s, 1 min and 1 h at once ([`STEPS`]), each kept for its time: a window that begins in the middle
-//! of a job counts its part, to the finest bucket that is still there.
+//! Deltas are added to buckets of 10 s, 1 min and 1 h at once ([`STEPS`]), each with its own retention: a window that
+//! begins in the middle of a job counts its part, to the resolution of the finest bucket that still exists.
 
 mod gpu_time;
 pub mod query;
@@ -17,10 +17,10 @@ use tokio::sync::{Notify, watch};
 
 pub use self::sampler::{Sources, run};
 
-/// How long a reader waits for what is not written yet.
+/// How long a reader waits for pending amounts to be written.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// The way from readers to the sampler, which writes seldom by itself. Cheap to clone.
+/// The channel from readers to the sampler, which rarely writes by itself. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Usage(Arc<Shared>);
 
@@ -38,12 +38,12 @@ impl Usage {
         let _ = tokio::time::timeout(CATCH_UP, written.changed()).await;
     }
 
-    /// Somebody wants to read.
+    /// Waits until a reader asks for a write.
     async fn asked(&self) {
         self.0.asked.notified().await;
     }
 
-    /// It is written.
+    /// Signals that pending amounts were written.
     fn tell(&self) {
         self.0.written.send_replace(());
     }

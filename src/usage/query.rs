@@ -1,4 +1,4 @@
-//! Answers from the buckets.
+//! Queries over the buckets.
 
 use std::collections::BTreeMap;
 
@@ -20,19 +20,19 @@ pub struct Window {
 }
 
 impl Window {
-    /// From so many seconds ago, or from the beginning, to now.
+    /// From this many seconds ago, or from the beginning, to now.
     pub fn last(seconds: Option<f64>) -> Self {
         let to = now() / 1000 + 1;
         Self { from: seconds.map_or(0, |seconds| (to - seconds as i64).max(0)), to }
     }
 
-    /// The part of a bucket that lies in the window.
+    /// The fraction of a bucket that lies in the window.
     fn share(self, at: i64, step: i64) -> f64 {
         if step == 0 || at == 0 {
             return 1.0;
         }
         let inside = (at + step).min(self.to) - at.max(self.from);
-        // The bucket that is being filled now is not divided by the time that has not passed.
+        // The current bucket is not scaled by time that has not passed yet.
         let length = (at + step).min(self.to) - at;
         if length <= 0 { 0.0 } else { (inside as f64 / length as f64).clamp(0.0, 1.0) }
     }
@@ -49,7 +49,7 @@ pub async fn totals(db: &Db, window: Window) -> Result<BTreeMap<Subject, Amount>
     Ok(totals)
 }
 
-/// CPU and GPU seconds per user in the window, with what an import brought over.
+/// CPU and GPU seconds per user in the window, including imported usage.
 pub async fn seconds_by_user(db: &Db, window: Window) -> Result<BTreeMap<UserName, (f64, f64)>, DbError> {
     let mut sums = db.read(move |tx| tx.sum_legacy_usage(window.from * 1000)).await?;
     for (subject, amount) in totals(db, window).await? {
@@ -60,14 +60,14 @@ pub async fn seconds_by_user(db: &Db, window: Window) -> Result<BTreeMap<UserNam
     Ok(sums)
 }
 
-/// What the GPUs did in the window, bucket by bucket, those on its edges in part.
+/// What the GPUs did in the window, per bucket; those at its edges are scaled.
 pub async fn gpu_parts(db: &Db, window: Window) -> Result<Vec<crate::db::GpuUsageRow>, DbError> {
     let (step, mut rows) = gpu_series(db, window).await?;
     rows.iter_mut().for_each(|row| row.amount = row.amount.scaled(window.share(row.at, step)));
     Ok(rows)
 }
 
-/// The finest buckets that reach back to the window's begin: their seconds, and each with its subject.
+/// The finest buckets that reach back to the window's begin: their length in seconds, and the rows.
 pub async fn series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::UsageRow>), DbError> {
     let step = step_for(window.from, now() / 1000);
     let mut rows = db.read(move |tx| tx.list_usage(step, window.from.max(1), window.to)).await?;
@@ -75,7 +75,7 @@ pub async fn series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::Usag
     Ok((step, rows))
 }
 
-/// The same of the GPUs.
+/// The same for the GPUs.
 pub async fn gpu_series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::GpuUsageRow>), DbError> {
     let step = step_for(window.from, now() / 1000);
     let rows = db.read(move |tx| tx.list_gpu_usage(step, window.from, window.to)).await?;
@@ -87,12 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_on_the_edge_counts_in_part() {
+    fn a_bucket_at_the_edge_counts_in_part() {
         let window = Window { from: 1005, to: 2000 };
         assert_eq!(window.share(1000, 10), 0.5);
         assert_eq!(window.share(1010, 10), 1.0);
         assert_eq!(window.share(0, 0), 1.0);
-        // Being filled: 1990 to 2000 of an hour that began at 1800.
+        // The current bucket: 1990 to 2000 of an hour that began at 1800.
         assert_eq!(Window { from: 1990, to: 2000 }.share(1800, 3600), 0.05);
     }
 }

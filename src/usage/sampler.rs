@@ -1,8 +1,8 @@
-//! The worker that looks and writes down.
+//! The task that samples usage and writes it to the database.
 //!
-//! It looks every `sample_seconds`, counts in memory, and writes every [`WRITE`], or when a reader asks: cursors and amounts in
-//! one transaction. What a kill takes from memory is counted again from the cursors that were written; so when there is a new
-//! cursor, or one has come to its end, that is written sooner ([`WRITE_CHANGE`]).
+//! It samples every `sample_seconds`, counts in memory, and writes every [`WRITE`], or when a reader asks: cursors and
+//! amounts in one transaction. Amounts that a kill takes from memory are counted again from the cursors that were
+//! written; so new and ended cursors are written sooner ([`WRITE_CHANGE`]).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,24 +34,24 @@ use crate::{
     },
 };
 
-/// What was counted is written this often, where nobody asks for it earlier: once for each of the finest buckets. A write with
-/// a hundred pods on GPUs costs more than ten looks.
+/// Interval between writes when nobody reads: one per finest bucket. A write with a hundred pods on GPUs costs more
+/// than ten samples.
 const WRITE: Duration = Duration::from_secs(10);
 
-/// So often after a process sat down on a GPU or got up, or a container was started or ended: a kill would take all that is
-/// known of it. Less than the usual `sample_seconds`, so that the next of those looks writes it.
+/// Interval between writes after a process appeared on a GPU or left it, or a container was started or ended: a kill
+/// would lose all that is known of it. Shorter than the usual `sample_seconds`, so that the next sample is written.
 const WRITE_CHANGE: Duration = Duration::from_secs(4);
 
-/// For who asks, it is not written more often than this.
+/// Shortest interval between writes for readers.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A group's memory is read this often, milliseconds: it takes the kernel longer than all the rest.
+/// Interval between reads of a cgroup's memory, milliseconds: they take the kernel longer than all the rest.
 const MEMORY: i64 = 5000;
 
-/// Old buckets are cleared this often, and at the start.
+/// Interval at which old buckets are removed; also done at the start.
 const PRUNE: Duration = Duration::from_secs(600);
 
-/// What a pod that was taken over used before we knew it is not counted; it may have run for months.
+/// Seconds. If an adopted pod has run for longer, what it used before is not counted; it may have run for months.
 const ADOPTED_GRACE: f64 = 30.0;
 
 /// What is read, and where it is written.
@@ -68,7 +68,7 @@ pub async fn run(from: Sources, stop: CancellationToken) {
     let mut sampler = match Sampler::resume(&from).await {
         Ok(sampler) => sampler,
         Err(error) => {
-            tracing::error!(%error, "usage is counted from now on: the cursors cannot be read");
+            tracing::error!(%error, "cannot read the usage cursors; usage is counted from now on");
             Sampler::default()
         }
     };
@@ -105,14 +105,14 @@ pub async fn run(from: Sources, stop: CancellationToken) {
             false => {}
         }
         if let Err(error) = sampler.write(&from).await {
-            tracing::warn!(%error, "usage not written, tried again");
+            tracing::warn!(%error, "could not write usage; trying again");
         }
         written = Instant::now();
         from.usage.tell();
         if pruned.is_none_or(|at| at.elapsed() > PRUNE) {
             pruned = Some(Instant::now());
             if let Err::<_, DbError>(error) = from.db.write(|tx| tx.prune_usage(now() / 1000)).await {
-                tracing::warn!(%error, "old usage not cleared");
+                tracing::warn!(%error, "could not remove old usage");
             }
         }
     }
@@ -126,18 +126,18 @@ struct Sampler {
     cpu: HashMap<String, CpuCursor>,
     meters: HashMap<ContainerId, Watched>,
     pending: Pending,
-    /// A cursor is new, or ended, since the last write.
+    /// Whether a cursor was added or ended since the last write.
     is_changed: bool,
 }
 
-/// A pod's group.
+/// A pod's cgroup.
 struct Watched {
     meter: Meter,
     /// Its first process.
     pid: i32,
-    /// Whose start tells one run of the container from the next: each counts from zero.
+    /// The first process's start, which distinguishes the runs of the container: each counts from zero.
     run: String,
-    /// Seconds from its start to when it was first seen here.
+    /// Its age in seconds when it was first seen here.
     age: f64,
     /// Bytes, and when they were read, milliseconds since boot.
     memory: u64,
@@ -159,7 +159,7 @@ impl Watched {
     }
 }
 
-/// What was counted and is not written yet.
+/// Amounts that are not written yet.
 #[derive(Default)]
 struct Pending {
     pods: HashMap<Subject, Vec<(i64, i64, Amount)>>,
@@ -172,7 +172,7 @@ impl Pending {
     }
 }
 
-/// Adds a span to the last one where both lie in one of the finest buckets: they end up there anyway.
+/// Merges a span into the last one if both are in one of the finest buckets, where they would be added anyway.
 fn push<T>(spans: &mut Vec<(i64, i64, T)>, begin: i64, end: i64, amount: T, add: impl FnOnce(&mut T, &T)) {
     let bucket = |time: i64| time.div_euclid(STEPS[0].seconds * 1000);
     match spans.last_mut() {
@@ -184,7 +184,7 @@ fn push<T>(spans: &mut Vec<(i64, i64, T)>, begin: i64, end: i64, amount: T, add:
     }
 }
 
-/// A seat as it is stored: `<gpu> <boot> <pid> <start>`.
+/// The stored form of a process on a GPU: `<gpu> <boot> <pid> <start>`.
 fn seat_key(gpu: &GpuUuid, id: &ProcessId) -> String {
     format!("{} {} {} {}", gpu.0, process::boot_id(), id.pid, id.started)
 }
@@ -193,7 +193,7 @@ fn parse_seat(key: &str) -> Option<(GpuUuid, ProcessId)> {
     let mut parts = key.split(' ');
     let (gpu, boot) = (parts.next()?, parts.next()?);
     let id = ProcessId { pid: parts.next()?.parse().ok()?, started: parts.next()?.parse().ok()? };
-    // Another boot's PIDs mean nothing.
+    // PIDs of another boot mean nothing.
     (boot == process::boot_id()).then(|| (GpuUuid(gpu.to_owned()), id))
 }
 
@@ -212,7 +212,7 @@ impl Sampler {
         Ok(Self { clock: GpuClock::resume(seats, last), cpu, ..Self::default() })
     }
 
-    /// How long what is pending may stay so.
+    /// How long pending amounts may stay unwritten.
     fn patience(&self) -> Duration {
         if self.is_changed { WRITE_CHANGE } else { WRITE }
     }
@@ -228,12 +228,12 @@ impl Sampler {
         }
     }
 
-    /// Moves the cursor of each running pod to now, and counts what lies between.
+    /// Moves the cursor of each running pod to now, and counts the difference.
     fn look(&mut self, from: &Sources) {
         let now = Moment::now();
         let set_by = self.watch.set_by(now);
         if set_by != 0 {
-            tracing::warn!(seconds = set_by / 1000, "the clock was set; usage goes on from the new time");
+            tracing::warn!(seconds = set_by / 1000, "the clock was set; usage continues from the new time");
             self.cpu.values_mut().for_each(|cursor| cursor.at += set_by);
         }
         let rows = from.db.snapshot();
@@ -250,7 +250,7 @@ impl Sampler {
             }
             let Some(watched) = self.meters.get_mut(&container.id) else { continue };
             let Some(cpu_seconds) = watched.meter.cpu_seconds() else {
-                // That run is over.
+                // That run has ended.
                 self.meters.remove(&container.id);
                 self.is_changed = true;
                 continue;
@@ -264,7 +264,7 @@ impl Sampler {
             let known = self.cpu.get_mut(container.id.as_str()).filter(|cursor| cursor.run == watched.run);
             let (begin, counted) = match &known {
                 Some(cursor) => (cursor.at.min(at), cursor.cpu_seconds),
-                // Never seen: all of it since the start of the container, unless somebody else made it long ago.
+                // Never seen: count everything since the container's start, unless it was adopted long after it.
                 None if pod.adopted && watched.age > ADOPTED_GRACE => (at, cpu_seconds),
                 None => (at - (watched.age * 1000.0) as i64, 0.0),
             };
@@ -284,16 +284,17 @@ impl Sampler {
                 }
             }
         }
-        // Of a pod that is being deleted nothing more is seen.
+        // A pod that is being deleted is no longer seen.
         self.is_changed |= seen < self.meters.len();
     }
 
-    /// Writes down all that was counted, and up to where.
+    /// Writes all pending amounts together with their cursors.
     async fn write(&mut self, from: &Sources) -> Result<(), DbError> {
         if self.cpu.is_empty() && self.pending.is_empty() {
             return Ok(());
         }
-        // The cursor of a pod that was not seen now stays: a container that is not listed yet, or stopped, is not a new one.
+        // A cursor is kept even if its pod was not seen now: a container that is not listed yet, or stopped, is not a
+        // new one.
         let rows = from.db.snapshot();
         let live: HashSet<&str> =
             rows.pods.iter().filter_map(|pod| pod.container.as_ref()).map(ContainerId::as_str).collect();
@@ -318,7 +319,7 @@ impl Sampler {
             last_gpu_snapshot: self.clock.last(),
         };
         from.db.write(move |tx| tx.write_usage(&batch)).await?;
-        // Only what is written is no longer pending.
+        // Cleared only after a successful write.
         self.pending = Pending::default();
         self.is_changed = false;
         Ok(())
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_of_one_bucket_become_one_and_others_stay_apart() {
+    fn spans_of_one_bucket_are_merged_and_others_are_not() {
         let mut spans = Vec::new();
         for (begin, end) in [(0, 2_000), (2_000, 9_999), (9_999, 10_001), (10_001, 12_000), (11_000, 13_000)] {
             push(&mut spans, begin, end, 1.0, |sum: &mut f64, more| *sum += more);

@@ -1,5 +1,5 @@
-//! Actions as they are looked at: how far a copy is, a pod's past under its name, after a restart of the daemon, and while
-//! others are under way.
+//! Actions as clients see them: the progress of a copy, a pod's history under its name, after a restart of the daemon,
+//! and while others are in progress.
 
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ fn ids(answer: &Value) -> Vec<&str> {
     answer.as_array().unwrap().iter().map(|action| action["id"].as_str().unwrap()).collect()
 }
 
-/// The state of a copy, wherever it is shown: at the action, in both lists of actions, with the checkpoint and in its list.
+/// The state of a copy, everywhere it is shown: with the action, in both lists of actions, with the checkpoint and in
+/// its list.
 fn shown_everywhere(client: &Client, action: &str, checkpoint: &str) -> [Value; 6] {
     let of = |at: &Value| json!([at["remote"], at["remote_bytes"], at["remote_total_bytes"]]);
     let get = |path: &str| client.get(path).ok().json();
@@ -34,13 +35,13 @@ fn shown_everywhere(client: &Client, action: &str, checkpoint: &str) -> [Value; 
 }
 
 #[test]
-fn a_copy_tells_everywhere_how_far_it_is() {
+fn the_progress_of_a_copy_is_shown_everywhere() {
     if !Need::Failpoints.is_there() {
         return;
     }
     let store = tempfile::Builder::new().prefix("pody-test-store-").tempdir().unwrap();
     let config = format!("[checkpoint]\nstreams = 1\n[checkpoint.remote]\nurl = \"file://{}\"", store.path().display());
-    // Some files are there by then, and some are not.
+    // At this point some files are in the store, and some are not.
     let slow = |builder: crate::common::Builder| {
         builder.config(&config).env("FAILPOINTS", "copy-file=5*off->1*sleep(10000)->off")
     };
@@ -51,8 +52,8 @@ fn a_copy_tells_everywhere_how_far_it_is() {
     let action = done(&alice, "/pod/checkpoint?ins=main&remote=true");
     let (id, checkpoint) = (action["id"].as_str().unwrap(), action["checkpoint"].as_str().unwrap());
     let bytes = || alice.get(&format!("/action/status?id={id}")).ok().json()["remote_bytes"].as_u64();
-    eventually(PATIENCE, "something of it is there", || bytes().is_some_and(|bytes| bytes > 0));
-    // All show the same once it stands still.
+    eventually(PATIENCE, "part of it is there", || bytes().is_some_and(|bytes| bytes > 0));
+    // All show the same once it makes no progress.
     let mut shown = shown_everywhere(&alice, id, checkpoint);
     eventually(PATIENCE, "the same everywhere", || {
         shown = shown_everywhere(&alice, id, checkpoint);
@@ -71,7 +72,7 @@ fn a_copy_tells_everywhere_how_far_it_is() {
 }
 
 #[test]
-fn a_pods_past_is_found_by_its_name() {
+fn a_pods_history_is_found_by_its_name() {
     let Some(mut server) = start() else { return };
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     create(&alice, "main");
@@ -81,11 +82,11 @@ fn a_pods_past_is_found_by_its_name() {
     let listed = |client: &Client, query: &str| client.get(&format!("/action/list?{query}")).ok().json();
     assert_eq!(ids(&listed(&alice, "ins=main")), [id]);
     delete(&alice, "main");
-    // The pod is gone, what was done with it is not.
+    // The pod is deleted; its history is kept.
     assert_eq!(ids(&listed(&alice, "ins=main")), [id]);
     assert_eq!(ids(&listed(&alice, &format!("ins={}", server.container("alice", "main")))), [id]);
     assert_eq!(alice.get(&format!("/v2/actions/from_pod/{pod}")).ok().text(), id);
-    // It comes back as another pod of that name, and the daemon starts anew.
+    // It is restored as another pod of that name, and the daemon restarts.
     let second = done(&alice, "/pod/restore?ins=main");
     assert_ne!(second["pod"], first["pod"]);
     let both = [second["id"].as_str().unwrap(), id];
@@ -99,7 +100,7 @@ fn a_pods_past_is_found_by_its_name() {
         assert_eq!(now, *action, "{before}");
         assert_eq!(alice.get(&format!("/v2/checkpoint/status/{id}")).ok().json()["status"], "ready");
     }
-    // Not for others, but for admins.
+    // Other members do not see it, admins do.
     for query in ["ins=alice-main", "ins=main"] {
         assert_eq!(bob.get(&format!("/action/list?{query}")).status, 404, "{query}");
     }
@@ -110,10 +111,10 @@ fn a_pods_past_is_found_by_its_name() {
     assert_clean(&server);
 }
 
-/// Of two restores at once one is refused, with the way to look at the other; a checkpoint that is read is not deleted under
-/// it, whether it is deleted or deprecated.
+/// Of two concurrent restores one is refused, with the command that shows the other; a checkpoint that is being read is
+/// not removed, whether it is deleted or deprecated.
 #[test]
-fn a_restore_keeps_what_it_reads_and_others_out() {
+fn a_restore_protects_its_checkpoint_and_excludes_a_second_restore() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -133,12 +134,12 @@ fn a_restore_keeps_what_it_reads_and_others_out() {
     let refused = alice.post(&format!("/checkpoint/delete?checkpoint={id}"));
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("in use by a checkpoint or restore in progress"), "{refused}");
-    // Taken at once, and done when nobody reads it any more.
+    // Accepted at once, and carried out when nothing reads it any longer.
     assert_eq!(alice.send("PATCH", &format!("/v2/checkpoints/deprecate/{id}"), &[]).ok().text(), id);
     let shown = alice.get(&format!("/v2/checkpoints?ids={id}")).ok().json();
     assert_eq!(shown[0]["status"], "deprecated", "{shown}");
     let twin = alice.post("/pod/restore?ins=main&as=twin");
-    assert_eq!(twin.status, 404, "what is deprecated is not restored from: {twin}");
+    assert_eq!(twin.status, 404, "a deprecated checkpoint cannot be restored: {twin}");
     assert_eq!(wait(&alice, &begun)["status"], "done");
     assert_eq!(status(&alice, "main"), "running");
     exec(&alice, "main", "cat /root/count");
@@ -148,10 +149,10 @@ fn a_restore_keeps_what_it_reads_and_others_out() {
     assert_clean(&server);
 }
 
-/// The log of a CRIU that has filled the disk ends where the disk did, in the middle of a word or before it began: whatever is
-/// left of it, the cause is told, with the place and the room.
+/// The log of a CRIU that has filled the disk is cut off where the disk was full, in the middle of a word or before it
+/// began: whatever is left of it, the cause is reported, with the place and the free space.
 #[test]
-fn a_log_that_the_full_disk_cut_is_told_as_a_full_disk() {
+fn a_criu_log_that_a_full_disk_cut_off_is_reported_as_a_full_disk() {
     let disk = crate::trouble::Disk::new("64m");
     let config = format!("[checkpoint]\nkeep_free = \"0\"\ndirectory = \"{}\"", disk.path().display());
     let real = std::env::split_paths(&std::env::var("PATH").unwrap())
@@ -160,7 +161,7 @@ fn a_log_that_the_full_disk_cut_is_told_as_a_full_disk() {
     let Some(real) = real.filter(|_| Need::Docker.is_there()) else { return };
     let programs = tempfile::tempdir().unwrap();
     let left = programs.path().join("left");
-    // Fills the disk but for so many bytes, as soon as CRIU is to save.
+    // Fills the disk except for this many bytes as soon as CRIU is to dump.
     let script = format!(
         "#!/bin/sh\nif [ \"$1\" = swrk ] && [ -n \"$PODY_ACTION\" ]; then\n\
          fallocate -l $(( $(stat -f -c '%f*%S' {disk}) - $(cat {left}) )) {disk}/filler\nfi\nexec {real} \"$@\"\n",
@@ -180,7 +181,7 @@ fn a_log_that_the_full_disk_cut_is_told_as_a_full_disk() {
         std::fs::write(&left, room.to_string()).unwrap();
         let error = fails(&alice, "/pod/checkpoint?ins=main");
         let place = disk.path().display().to_string();
-        // What is left may be enough for all but the memory, which is written when the pod goes on.
+        // The remaining space may be enough for everything but the memory, which is written after the pod resumes.
         let (phase, cause) = error.split_once(": ").unwrap_or_default();
         assert!(matches!(phase, "dump" | "hash"), "{room}: {error}");
         assert!(cause.starts_with(&format!("the disk is full: {place}")), "{room}: {error}");

@@ -1,4 +1,4 @@
-//! Programs that are bound to the pod's own address, which is another after a restore: what they say to each other goes on.
+//! Programs that are bound to the pod's own address, which differs after a restore: they keep communicating.
 
 use std::{
     net::{TcpListener, TcpStream},
@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Two processes that talk over the pod's own address, as torchrun's and Ray's do, with a listener for newcomers and a UDP
-/// socket; what any of them says wrong ends both.
+/// Two processes that communicate over the pod's own address, as torchrun's and Ray's do, with a listener for new
+/// connections and a UDP socket; any wrong data ends both.
 const TALK: &str = r#"
 import os, socket, time
 own = socket.gethostbyname(socket.gethostname())
@@ -43,14 +43,14 @@ while True:
 "#;
 
 #[track_caller]
-fn talks_on(client: &Client, instance: &str) {
+fn keeps_talking(client: &Client, instance: &str) {
     let said = || exec(client, instance, "cat /root/talk").parse::<u64>().expect("a number");
     let from = said();
-    eventually(Duration::from_secs(60), "they talk on", || said() > from + 2);
+    eventually(Duration::from_secs(60), "they keep communicating", || said() > from + 2);
 }
 
 #[test]
-fn what_is_bound_to_the_pods_own_address_goes_on_with_another() {
+fn programs_bound_to_the_pods_own_address_keep_working_with_another() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -59,15 +59,15 @@ fn what_is_bound_to_the_pods_own_address_goes_on_with_another() {
     assert_eq!(exec(&alice, "main", "cat /root/own"), then);
     let id = save(&alice, "ins=main&leave_running=false");
 
-    // Another container has the address by then: this one, or what others make on this machine meanwhile.
+    // Another container has the address by then: this one, or one that others create on this machine meanwhile.
     create(&alice, "other");
     let restored = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
     let is_another = address(&server, "main") != then;
     assert_eq!(restored["losses"].to_string().contains("is reached inside the pod only"), is_another, "{restored}");
     assert!(!restored["losses"].to_string().contains("were closed"), "{restored}");
-    talks_on(&alice, "main");
+    keeps_talking(&alice, "main");
 
-    // Two twins at once, and each pod is found under its own address.
+    // Two twins at once, and each pod can be reached under its own address.
     std::thread::scope(|scope| {
         for name in ["one", "two"] {
             let (alice, id) = (&alice, &id);
@@ -75,36 +75,36 @@ fn what_is_bound_to_the_pods_own_address_goes_on_with_another() {
         }
     });
     for name in ["main", "one", "two"] {
-        talks_on(&alice, name);
-        assert_eq!(exec(&alice, name, "cat /root/own"), then, "the address of then in each");
+        keeps_talking(&alice, name);
+        assert_eq!(exec(&alice, name, "cat /root/own"), then, "the original address in each");
     }
     let macs: Vec<String> = ["other", "main", "one", "two"].iter().map(|name| who_answers(&server, name)).collect();
     let different: std::collections::HashSet<&String> = macs.iter().collect();
     assert_eq!(different.len(), macs.len(), "{macs:?}");
     assert_eq!(macs[0], engine_says(&server, "alice", "other", "{{.NetworkSettings.MacAddress}}"));
-    // The way out is as in every pod.
+    // Outgoing connections work as in every pod.
     exec(&alice, "one", "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 22), 5)\"");
 
-    // What is bound to the address of then can be saved once more, from a pod that has another.
+    // Programs bound to the original address can be checkpointed again, in a pod that has another.
     let again = save(&alice, "ins=one&leave_running=false");
     done(&alice, &format!("/pod/restore?ins=one&checkpoint={again}"));
-    talks_on(&alice, "one");
+    keeps_talking(&alice, "one");
 
     for name in ["main", "one", "two", "other"] {
         delete(&alice, name);
     }
-    // After deletion the address is free, and the pod may have it or not.
+    // After the deletion the address is free, and the pod may get it or not.
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
-    talks_on(&alice, "main");
+    keeps_talking(&alice, "main");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// The hardware address that answers for a pod's address, as the host hears it.
+/// The hardware address that answers for a pod's address, as the host sees it.
 fn who_answers(server: &Server, instance: &str) -> String {
     let address = address(server, instance);
-    // Forget what is known, then ask.
+    // Clear the ARP cache, then ask.
     let _ = Command::new("ip").args(["neigh", "flush", "to", &address]).output();
     let answered = TcpStream::connect_timeout(&format!("{address}:22").parse().unwrap(), Duration::from_secs(10));
     drop(answered);
@@ -113,10 +113,10 @@ fn who_answers(server: &Server, instance: &str) -> String {
     line.and_then(|line| line.split_whitespace().nth(3)).unwrap_or_else(|| panic!("{address}: {neighbours}")).to_owned()
 }
 
-/// With a connection to the outside and one over the own address: the first is closed where it cannot go on, the listener is
-/// there again.
+/// With a connection to the outside and one over the own address: the first is closed if it cannot continue, the
+/// listener is restored.
 #[test]
-fn a_listener_on_the_own_address_comes_back_beside_connections_that_do_not() {
+fn a_listener_on_the_own_address_is_restored_beside_connections_that_are_closed() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");

@@ -1,5 +1,5 @@
-//! Containers that a person made and pody took over: what they were made with may stand against saving them, and is named before
-//! anything is touched.
+//! Containers that a person created and pody adopted: settings that prevent a checkpoint are named before anything is
+//! touched.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{
     help::{assert_clean, delete, delete_checkpoints, done, save, start, status},
 };
 
-/// Runs a container by hand, and waits until it is a pod of alice's. Removed by the harness if it has the server's prefix.
+/// Runs a container by hand, and waits until it is alice's pod. Removed by the harness if it has the server's prefix.
 fn take_over(server: &Server, alice: &Client, instance: &str, options: &[&str], command: &[&str]) -> bool {
     let mut run = Command::new("docker");
     run.args(["run", "-d", "--name", &server.container("alice", instance)]).args(options);
@@ -30,7 +30,7 @@ fn take_over(server: &Server, alice: &Client, instance: &str, options: &[&str], 
     true
 }
 
-/// Whether this machine can start a container so at all.
+/// Whether this machine can start a container with these options.
 fn can_start(options: &[&str]) -> bool {
     let mut run = Command::new("docker");
     run.args(["run", "--rm"]).args(options).args(["--entrypoint", "true", IMAGE]);
@@ -38,7 +38,7 @@ fn can_start(options: &[&str]) -> bool {
 }
 
 #[test]
-fn what_a_container_was_made_with_is_named_before_it_is_touched() {
+fn settings_of_a_container_that_prevent_a_checkpoint_are_named() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ fn what_a_container_was_made_with_is_named_before_it_is_touched() {
         assert!(refused.detail().contains(sentence), "{options:?}: {refused}");
         assert_eq!(status(&alice, instance), "running", "{options:?}");
         assert_eq!(alice.get("/pod/checkpoints").ok().json(), json!([]));
-        // Its files can be.
+        // Its files can be saved.
         save(&alice, &format!("ins={instance}&kind=rootfsonly"));
         delete(&alice, instance);
         delete_checkpoints(&alice);
@@ -87,9 +87,9 @@ fn what_a_container_was_made_with_is_named_before_it_is_touched() {
     assert_clean(&server);
 }
 
-/// PID 1 of another user than root, as the host allows.
+/// PID 1 runs as another user than root, if the host allows it.
 #[test]
-fn a_container_of_a_normal_user_is_saved_or_named() {
+fn a_container_of_a_normal_user_is_checkpointed_or_refused_with_the_reason() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     assert!(take_over(&server, &alice, "user", &["--user", "1000:1000"], &["sleep", "10000"]));
@@ -112,10 +112,10 @@ fn a_container_of_a_normal_user_is_saved_or_named() {
     delete_checkpoints(&alice);
 }
 
-/// A file system that is read-only, a mount below a folder that is a symbolic link in the image, a terminal or none: these come
-/// back, and the log goes on where it was.
+/// A read-only file system, a mount below a symbolic link in the image, with or without a terminal: such containers are
+/// restored, and the log continues where it was.
 #[test]
-fn containers_that_pody_would_not_make_come_back_too() {
+fn containers_that_pody_would_not_create_are_restored_too() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     let rows: &[(&str, &[&str])] =
@@ -133,13 +133,13 @@ fn containers_that_pody_would_not_make_come_back_too() {
         let id = save(&alice, &format!("ins={instance}&leave_running=false"));
         let before = counted();
         done(&alice, &format!("/pod/restore?ins={instance}&checkpoint={id}"));
-        eventually(Duration::from_secs(30), "it counts on", || counted() > before + 3);
+        eventually(Duration::from_secs(30), "it keeps counting", || counted() > before + 3);
         let log = docker(&["logs", &server.container("alice", instance)]);
         let lines: Vec<&str> = log.lines().map(str::trim_end).collect();
         for number in [1, before - 1, before + 2] {
             assert!(lines.contains(&format!("line {number}").as_str()), "{options:?}: no line {number}: {log}");
         }
-        assert_eq!(lines.iter().filter(|line| **line == "line 1").count(), 1, "it began anew: {log}");
+        assert_eq!(lines.iter().filter(|line| **line == "line 1").count(), 1, "it started from scratch: {log}");
         delete(&alice, instance);
     }
     assert_clean(&server);

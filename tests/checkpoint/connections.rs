@@ -1,5 +1,5 @@
-//! Connections with others, over a stop and a restore in place: the pod gets its address of then again, although the engine has
-//! lower ones to give.
+//! Connections with the outside, across a stop and a restore in place: the pod gets its original address again,
+//! although the engine has lower ones to assign.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// What was sent again and again while nobody answered comes through within it.
+/// Retransmissions get through within this time.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A network of the test's own: nobody else takes addresses in it. Removed after the server and its pods.
+/// The test's own network: nothing else takes addresses in it. Removed after the server and its pods.
 struct Network(String);
 
 impl Network {
@@ -49,7 +49,7 @@ fn gateway(server: &Server, instance: &str) -> String {
     engine_says(server, "alice", instance, "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}")
 }
 
-/// Says numbers over a connection and wants each back; says how far it is in a file. Others may connect, too.
+/// Sends numbers over a connection and expects each back; reports its progress in a file. Others may connect as well.
 const TALKER: &str = r#"
 import os, socket, sys, threading, time
 l = socket.create_server(('0.0.0.0', 7500))
@@ -91,15 +91,15 @@ fn said(client: &Client, instance: &str) -> String {
 }
 
 #[track_caller]
-fn talks_on(client: &Client, instance: &str) {
+fn keeps_talking(client: &Client, instance: &str) {
     let number = || said(client, instance).parse::<u64>();
     let from = number().unwrap_or_else(|_| panic!("{instance} says {:?}", said(client, instance)));
-    eventually(PATIENCE, "it talks on", || {
+    eventually(PATIENCE, "it keeps talking", || {
         number().unwrap_or_else(|_| panic!("{instance} says {:?}", said(client, instance))) > from + 2
     });
 }
 
-/// A connection that the host made to a pod, used all the time; how far it is.
+/// A connection from the host to a pod, in constant use; returns its progress.
 fn ask(address: &str) -> Arc<AtomicU64> {
     let mut connection = TcpStream::connect((address, 7500)).unwrap();
     let told = Arc::new(AtomicU64::new(0));
@@ -124,7 +124,7 @@ fn is_answered(told: &AtomicU64) {
     eventually(PATIENCE, "the host is answered", || told.load(Ordering::Relaxed) > from + 2);
 }
 
-/// Sends back what comes, for as long as the test lasts.
+/// Echoes what it receives, for as long as the test runs.
 fn echo_server(address: &str) -> u16 {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -150,7 +150,7 @@ fn no_placeholders(action: &serde_json::Value) {
 }
 
 #[test]
-fn connections_with_the_host_go_on_for_three_generations() {
+fn connections_with_the_host_survive_three_restores() {
     let network = Network::new();
     let Some(server) = start_with(|builder| builder.config(&network.config())) else { return };
     let alice = server.member("alice");
@@ -162,36 +162,36 @@ fn connections_with_the_host_go_on_for_three_generations() {
     let then = address(&server, "main");
     let asked = ask(&then);
     is_answered(&asked);
-    // The engine would give one of these.
+    // The engine would assign one of these.
     let freed = [address(&server, "low"), address(&server, "lower")];
     delete(&alice, "low");
     delete(&alice, "lower");
     for generation in 1..=3 {
         let id = save(&alice, "ins=main&leave_running=false");
         if generation == 2 {
-            // One hole less.
+            // One gap fewer.
             create(&alice, "low");
         }
         let restored = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
         assert_eq!(address(&server, "main"), then, "generation {generation}");
         assert_eq!(restored["losses"].to_string(), "[]", "generation {generation}");
-        talks_on(&alice, "main");
+        keeps_talking(&alice, "main");
         is_answered(&asked);
         no_placeholders(&restored);
     }
-    // It is the engine's own word who has the address: the next get others.
+    // The engine itself knows that the address is in use: later containers get others.
     create(&alice, "next");
     assert!(freed.contains(&address(&server, "next")), "{}", address(&server, "next"));
-    talks_on(&alice, "main");
+    keeps_talking(&alice, "main");
 
-    // A snapshot leaves them alone, and a twin gets none of them.
+    // A checkpoint without a stop does not affect them, and a twin gets none of them.
     let id = save(&alice, "ins=main");
-    talks_on(&alice, "main");
+    keeps_talking(&alice, "main");
     is_answered(&asked);
     let twin = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
     assert!(twin["losses"].to_string().contains("TCP connections were closed"), "{twin}");
-    eventually(PATIENCE, "the twin is told", || said(&alice, "twin") == "closed");
-    talks_on(&alice, "main");
+    eventually(PATIENCE, "the twin notices", || said(&alice, "twin") == "closed");
+    keeps_talking(&alice, "main");
     is_answered(&asked);
     assert_clean(&server);
     for name in ["low", "main", "next", "twin"] {
@@ -200,9 +200,9 @@ fn connections_with_the_host_go_on_for_three_generations() {
     delete_checkpoints(&alice);
 }
 
-/// Another container has the address meanwhile: it keeps it, the connections are closed, and the restore says why.
+/// Another container has got the address meanwhile: it keeps it, the connections are closed, and the restore says why.
 #[test]
-fn an_address_that_another_has_is_its() {
+fn an_address_that_another_container_got_stays_with_it() {
     let network = Network::new();
     let Some(server) = start_with(|builder| builder.config(&network.config())) else { return };
     let alice = server.member("alice");
@@ -211,7 +211,7 @@ fn an_address_that_another_has_is_its() {
     let port = echo_server(&gateway(&server, "main"));
     run_python(&alice, "main", "talker", &talker(&gateway(&server, "main"), port));
     let id = save(&alice, "ins=main&leave_running=false");
-    // Not one of ours.
+    // Not one of our containers.
     let other = docker(&["run", "-d", "--rm", "--network", &network.0, "--entrypoint", "sleep", IMAGE, "1000"]);
     let of_other = docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &other]);
     let restored = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
@@ -221,9 +221,9 @@ fn an_address_that_another_has_is_its() {
     let why = format!("were closed: the pod's address of then, {then}, cannot be had: another container has it now");
     assert!(losses.contains(&why), "{losses}");
     assert_ne!(address(&server, "main"), then);
-    eventually(PATIENCE, "the program is told", || said(&alice, "main") == "closed");
+    eventually(PATIENCE, "the program notices", || said(&alice, "main") == "closed");
 
-    // It is free again, and nobody is connected: what it has now is what is saved and had again.
+    // The address is free again, and there are no connections: the current address is saved and assigned again.
     let now = address(&server, "main");
     let again = save(&alice, "ins=main&leave_running=false");
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={again}"));
@@ -233,13 +233,13 @@ fn an_address_that_another_has_is_its() {
     delete_checkpoints(&alice);
 }
 
-/// Two pods that talk with each other, through maintenance of the host.
+/// Two pods that are connected to each other, through maintenance of the host.
 #[test]
-fn pods_that_talk_with_each_other_do_so_after_maintenance() {
+fn connections_between_pods_survive_maintenance() {
     let network = Network::new();
     let Some(server) = start_with(|builder| builder.config(&network.config())) else { return };
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
-    // Nobody is connected with these: they are brought back later.
+    // These have no connections: they are restored later.
     create(&bob, "first");
     create(&alice, "low");
     create(&alice, "one");
@@ -254,8 +254,8 @@ fn pods_that_talk_with_each_other_do_so_after_maintenance() {
     admin.post("/admin/undrain").ok();
     eventually(PATIENCE, "all are back", || admin.get("/admin/drain").ok().json()["state"].is_null());
     assert_eq!(["one", "two"].map(|name| address(&server, name)), then);
-    talks_on(&alice, "one");
-    talks_on(&alice, "two");
+    keeps_talking(&alice, "one");
+    keeps_talking(&alice, "two");
     for action in alice.get("/action/list").ok().json().as_array().unwrap() {
         no_placeholders(action);
         assert!(!action["losses"].to_string().contains("closed"), "{action}");
@@ -291,7 +291,7 @@ impl Session {
             for line in output.lines().map_while(Result::ok) {
                 let number: u64 =
                     line.trim().strip_prefix("tick ").unwrap_or_else(|| panic!("{line}")).parse().unwrap();
-                // None is missing and none comes twice.
+                // None is missing and none arrives twice.
                 assert_eq!(count.swap(number, Ordering::Relaxed) + 1, number);
             }
         });
@@ -299,10 +299,10 @@ impl Session {
     }
 
     #[track_caller]
-    fn goes_on(&mut self) {
+    fn keeps_running(&mut self) {
         let from = self.lines.load(Ordering::Relaxed);
-        eventually(PATIENCE, "the session goes on", || {
-            assert!(self.child.try_wait().unwrap().is_none(), "ssh has ended");
+        eventually(PATIENCE, "the session continues", || {
+            assert!(self.child.try_wait().unwrap().is_none(), "ssh has exited");
             self.lines.load(Ordering::Relaxed) > from + 3
         });
     }
@@ -316,7 +316,7 @@ impl Drop for Session {
 }
 
 #[test]
-fn a_live_ssh_session_goes_on() {
+fn a_live_ssh_session_survives_a_restore() {
     if !Need::Ssh.is_there() {
         return;
     }
@@ -333,20 +333,20 @@ fn a_live_ssh_session_goes_on() {
     let then = address(&server, "main");
     eventually(Duration::from_secs(30), "sshd listens", || TcpStream::connect((then.as_str(), 22)).is_ok());
     let mut session = Session::begin(&then, &key);
-    session.goes_on();
+    session.keeps_running();
 
     save(&alice, "ins=main");
-    session.goes_on();
+    session.keeps_running();
     delete(&alice, "low");
     for _ in 0..2 {
         let id = save(&alice, "ins=main&leave_running=false");
         let restored = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
         assert_eq!(restored["losses"].to_string(), "[]");
-        session.goes_on();
+        session.keeps_running();
     }
-    // One can type into it, and log in anew.
+    // Typing works, and so does a new login.
     let mut second = Session::begin(&then, &key);
-    second.goes_on();
+    second.keeps_running();
     session.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
     eventually(PATIENCE, "control-C ends it", || session.child.try_wait().unwrap().is_some());
     drop(second);
@@ -355,10 +355,10 @@ fn a_live_ssh_session_goes_on() {
     delete_checkpoints(&alice);
 }
 
-/// On the engine's default bridge, where no address can be asked for. Others on this machine may take it meanwhile; then that is
-/// said.
+/// On the engine's default bridge, where no address can be requested. Other containers on this machine may take it
+/// meanwhile; then that is reported.
 #[test]
-fn on_the_default_bridge_the_address_is_had_again_or_it_is_said() {
+fn on_the_default_bridge_the_address_is_restored_or_the_loss_is_reported() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "low");
@@ -372,17 +372,17 @@ fn on_the_default_bridge_the_address_is_had_again_or_it_is_said() {
     no_placeholders(&restored);
     if address(&server, "main") == then {
         assert_eq!(restored["losses"].to_string(), "[]");
-        talks_on(&alice, "main");
+        keeps_talking(&alice, "main");
     } else {
         assert!(restored["losses"].to_string().contains("cannot be had"), "{restored}");
-        eventually(PATIENCE, "the program is told", || said(&alice, "main") == "closed");
+        eventually(PATIENCE, "the program notices", || said(&alice, "main") == "closed");
     }
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// The daemon is killed while placeholders are there: none is left, and the next restore works.
+/// The daemon is killed while placeholders exist: none is left, and the next restore works.
 #[test]
 fn a_kill_leaves_no_placeholders() {
     if !Need::Failpoints.is_there() {
@@ -407,8 +407,8 @@ fn a_kill_leaves_no_placeholders() {
     let begun = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).ok().json();
     let filter = format!("name=pody-address-{}", begun["id"].as_str().unwrap());
     let held = || docker(&["ps", "-q", "--filter", &filter]).lines().count();
-    eventually(Duration::from_secs(60), "two placeholders are there", || held() == 2);
-    // They keep silent.
+    eventually(Duration::from_secs(60), "there are two placeholders", || held() == 2);
+    // They do not answer ARP.
     let lowest = docker(&["ps", "-q", "--filter", &filter]);
     let silent = docker(&[
         "inspect",
@@ -428,15 +428,15 @@ fn a_kill_leaves_no_placeholders() {
     });
     let restored = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!((address(&server, "main"), restored["losses"].to_string()), (then, "[]".to_owned()));
-    talks_on(&alice, "main");
+    keeps_talking(&alice, "main");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// A pod is to be stopped, and is not: the connections that were kept silent for it go on, also after a kill.
+/// A pod was to be stopped, and is not: the connections whose traffic was held for it continue, also after a kill.
 #[test]
-fn a_stop_that_does_not_come_leaves_connections_alone() {
+fn a_stop_that_does_not_happen_leaves_connections_intact() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -454,11 +454,11 @@ fn a_stop_that_does_not_come_leaves_connections_alone() {
     is_answered(&asked);
 
     crate::help::fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
-    talks_on(&alice, "main");
+    keeps_talking(&alice, "main");
     is_answered(&asked);
 
     alice.post("/pod/checkpoint?ins=main&leave_running=false").ok();
-    eventually(PATIENCE, "it stands still and is silent", || {
+    eventually(PATIENCE, "it is paused and its traffic is held", || {
         let query = "SELECT count(*) FROM actions WHERE phase = 'hash' AND status = 'running'";
         server.count(query) == 1
     });
@@ -468,8 +468,8 @@ fn a_stop_that_does_not_come_leaves_connections_alone() {
     server.kill();
     server.set_env("FAILPOINTS", None);
     server.start_again();
-    eventually(PATIENCE, "it goes on", || crate::help::status(&alice, "main") == "running");
-    talks_on(&alice, "main");
+    eventually(PATIENCE, "it resumes", || crate::help::status(&alice, "main") == "running");
+    keeps_talking(&alice, "main");
     is_answered(&asked);
     assert_clean(&server);
     delete(&alice, "main");

@@ -1,4 +1,4 @@
-//! Damaged checkpoints: refused before CRIU sees them, with the file named, and the pod as it was.
+//! Damaged checkpoints: refused before CRIU sees them, naming the file, and leaving the pod as it was.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What the restore says: refused at once, or the end of its action.
+/// The error of the restore: an immediate refusal, or that of its action.
 fn restore(client: &Client, id: &str) -> String {
     let answer = client.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
     if answer.status == 409 {
@@ -41,7 +41,7 @@ fn restore(client: &Client, id: &str) -> String {
 }
 
 #[test]
-fn six_sorts_of_damage_are_refused_and_the_file_named() {
+fn damaged_files_are_refused_by_name() {
     let Some(server) = start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main");
@@ -107,7 +107,7 @@ fn six_sorts_of_damage_are_refused_and_the_file_named() {
         fs::remove_dir_all(&path).unwrap();
         copy(&good, &path);
     }
-    // The owner is written in it, too.
+    // It also contains the owner.
     let manifest = fs::read_to_string(path.join("manifest.json")).unwrap();
     fs::write(path.join("manifest.json"), manifest.replace("\"user\": \"alice\"", "\"user\": \"bob\"")).unwrap();
     assert!(restore(&alice, &id).contains("it is bob's"));
@@ -122,16 +122,16 @@ fn six_sorts_of_damage_are_refused_and_the_file_named() {
     delete_checkpoints(&bob);
 }
 
-/// The pod is stopped: what is done to its files is seen on the host.
+/// The pod is stopped, so its files are changed on the host.
 fn exec_on_stopped(server: &Server) {
     let upper =
         crate::common::docker(&["inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", &server.container("alice", "main")]);
     fs::write(Path::new(&upper).join("root/after"), b"written after the checkpoint").unwrap();
 }
 
-/// CRIU fails with good hashes: files of a volume changed. The pod's files are put back, and it starts.
+/// The hashes are right but CRIU fails: files on a volume changed. The pod's files are rolled back, and it starts.
 #[test]
-fn a_restore_that_fails_puts_the_files_back() {
+fn a_restore_that_fails_rolls_the_files_back() {
     let volume = tempfile::tempdir().unwrap();
     let config = format!("volume_mappings = [\"{}:/outside\"]", volume.path().display());
     let Some(server) = crate::help::start_with(|builder| builder.config(&config)) else { return };
@@ -150,7 +150,7 @@ fn a_restore_that_fails_puts_the_files_back() {
     assert_clean(&server);
     alice.post("/pod/start?ins=main").ok();
     assert_eq!(exec(&alice, "main", "cat /root/later"), "later");
-    // The same under another name leaves no pod.
+    // The same restore under another name leaves no pod.
     let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=clone")).ok());
     assert_eq!(action["status"], "error", "{action}");
     assert_eq!(alice.get("/pod/inspect?ins=clone").status, 404);
@@ -161,9 +161,9 @@ fn a_restore_that_fails_puts_the_files_back() {
     delete_checkpoints(&alice);
 }
 
-/// The folder of a volume is gone: said, and undone; with the folder there again it works.
+/// The directory of a volume is gone: reported, and rolled back; once it exists again, the restore works.
 #[test]
-fn a_volume_that_is_gone_is_named() {
+fn a_volume_that_is_gone_is_reported() {
     let volume = tempfile::tempdir().unwrap();
     let config = format!("volume_mappings = [\"{}/data:/outside\"]", volume.path().display());
     let Some(server) = crate::help::start_with(|builder| builder.config(&config)) else { return };
@@ -177,7 +177,7 @@ fn a_volume_that_is_gone_is_named() {
     assert_eq!((action["status"].as_str(), action["phase"].as_str()), (Some("error"), Some("start")), "{action}");
     assert!(action["error"].as_str().unwrap().contains(&format!("{}/data", volume.path().display())), "{action}");
     assert_clean(&server);
-    // No reboot starts it from its beginning.
+    // A reboot does not start it from scratch.
     let rule = crate::help::engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}");
     assert_eq!(rule, "unless-stopped");
     fs::rename(volume.path().join("away"), volume.path().join("data")).unwrap();

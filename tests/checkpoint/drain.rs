@@ -1,4 +1,5 @@
-//! Maintenance: all pods saved and stopped, and brought back, through kills, restarts and checkpoints that do not come back.
+//! Maintenance: all pods are checkpointed and stopped, and restored, through kills, restarts and checkpoints that
+//! cannot be restored.
 
 use std::{fs, path::PathBuf, process::Output, thread, time::Duration};
 
@@ -7,12 +8,12 @@ use serde_json::Value;
 use crate::{
     common::{Client, Need, Server, docker, eventually},
     help::{
-        COUNTER, STUBBORN, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec,
-        folder, run_python, start, start_with, status,
+        COUNTER, STUBBORN, assert_clean, count, create, delete, delete_checkpoints, engine_says, exec, folder,
+        keeps_counting, run_python, start, start_with, status,
     },
 };
 
-/// A drain or its undoing may take this long on a busy machine.
+/// A drain or undrain may take this long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn drain_state(server: &Server) -> Value {
@@ -30,7 +31,7 @@ fn wait_for_end(server: &Server) {
     eventually(PATIENCE, "all pods are back", || drain_state(server)["state"].is_null());
 }
 
-/// One pod in it.
+/// The entry of a user's pod.
 fn pod<'a>(drain: &'a Value, user: &str) -> &'a Value {
     let pods = drain["pods"].as_array().unwrap();
     pods.iter().find(|pod| pod["user"] == user).unwrap_or_else(|| panic!("none of {user}'s: {drain}"))
@@ -53,7 +54,7 @@ fn rule(server: &Server, user: &str) -> String {
     engine_says(server, user, "main", "{{.HostConfig.RestartPolicy.Name}}")
 }
 
-/// A pod with a counter; what the counter is known by.
+/// A pod with a counter; returns the counter's identity.
 fn with_counter(client: &Client) -> String {
     create(client, "main");
     run_python(client, "main", "counter", COUNTER);
@@ -71,13 +72,13 @@ fn finish(server: &Server, clients: &[&Client]) {
 }
 
 #[test]
-fn all_pods_are_saved_and_stopped_and_come_back() {
+fn a_drain_checkpoints_and_stops_all_pods_and_an_undrain_restores_them() {
     let Some(mut server) = start() else { return };
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     let identities = [with_counter(&alice), with_counter(&bob)];
     create(&alice, "idle");
     alice.post("/pod/stop?ins=idle").ok();
-    // Beyond the quota: maintenance is nobody's wish.
+    // The quota does not apply: maintenance is not the user's choice.
     admin.post("/admin/quota/update?username=bob&checkpoint_count=0").ok();
     assert!(drain_state(&server)["state"].is_null());
     assert_eq!(admin.post_with("/admin/drain", &[("reason", " ")]).status, 400);
@@ -124,8 +125,8 @@ fn all_pods_are_saved_and_stopped_and_come_back() {
     wait_for_end(&server);
     for ((client, user), identity) in [(&alice, "alice"), (&bob, "bob")].into_iter().zip(&identities) {
         let (from, same) = count(client, "main");
-        assert_eq!(same, *identity, "the process of before");
-        counts_on(client, "main", from);
+        assert_eq!(same, *identity, "the same process as before");
+        keeps_counting(client, "main", from);
         assert_eq!(rule(&server, user), "always");
     }
     assert_eq!(status(&alice, "idle"), "exited");
@@ -138,7 +139,7 @@ fn all_pods_are_saved_and_stopped_and_come_back() {
 }
 
 #[test]
-fn what_cannot_be_saved_is_named_and_left_or_stopped_as_asked() {
+fn pods_that_cannot_be_checkpointed_are_named_and_left_running_or_stopped_as_requested() {
     let Some(server) = start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     let identity = with_counter(&alice);
@@ -179,7 +180,7 @@ fn largest_image(folder: PathBuf) -> PathBuf {
 }
 
 #[test]
-fn what_does_not_come_back_is_named_and_can_be_tried_again() {
+fn a_pod_that_cannot_be_restored_is_named_and_can_be_retried() {
     let Some(server) = start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     let identities = [with_counter(&alice), with_counter(&bob)];
@@ -197,7 +198,7 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
     assert_eq!(status(&alice, "main"), "exited");
     let ended = drain_state(&server);
     assert_eq!((ended["state"].as_str(), ended["pods"].as_array().unwrap().len()), (Some("ended"), 1), "{ended}");
-    // Over for everybody else.
+    // The drain is over for the other pods.
     create(&bob, "other");
 
     fs::write(&image, &good).unwrap();
@@ -208,9 +209,9 @@ fn what_does_not_come_back_is_named_and_can_be_tried_again() {
     finish(&server, &[&alice, &bob]);
 }
 
-/// An undrain in the middle of a drain: what was saved comes back, the rest was never stopped.
+/// An undrain in the middle of a drain: checkpointed pods are restored, the rest was never stopped.
 #[test]
-fn a_drain_is_called_off() {
+fn an_undrain_cancels_a_running_drain() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -221,19 +222,19 @@ fn a_drain_is_called_off() {
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     let identities = [with_counter(&alice), with_counter(&bob)];
     admin.post("/admin/drain?reason=x").ok();
-    eventually(PATIENCE, "one is being saved", || {
+    eventually(PATIENCE, "one is being checkpointed", || {
         drain_state(&server)["pods"].as_array().unwrap().iter().any(|pod| pod["state"] == "saving")
     });
     admin.post("/admin/undrain").ok();
     wait_for_end(&server);
     for (client, identity) in [&alice, &bob].into_iter().zip(&identities) {
-        eventually(PATIENCE, "it runs", || status(client, "main") == "running");
+        eventually(PATIENCE, "it is running", || status(client, "main") == "running");
         assert_eq!(count(client, "main").1, *identity);
     }
     finish(&server, &[&alice, &bob]);
 }
 
-/// Kills the daemon when it stands at a point, and starts it again without.
+/// Kills the daemon when it is stopped at a fail point, and starts it again without.
 fn kill_at(server: &mut Server, what: &str, query: &str) {
     eventually(PATIENCE, what, || server.count(query) > 0);
     thread::sleep(Duration::from_millis(300));
@@ -276,17 +277,17 @@ fn running_phase(phase: &str) -> String {
 }
 
 #[test]
-fn killed_in_a_drain_before_a_dump() {
+fn a_kill_in_a_drain_before_a_dump_is_recovered() {
     killed_in_drain("checkpoint-dump", &running_phase("dump"));
 }
 
 #[test]
-fn killed_in_a_drain_before_a_stop() {
+fn a_kill_in_a_drain_before_a_stop_is_recovered() {
     killed_in_drain("checkpoint-stop", &running_phase("stop"));
 }
 
 #[test]
-fn killed_in_a_drain_after_a_pod_was_saved() {
+fn a_kill_in_a_drain_after_a_pod_was_checkpointed_is_recovered() {
     let query = "SELECT count(*) FROM actions a JOIN drained_pods d ON d.action = a.id
                  WHERE a.status = 'done' AND d.state = 'saving'";
     killed_in_drain("drain-saved", query);
@@ -310,32 +311,32 @@ fn killed_in_undrain(point: &str, query: &str) {
     for (client, identity) in [&alice, &bob].into_iter().zip(&identities) {
         let (from, same) = count(client, "main");
         assert_eq!(same, *identity);
-        counts_on(client, "main", from);
+        keeps_counting(client, "main", from);
     }
     assert_eq!((rule(&server, "alice"), rule(&server, "bob")), ("always".to_owned(), "always".to_owned()));
     finish(&server, &[&alice, &bob]);
 }
 
 #[test]
-fn killed_in_an_undrain_before_a_start() {
+fn a_kill_in_an_undrain_before_a_start_is_recovered() {
     killed_in_undrain("restore-start", &running_phase("start"));
 }
 
 #[test]
-fn killed_in_an_undrain_before_a_check() {
+fn a_kill_in_an_undrain_before_a_check_is_recovered() {
     killed_in_undrain("restore-check", &running_phase("check"));
 }
 
 #[test]
-fn killed_in_an_undrain_after_a_pod_is_back() {
+fn a_kill_in_an_undrain_after_a_pod_was_restored_is_recovered() {
     let query = "SELECT count(*) FROM actions a JOIN drained_pods d ON d.action = a.id
                  WHERE a.status = 'done' AND d.state = 'returning'";
     killed_in_undrain("undrain-back", query);
 }
 
-/// What a drain by force was about to stop is stopped, and comes back.
+/// A pod that a forced drain was about to stop is stopped, and started again by the undrain.
 #[test]
-fn killed_before_a_plain_stop() {
+fn a_kill_before_a_plain_stop_is_recovered() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -345,7 +346,7 @@ fn killed_before_a_plain_stop() {
     let Some(mut server) = start_with(pausing) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // Paused by hand: that cannot be saved, and does not hear a signal.
+    // Paused by hand: such a pod cannot be checkpointed, and does not receive signals.
     crate::common::pause(&server.container("alice", "main"));
     eventually(PATIENCE, "it is seen", || status(&alice, "main") == "paused");
     server.admin().post("/admin/drain?reason=x&force=true").ok();
@@ -356,12 +357,12 @@ fn killed_before_a_plain_stop() {
     assert_eq!(status(&alice, "main"), "exited");
     server.admin().post("/admin/undrain").ok();
     wait_for_end(&server);
-    eventually(PATIENCE, "it runs", || status(&alice, "main") == "running");
+    eventually(PATIENCE, "it is running", || status(&alice, "main") == "running");
     finish(&server, &[&alice]);
 }
 
 #[test]
-fn before_a_shutdown_pods_are_saved_and_the_next_start_brings_them_back() {
+fn a_shutdown_checkpoints_pods_and_the_next_start_restores_them() {
     let Some(mut server) = start() else { return };
     let alice = server.member("alice");
     let identity = with_counter(&alice);
@@ -373,7 +374,7 @@ fn before_a_shutdown_pods_are_saved_and_the_next_start_brings_them_back() {
     let (code, out, err) = pody(&server, &["drain", "--shutdown"]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert_eq!(status(&alice, "main"), "exited");
-    // Docker starts nothing of it by itself.
+    // Docker does not start any of them by itself.
     assert_eq!(rule(&server, "alice"), "unless-stopped");
     server.terminate();
     assert_eq!(docker(&["inspect", "-f", "{{.State.Status}}", &server.container("alice", "main")]), "exited");
@@ -385,7 +386,7 @@ fn before_a_shutdown_pods_are_saved_and_the_next_start_brings_them_back() {
     let told: Vec<String> = host_events(&server).into_iter().map(|(action, _)| action).collect();
     assert_eq!(told, ["host.drain", "host.drained", "host.undrain", "host.undrained"]);
 
-    // An admin's drain stays one through a shutdown.
+    // An admin's drain outlasts a shutdown.
     server.admin().post("/admin/drain?reason=disks").ok();
     let drained = wait_for(&server, "drained");
     let (code, out, err) = pody(&server, &["drain", "--shutdown"]);
@@ -399,13 +400,14 @@ fn before_a_shutdown_pods_are_saved_and_the_next_start_brings_them_back() {
     finish(&server, &[&alice]);
 }
 
-/// CRIU refuses what nobody can tell before: tried a second time, then left running, with its network and its rule.
+/// CRIU fails for a reason that cannot be known before: retried once, then left running, with its network and its
+/// restart policy.
 #[test]
-fn a_dump_that_fails_is_tried_again_and_leaves_the_pod_running() {
+fn a_dump_that_fails_is_retried_and_leaves_the_pod_running() {
     if !Need::Failpoints.is_there() {
         return;
     }
-    // Both tries of the first drain, and none later.
+    // Both attempts of the first drain fail, and no later one.
     let Some(server) = start_with(|builder| builder.env("FAILPOINTS", "checkpoint-dump=2*return")) else { return };
     let alice = server.member("alice");
     let identity = with_counter(&alice);
@@ -417,10 +419,10 @@ fn a_dump_that_fails_is_tried_again_and_leaves_the_pod_running() {
     assert_eq!((status(&alice, "main"), rule(&server, "alice")), ("running".to_owned(), "always".to_owned()));
     let (from, same) = count(&alice, "main");
     assert_eq!(same, identity);
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
 
     server.admin().post("/admin/drain?reason=x").ok();
-    eventually(PATIENCE, "it is saved", || {
+    eventually(PATIENCE, "the checkpoint is complete", || {
         let drain = drain_state(&server);
         drain["state"] == "drained" && pod(&drain, "alice")["state"] == "saved"
     });

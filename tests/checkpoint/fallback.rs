@@ -1,17 +1,17 @@
-//! Where runc's own folder is not to be found, the engine writes the processes: slower, never with a stop, and what comes of
-//! it is a checkpoint like others.
+//! If runc's own directory cannot be found, the engine dumps the processes: slower, never with a stop, and the result
+//! is a checkpoint like any other.
 
 use std::{fs, time::Duration};
 
 use crate::{
     common::{Server, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec, fails,
-        run_python, save, start_with, status,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, exec, fails,
+        keeps_counting, run_python, save, start_with, status,
     },
 };
 
-/// A server that does not see where Docker has runc keep its containers.
+/// A server that cannot see where Docker has runc keep its containers.
 fn start_without_runc() -> Option<Server> {
     start_with(|builder| builder.hide("/run/docker/runtime-runc"))
 }
@@ -22,7 +22,7 @@ fn was_the_engine(server: &Server, times: usize) {
     assert_eq!(said, times, "{}", server.log());
 }
 
-/// Copies of images that containerd makes for itself, of this pod: their description names its container.
+/// The copies of images that containerd makes for itself, of this pod: their description names its container.
 fn copies_of(container: &str) -> Vec<String> {
     let folders = fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.path());
     let is_copy = |path: &std::path::PathBuf| {
@@ -34,7 +34,7 @@ fn copies_of(container: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_engine_saves_a_pod_that_goes_on_and_one_that_is_stopped() {
+fn the_engine_dumps_a_pod_that_keeps_running_and_one_that_is_stopped() {
     let Some(server) = start_without_runc() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -56,7 +56,7 @@ fn the_engine_saves_a_pod_that_goes_on_and_one_that_is_stopped() {
     was_the_engine(&server, 1);
     assert_eq!(status(&alice, "main"), "running");
     assert_eq!(engine_says(&server, "alice", "main", "{{.State.Paused}}"), "false");
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
     assert_clean(&server);
 
     let stopped = save(&alice, "ins=main&leave_running=false");
@@ -67,7 +67,7 @@ fn the_engine_saves_a_pod_that_goes_on_and_one_that_is_stopped() {
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
         let (from, same) = count(&alice, name);
         assert_eq!(same, identity, "{name}");
-        counts_on(&alice, name, from);
+        keeps_counting(&alice, name, from);
         assert_eq!(
             exec(&alice, name, "cat /root/kept; sha256sum /dev/shm/big; pgrep -f [w]atcher.py | wc -l"),
             format!("kept\n{shm}\n1")
@@ -80,7 +80,7 @@ fn the_engine_saves_a_pod_that_goes_on_and_one_that_is_stopped() {
     delete_checkpoints(&alice);
 }
 
-/// It takes longer than it may: the pod goes on, with its network, and nothing is left of it with the engine.
+/// The dump exceeds its deadline: the pod keeps running, with its network, and the engine keeps nothing of the dump.
 #[test]
 fn a_dump_by_the_engine_that_fails_leaves_the_pod_running() {
     let Some(server) = start_with(|builder| {
@@ -95,8 +95,8 @@ fn a_dump_by_the_engine_that_fails_leaves_the_pod_running() {
     let error = fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
     was_the_engine(&server, 1);
     assert!(error.starts_with("dump: "), "{error}");
-    eventually(Duration::from_secs(10), "it runs", || status(&alice, "main") == "running");
-    counts_on(&alice, "main", from);
+    eventually(Duration::from_secs(10), "it is running", || status(&alice, "main") == "running");
+    keeps_counting(&alice, "main", from);
     assert_eq!(count(&alice, "main").1, identity);
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
     let pid = engine_says(&server, "alice", "main", "{{.State.Pid}}");

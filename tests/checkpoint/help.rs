@@ -1,4 +1,4 @@
-//! Servers for checkpoints, programs to be saved, actions to be waited for.
+//! Shared helpers: servers for checkpoints, programs to checkpoint, waiting for actions.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::common::{Answer, Builder, Client, IMAGE, Need, Server, docker, eventu
 /// An action may take this long on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A server, where this machine can save pods.
+/// Starts a server if this machine can checkpoint pods.
 pub fn start_with(change: impl FnOnce(Builder) -> Builder) -> Option<Server> {
     Need::Criu.is_there().then(|| change(Server::builder()).start()).flatten()
 }
@@ -40,7 +40,7 @@ pub fn exec(client: &Client, instance: &str, command: &str) -> String {
     answer["log"].as_str().expect("a log").replace("\r\n", "\n").trim_end().to_owned()
 }
 
-/// Each program's way to say something: whoever reads it meets it whole.
+/// How each program reports something: a reader never sees a partial text.
 const TELL: &str = "
 import os
 def tell(path, text):
@@ -49,12 +49,12 @@ def tell(path, text):
 ";
 
 /// Starts a python program in the background of the pod, as a child of its first process, and waits for `ready` in /root.
-/// It has `tell(path, text)` beside its own.
+/// The program can also use `tell(path, text)`.
 #[track_caller]
 pub fn run_python(client: &Client, instance: &str, name: &str, program: &str) {
     let write = format!("cat > /root/{name}.py <<'END'\n{TELL}{program}\nEND\n");
     exec(client, instance, &write);
-    // The terminal of the command must not go before the program has a session of its own.
+    // The command's terminal must not close before the program has its own session.
     let start = format!("nohup setsid python3 -u /root/{name}.py >/root/{name}.log 2>&1 </dev/null & sleep 0.3");
     exec(client, instance, &start);
     let begun = Instant::now();
@@ -68,7 +68,7 @@ pub fn run_python(client: &Client, instance: &str, name: &str, program: &str) {
     }
 }
 
-/// Holds a large file open that is deleted: that cannot be saved.
+/// Holds a large deleted file open, which cannot be checkpointed.
 pub const STUBBORN: &str = r#"
 import os, time
 a = os.open('/root/large', os.O_RDWR | os.O_CREAT)
@@ -78,7 +78,7 @@ print('ready')
 time.sleep(10000)
 "#;
 
-/// Counts in its memory and tells on a file; its secret is in memory alone.
+/// Counts in memory and reports to a file; its secret is only in memory.
 pub const COUNTER: &str = r#"
 import os, time
 secret = os.urandom(8).hex()
@@ -92,7 +92,7 @@ while True:
     time.sleep(0.02)
 "#;
 
-/// What the counter says: how far it is, and its secret with its process id.
+/// The counter's report: its count, and its secret with its process id.
 #[track_caller]
 pub fn count(client: &Client, instance: &str) -> (u64, String) {
     let text = exec(client, instance, "cat /root/count");
@@ -100,17 +100,17 @@ pub fn count(client: &Client, instance: &str) -> (u64, String) {
     (number.parse().expect("a number"), rest.to_owned())
 }
 
-/// Waits until it counts on.
+/// Waits until it keeps counting.
 #[track_caller]
-pub fn counts_on(client: &Client, instance: &str, from: u64) {
-    eventually(Duration::from_secs(30), "it counts on", || count(client, instance).0 > from);
+pub fn keeps_counting(client: &Client, instance: &str, from: u64) {
+    eventually(Duration::from_secs(30), "it keeps counting", || count(client, instance).0 > from);
 }
 
 pub fn status(client: &Client, instance: &str) -> String {
     client.get(&format!("/pod/inspect?ins={instance}")).ok().json()["status"].as_str().expect("a status").to_owned()
 }
 
-/// The action at its end.
+/// Waits for the action to end and returns it.
 #[track_caller]
 pub fn wait(client: &Client, begun: &Answer) -> Value {
     let id = begun.json()["id"].as_str().unwrap_or_else(|| panic!("{begun}")).to_owned();
@@ -125,7 +125,7 @@ pub fn wait(client: &Client, begun: &Answer) -> Value {
     }
 }
 
-/// Does it and waits for its good end.
+/// Runs an action that must succeed.
 #[track_caller]
 pub fn done(client: &Client, path: &str) -> Value {
     let action = wait(client, &client.post(path).ok());
@@ -133,7 +133,7 @@ pub fn done(client: &Client, path: &str) -> Value {
     action
 }
 
-/// Does it and waits for its bad end; the reason.
+/// Runs an action that must fail; returns the reason.
 #[track_caller]
 pub fn fails(client: &Client, path: &str) -> String {
     let action = wait(client, &client.post(path).ok());
@@ -154,18 +154,19 @@ pub fn engine_says(server: &Server, user: &str, instance: &str, format: &str) ->
     docker(&["inspect", "-f", format, &server.container(user, instance)])
 }
 
-/// Deletes all of somebody's checkpoints.
+/// The address of alice's pod.
 pub fn address(server: &Server, instance: &str) -> String {
     engine_says(server, "alice", instance, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 }
 
+/// Deletes all checkpoints of a user.
 pub fn delete_checkpoints(client: &Client) {
     for row in client.get("/pod/checkpoints").ok().json().as_array().expect("a list") {
         client.post(&format!("/checkpoint/delete?checkpoint={}", row["id"].as_str().expect("an id"))).ok();
     }
 }
 
-/// Nothing of any action may be left: folders in the making, files put aside, the engine's copies, CRIU's options.
+/// Nothing of any action may be left: directories in progress, files put aside, the engine's copies, CRIU's options.
 #[track_caller]
 pub fn assert_clean(server: &Server) {
     let left = || {
@@ -190,14 +191,14 @@ pub fn assert_clean(server: &Server) {
             }
         }
         for name in server.containers() {
-            // It may be removed while we look.
+            // It may be removed at the same time.
             let asked = std::process::Command::new("docker")
                 .args(["inspect", "-f", "{{.GraphDriver.Data.UpperDir}} {{.Id}}", &name])
                 .output()
                 .expect("docker runs");
             let upper = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
             let Some((upper, id)) = upper.split_once(' ') else { continue };
-            for entry in fs::read_dir(PathBuf::from(upper).parent().expect("a folder")).expect("a layer").flatten() {
+            for entry in fs::read_dir(PathBuf::from(upper).parent().expect("a directory")).expect("a layer").flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if name.starts_with("pody-") {
                     left.push(format!("{name} beside {upper}"));

@@ -1,23 +1,23 @@
-//! SIGKILL of the daemon before each phase of a checkpoint and of a restore, and of CRIU in the middle of a dump.
+//! SIGKILL of the daemon before each phase of a checkpoint and of a restore, and of CRIU during a dump.
 
 use std::{net::TcpStream, process::Command, thread, time::Duration};
 
 use crate::{
     common::{Need, Server, eventually},
     help::{
-        COUNTER, address, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
-        run_python, save, start_with, status,
+        COUNTER, address, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, exec,
+        keeps_counting, run_python, save, start_with, status,
     },
 };
 
-fn server_stopping_at(point: &str) -> Option<Server> {
+fn server_stopped_at(point: &str) -> Option<Server> {
     if !Need::Failpoints.is_there() {
         return None;
     }
     start_with(|builder| builder.env("FAILPOINTS", format!("{point}=pause")).env("TOKIO_WORKER_THREADS", "8"))
 }
 
-/// Returns when the action stands before the phase.
+/// Returns when the action is stopped before the phase.
 pub fn wait_at(server: &Server, phase: &str) {
     let query = format!("SELECT count(*) FROM actions WHERE status = 'running' AND phase = '{phase}'");
     eventually(Duration::from_secs(60), phase, || server.count(&query) == 1);
@@ -25,7 +25,7 @@ pub fn wait_at(server: &Server, phase: &str) {
     assert_eq!(server.count(&query), 1, "it did not stop at {phase}");
 }
 
-/// Kills the daemon when the action stands before the phase, and starts it again.
+/// Kills the daemon when the action is stopped before the phase, and starts it again.
 fn kill_at(server: &mut Server, phase: &str) {
     wait_at(server, phase);
     server.kill();
@@ -47,10 +47,11 @@ fn assert_network(server: &Server, instance: &str) {
     assert_reachable(&address(server, instance));
 }
 
-/// Data that a pod's kernel takes while the pod stands still is lost with it, and the sender believes it arrived.
+/// Data that the kernel accepts for a frozen pod that is then stopped are lost, and the sender believes that they
+/// arrived.
 #[test]
 fn nothing_arrives_at_a_pod_that_is_about_to_be_stopped() {
-    let Some(mut server) = server_stopping_at("checkpoint-hash") else { return };
+    let Some(mut server) = server_stopped_at("checkpoint-hash") else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     let address = address(&server, "main");
@@ -59,7 +60,7 @@ fn nothing_arrives_at_a_pod_that_is_about_to_be_stopped() {
     wait_at(&server, "hash");
     assert!(!takes_connections(&address));
     kill_at(&mut server, "hash");
-    eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+    eventually(Duration::from_secs(5), "it is running", || status(&alice, "main") == "running");
     assert_reachable(&address);
     delete(&alice, "main");
 }
@@ -73,7 +74,7 @@ fn assert_reachable(address: &str) {
 }
 
 fn killed_in_checkpoint(phase: &str, leave_running: bool, complete: bool) {
-    let Some(mut server) = server_stopping_at(&format!("checkpoint-{phase}")) else { return };
+    let Some(mut server) = server_stopped_at(&format!("checkpoint-{phase}")) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
@@ -93,12 +94,12 @@ fn killed_in_checkpoint(phase: &str, leave_running: bool, complete: bool) {
         assert_eq!(status(&alice, "main"), "exited");
         done(&alice, "/pod/restore?ins=main");
     }
-    eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
-    assert_eq!(count(&alice, "main").1, identity, "the process of before");
-    counts_on(&alice, "main", from);
+    eventually(Duration::from_secs(5), "it is running", || status(&alice, "main") == "running");
+    assert_eq!(count(&alice, "main").1, identity, "the same process as before");
+    keeps_counting(&alice, "main", from);
     assert_network(&server, "main");
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
-    // It can be saved again.
+    // It can be checkpointed again.
     save(&alice, "ins=main");
     assert_clean(&server);
     delete(&alice, "main");
@@ -118,20 +119,20 @@ kills_in_checkpoint! {
     killed_before_preflight: "preflight", true, false;
     killed_before_the_pause: "pause", true, false;
     killed_before_the_dump: "dump", true, false;
-    killed_before_the_files_are_saved: "rootfs", true, false;
-    killed_before_the_pod_goes_on: "resume", true, false;
+    killed_before_the_files_are_packed: "rootfs", true, false;
+    killed_before_the_resume: "resume", true, false;
     killed_before_the_hashes: "hash", true, false;
     killed_before_the_commit: "commit", true, false;
-    killed_before_the_packing: "compress", true, true;
+    killed_before_the_compression: "compress", true, true;
     killed_before_the_pause_of_a_pod_to_be_stopped: "pause", false, false;
     killed_before_the_hashes_of_a_pod_to_be_stopped: "hash", false, false;
     killed_before_the_commit_of_a_pod_to_be_stopped: "commit", false, false;
     killed_before_the_stop: "stop", false, true;
-    killed_before_the_packing_of_a_stopped_pod: "compress", false, true;
+    killed_before_the_compression_of_a_stopped_pod: "compress", false, true;
 }
 
 fn killed_in_restore(phase: &str, is_clone: bool, lives: bool) {
-    let Some(mut server) = server_stopping_at(&format!("restore-{phase}")) else { return };
+    let Some(mut server) = server_stopped_at(&format!("restore-{phase}")) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
@@ -154,7 +155,7 @@ fn killed_in_restore(phase: &str, is_clone: bool, lives: bool) {
         assert_eq!(alice.get("/pod/inspect?ins=clone").status, 404);
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
     } else {
-        // The files of before: what was written after the checkpoint is there.
+        // The files are as before: what was written after the checkpoint is still there.
         assert_eq!(status(&alice, "main"), "exited");
         alice.post("/pod/start?ins=main").ok();
         assert_eq!(exec(&alice, "main", "cat /root/later"), "later");
@@ -181,17 +182,17 @@ macro_rules! kills_in_restore {
 
 kills_in_restore! {
     killed_before_the_verification: "verify", false, false;
-    killed_before_the_files_come_back: "prepare", false, false;
+    killed_before_the_files_are_restored: "prepare", false, false;
     killed_before_the_start: "start", false, false;
     killed_before_the_check: "check", false, true;
-    killed_before_the_cleaning: "clean", false, true;
+    killed_before_the_cleanup: "clean", false, true;
     killed_before_the_files_of_a_clone: "prepare", true, false;
     killed_before_the_start_of_a_clone: "start", true, false;
     killed_before_the_check_of_a_clone: "check", true, true;
-    killed_before_the_cleaning_of_a_clone: "clean", true, true;
+    killed_before_the_cleanup_of_a_clone: "clean", true, true;
 }
 
-/// Says something over the network all the time, and ends at the first error: a network that is closed is one.
+/// Sends over the network all the time, and exits at the first error: a closed network is one.
 const TALKER: &str = "
 import os, socket, time
 l = socket.create_server(('127.0.0.1', 7030)); c = socket.create_connection(('127.0.0.1', 7030)); s, _ = l.accept()
@@ -203,9 +204,9 @@ while True:
     tell('/root/said', str(n))
 ";
 
-/// Daemon and CRIU are killed while pages are written: the pod goes on, with its memory and its network.
+/// Daemon and CRIU are killed while pages are written: the pod resumes, with its memory and its network.
 #[test]
-fn killed_in_the_middle_of_a_dump() {
+fn a_kill_of_daemon_and_criu_during_a_dump_leaves_the_pod_running() {
     let Some(mut server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -227,24 +228,24 @@ fn killed_in_the_middle_of_a_dump() {
     server.start_again();
     assert_clean(&server);
     assert_eq!(last_action(&server).0, "error");
-    eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+    eventually(Duration::from_secs(5), "it is running", || status(&alice, "main") == "running");
     assert_eq!(count(&alice, "main").1, identity);
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
     assert_network(&server, "main");
     // The network was never closed while programs ran.
     let said = || exec(&alice, "main", "cat /root/said").parse::<u64>().unwrap();
     let before = said();
-    eventually(Duration::from_secs(10), "it talks on", || said() > before);
+    eventually(Duration::from_secs(10), "it keeps sending", || said() > before);
     save(&alice, "ins=main");
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// A pod that a kill left in the middle, and somebody saves it again before all is settled: the new checkpoint does not take
-/// the state in between for the pod's own.
+/// A kill leaves a pod in an intermediate state, and a new checkpoint of it begins before the recovery: the new
+/// checkpoint does not mistake that state for the pod's own.
 #[test]
-fn a_new_checkpoint_settles_first_what_a_kill_left() {
-    let Some(mut server) = server_stopping_at("checkpoint-rootfs") else { return };
+fn a_new_checkpoint_first_recovers_from_a_kill() {
+    let Some(mut server) = server_stopped_at("checkpoint-rootfs") else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
@@ -253,7 +254,7 @@ fn a_new_checkpoint_settles_first_what_a_kill_left() {
     let query = "SELECT count(*) FROM actions WHERE status = 'running' AND phase = 'rootfs'";
     eventually(Duration::from_secs(20), "rootfs", || server.count(query) == 1);
     server.kill();
-    // What would settle it never begins.
+    // The recovery in the background never begins.
     server.set_env("FAILPOINTS", Some("recover-all=pause"));
     server.start_again();
     save(&alice, "ins=main&leave_running=false");
@@ -263,17 +264,17 @@ fn a_new_checkpoint_settles_first_what_a_kill_left() {
     server.start_again();
     done(&alice, "/pod/restore?ins=main");
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
-    assert_eq!(count(&alice, "main").1, identity, "the process of before");
-    counts_on(&alice, "main", from);
+    assert_eq!(count(&alice, "main").1, identity, "the same process as before");
+    keeps_counting(&alice, "main", from);
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// Killed in a phase, and once more while the next start puts that right; the one after that does.
+/// Killed in a phase, and again while the next start recovers from that; the start after that succeeds.
 fn killed_in_recovery(phase: &str, point: &str, is_restore: bool) {
     let action = if is_restore { "restore" } else { "checkpoint" };
-    let Some(mut server) = server_stopping_at(&format!("{action}-{phase}")) else { return };
+    let Some(mut server) = server_stopped_at(&format!("{action}-{phase}")) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
@@ -293,7 +294,7 @@ fn killed_in_recovery(phase: &str, point: &str, is_restore: bool) {
 
     server.set_env("FAILPOINTS", Some(&format!("{point}=pause")));
     server.start_again();
-    // It settles a second after its start.
+    // The recovery begins a second after the start.
     thread::sleep(Duration::from_secs(3));
     assert_eq!(server.count("SELECT count(*) FROM actions WHERE status = 'running'"), 1, "it did not stop at {point}");
     server.kill();
@@ -306,16 +307,16 @@ fn killed_in_recovery(phase: &str, point: &str, is_restore: bool) {
     if is_restore {
         assert_eq!(status(&alice, "main"), "exited");
         alice.post("/pod/start?ins=main").ok();
-        assert_eq!(exec(&alice, "main", "cat /root/later"), "later", "the files of before");
+        assert_eq!(exec(&alice, "main", "cat /root/later"), "later", "the same files as before");
         alice.post("/pod/stop?ins=main").ok();
         done(&alice, "/pod/restore?ins=main");
     } else {
-        eventually(Duration::from_secs(5), "it runs", || status(&alice, "main") == "running");
+        eventually(Duration::from_secs(5), "it is running", || status(&alice, "main") == "running");
         assert_network(&server, "main");
-        counts_on(&alice, "main", from);
+        keeps_counting(&alice, "main", from);
         save(&alice, "ins=main");
     }
-    assert_eq!(count(&alice, "main").1, identity, "the process of before");
+    assert_eq!(count(&alice, "main").1, identity, "the same process as before");
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
@@ -330,10 +331,10 @@ macro_rules! kills_in_recovery {
 }
 
 kills_in_recovery! {
-    killed_in_recovery_before_the_pod_goes_on: "rootfs", "recover-checkpoint-ended", false;
-    killed_in_recovery_when_the_pod_goes_on: "rootfs", "recover-checkpoint-thawed", false;
-    killed_in_recovery_when_the_folder_is_gone: "commit", "recover-checkpoint-removed", false;
-    killed_in_recovery_before_the_files_are_put_back: "start", "recover-restore-ended", true;
-    killed_in_recovery_when_the_files_are_put_back: "start", "recover-restore-put-back", true;
-    killed_in_recovery_when_all_is_cleaned: "start", "recover-restore-cleaned", true;
+    killed_in_recovery_before_the_resume: "rootfs", "recover-checkpoint-ended", false;
+    killed_in_recovery_after_the_resume: "rootfs", "recover-checkpoint-thawed", false;
+    killed_in_recovery_after_the_directory_is_removed: "commit", "recover-checkpoint-removed", false;
+    killed_in_recovery_before_the_files_are_rolled_back: "start", "recover-restore-ended", true;
+    killed_in_recovery_after_the_files_are_rolled_back: "start", "recover-restore-put-back", true;
+    killed_in_recovery_after_the_cleanup: "start", "recover-restore-cleaned", true;
 }

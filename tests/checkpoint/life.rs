@@ -1,4 +1,4 @@
-//! What comes back: in place, under other names, after the pod is gone, files alone, packed.
+//! Restores: in place, under other names, after the pod was deleted, of files alone, compressed.
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
@@ -7,13 +7,13 @@ use serde_json::Value;
 use crate::{
     common::{docker, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec, folder,
-        run_python, save, start, status,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, exec, folder,
+        keeps_counting, run_python, save, start, status,
     },
 };
 
 #[test]
-fn a_pod_is_saved_stopped_and_goes_on_where_it_was() {
+fn a_pod_is_checkpointed_stopped_and_resumes_where_it_was() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -30,7 +30,7 @@ fn a_pod_is_saved_stopped_and_goes_on_where_it_was() {
     assert_eq!((action["type"].as_str(), action["phase"].as_str()), (Some("checkpoint"), Some("stop")));
     assert!(action["frozen_ms"].as_u64().unwrap() > 0 && action["bytes"].as_u64().unwrap() > 4 << 20, "{action}");
     assert_eq!(status(&alice, "main"), "exited");
-    // A reboot must not start it anew.
+    // A reboot must not start it from scratch.
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "unless-stopped");
     let id = action["checkpoint"].as_str().unwrap().to_owned();
     let listed = alice.get("/pod/checkpoints?ins=main").ok().json();
@@ -47,9 +47,9 @@ fn a_pod_is_saved_stopped_and_goes_on_where_it_was() {
     assert_eq!(status(&alice, "main"), "running");
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
     let (after, same) = count(&alice, "main");
-    assert_eq!(same, identity, "not the process of before");
+    assert_eq!(same, identity, "not the same process as before");
     assert!(after >= before, "{before} then, {after} now");
-    counts_on(&alice, "main", after);
+    keeps_counting(&alice, "main", after);
     assert_eq!(
         exec(&alice, "main", "cat /opt/mine/file; test ! -e /etc/motd; sha256sum /dev/shm/big"),
         format!("kept\n{shm}")
@@ -68,7 +68,7 @@ fn a_pod_is_saved_stopped_and_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_pod_that_goes_on_is_rolled_back() {
+fn a_pod_that_kept_running_is_rolled_back() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -77,12 +77,12 @@ fn a_pod_that_goes_on_is_rolled_back() {
     let id = save(&alice, "ins=main");
     let (at_save, identity) = count(&alice, "main");
     assert_eq!(status(&alice, "main"), "running");
-    // Seconds ahead: it counts on as soon as it is back, before it can be asked.
-    counts_on(&alice, "main", at_save + 250);
+    // Seconds later: it keeps counting as soon as it is restored, before it can be asked.
+    keeps_counting(&alice, "main", at_save + 250);
     exec(&alice, "main", "echo new > /root/state; touch /root/later");
     let (late, _) = count(&alice, "main");
 
-    // A pod that runs is not overwritten.
+    // A running pod is not overwritten.
     let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("pody stop"), "{refused}");
@@ -94,7 +94,7 @@ fn a_pod_that_goes_on_is_rolled_back() {
     assert_eq!(same, identity);
     assert!(back < late, "{back} is not before {late}");
 
-    // Three generations: what was restored is saved and restored again.
+    // Three generations: a restored pod is checkpointed and restored again.
     save(&alice, "ins=main&leave_running=false");
     done(&alice, "/pod/restore?ins=main");
     assert_eq!(count(&alice, "main").1, identity);
@@ -103,8 +103,8 @@ fn a_pod_that_goes_on_is_rolled_back() {
     delete_checkpoints(&alice);
 }
 
-/// Processes that hold, share and map memory, and change it all the time: each round the same number is written over all pages,
-/// so memory of two moments is seen.
+/// Processes that hold, share and map memory, and change it all the time: each round writes the same number over all
+/// pages, so a mixture of memory from two moments is detected.
 const MUCH: &str = r#"
 import mmap, os, time
 SIZE = 48 << 20
@@ -130,9 +130,9 @@ while True:
     time.sleep(0.01)
 "#;
 
-/// Images of a pod that goes on are caught in memory, more than one piece of it, and written when it runs again.
+/// Images of a pod that keeps running are captured in memory, in more than one chunk, and written after it resumes.
 #[test]
-fn much_memory_of_a_pod_that_goes_on_is_of_one_moment() {
+fn a_large_dump_of_a_pod_that_keeps_running_is_consistent() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -140,13 +140,13 @@ fn much_memory_of_a_pod_that_goes_on_is_of_one_moment() {
     eventually(Duration::from_secs(30), "it counts", || exec(&alice, "main", "cat /root/count; true").contains(' '));
     let id = save(&alice, "ins=main");
     let (at, identity) = count(&alice, "main");
-    counts_on(&alice, "main", at);
+    keeps_counting(&alice, "main", at);
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
     for name in ["main", "twin"] {
         let (at, same) = count(&alice, name);
         assert_eq!(same, identity, "{name}");
-        counts_on(&alice, name, at + 2);
-        assert_eq!(exec(&alice, name, "pgrep -fc root/much.p[y]"), "4", "each began another");
+        keeps_counting(&alice, name, at + 2);
+        assert_eq!(exec(&alice, name, "pgrep -fc root/much.p[y]"), "4", "each started another");
         let log = exec(&alice, name, "cat /root/much.log");
         assert!(!log.contains("Error"), "{name}: {log}");
     }
@@ -157,7 +157,7 @@ fn much_memory_of_a_pod_that_goes_on_is_of_one_moment() {
 }
 
 #[test]
-fn clones_live_side_by_side_and_after_the_pod_is_gone() {
+fn clones_run_side_by_side_and_after_the_pod_is_deleted() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -179,9 +179,9 @@ fn clones_live_side_by_side_and_after_the_pod_is_gone() {
     for name in ["one", "two", "three"] {
         let (from, same) = count(&alice, name);
         assert_eq!(same, identity, "{name}");
-        counts_on(&alice, name, from);
+        keeps_counting(&alice, name, from);
         assert_eq!(exec(&alice, name, "cat /root/kept"), "kept");
-        // The program knows itself by the name of then.
+        // The program still sees the original host name.
         assert_eq!(exec(&alice, name, "cat /proc/sys/kernel/hostname"), "main");
         ports.push(port(name));
         assert_eq!(engine_says(&server, "alice", name, "{{.HostConfig.RestartPolicy.Name}}"), "always");
@@ -204,7 +204,7 @@ fn clones_live_side_by_side_and_after_the_pod_is_gone() {
 }
 
 #[test]
-fn files_alone_of_running_and_of_stopped_pods() {
+fn files_alone_are_saved_of_running_and_of_stopped_pods() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -228,11 +228,11 @@ fn files_alone_of_running_and_of_stopped_pods() {
 }
 
 #[test]
-fn every_compression_comes_back() {
+fn every_compression_can_be_restored() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // Memory that packs well.
+    // Memory that compresses well.
     let program = COUNTER.replace("blob = os.urandom(4 << 20)", "blob = b'0123456789abcdef' * (1 << 20)");
     run_python(&alice, "main", "counter", &program);
     let (_, identity) = count(&alice, "main");
@@ -250,7 +250,7 @@ fn every_compression_comes_back() {
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as={name}"));
         let (from, same) = count(&alice, &name);
         assert_eq!(same, identity, "{compression}");
-        counts_on(&alice, &name, from);
+        keeps_counting(&alice, &name, from);
         delete(&alice, &name);
     }
     assert_clean(&server);
@@ -258,9 +258,9 @@ fn every_compression_comes_back() {
     delete_checkpoints(&alice);
 }
 
-/// A connection of the pod's own goes on, in place and in a clone.
+/// A connection within the pod survives, in place and in a clone.
 #[test]
-fn connections_inside_the_pod_go_on() {
+fn connections_inside_the_pod_survive_a_restore() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -288,7 +288,7 @@ while True:
         let action = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{query}"));
         assert_eq!(action["losses"].as_array().unwrap().len(), 0, "{action}");
         let from = echoes(name);
-        eventually(Duration::from_secs(5), "it echoes on", || echoes(name) > from + 2);
+        eventually(Duration::from_secs(5), "it keeps echoing", || echoes(name) > from + 2);
     }
     assert_clean(&server);
     delete(&alice, "main");
@@ -296,9 +296,10 @@ while True:
     delete_checkpoints(&alice);
 }
 
-/// A program chooses its name, and how many of a thing it has: the pod is not stopped for a checkpoint that cannot be read.
+/// Programs choose their names and how many objects they hold: a pod must not be stopped for a checkpoint whose
+/// manifest cannot be read.
 #[test]
-fn odd_names_and_long_lists_come_back() {
+fn odd_names_and_long_lists_are_restored() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -336,10 +337,10 @@ time.sleep(10000)
     delete_checkpoints(&alice);
 }
 
-/// A socket that got its name after it was bound is reached by that again, as often as the pod is saved; one that lost its name
-/// stays without. A name that is too long to bind to is told of.
+/// A socket that was renamed after it was bound can be reached by the new name again, however often the pod is
+/// checkpointed; one that lost its name has none. A name that is too long to bind to is reported.
 #[test]
-fn sockets_keep_the_names_that_they_got_later() {
+fn sockets_keep_names_that_they_got_after_bind() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");

@@ -1,16 +1,16 @@
-//! A pod's memory limit is another when it is brought back: the one of now applies, and one that is too small is refused.
+//! A pod's memory limit has changed when it is restored: the current one applies, and one that is too small is refused.
 
 use std::time::Duration;
 
 use crate::{
     common::{docker, eventually},
     help::{
-        assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, run_python, save,
+        assert_clean, count, create, delete, delete_checkpoints, done, engine_says, keeps_counting, run_python, save,
         start_with, status,
     },
 };
 
-/// Holds so many MiB that are not the same, and looks at them again and again.
+/// Holds this many MiB of distinct content, and verifies it again and again.
 const HOLDER: &str = r#"
 import hashlib, os, random, time
 content = random.Random(7).randbytes(150 << 20)
@@ -26,7 +26,7 @@ while True:
 "#;
 
 #[test]
-fn the_memory_limit_of_now_applies() {
+fn the_current_memory_limit_applies_to_a_restore() {
     let Some(server) = start_with(|builder| builder.config("[default_quota]\nmemory_limit = \"600m\"")) else { return };
     let (alice, admin) = (server.member("alice"), server.admin());
     create(&alice, "main");
@@ -36,20 +36,21 @@ fn the_memory_limit_of_now_applies() {
     let limit = |value: &str| docker(&["update", "--memory", value, "--memory-swap", value, &container]);
     let id = save(&alice, "ins=main&leave_running=false");
 
-    // Larger and smaller ones that are enough.
+    // Larger and smaller ones that are sufficient.
     for (value, bytes) in [("800m", 800u64 << 20), ("500m", 500 << 20)] {
         limit(value);
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
         assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.Memory}}"), bytes.to_string());
         let pid: i32 = engine_says(&server, "alice", "main", "{{.State.Pid}}").parse().unwrap();
-        assert_eq!(limit_of(pid), bytes, "the kernel's");
+        assert_eq!(limit_of(pid), bytes, "the kernel's limit");
         let (from, same) = count(&alice, "main");
         assert_eq!(same, identity);
-        counts_on(&alice, "main", from + 25);
+        keeps_counting(&alice, "main", from + 25);
         alice.post("/pod/stop?ins=main").ok();
     }
 
-    // One that cannot be enough is refused with both numbers, in place and under another name, and nothing is touched.
+    // One that cannot be sufficient is refused with both numbers, in place and under another name, and nothing is
+    // touched.
     limit("100m");
     admin.post("/admin/quota/update?username=alice&memory_limit=100m").ok();
     for to in ["", "&as=clone"] {
@@ -63,7 +64,7 @@ fn the_memory_limit_of_now_applies() {
 
     limit("600m");
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
-    eventually(Duration::from_secs(20), "it is back", || count(&alice, "main").1 == identity);
+    eventually(Duration::from_secs(20), "it is restored", || count(&alice, "main").1 == identity);
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

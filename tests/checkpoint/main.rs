@@ -1,5 +1,5 @@
-//! Checkpoint and restore on a real engine with a real CRIU: what comes back and how, what is refused, what a kill in any
-//! phase leaves, what damaged checkpoints get.
+//! Checkpoint and restore on a real engine with a real CRIU: what is restored and how, what is refused, what a kill in
+//! any phase leaves behind, how damaged checkpoints are handled.
 
 #[path = "../common/mod.rs"]
 mod common;

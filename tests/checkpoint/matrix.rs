@@ -1,8 +1,9 @@
-//! What programs may hold when they are saved: each row of the table goes on after the pod was saved, stopped and brought
-//! back, and again in a clone. What cannot be saved is in `refusals`, what is bound to the pod's own address in `addresses`.
+//! What programs may hold during a checkpoint: each row of the table keeps running after its pod was checkpointed,
+//! stopped and restored, and again in a clone. What cannot be checkpointed is in `refusals`, what is bound to the pod's
+//! own address in `addresses`.
 //!
-//! Not here is what our pods cannot have: the host's namespaces, shared IPC, `--init`, `--rm`, `--privileged`, `--read-only`,
-//! devices, mounts by a symbolic link.
+//! This leaves out what our pods cannot have: the host's namespaces, shared IPC, `--init`, `--rm`, `--privileged`,
+//! `--read-only`, devices, mounts by a symbolic link.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +12,7 @@ use crate::{
     help::{assert_clean, create, delete, delete_checkpoints, done, exec, run_python, save, start_with, wait},
 };
 
-/// A program: what it sets up, and what it does again and again; an exception is its end.
+/// A program: its setup, and a step that it repeats; an exception ends it.
 struct Row {
     name: &'static str,
     setup: &'static str,
@@ -383,7 +384,7 @@ fn program(row: &Row) -> String {
     )
 }
 
-/// How far each row is.
+/// The progress of each row.
 fn beats(client: &Client, instance: &str) -> BTreeMap<String, u64> {
     let text = exec(client, instance, "cd /root; for f in *.beat; do echo $f $(cat $f); done");
     let pairs = text.lines().filter_map(|line| line.split_once(".beat "));
@@ -391,25 +392,25 @@ fn beats(client: &Client, instance: &str) -> BTreeMap<String, u64> {
 }
 
 #[track_caller]
-fn all_go_on(client: &Client, instance: &str) {
+fn all_keep_running(client: &Client, instance: &str) {
     let before = beats(client, instance);
     assert_eq!(before.len(), ROWS.len(), "{before:?}");
-    let mut standing: Vec<String> = Vec::new();
+    let mut stuck: Vec<String> = Vec::new();
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(10) {
         let now = beats(client, instance);
-        standing = before.iter().filter(|(name, beat)| now[*name] < *beat + 2).map(|(name, _)| name.clone()).collect();
-        if standing.is_empty() {
+        stuck = before.iter().filter(|(name, beat)| now[*name] < *beat + 2).map(|(name, _)| name.clone()).collect();
+        if stuck.is_empty() {
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
     let logs = exec(client, instance, "tail -n 3 /root/*.log");
-    panic!("{standing:?} in {instance} do not go on:\n{logs}");
+    panic!("{stuck:?} in {instance} do not keep running:\n{logs}");
 }
 
 #[test]
-fn every_row_goes_on() {
+fn every_row_keeps_running_after_a_restore() {
     let volume = tempfile::tempdir().unwrap();
     let config = format!(
         "volume_mappings = [\"tmpfs:/scratch\", \"{}:/data\"]\n[default_quota]\ntmpfs_size = \"64m\"",
@@ -421,7 +422,7 @@ fn every_row_goes_on() {
     for row in ROWS {
         run_python(&alice, "main", row.name, &program(row));
     }
-    eventually(Duration::from_secs(10), "all have begun", || beats(&alice, "main").len() == ROWS.len());
+    eventually(Duration::from_secs(10), "all have started", || beats(&alice, "main").len() == ROWS.len());
     let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
     assert_eq!(
         (verdict["can_be_saved"].as_bool(), verdict["losses"].to_string().as_str()),
@@ -430,20 +431,20 @@ fn every_row_goes_on() {
     );
     let id = save(&alice, "ins=main&leave_running=false");
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
-    all_go_on(&alice, "main");
+    all_keep_running(&alice, "main");
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=clone"));
-    all_go_on(&alice, "clone");
-    // What goes on is not what was saved, but it can be saved as that was.
-    all_go_on(&alice, "main");
+    all_keep_running(&alice, "clone");
+    // The restored processes differ from those that were dumped first, but they can be dumped as well.
+    all_keep_running(&alice, "main");
     assert_clean(&server);
     delete(&alice, "main");
     delete(&alice, "clone");
     delete_checkpoints(&alice);
 }
 
-/// A file that has lost the name it was opened by, but has another.
+/// A file whose opened name was unlinked, but which has another name.
 #[test]
-fn an_unlinked_file_with_another_name_comes_back() {
+fn an_unlinked_file_with_another_name_is_restored() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -460,16 +461,17 @@ fn an_unlinked_file_with_another_name_comes_back() {
         }
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
         let before = beats(&alice, "main")["linked"];
-        eventually(Duration::from_secs(5), "it goes on", || beats(&alice, "main")["linked"] > before);
+        eventually(Duration::from_secs(5), "it keeps running", || beats(&alice, "main")["linked"] > before);
     }
     assert_eq!(exec(&alice, "main", "cat /root/b; echo; ls /root | grep -c link_remap || true"), "both\n0");
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// A connection with the host: the other end has it still, but the pod's address is another, or its twin's.
+/// A connection with the host: the host's end still exists, but the pod has another address, or its twin has the
+/// address.
 #[test]
-fn connections_with_others_are_closed_where_they_cannot_go_on() {
+fn connections_with_the_outside_are_closed_if_they_cannot_continue() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -505,25 +507,27 @@ while True:
     run_python(&alice, "main", "outside", &program);
     let _connections = [listener.accept().unwrap(), listener.accept().unwrap()];
     let id = save(&alice, "ins=main");
-    assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "the one that goes on keeps it");
+    assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "the pod that keeps running keeps it");
     let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=clone")).ok());
     assert_eq!(action["status"], "done", "{action}");
     assert!(action["losses"].to_string().contains("\"2 open TCP connections were closed"), "{action}");
-    eventually(Duration::from_secs(5), "the program is told", || exec(&alice, "clone", "cat /root/state") == "closed");
-    eventually(Duration::from_secs(5), "an end is read", || exec(&alice, "clone", "cat /root/end; true") == "b''");
+    eventually(Duration::from_secs(5), "the program notices", || exec(&alice, "clone", "cat /root/state") == "closed");
+    eventually(Duration::from_secs(5), "the end of the stream is read", || {
+        exec(&alice, "clone", "cat /root/end; true") == "b''"
+    });
     let inside = || exec(&alice, "clone", "cat /root/inside").parse::<u64>().unwrap_or(0);
     let from = inside();
-    eventually(Duration::from_secs(5), "those inside go on", || inside() > from);
-    assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "a clone takes nobody's connection");
+    eventually(Duration::from_secs(5), "those inside continue", || inside() > from);
+    assert_eq!(exec(&alice, "main", "sleep 0.2; cat /root/state"), "open", "a clone takes no connection away");
     assert_clean(&server);
     delete(&alice, "main");
     delete(&alice, "clone");
     delete_checkpoints(&alice);
 }
 
-/// A terminal multiplexer with what runs in it: one can type on after the restore.
+/// A terminal multiplexer with programs in it: typing works after the restore.
 #[test]
-fn tmux_goes_on() {
+fn tmux_works_after_a_restore() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -541,13 +545,13 @@ fn tmux_goes_on() {
     delete_checkpoints(&alice);
 }
 
-/// Published ports: who was connected through one is cut off, and can come again, also to a clone.
+/// Published ports: connections through them are cut, and new ones work, also to a clone.
 #[test]
-fn published_ports_take_new_connections() {
+fn published_ports_accept_new_connections_after_a_restore() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // sshd takes its time to begin, and the port is open before.
+    // sshd takes a while to start, and the port is open before that.
     let knock = |name: &str| {
         let port = alice.get(&format!("/pod/inspect?ins={name}")).ok().json()["port_mapping"].clone();
         let port: u16 = port[0].as_str().unwrap().trim_end_matches(":22").parse().unwrap();
@@ -568,10 +572,10 @@ fn published_ports_take_new_connections() {
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}{to}"));
         knock(name);
     }
-    // What comes after the rest of the banner is the end, and not the silence of a connection that is open.
+    // After the rest of the banner comes the end, and not the silence of an open connection.
     match std::io::Read::read_to_end(&mut { before }, &mut Vec::new()) {
         Ok(_) => {}
-        Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it is not cut off"),
+        Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it is not cut"),
     }
     assert_clean(&server);
     delete(&alice, "main");
@@ -579,9 +583,9 @@ fn published_ports_take_new_connections() {
     delete_checkpoints(&alice);
 }
 
-/// A clone has the limits of now.
+/// A clone gets the current limits.
 #[test]
-fn a_clone_has_the_memory_limit_of_now() {
+fn a_clone_gets_the_current_memory_limit() {
     let Some(server) = start_with(|builder| builder) else { return };
     let (alice, admin) = (server.member("alice"), server.admin());
     create(&alice, "main");
@@ -594,9 +598,9 @@ fn a_clone_has_the_memory_limit_of_now() {
     delete_checkpoints(&alice);
 }
 
-/// Programs of another user than root: saved where this host grants CAP_SYS_RESOURCE, else named and refused.
+/// Programs of another user than root: checkpointed if this host grants CAP_SYS_RESOURCE, otherwise named and refused.
 #[test]
-fn programs_of_normal_users_are_saved_or_named() {
+fn programs_of_normal_users_are_checkpointed_or_refused_with_the_reason() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -610,7 +614,7 @@ fn programs_of_normal_users_are_saved_or_named() {
         let id = save(&alice, "ins=main&leave_running=false");
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
         let before = beats(&alice, "main")["user"];
-        eventually(Duration::from_secs(10), "it goes on", || beats(&alice, "main")["user"] > before);
+        eventually(Duration::from_secs(10), "it keeps running", || beats(&alice, "main")["user"] > before);
         delete_checkpoints(&alice);
     } else {
         let refused = alice.post("/pod/checkpoint?ins=main");

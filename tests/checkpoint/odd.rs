@@ -1,18 +1,18 @@
-//! States of a pod that CRIU by itself saves wrongly, or saves and cannot bring back.
+//! States of a pod that CRIU alone dumps wrongly, or dumps but cannot restore.
 
 use std::time::Duration;
 
 use crate::{
     common::eventually,
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, exec, keeps_counting,
         run_python, save, start,
     },
 };
 
-/// What a command leaves in the background of a pod that was brought back has the host's clock, and the pod its own.
+/// A background process that an exec left in a restored pod has the host's clock, and the pod its own.
 #[test]
-fn what_a_command_left_after_a_restore_is_saved_and_comes_back() {
+fn a_process_left_by_an_exec_in_a_restored_pod_is_checkpointed_and_restored() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -30,7 +30,7 @@ fn what_a_command_left_after_a_restore_is_saved_and_comes_back() {
         assert_eq!(exec(&alice, name, "pgrep -cx sleep"), "2", "{name}");
         let (from, same) = count(&alice, name);
         assert_eq!(same, identity, "{name}");
-        counts_on(&alice, name, from);
+        keeps_counting(&alice, name, from);
     }
     assert_clean(&server);
     delete(&alice, "main");
@@ -38,9 +38,10 @@ fn what_a_command_left_after_a_restore_is_saved_and_comes_back() {
     delete_checkpoints(&alice);
 }
 
-/// A program of the pod writes faster than another reads: CRIU sends what is left in a restore, before the other end is there.
+/// A program in the pod writes faster than another reads: during a restore, CRIU sends the queued data before the other
+/// end exists.
 #[test]
-fn connections_inside_the_pod_keep_what_could_not_be_sent_yet() {
+fn connections_inside_the_pod_keep_their_unsent_data() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -84,9 +85,9 @@ time.sleep(100000)
     delete_checkpoints(&alice);
 }
 
-/// Python, make and shells begin programs with vfork(2), and CRIU waits in vain for who is in it.
+/// Python, make and shells start programs with vfork(2), and CRIU waits in vain for a process that is in it.
 #[test]
-fn programs_that_start_others_all_the_time_are_saved() {
+fn programs_that_keep_starting_others_are_checkpointed() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -102,15 +103,16 @@ fn programs_that_start_others_all_the_time_are_saved() {
     let begun = "cat /root/begun; echo; sleep 1; cat /root/begun";
     let counts = exec(&alice, "main", begun);
     let (before, after) = counts.split_once('\n').expect("two lines");
-    assert_ne!(before.trim(), after.trim(), "it goes on");
+    assert_ne!(before.trim(), after.trim(), "it keeps running");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// Folders in folders, made one by one: no path leads there, and tar could not make them again.
+/// Directories within directories, created one by one: no path can name the innermost, and tar could not create them
+/// again.
 #[test]
-fn a_path_that_is_too_long_is_refused_beforehand() {
+fn a_path_that_is_too_long_is_refused_before_the_pause() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -123,7 +125,7 @@ fn a_path_that_is_too_long_is_refused_beforehand() {
         refused.detail().contains("it has a path of more than 4096 bytes") && refused.text().len() < 1000,
         "{refused}"
     );
-    // Memory alone has no paths.
+    // A checkpoint of memory alone has no paths.
     done(&alice, "/pod/checkpoint?ins=main&kind=simple");
     let hold = "import os, time\nos.chdir('/root')\nfor n in range(25): os.chdir('d' * 200)\nf = open('far', 'w')\n\
                 print('ready')\ntime.sleep(100000)";
@@ -140,9 +142,9 @@ fn a_path_that_is_too_long_is_refused_beforehand() {
     delete_checkpoints(&alice);
 }
 
-/// CRIU would say so only after the pause, and not of which program.
+/// CRIU would report this only after the pause, and without naming the program.
 #[test]
-fn a_program_without_its_first_thread_is_named() {
+fn a_program_without_its_first_thread_is_refused_by_name() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -156,9 +158,9 @@ fn a_program_without_its_first_thread_is_named() {
     delete(&alice, "main");
 }
 
-/// CRIU makes a deleted folder again where it was, and takes away what it finds there.
+/// CRIU creates a deleted directory again at its place, and removes what it finds there.
 #[test]
-fn a_deleted_folder_with_a_successor_is_refused_and_one_without_comes_back() {
+fn a_deleted_directory_with_a_successor_is_refused_and_one_without_is_restored() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -178,7 +180,7 @@ fn a_deleted_folder_with_a_successor_is_refused_and_one_without_comes_back() {
         assert!(refused.detail().contains("is in a folder that was deleted (/root/build)"), "{refused}");
     }
     exec(&alice, "main", "rm /root/build");
-    // Two generations of it.
+    // Two deleted directories of the same name.
     stand("/root/build");
     exec(&alice, "main", "rm -r /root/build");
     let refused = alice.post("/pod/checkpoint?ins=main");
@@ -188,9 +190,9 @@ fn a_deleted_folder_with_a_successor_is_refused_and_one_without_comes_back() {
     delete_checkpoints(&alice);
 }
 
-/// A job that an exec left behind and that writes to its terminal: the other end of that is the engine's.
+/// A job that an exec left behind and that writes to its terminal, the other end of which is the engine's.
 #[test]
-fn the_terminal_of_an_exec_is_named_and_the_pods_own_are_not() {
+fn the_terminal_of_an_exec_is_refused_and_the_pods_own_are_not() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");

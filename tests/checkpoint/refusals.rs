@@ -1,4 +1,4 @@
-//! What is refused, in words that say why, with the pod untouched.
+//! What is refused, with the reason, and with the pod untouched.
 
 use std::{
     os::unix::net::{UnixDatagram, UnixListener, UnixStream},
@@ -8,13 +8,13 @@ use std::{
 use crate::{
     common::{Builder, Client, eventually},
     help::{
-        COUNTER, STUBBORN, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
-        run_python, save, start, start_with, status,
+        COUNTER, STUBBORN, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, exec,
+        keeps_counting, run_python, save, start, start_with, status,
     },
 };
 
 #[test]
-fn pods_that_are_not_there_not_yours_or_not_running() {
+fn missing_foreign_and_stopped_pods_are_refused() {
     let Some(server) = start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main");
@@ -45,9 +45,9 @@ fn pods_that_are_not_there_not_yours_or_not_running() {
     delete_checkpoints(&alice);
 }
 
-/// As a systemd unit with `LockPersonality=` or the like starts it: the kernel then lets CRIU save nothing.
+/// As started by a systemd unit with `LockPersonality=` or similar: the kernel then does not let CRIU dump anything.
 #[test]
-fn a_daemon_under_a_filter_of_system_calls_says_so_first() {
+fn a_daemon_under_a_seccomp_filter_says_so_first() {
     let Some(server) = start_with(Builder::filtered) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -58,14 +58,14 @@ fn a_daemon_under_a_filter_of_system_calls_says_so_first() {
     }
     let doctor = server.command(&["doctor", "--json"]).output().expect("the binary runs");
     let findings: Vec<serde_json::Value> = serde_json::from_slice(&doctor.stdout).expect("JSON");
-    let told = findings.iter().find(|finding| finding["check"] == "seccomp").expect("it looks at that");
+    let told = findings.iter().find(|finding| finding["check"] == "seccomp").expect("it checks that");
     assert_eq!(told["level"], "fail");
     assert!(told["mend"].as_str().unwrap().contains("systemd.exec(5)"), "{told}");
     delete(&alice, "main");
 }
 
 #[test]
-fn quotas_and_space() {
+fn checkpoints_beyond_quota_or_disk_space_are_refused() {
     let Some(mut server) = start_with(|builder| builder.config("[default_quota]\ncheckpoint_count = 1")) else {
         return;
     };
@@ -93,9 +93,9 @@ fn quotas_and_space() {
     delete_checkpoints(&alice);
 }
 
-/// What an exec started from outside is named, and the pod can be saved all the same.
+/// Processes that an exec from outside started are named, and the pod can be checkpointed nevertheless.
 #[test]
-fn what_would_be_lost_is_named() {
+fn losses_are_named_in_advance() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -122,9 +122,9 @@ fn what_would_be_lost_is_named() {
     delete_checkpoints(&alice);
 }
 
-/// A dump that CRIU refuses leaves the pod running with its network, and says what to do.
+/// A dump that CRIU refuses leaves the pod running with its network, and names the remedy.
 #[test]
-fn what_cannot_be_saved_is_named_and_the_pod_goes_on() {
+fn what_cannot_be_dumped_is_named_and_the_pod_keeps_running() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -136,14 +136,15 @@ fn what_cannot_be_saved_is_named_and_the_pod_goes_on() {
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("deleted_file_limit") && refused.detail().contains("/root/large"), "{refused}");
     let (from, _) = count(&alice, "main");
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
     // Files alone can be saved.
     save(&alice, "ins=main&kind=rootfsonly");
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// Refused in words before anything is touched: 409 with process, thing and remedy. And once it is mended, it is saved.
+/// Refused before anything is touched: 409 with the process, the object and the remedy. Once that is fixed, it can be
+/// checkpointed.
 #[track_caller]
 fn is_refused(alice: &Client, what: &str, words: &[&str]) {
     let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
@@ -157,14 +158,14 @@ fn is_refused(alice: &Client, what: &str, words: &[&str]) {
     assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
 }
 
-/// Ends the program of that name.
+/// Kills the program of that name.
 fn end(alice: &Client, name: &str) {
-    // The bracket keeps the shell of this very command from being found.
+    // The bracket keeps this command's own shell from being matched.
     let found = format!("'[/]root/{name}.py'");
     exec(alice, "main", &format!("pkill -KILL -f {found}; while pgrep -f {found}; do sleep 0.1; done"));
 }
 
-/// Unix sockets whose other end is outside: of a server outside, and of a client outside.
+/// Unix sockets whose peer is outside: a server outside, and a client outside.
 #[test]
 fn connections_to_sockets_outside_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -211,15 +212,15 @@ fn connections_to_sockets_outside_are_refused() {
 
     assert_clean(&server);
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
-    counts_on(&alice, "main", from);
-    // Packets pass, and nothing stands against it any more.
+    keeps_counting(&alice, "main", from);
+    // Packets pass, and no obstacle is left.
     exec(&alice, "main", "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 22), 5)\"");
     save(&alice, "ins=main");
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// Connected with a program that an exec from outside started, which is not saved.
+/// Connected to a program that an exec from outside started, which is not part of a checkpoint.
 #[test]
 fn connections_to_programs_of_an_exec_are_refused() {
     let Some(server) = start() else { return };
@@ -245,7 +246,7 @@ fn connections_to_programs_of_an_exec_are_refused() {
     delete_checkpoints(&alice);
 }
 
-/// What CRIU cannot save, or saves so that it cannot be brought back: a name, a program, and what is said of it.
+/// What CRIU cannot dump, or dumps but cannot restore: a name, a program, and the message about it.
 const CANNOT: &[(&str, &str, &str)] = &[
     (
         "traced",
@@ -281,9 +282,9 @@ const CANNOT: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// They are named before the pod is paused, all of them at once.
+/// All of them are named at once, before the pod is paused.
 #[test]
-fn what_criu_cannot_save_is_named_with_its_process() {
+fn what_criu_cannot_dump_is_named_with_its_process() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -295,7 +296,7 @@ fn what_criu_cannot_save_is_named_with_its_process() {
     words.push("the pod has a POSIX message queue (/mine)");
     let (from, _) = count(&alice, "main");
     is_refused(&alice, "all", &words);
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
     for (name, _, _) in CANNOT {
         end(&alice, name);
     }
@@ -306,9 +307,9 @@ fn what_criu_cannot_save_is_named_with_its_process() {
     delete_checkpoints(&alice);
 }
 
-/// A multicast group is lost, and that is said.
+/// A multicast group is lost, and reported.
 #[test]
-fn a_multicast_group_is_named_as_lost() {
+fn a_multicast_group_is_reported_as_lost() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -321,7 +322,7 @@ fn a_multicast_group_is_named_as_lost() {
     delete(&alice, "main");
 }
 
-/// inotify on the pod's own file system outside `watch_paths`.
+/// inotify watches on the pod's own file system outside `watch_paths`.
 #[test]
 fn watches_outside_the_watch_paths_are_refused() {
     let Some(server) = start_with(|builder| builder.config("[checkpoint]\nwatch_paths = [\"/root\"]")) else { return };
@@ -345,7 +346,7 @@ fn watches_outside_the_watch_paths_are_refused() {
 }
 
 #[test]
-fn without_criu_it_is_said_and_nothing_else_is_touched() {
+fn without_criu_checkpoints_are_refused_and_nothing_else_is_affected() {
     let folder = tempfile::tempdir().unwrap();
     for program in ["docker", "tar", "gzip", "sh", "runc", "nsenter", "iptables"] {
         let path =
@@ -367,9 +368,9 @@ fn without_criu_it_is_said_and_nothing_else_is_touched() {
     delete_checkpoints(&alice);
 }
 
-/// A CRIU that is too old, and one that finds its kernel lacking: 501 with the way to mend it.
+/// A CRIU that is too old, and one that finds its kernel insufficient: 501 with the remedy.
 #[test]
-fn a_criu_that_cannot_is_named() {
+fn an_unsuitable_criu_is_reported() {
     let path = std::env::var("PATH").unwrap();
     let real = std::env::split_paths(&path).map(|part| part.join("criu")).find(|program| program.is_file()).unwrap();
     for (does, said) in [
@@ -398,9 +399,9 @@ fn a_criu_that_cannot_is_named() {
     }
 }
 
-/// One at a time: the second is told so at once, and a restore of it too.
+/// One at a time: a second checkpoint is refused at once, and so is a restore.
 #[test]
-fn a_pod_that_is_being_saved_is_busy() {
+fn a_pod_that_is_being_checkpointed_is_busy() {
     if !crate::common::Need::Failpoints.is_there() {
         return;
     }

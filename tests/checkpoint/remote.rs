@@ -1,5 +1,5 @@
-//! Copies of checkpoints in a remote store: a folder, and a server that speaks S3. Made in the background, brought back when
-//! the folder here is gone, on another host too; what goes wrong with the store, and kills.
+//! Copies of checkpoints in a remote store: a directory, and a server that speaks S3. Made in the background, restored
+//! when the local directory is gone, on another host too; failures of the store, and kills.
 
 use std::{
     fs,
@@ -17,13 +17,13 @@ use crate::{
         s3::{S3, WayState},
     },
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, fails, folder,
-        run_python, save, start_with, status,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, fails, folder,
+        keeps_counting, run_python, save, start_with, status,
     },
 };
 
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Memory enough for several parts.
+/// A counter with enough memory for several parts.
 fn large_counter() -> String {
     COUNTER.replace("os.urandom(4 << 20)", "os.urandom(20 << 20)")
 }
@@ -49,7 +49,7 @@ fn copied(client: &Client, id: &str) {
     eventually(PATIENCE, "it is copied", || remote(client, id) == "copied");
 }
 
-/// The folder of a copy.
+/// The directory of a copy.
 fn copy_of(store: &Path, user: &str, id: &str) -> PathBuf {
     store.join("pody/checkpoints").join(user).join(id)
 }
@@ -59,7 +59,7 @@ fn largest(folder: &Path) -> PathBuf {
     images.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
 }
 
-/// Copies and checkpoints are gone, and nothing of them is left in the store.
+/// Copies and checkpoints are deleted, and nothing is left in the store.
 #[track_caller]
 fn assert_empty(server: &Server, store: &Path) {
     eventually(PATIENCE, "copies are deleted", || server.count("SELECT count(*) FROM copies") == 0);
@@ -68,14 +68,14 @@ fn assert_empty(server: &Server, store: &Path) {
 }
 
 #[test]
-fn a_copy_in_a_folder_brings_the_pod_back_when_the_checkpoint_is_lost() {
+fn a_pod_is_restored_from_a_copy_in_a_directory_when_the_checkpoint_is_lost() {
     let store = store();
     let config = folder_config(store.path(), "");
     let Some(server) = start_with(|builder| builder.config(&config)) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", &large_counter());
-    // It was not asked for.
+    // No copy was requested.
     let plain = save(&alice, "ins=main");
     assert_eq!(remote(&alice, &plain), "none");
     assert!(!copy_of(store.path(), "alice", &plain).exists());
@@ -89,28 +89,31 @@ fn a_copy_in_a_folder_brings_the_pod_back_when_the_checkpoint_is_lost() {
     let there = copy_of(store.path(), "alice", &id);
     assert!(there.join("manifest.json").exists() && there.join("manifest.b3").exists());
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(store.path().join("pody")).unwrap().permissions());
-    assert_eq!(mode & 0o777, 0o700, "memory lies in it");
+    assert_eq!(mode & 0o777, 0o700, "it contains memory");
 
-    // One file is lost: that one is fetched.
+    // One file is lost: only that one is downloaded.
     let here = folder(&server, &id);
     let images: Vec<_> = fs::read_dir(here.join("checkpoint")).unwrap().map(|entry| entry.unwrap().path()).collect();
     fs::remove_file(&images[0]).unwrap();
-    // All is lost.
+    // Everything is lost.
     for all in [false, true] {
         if all {
             fs::remove_dir_all(&here).unwrap();
         }
-        assert!(row(&alice, &id)["content"]["files"].as_array().unwrap().len() > 5, "the manifest is read there");
+        assert!(
+            row(&alice, &id)["content"]["files"].as_array().unwrap().len() > 5,
+            "the manifest is read in the store"
+        );
         done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
         let (from, found) = count(&alice, "main");
-        assert_eq!(found, identity, "the process of before");
-        counts_on(&alice, "main", from);
+        assert_eq!(found, identity, "the same process as before");
+        keeps_counting(&alice, "main", from);
         assert!(here.join("manifest.json").exists() && images[0].exists());
         alice.post("/pod/stop?ins=main").ok();
     }
     assert_clean(&server);
 
-    // A damaged copy is refused, and the file named.
+    // A damaged copy is refused, and the file is named.
     let image = largest(&there);
     let name = image.file_name().unwrap().to_string_lossy().into_owned();
     let good = fs::read(&image).unwrap();
@@ -130,7 +133,7 @@ fn a_copy_in_a_folder_brings_the_pod_back_when_the_checkpoint_is_lost() {
         assert_eq!(status(&alice, "main"), "exited");
     }
     fs::write(&image, &good).unwrap();
-    // A manifest that was changed, and one of somebody else with a hash that is right.
+    // A modified manifest, and one of another user with the right hash.
     let mut other: Value = serde_json::from_slice(&manifest).unwrap();
     other["user"] = "bob".into();
     let other = serde_json::to_vec_pretty(&other).unwrap();
@@ -147,7 +150,7 @@ fn a_copy_in_a_folder_brings_the_pod_back_when_the_checkpoint_is_lost() {
         assert_eq!(answer.status, 409, "{answer}");
         assert!(answer.detail().contains("manifest.json") && answer.detail().contains(words), "{answer}");
     }
-    // Gone here and there.
+    // Missing on both sides.
     fs::remove_file(there.join("manifest.json")).unwrap();
     let answer = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!(answer.status, 409, "{answer}");
@@ -160,7 +163,7 @@ fn a_copy_in_a_folder_brings_the_pod_back_when_the_checkpoint_is_lost() {
     assert_empty(&server, store.path());
 }
 
-/// What the counter's file says in the layer of a pod that is stopped.
+/// The content of the counter's file in the layer of a stopped pod.
 fn stopped_identity(server: &Server) -> String {
     let upper = engine_says(server, "alice", "main", "{{.GraphDriver.Data.UpperDir}}");
     let text = fs::read_to_string(Path::new(upper.trim()).join("root/count")).unwrap();
@@ -168,7 +171,7 @@ fn stopped_identity(server: &Server) -> String {
 }
 
 #[test]
-fn what_is_copied_to_s3_need_not_stay_here() {
+fn with_keep_local_false_a_checkpoint_is_kept_in_s3_only() {
     let Some(s3) = S3::start() else { return };
     let config = s3.config("copy = \"all\"\nkeep_local = false");
     let Some(server) = start_with(|builder| builder.config(&config)) else { return };
@@ -179,20 +182,20 @@ fn what_is_copied_to_s3_need_not_stay_here() {
     let id = save(&alice, "ins=main&leave_running=false&compression=lz4");
     copied(&alice, &id);
     let here = folder(&server, &id);
-    eventually(PATIENCE, "the local folder is gone", || !here.exists());
+    eventually(PATIENCE, "the local directory is gone", || !here.exists());
     let listed = alice.get("/checkpoint/remote").ok().json();
     assert_eq!(
         (&listed[0]["id"], &listed[0]["is_here"], &listed[0]["instance"]),
         (&id.clone().into(), &true.into(), &"main".into())
     );
-    // Two at a time fetch it once.
+    // Two concurrent restores download it once.
     let second = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=twin")).ok();
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!(crate::help::wait(&alice, &second)["status"], "done");
     for name in ["main", "twin"] {
         let (from, found) = count(&alice, name);
-        assert_eq!(found, identity, "the process of before");
-        counts_on(&alice, name, from);
+        assert_eq!(found, identity, "the same process as before");
+        keeps_counting(&alice, name, from);
         delete(&alice, name);
     }
     assert_clean(&server);
@@ -203,7 +206,7 @@ fn what_is_copied_to_s3_need_not_stay_here() {
 }
 
 #[test]
-fn another_host_takes_a_checkpoint_in() {
+fn a_checkpoint_is_registered_and_restored_on_another_host() {
     let store = store();
     let config = folder_config(store.path(), "copy = \"all\"");
     let Some(first) = start_with(|builder| builder.config(&config)) else { return };
@@ -220,17 +223,17 @@ fn another_host_takes_a_checkpoint_in() {
     let listed = alice2.get("/checkpoint/remote").ok().json();
     assert_eq!((&listed[0]["id"], &listed[0]["is_here"]), (&id.clone().into(), &false.into()));
     assert_eq!(admin.get("/checkpoint/remote?user=alice").ok().json(), listed);
-    // What is alice's is hers.
+    // Alice's checkpoints are visible to her only.
     assert_eq!(bob.get("/checkpoint/remote").ok().json(), Value::Array(Vec::new()));
     assert_eq!(bob.get("/checkpoint/remote?user=alice").status, 403);
     assert_eq!(bob.post(&format!("/checkpoint/fetch?checkpoint={id}&user=alice")).status, 403);
     assert_eq!(bob.post(&format!("/checkpoint/fetch?checkpoint={id}")).status, 404);
-    // The quota of here counts.
+    // The quota of this host applies.
     second.pody(&["quota", "update", "alice", "--checkpoint-count", "0"]);
     assert_eq!(alice2.post(&format!("/checkpoint/fetch?checkpoint={id}")).status, 403);
     second.pody(&["quota", "update", "alice", "--checkpoint-count", "5"]);
 
-    // Manifests that play tricks are not taken in.
+    // Manifests with malicious paths are rejected.
     let there = copy_of(store.path(), "alice", &id);
     let manifest = fs::read(there.join("manifest.json")).unwrap();
     let put = |text: &[u8]| {
@@ -253,9 +256,9 @@ fn another_host_takes_a_checkpoint_in() {
     assert_eq!(remote(&alice2, &id), "copied");
     done(&alice2, &format!("/pod/restore?ins=main&checkpoint={id}"));
     let (from, found) = count(&alice2, "main");
-    assert_eq!(found, identity, "the process of the other host");
-    counts_on(&alice2, "main", from);
-    // The pod of the first goes on as well.
+    assert_eq!(found, identity, "the same process as on the other host");
+    keeps_counting(&alice2, "main", from);
+    // The pod on the first host keeps running.
     assert_eq!(status(&alice, "main"), "running");
     assert_clean(&second);
     delete(&alice2, "main");
@@ -267,7 +270,7 @@ fn another_host_takes_a_checkpoint_in() {
 }
 
 #[test]
-fn a_store_in_trouble_is_tried_again() {
+fn a_copy_to_a_failing_store_is_retried() {
     let Some(s3) = S3::start() else { return };
     let Some(server) = start_with(|builder| builder.config(&s3.config(""))) else { return };
     let alice = server.member("alice");
@@ -281,12 +284,12 @@ fn a_store_in_trouble_is_tried_again() {
         eventually(PATIENCE, "it has failed", || remote(&alice, &id).starts_with(words));
         let told = remote(&alice, &id);
         assert!(told.contains("tried again at") && !told.contains(&s3.secret()), "{told}");
-        // The checkpoint is as good as any.
+        // The local checkpoint is not affected.
         assert_eq!(row(&alice, &id)["status"], "ready");
         s3.set(WayState::Open);
         copied(&alice, &id);
     }
-    // A restore that needs it says what is the matter.
+    // A restore that needs the store reports its failure.
     let id = save(&alice, "ins=main&remote=true&leave_running=false");
     copied(&alice, &id);
     fs::remove_dir_all(folder(&server, &id)).unwrap();
@@ -294,7 +297,7 @@ fn a_store_in_trouble_is_tried_again() {
     let answer = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!(answer.status, 502, "{answer}");
     assert!(answer.detail().contains("the remote store failed"), "{answer}");
-    // What is deleted meanwhile is deleted there later.
+    // A checkpoint that is deleted meanwhile is deleted in the store later.
     delete_checkpoints(&alice);
     assert_eq!(alice.get("/pod/checkpoints").ok().json(), Value::Array(Vec::new()));
     s3.set(WayState::Open);
@@ -305,7 +308,7 @@ fn a_store_in_trouble_is_tried_again() {
     assert_clean(&server);
 }
 
-/// A memory file system that ends with the test.
+/// A tmpfs that is unmounted after the test.
 struct Small(TempDir);
 
 impl Small {
@@ -332,7 +335,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_full_store_takes_the_rest_when_it_has_room() {
+fn a_copy_to_a_full_store_completes_when_there_is_room() {
     let small = Small::new("2m");
     let config = folder_config(small.0.path(), "");
     let Some(server) = start_with(|builder| builder.config(&config)) else { return };
@@ -351,7 +354,7 @@ fn a_full_store_takes_the_rest_when_it_has_room() {
 }
 
 #[test]
-fn without_a_store_it_is_refused() {
+fn a_copy_is_refused_without_a_store() {
     let Some(mut server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -375,7 +378,7 @@ fn without_a_store_it_is_refused() {
     }
 }
 
-/// SIGKILL at a point of the copy's life; the next start does the rest.
+/// SIGKILL at a fail point of a copy; the next start completes it.
 fn killed_at(point: &str, what: impl Fn(&Server, &Client) -> String, after: impl Fn(&Server, &Client, &str)) {
     if !Need::Failpoints.is_there() {
         return;
@@ -402,12 +405,12 @@ fn killed_at(point: &str, what: impl Fn(&Server, &Client) -> String, after: impl
 }
 
 #[test]
-fn killed_while_files_are_copied() {
+fn a_kill_while_files_are_copied_is_recovered() {
     copy_killed_at("copy-file");
 }
 
 #[test]
-fn killed_before_the_manifest_is_copied() {
+fn a_kill_before_the_manifest_is_copied_is_recovered() {
     copy_killed_at("copy-manifest");
 }
 
@@ -431,14 +434,14 @@ fn copy_killed_at(point: &str) {
 }
 
 #[test]
-fn killed_while_a_copy_is_deleted() {
+fn a_kill_while_a_copy_is_deleted_is_recovered() {
     killed_at(
         "copy-delete",
         |server, alice| {
             let id = save(alice, "ins=main&remote=true");
             copied(alice, &id);
             delete_checkpoints(alice);
-            eventually(PATIENCE, "it is to be deleted", || {
+            eventually(PATIENCE, "it is marked for deletion", || {
                 server.count("SELECT count(*) FROM copies WHERE status = 'deleting'") == 1
             });
             id
@@ -451,12 +454,12 @@ fn killed_while_a_copy_is_deleted() {
 }
 
 #[test]
-fn killed_before_files_are_fetched() {
+fn a_kill_before_files_are_fetched_is_recovered() {
     fetch_killed_at("restore-fetch");
 }
 
 #[test]
-fn killed_before_the_manifest_is_here() {
+fn a_kill_before_the_manifest_is_here_is_recovered() {
     fetch_killed_at("fetch-manifest");
 }
 
@@ -482,7 +485,7 @@ fn fetch_killed_at(point: &str) {
             assert_eq!(status(alice, "main"), "exited");
             done(alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
             let (from, _) = count(alice, "main");
-            counts_on(alice, "main", from);
+            keeps_counting(alice, "main", from);
         },
     );
 }

@@ -1,4 +1,4 @@
-//! Restores in trouble: CRIU that hangs or is killed in one, a disk that fills up. The pod is as before, and can be started.
+//! Failing restores: CRIU hangs or is killed, a disk fills up. The pod is as before, and can be started.
 
 use std::{
     fs,
@@ -14,13 +14,13 @@ use serde_json::Value;
 use crate::{
     common::{Client, Need, Server, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, engine_says, exec,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, done, engine_says, exec, keeps_counting,
         run_python, save, start_with, status, wait,
     },
     trouble::Disk,
 };
 
-/// A pod that is saved and stopped, with a file that is younger than its checkpoint.
+/// A pod that is checkpointed and stopped, with a file newer than the checkpoint.
 fn saved(server: &Server, program: &str, query: &str) -> (Client, String, String) {
     let alice = server.member("alice");
     create(&alice, "main");
@@ -48,7 +48,7 @@ fn is_as_before(server: &Server, alice: &Client, id: &str, identity: &str) {
     assert_eq!(count(alice, "main").1, identity);
 }
 
-/// Processes in a container's cgroup, and runc and CRIU that restore it.
+/// Processes in a container's cgroup, and the runc and CRIU that restore it.
 fn processes_of(container: &str) -> Vec<i32> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -62,7 +62,7 @@ fn processes_of(container: &str) -> Vec<i32> {
     pids.filter(is_its).collect()
 }
 
-/// CRIU at its work on a restore of this container: a child of the runc that was told to.
+/// The CRIU that restores this container: a child of its runc.
 fn criu_of(container: &str) -> Option<i32> {
     // It may be started by a script, and changes its title.
     let is_criu = |pid: i32| {
@@ -82,7 +82,7 @@ fn criu_of(container: &str) -> Option<i32> {
     })
 }
 
-/// Begins the restore and sends CRIU a signal in the middle of it.
+/// Begins the restore and sends CRIU a signal during it.
 fn restore_with(server: &Server, alice: &Client, id: &str, signal: Signal) -> Value {
     let container = engine_says(server, "alice", "main", "{{.Id}}");
     let begun = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).ok();
@@ -91,14 +91,14 @@ fn restore_with(server: &Server, alice: &Client, id: &str, signal: Signal) -> Va
         if let Some(criu) = criu_of(&container) {
             break criu;
         }
-        assert!(since.elapsed() < Duration::from_secs(60), "no CRIU is seen");
+        assert!(since.elapsed() < Duration::from_secs(60), "no CRIU was found");
     };
     kill(Pid::from_raw(criu), signal).unwrap();
     wait(alice, &begun)
 }
 
 #[test]
-fn a_criu_that_hangs_in_a_restore() {
+fn a_criu_that_hangs_in_a_restore_is_killed_and_the_pod_is_as_before() {
     let config = "[checkpoint]\ntimeout_seconds = 3";
     let Some(server) = start_with(|builder| builder.config(config)) else { return };
     let (alice, id, identity) =
@@ -112,9 +112,10 @@ fn a_criu_that_hangs_in_a_restore() {
     delete_checkpoints(&alice);
 }
 
-/// It is begun once more, since an engine that fails without a cause at times takes the same again.
+/// The restore is retried once, since an engine that sometimes fails without a reason may accept the same request
+/// again.
 #[test]
-fn a_criu_that_is_killed_in_a_restore() {
+fn a_restore_whose_criu_is_killed_is_retried() {
     let Some(server) = start_with(|builder| builder) else { return };
     let (alice, id, identity) =
         saved(&server, &COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 300"), "");
@@ -124,7 +125,7 @@ fn a_criu_that_is_killed_in_a_restore() {
         assert_clean(&server);
         let (from, same) = count(&alice, "main");
         assert_eq!(same, identity);
-        counts_on(&alice, "main", from);
+        keeps_counting(&alice, "main", from);
     } else {
         assert_eq!(action["phase"], "start", "{action}");
         is_as_before(&server, &alice, &id, &identity);
@@ -133,9 +134,10 @@ fn a_criu_that_is_killed_in_a_restore() {
     delete_checkpoints(&alice);
 }
 
-/// The images are packed, and there is no room for them unpacked: told before where it is known, and else undone.
+/// The images are compressed, and there is no room for them uncompressed: refused in advance if that is known,
+/// otherwise rolled back.
 #[test]
-fn a_disk_that_fills_up_in_a_restore() {
+fn a_restore_that_fills_the_disk_is_rolled_back() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -159,13 +161,13 @@ fn a_disk_that_fills_up_in_a_restore() {
     fs::remove_file(&filler).unwrap();
     is_as_before(&server, &alice, &id, &identity);
 
-    // The same under another name leaves no pod.
+    // The same restore under another name leaves no pod.
     let begun = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=clone")).ok();
     fill();
     let action = wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
     assert_eq!(alice.get("/pod/inspect?ins=clone").status, 404);
-    eventually(Duration::from_secs(10), "main is not touched", || status(&alice, "main") == "running");
+    eventually(Duration::from_secs(10), "main is not affected", || status(&alice, "main") == "running");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

@@ -1,4 +1,4 @@
-//! Pods saved again and again, what makes room for that, and checkpoints that have had their time.
+//! Scheduled checkpoints, how they make room for new ones, and the expiry of checkpoints.
 
 use std::{thread, time::Duration};
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 use crate::{
     common::{Client, Need, Server, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, done, folder, run_python, save,
-        start, start_with, status,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, done, folder, keeps_counting, run_python,
+        save, start, start_with, status,
     },
 };
 
-/// What a schedule does may take this long on a busy machine.
+/// A scheduled checkpoint may take this long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Schedules of seconds, which people may not have.
+/// Allows schedules of seconds, which the default config does not.
 const OFTEN: &str = "[checkpoint]\nschedule_minimum_seconds = 1";
 
 fn checkpoints(client: &Client) -> Vec<Value> {
@@ -40,7 +40,7 @@ fn is_at_work(server: &Server) -> bool {
         || server.count("SELECT count(*) FROM schedules WHERE action IS NOT NULL") > 0
 }
 
-/// As if its time had come.
+/// Makes the schedule due now.
 fn make_due(server: &mut Server) {
     server.terminate();
     assert_eq!(server.database().execute("UPDATE schedules SET next_at = 1", []).unwrap(), 1);
@@ -48,7 +48,7 @@ fn make_due(server: &mut Server) {
 }
 
 #[test]
-fn a_schedule_is_set_shown_kept_and_ended_by_its_owner() {
+fn a_schedule_is_set_shown_kept_and_removed_by_its_owner() {
     let Some(mut server) = start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main");
@@ -86,14 +86,14 @@ fn a_schedule_is_set_shown_kept_and_ended_by_its_owner() {
     assert_eq!(events(&alice, "schedule.end").len(), 1);
     assert!(alice.get("/pod/inspect?ins=main").ok().json().get("schedule").is_none());
 
-    // It goes with its pod.
+    // It is removed with its pod.
     alice.post("/pod/schedule?ins=main&every=1d&keep=1").ok();
     delete(&alice, "main");
     eventually(PATIENCE, "the schedule goes", || server.count("SELECT count(*) FROM schedules") == 0);
 }
 
 #[test]
-fn pods_are_saved_when_it_is_time_and_the_newest_stay() {
+fn pods_are_checkpointed_on_schedule_and_the_newest_are_kept() {
     let Some(server) = start_with(|builder| builder.config(OFTEN)) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -101,16 +101,16 @@ fn pods_are_saved_when_it_is_time_and_the_newest_stay() {
     let by_hand = save(&alice, "ins=main&name=mine");
     let (from, identity) = count(&alice, "main");
     alice.post("/pod/schedule?ins=main&every=2s&keep=2").ok();
-    eventually(PATIENCE, "old ones go", || events(&alice, "checkpoint.expire").len() >= 2);
+    eventually(PATIENCE, "old ones are deleted", || events(&alice, "checkpoint.expire").len() >= 2);
     alice.post("/pod/schedule?ins=main&off=true").ok();
-    eventually(PATIENCE, "what is under way ends", || !is_at_work(&server));
+    eventually(PATIENCE, "running actions end", || !is_at_work(&server));
     assert_clean(&server);
 
     let expired = events(&alice, "checkpoint.expire");
     assert_eq!(expired[0]["detail"], "the pod's schedule keeps 2");
     assert_eq!(ids(&alice, "hand"), std::slice::from_ref(&by_hand));
     let kept = ids(&alice, "schedule");
-    // The last may have been under way when the schedule ended.
+    // The last one may have been in progress when the schedule ended.
     assert!((2..=3).contains(&kept.len()), "{kept:?}");
     for id in &kept {
         assert!(!expired.iter().any(|event| event["object"].as_str().unwrap().starts_with(id)));
@@ -118,7 +118,7 @@ fn pods_are_saved_when_it_is_time_and_the_newest_stay() {
     }
     let saved = events(&alice, "pod.checkpoint");
     assert_eq!(saved.iter().filter(|event| event["actor"] == "pody").count(), kept.len() + expired.len());
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
 
     alice.post("/pod/stop?ins=main").ok();
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={}", kept[0]));
@@ -127,7 +127,7 @@ fn pods_are_saved_when_it_is_time_and_the_newest_stay() {
     delete_checkpoints(&alice);
 }
 
-/// What was missed is made once, and the next one is due after the interval.
+/// Missed checkpoints are made up for once, and the next one is due after the interval.
 #[test]
 fn missed_times_are_made_up_for_once() {
     let Some(mut server) = start() else { return };
@@ -135,7 +135,7 @@ fn missed_times_are_made_up_for_once() {
     create(&alice, "main");
     alice.post("/pod/schedule?ins=main&every=1h&keep=10").ok();
     make_due(&mut server);
-    eventually(PATIENCE, "it is saved", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
+    eventually(PATIENCE, "the checkpoint is complete", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
     let after = schedule(&alice);
     assert_eq!(after["last_checkpoint"], ids(&alice, "schedule")[0]);
     assert!(after["next_at"].as_str().unwrap() > after["last_at"].as_str().unwrap(), "{after}");
@@ -148,7 +148,7 @@ fn missed_times_are_made_up_for_once() {
 }
 
 #[test]
-fn at_the_limit_the_oldest_goes_when_the_new_one_is_complete() {
+fn at_the_limit_the_oldest_is_deleted_when_the_new_one_is_complete() {
     let Some(mut server) = start_with(|builder| builder.config("[default_quota]\ncheckpoint_count = 2")) else {
         return;
     };
@@ -157,7 +157,7 @@ fn at_the_limit_the_oldest_goes_when_the_new_one_is_complete() {
     let by_hand = save(&alice, "ins=main");
     alice.post("/pod/schedule?ins=main&every=1h&keep=10").ok();
     make_due(&mut server);
-    eventually(PATIENCE, "it is saved", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
+    eventually(PATIENCE, "the checkpoint is complete", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
     let first = ids(&alice, "schedule").remove(0);
     make_due(&mut server);
     eventually(PATIENCE, "it is replaced", || !ids(&alice, "schedule").contains(&first) && !is_at_work(&server));
@@ -166,7 +166,7 @@ fn at_the_limit_the_oldest_goes_when_the_new_one_is_complete() {
     assert_eq!(expired[0]["detail"], format!("the quota was full: replaced by {second}"));
     assert_eq!(ids(&alice, "hand"), std::slice::from_ref(&by_hand));
 
-    // Nothing of its own is in the way: what people made stays, and they are told.
+    // The schedule has no checkpoint of its own to delete: those that people made stay, and the owner gets an event.
     server.admin().post("/admin/quota/update?username=alice&checkpoint_count=1").ok();
     alice.post(&format!("/checkpoint/delete?checkpoint={second}")).ok();
     make_due(&mut server);
@@ -181,19 +181,19 @@ fn at_the_limit_the_oldest_goes_when_the_new_one_is_complete() {
 }
 
 #[test]
-fn a_stopped_pod_is_passed_over_and_keeps_its_last_checkpoint() {
+fn a_stopped_pod_is_skipped_and_keeps_its_last_checkpoint() {
     let Some(mut server) = start_with(|builder| builder.config(OFTEN)) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     alice.post("/pod/schedule?ins=main&every=2s&keep=3").ok();
-    eventually(PATIENCE, "it is saved", || ids(&alice, "schedule").len() >= 2);
+    eventually(PATIENCE, "the checkpoints are complete", || ids(&alice, "schedule").len() >= 2);
     alice.post("/pod/stop?ins=main").ok();
-    eventually(PATIENCE, "it is passed over", || !events(&alice, "schedule.skip").is_empty());
+    eventually(PATIENCE, "it is skipped", || !events(&alice, "schedule.skip").is_empty());
     let skipped = events(&alice, "schedule.skip");
     let why = skipped[0]["detail"].as_str().unwrap();
     assert!(why.starts_with("skipped: ") && why.contains("is exited"), "{why}");
     assert_eq!(schedule(&alice)["last_error"], why);
-    // Told once, not every time.
+    // Reported once, not every time.
     thread::sleep(Duration::from_secs(5));
     assert_eq!(events(&alice, "schedule.skip").len(), 1);
 
@@ -202,18 +202,18 @@ fn a_stopped_pod_is_passed_over_and_keeps_its_last_checkpoint() {
     assert!(kept.len() >= 2, "{kept:?}");
     server.database().execute("UPDATE checkpoints SET created_at = created_at - 10 * 86400000", []).unwrap();
     server.reconfigure("[checkpoint]\nkeep_days = 9");
-    eventually(PATIENCE, "old ones go", || ids(&alice, "schedule").len() == 1);
+    eventually(PATIENCE, "old ones are deleted", || ids(&alice, "schedule").len() == 1);
     assert_eq!(ids(&alice, "schedule")[0], kept[0], "the newest stays");
     assert_eq!(events(&alice, "checkpoint.expire")[0]["detail"], "keep_days is 9");
-    // Of a pod that runs it is not the last resort.
+    // For a running pod it is not the last resort.
     alice.post("/pod/start?ins=main").ok();
-    eventually(PATIENCE, "the last goes", || checkpoints(&alice).is_empty());
+    eventually(PATIENCE, "the last one is deleted", || checkpoints(&alice).is_empty());
     assert_eq!(status(&alice, "main"), "running");
     delete(&alice, "main");
 }
 
 #[test]
-fn old_checkpoints_of_people_go_where_that_is_wanted() {
+fn old_checkpoints_of_people_expire_only_if_configured() {
     let Some(mut server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -221,18 +221,19 @@ fn old_checkpoints_of_people_go_where_that_is_wanted() {
     let query = format!("UPDATE checkpoints SET created_at = created_at - 10 * 86400000 WHERE id = '{old}'");
     assert_eq!(server.database().execute(&query, []).unwrap(), 1);
     server.reconfigure("[checkpoint]\nkeep_days = 1\nkeep_automatic = 1");
-    // Two looks for what has had its time.
+    // Two passes of the expiry.
     thread::sleep(Duration::from_secs(22));
     assert_eq!(ids(&alice, "hand"), [new.clone(), old.clone()]);
     server.reconfigure("[checkpoint]\nkeep_days_hand_made = 9");
-    eventually(PATIENCE, "the old one goes", || ids(&alice, "hand") == std::slice::from_ref(&new));
+    eventually(PATIENCE, "the old one is deleted", || ids(&alice, "hand") == std::slice::from_ref(&new));
     assert_eq!(events(&alice, "checkpoint.expire")[0]["detail"], "keep_days_hand_made is 9");
-    eventually(PATIENCE, "its folder goes", || !folder(&server, &old).exists());
+    eventually(PATIENCE, "its directory is deleted", || !folder(&server, &old).exists());
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
-/// Killed with the new one complete and the old one still there: both are, until the next start removes the old one.
+/// Killed when the new one is complete and the old one still exists: both exist until the next start removes the old
+/// one.
 fn killed_before_the_removal(point: &str, quota: &str, keep: u32, why: &str) {
     if !Need::Failpoints.is_there() {
         return;
@@ -246,7 +247,7 @@ fn killed_before_the_removal(point: &str, quota: &str, keep: u32, why: &str) {
     let (_, identity) = count(&alice, "main");
     alice.post(&format!("/pod/schedule?ins=main&every=1h&keep={keep}")).ok();
     make_due(&mut server);
-    eventually(PATIENCE, "it is saved", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
+    eventually(PATIENCE, "the checkpoint is complete", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
     let old = ids(&alice, "schedule").remove(0);
 
     server.set_env("FAILPOINTS", Some(&format!("{point}=pause")));
@@ -257,7 +258,7 @@ fn killed_before_the_removal(point: &str, quota: &str, keep: u32, why: &str) {
     assert!(folder(&server, &old).join("manifest.json").exists());
     server.set_env("FAILPOINTS", None);
     server.start_again();
-    eventually(PATIENCE, "the old one goes", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
+    eventually(PATIENCE, "the old one is deleted", || ids(&alice, "schedule").len() == 1 && !is_at_work(&server));
     let new = ids(&alice, "schedule").remove(0);
     assert_ne!(new, old);
     assert_eq!(schedule(&alice)["last_checkpoint"], new.as_str());
@@ -274,12 +275,12 @@ fn killed_before_the_removal(point: &str, quota: &str, keep: u32, why: &str) {
 }
 
 #[test]
-fn killed_before_the_old_one_makes_room() {
+fn a_kill_before_the_oldest_is_replaced_is_recovered() {
     let quota = "[default_quota]\ncheckpoint_count = 1";
     killed_before_the_removal("schedule-saved", quota, 10, "the quota was full: replaced by NEW");
 }
 
 #[test]
-fn killed_before_the_old_one_has_had_its_time() {
+fn a_kill_before_the_expiry_of_the_oldest_is_recovered() {
     killed_before_the_removal("checkpoint-expire", "", 1, "the pod's schedule keeps 1");
 }

@@ -1,5 +1,5 @@
-//! Terminals and background commands: saved with the pod, since they are children of its first process. And io_uring, which
-//! pods do not have unless their image asks for it.
+//! Terminals and background commands are part of a checkpoint, since they are children of the pod's first process. And
+//! io_uring, which pods cannot use unless their image enables it.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[test]
-fn background_commands_are_saved() {
+fn background_commands_survive_a_restore() {
     let Some(server) = start() else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -28,7 +28,7 @@ fn background_commands_are_saved() {
         assert_eq!(sessions(name)[0]["session"], before);
         let number = || exec(&alice, name, "cat /root/n").parse::<u64>().unwrap_or(0);
         let from = number();
-        eventually(Duration::from_secs(5), "it counts on", || number() > from);
+        eventually(Duration::from_secs(5), "it keeps counting", || number() > from);
     }
     assert_clean(&server);
     delete(&alice, "main");

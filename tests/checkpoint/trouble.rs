@@ -1,4 +1,5 @@
-//! CRIU that fails, hangs or is killed, and disks that fill up: the pod goes on, with its network, and nothing is left.
+//! CRIU that fails, hangs or is killed, and disks that fill up: the pod keeps running, with its network, and nothing is
+//! left behind.
 
 use std::{
     fs,
@@ -11,12 +12,12 @@ use std::{
 use crate::{
     common::{Answer, Client, Server, eventually},
     help::{
-        COUNTER, assert_clean, count, counts_on, create, delete, delete_checkpoints, engine_says, exec, fails,
+        COUNTER, assert_clean, count, create, delete, delete_checkpoints, engine_says, exec, fails, keeps_counting,
         run_python, save, start_with, status, wait,
     },
 };
 
-/// A folder with a `criu` that does this where the real one would save a pod.
+/// A directory with a `criu` that does this where the real one would dump a pod.
 fn criu_that(does: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = std::env::var("PATH").unwrap();
@@ -33,11 +34,11 @@ fn criu_that(does: &str) -> (tempfile::TempDir, String) {
 }
 
 #[track_caller]
-fn goes_on(server: &Server) {
+fn keeps_running(server: &Server) {
     let alice = server.member("alice");
     assert_eq!(status(&alice, "main"), "running");
     let (from, _) = count(&alice, "main");
-    counts_on(&alice, "main", from);
+    keeps_counting(&alice, "main", from);
     assert_eq!(engine_says(server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
     let pid = engine_says(server, "alice", "main", "{{.State.Pid}}");
     let rules = Command::new("nsenter").args(["-t", &pid, "-n", "iptables-save"]).output().unwrap();
@@ -47,7 +48,7 @@ fn goes_on(server: &Server) {
 }
 
 #[test]
-fn a_criu_that_fails_hangs_or_is_killed() {
+fn a_criu_that_fails_hangs_or_is_killed_leaves_the_pod_running() {
     for (does, said) in
         [("exit 1", "dump: "), ("sleep 1000", "dump: CRIU did not end within "), ("kill -9 $$", "dump: ")]
     {
@@ -61,12 +62,12 @@ fn a_criu_that_fails_hangs_or_is_killed() {
         let error = fails(&alice, "/pod/checkpoint?ins=main&leave_running=false");
         assert!(error.starts_with(said), "{does}: {error}");
         assert!(begun.elapsed() < Duration::from_secs(15), "{does} took {:?}", begun.elapsed());
-        goes_on(&server);
+        keeps_running(&server);
         delete(&alice, "main");
     }
 }
 
-/// Sends on one connection of many after the other, within the pod, all the time. What breaks is told.
+/// Sends on many connections in turn, within the pod, all the time. Broken ones are reported.
 const CONNECTED: &str = r#"
 import socket, time
 server = socket.create_server(('127.0.0.1', 7300))
@@ -87,14 +88,14 @@ while True:
         time.sleep(0.0005)
 "#;
 
-/// CRIU is killed while it writes pages: its lock on the pod's network is removed, and no program runs before its connections
-/// are as they were.
+/// CRIU is killed while it writes pages: its lock on the pod's network is removed, and no program runs before its
+/// connections are restored.
 #[test]
-fn a_criu_that_is_killed_at_its_work() {
+fn connections_survive_a_criu_that_is_killed_during_a_dump() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
-    // Before the other: CRIU takes one process after the other.
+    // Started first: CRIU dumps the processes in order.
     run_python(&alice, "main", "connected", CONNECTED);
     let program = COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 700");
     run_python(&alice, "main", "counter", &program);
@@ -102,8 +103,8 @@ fn a_criu_that_is_killed_at_its_work() {
     kill_criu_at_its_work(&server, &alice, &begun);
     let action = crate::help::wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
-    goes_on(&server);
-    // The kernel lets them run for the moment that it takes us to notice.
+    keeps_running(&server);
+    // The kernel lets them run until we notice, a moment later.
     let broken: u32 = exec(&alice, "main", "cat /root/broken").parse().unwrap();
     assert!(broken <= 12, "{broken} of 300 connections are broken");
     save(&alice, "ins=main");
@@ -122,7 +123,7 @@ fn kill_criu_at_its_work(server: &Server, client: &Client, begun: &Answer) {
     let mut killed = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // Its working folder is another while it looks into the pod.
+        // Its working directory is another one while it examines the pod.
         let is_mine = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&mine))
             || (!fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default().contains("docker/")
                 && fs::read_dir(entry.path().join("fd"))
@@ -139,10 +140,10 @@ fn kill_criu_at_its_work(server: &Server, client: &Client, begun: &Answer) {
     assert!(killed >= 1);
 }
 
-/// The program that CRIU writes when it is killed is under Ctrl-Z: it is so again, and nothing of CRIU's stays in it, so it can be
-/// saved.
+/// CRIU is killed while it dumps a program that was stopped with Ctrl-Z: the program is stopped again, and nothing of
+/// CRIU stays in it, so it can be checkpointed.
 #[test]
-fn a_criu_that_is_killed_at_its_work_on_a_stopped_program() {
+fn a_stopped_program_survives_a_criu_that_is_killed_during_its_dump() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
@@ -154,15 +155,15 @@ fn a_criu_that_is_killed_at_its_work_on_a_stopped_program() {
     kill_criu_at_its_work(&server, &alice, &begun);
     let action = wait(&alice, &begun);
     assert_eq!(action["status"], "error", "{action}");
-    goes_on(&server);
+    keeps_running(&server);
     eventually(Duration::from_secs(20), "it is stopped again", || state() == "T");
     let on = || exec(&alice, "main", "cat /root/on; true");
     let before = on();
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(on(), before, "it stays so");
+    assert_eq!(on(), before, "it stays stopped");
     save(&alice, "ins=main");
     exec(&alice, "main", "kill -CONT $(cat /root/pid)");
-    eventually(Duration::from_secs(20), "it goes on", || on() != before);
+    eventually(Duration::from_secs(20), "it resumes", || on() != before);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
@@ -205,13 +206,13 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_leaves_the_pod() {
+fn a_disk_that_is_too_small_is_refused_and_one_that_fills_up_leaves_the_pod_running() {
     if !crate::common::Need::Failpoints.is_there() {
         return;
     }
     let disk = Disk::new("64m");
     let config = format!("[checkpoint]\nkeep_free = \"0\"\ndirectory = \"{}\"", disk.path().display());
-    // Before the dump there is time to fill the disk.
+    // The fail point gives time to fill the disk before the dump.
     let slow =
         |builder: crate::common::Builder| builder.config(&config).env("FAILPOINTS", "checkpoint-dump=sleep(2000)");
     let Some(server) = start_with(slow) else { return };
@@ -223,7 +224,7 @@ fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_leaves_the_pod(
     let action = crate::help::wait(&alice, &begun);
     let error = action["error"].as_str().unwrap_or_default();
     assert!(error.starts_with("dump: the disk is full"), "{action}");
-    goes_on(&server);
+    keeps_running(&server);
     assert!(fs::read_dir(disk.path()).unwrap().flatten().all(|entry| {
         let name = entry.file_name();
         name == "filler" || name == ".bin"
@@ -237,42 +238,42 @@ fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_leaves_the_pod(
     delete_checkpoints(&alice);
 }
 
-/// A daemon that is stopped leaves no pod standing still.
+/// A daemon that is stopped leaves no pod paused.
 #[test]
-fn a_daemon_that_is_stopped_lets_the_pod_go_on() {
+fn a_daemon_that_is_stopped_resumes_the_pod() {
     let (_folder, path) = criu_that("sleep 1000");
     let Some(mut server) = start_with(|builder| builder.env("PATH", &path)) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "counter", COUNTER);
     alice.post("/pod/checkpoint?ins=main").ok();
-    eventually(Duration::from_secs(10), "it stands still", || status(&alice, "main") == "paused");
+    eventually(Duration::from_secs(10), "it is paused", || status(&alice, "main") == "paused");
     assert!(server.terminate().success());
     assert_eq!(engine_says(&server, "alice", "main", "{{.State.Status}}"), "running");
     server.start_again();
-    goes_on(&server);
+    keeps_running(&server);
     delete(&alice, "main");
 }
 
-/// Memory of pods goes with the account, whoever has its name next.
+/// The memory of pods is deleted with the account, no matter who gets its name next.
 #[test]
-fn checkpoints_go_with_their_user() {
+fn checkpoints_are_deleted_with_their_user() {
     let Some(server) = start_with(|builder| builder) else { return };
     let (alice, admin) = (server.member("alice"), server.admin());
     create(&alice, "main");
     let id = save(&alice, "ins=main&kind=rootfsonly");
     admin.post("/admin/user/purge?username=alice").ok();
     let folder = crate::help::folder(&server, &id);
-    eventually(Duration::from_secs(10), "the folder is removed", || !folder.exists());
+    eventually(Duration::from_secs(10), "the directory is removed", || !folder.exists());
     server.add_user("alice", &[]);
     assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
     assert_eq!(alice.get("/action/list").ok().json().as_array().unwrap().len(), 0);
     assert_eq!(alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).status, 404);
 }
 
-/// The same where it is complete only after the account is gone.
+/// The same if it completes only after the account is gone.
 #[test]
-fn a_checkpoint_under_way_goes_with_its_user() {
+fn a_checkpoint_in_progress_is_deleted_with_its_user() {
     if !crate::common::Need::Failpoints.is_there() {
         return;
     }
@@ -283,24 +284,24 @@ fn a_checkpoint_under_way_goes_with_its_user() {
     let begun = alice.post("/pod/checkpoint?ins=main").ok().json();
     let (action, checkpoint) = (begun["id"].as_str().unwrap(), begun["checkpoint"].as_str().unwrap());
     let asked = || admin.get(&format!("/action/status?id={action}")).ok().json();
-    eventually(Duration::from_secs(30), "the pod goes on", || asked()["phase"] == "hash");
+    eventually(Duration::from_secs(30), "the pod has resumed", || asked()["phase"] == "hash");
     admin.post("/admin/user/purge?username=alice").ok();
-    assert_eq!(asked()["status"], "running", "it was complete before the account went");
+    assert_eq!(asked()["status"], "running", "it was complete before the account was deleted");
     server.add_user("alice", &[]);
     eventually(Duration::from_secs(30), "it ends", || asked()["status"] != "running");
     assert_eq!(alice.get("/pod/checkpoints").ok().json().as_array().unwrap().len(), 0);
     let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={checkpoint}"));
     assert_eq!(refused.status, 404, "{refused}");
     let folder = crate::help::folder(&server, checkpoint);
-    eventually(Duration::from_secs(10), "the folder is removed", || !folder.exists());
+    eventually(Duration::from_secs(10), "the directory is removed", || !folder.exists());
 }
 
-/// Other programs' options for CRIU are as before, after every restore.
-/// The host's options begin so while they are a restore's.
+/// Options of other programs for CRIU are unchanged after every restore.
+/// The host's options begin with this while they are those of a restore.
 const OURS: &str = "# pody";
 
 #[test]
-fn the_options_of_others_are_kept() {
+fn the_hosts_criu_options_are_kept() {
     let Some(server) = start_with(|builder| builder) else { return };
     let conf = Path::new("/etc/criu/runc.conf");
     let alice = server.member("alice");
@@ -309,7 +310,7 @@ fn the_options_of_others_are_kept() {
     let before = others();
     save(&alice, "ins=main&leave_running=false");
     crate::help::done(&alice, "/pod/restore?ins=main");
-    // Other tests of this machine may be at it: in the end it is as it was.
+    // Other tests on this machine may use it as well: in the end it is unchanged.
     eventually(Duration::from_secs(30), "the file is as before", || {
         others() == before && !fs::read_to_string(conf).unwrap_or_default().starts_with(OURS)
     });
@@ -317,8 +318,8 @@ fn the_options_of_others_are_kept() {
     delete_checkpoints(&alice);
 }
 
-/// runc hands the host's options to CRIU in a dump, too: those of a restore that begins, or that a killed daemon left there,
-/// would end it, or mislead it.
+/// runc passes the host's options to CRIU in a dump too: those of a restore that is beginning, or that a killed daemon
+/// left behind, would make it fail or mislead it.
 #[test]
 fn a_dump_does_not_get_the_options_of_a_restore() {
     let Some(server) = start_with(|builder| builder) else { return };
@@ -339,7 +340,7 @@ fn a_dump_does_not_get_the_options_of_a_restore() {
     .unwrap();
     let begun = alice.post("/pod/checkpoint?ins=main").ok();
     for _ in 0..20 {
-        assert_eq!(status(&alice, "main"), "running", "it does not stand still for that");
+        assert_eq!(status(&alice, "main"), "running", "it is not paused for that");
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(lock);

@@ -1,4 +1,4 @@
-//! The same through the `/v2` dialect: saved, looked at, brought back under another name, deprecated.
+//! The same through the `/v2` dialect: checkpoint, inspect, restore under another name, deprecate.
 
 use std::{path::Path, time::Duration};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{Answer, Client, Server, docker, eventually},
-    help::{COUNTER, count, counts_on, create, delete, delete_checkpoints, exec, run_python, start_with},
+    help::{COUNTER, count, create, delete, delete_checkpoints, exec, keeps_counting, run_python, start_with},
 };
 
 const WORDS: [&str; 5] = ["initialized", "processing", "checkpoint_created", "ready", "error"];
@@ -36,7 +36,7 @@ fn entry(client: &Client, id: &str) -> Value {
     client.get(&format!("/v2/checkpoints?ids={id}")).ok().json()[0].clone()
 }
 
-/// Where runc keeps this pod's container.
+/// The runc root that holds this pod's container.
 fn runc_root(server: &Server, user: &str, instance: &str) -> String {
     let container = docker(&["inspect", "--format", "{{.Id}}", &server.container(user, instance)]);
     let roots = ["/run/docker/runtime-runc/moby", "/var/run/docker/runtime-runc/moby"];
@@ -45,7 +45,7 @@ fn runc_root(server: &Server, user: &str, instance: &str) -> String {
 }
 
 #[test]
-fn a_pod_is_saved_and_brought_back_in_this_dialect() {
+fn a_pod_is_checkpointed_and_restored_in_this_dialect() {
     let Some(server) = start_with(|builder| builder.config("[checkpoint]\ndeprecated_seconds = 1")) else { return };
     let (alice, bob, admin) = (server.member("alice"), server.member("bob"), server.admin());
     create(&alice, "main");
@@ -53,7 +53,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     let host = alice.get("/v2/cluster").ok().json()[0]["id"].clone();
     let pod = alice.get("/v2/pods").ok().json()[0]["id"].as_str().unwrap().to_owned();
 
-    // What is no business of the caller's.
+    // Details that do not concern the caller.
     let named = |more: Value| {
         let mut body = json!({"pod_name": "main", "namespace": "alice"});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -76,14 +76,14 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     }
     assert_eq!(server.count("SELECT count(*) FROM actions"), 0);
 
-    // As the oldest edition asks, and answers when it is begun.
+    // As the oldest edition requests it: the answer comes when the action begins.
     let body = named(
         json!({"cluster_id": host, "runc_root": runc_root(&server, "alice", "main"), "reason": "heartbeat",
                             "overrides": {"compression": "zstd", "streams": 4, "criu_opts": "{\"leaveRunning\": true}"}}),
     );
     let first = post(&alice, "/v2/checkpoint/pod", &body).ok().text();
     assert_eq!(wait(&alice, &first)["status"], "ready");
-    // As the newest asks, and answers when it is done.
+    // As the newest edition requests it: the answer comes when the action is done.
     let body = json!({"pod_id": pod, "kind": "simple", "overrides": {"asynchronous": false}});
     let second = post(&alice, "/v2/checkpoint/pod", &body).ok().text();
     assert_eq!(alice.get(&format!("/v2/checkpoint/status/%22{second}%22")).ok().json()["status"], "ready");
@@ -109,7 +109,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     let path = alice.get(&format!("/v2/checkpoint/path?action_id={first}")).ok().text();
     assert!(Path::new(&path).join("manifest.json").exists() && path.ends_with(&checkpoint), "{path}");
     assert_eq!(found["path"], *path);
-    // The pod is named as for a checkpoint, also where its container's name begins with a prefix.
+    // The pod is named as for a checkpoint, even if its container's name begins with a prefix.
     let container = server.container("alice", "main");
     let newest = alice.get(&format!("/v2/checkpoint/path?action_id={second}")).ok().text();
     for name in ["main", "alice-main", &container] {
@@ -125,7 +125,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
         assert_eq!(alice.get(&asked).status, 404, "{none}");
     }
 
-    // More is told of it, which changes nothing of it.
+    // More details are reported, which does not change the checkpoint itself.
     let more = json!({"gpu": "A100", "platform": "x", "info": [1]});
     send(&alice, "PUT", &format!("/v2/checkpoints/info/{checkpoint}"), &more).ok();
     let told = entry(&alice, &checkpoint);
@@ -135,7 +135,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     let actions = alice.get("/v2/actions").ok().json();
     assert_eq!(actions[1]["details"]["told"]["pod_spec"], json!({"a": 1}));
     assert_eq!(send(&alice, "PUT", &format!("/v2/restores/info/{first}"), &json!({})).status, 404);
-    // A pod that only the agent knows is linked with the action; one that is known here has its own.
+    // A pod that only the agent knows is linked to the action; for a pod known here, the action has its own.
     assert_eq!(alice.get(&format!("/v2/actions/from_pod/{pod}")).ok().text(), second);
     let elsewhere = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
     for told in [elsewhere.to_uppercase(), "ml/train-0".to_owned()] {
@@ -150,7 +150,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     post(&alice, "/v2/actions/upload", &upload).ok();
     assert_eq!(alice.get("/v2/actions/from_pod/ml%2Ftrain-0").ok().text(), second);
 
-    // Nothing of it is bob's.
+    // Bob sees none of it.
     for path in [format!("/v2/checkpoint/status/{first}"), format!("/v2/actions/from_pod/{pod}")] {
         assert_eq!(bob.get(&path).status, 404, "{path}");
     }
@@ -161,7 +161,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     assert_eq!(send(&bob, "PATCH", &format!("/v2/checkpoints/deprecate/{checkpoint}"), &json!({})).status, 404);
     assert_eq!(admin.get("/v2/actions").ok().json().as_array().unwrap().len(), 2);
 
-    // Under another name, while the first goes on.
+    // Under another name, while the first keeps running.
     let body = json!({"action_id": format!("\"{first}\""), "cluster_id": host, "reason": "nodeUnschedulable",
                       "overrides": {"pod_name": "again"}});
     let restore = post(&alice, "/v2/restore/pod", &body).ok().text();
@@ -169,7 +169,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     assert_eq!(ended["status"], "ready", "{ended}");
     assert_eq!(count(&alice, "again").1, count(&alice, "main").1);
     for instance in ["main", "again"] {
-        counts_on(&alice, instance, count(&alice, instance).0);
+        keeps_counting(&alice, instance, count(&alice, instance).0);
     }
     let info = json!({"error": null, "profiling": {"x": 1}, "total_duration": 5, "total_io": 6});
     assert_eq!(send(&alice, "PUT", &format!("/v2/restores/info/{restore}"), &info).ok().text(), restore);
@@ -179,7 +179,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
         json!(["nodeUnschedulable", {"x": 1}, checkpoint])
     );
 
-    // However an id is written.
+    // Any notation of the id.
     let plain = pod.replace('-', "");
     for id in [format!("\"{pod}\""), pod.to_uppercase(), plain, format!(" {pod} "), format!("urn:uuid:{pod}")] {
         let body = json!({"pod_id": id, "kind": "rootfsonly", "overrides": {"asynchronous": false}, "unknown": [1]});
@@ -189,7 +189,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
         alice.post(&format!("/checkpoint/delete?checkpoint={}", shown["checkpoint"].as_str().unwrap())).ok();
     }
 
-    // Not restored from any more, and then gone from the disk.
+    // It can no longer be restored, and then it is deleted from the disk.
     send(&alice, "PATCH", &format!("/v2/checkpoints/deprecate/{checkpoint}"), &json!({})).ok();
     let refused = post(&alice, "/v2/restore/pod", &json!({"action_id": first, "reason": "manual"}));
     assert!([404, 409].contains(&refused.status), "{refused}");
@@ -201,7 +201,7 @@ fn a_pod_is_saved_and_brought_back_in_this_dialect() {
     delete_checkpoints(&alice);
 }
 
-/// Two ends of one connection inside the pod; tells when it breaks.
+/// Two ends of one connection inside the pod; reports when it breaks.
 const CONNECTED: &str = r#"
 import socket, time
 listener = socket.create_server(('127.0.0.1', 5555))
@@ -221,14 +221,14 @@ while True:
 "#;
 
 #[test]
-fn connections_are_kept_or_closed_as_asked() {
+fn connections_are_kept_or_closed_as_requested() {
     let Some(server) = start_with(|builder| builder) else { return };
     let alice = server.member("alice");
     create(&alice, "main");
     run_python(&alice, "main", "connected", CONNECTED);
     let body = json!({"pod_name": "main", "namespace": "alice", "overrides": {"asynchronous": false, "streams": 1,
                       "criu_opts": "{\"leave_running\": false, \"shell_job\": true, \"tcp_established\": true}"}});
-    // What can only be chosen for a restore is refused with a sentence.
+    // An option that only applies to a restore is refused with a reason.
     let mut early = body.clone();
     early["overrides"]["criu_opts"] = "{\"tcp_close\": true}".into();
     let refused = post(&alice, "/v2/checkpoint/pod", &early);

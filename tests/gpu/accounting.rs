@@ -1,4 +1,4 @@
-//! Who had how much.
+//! Usage accounting of GPUs and CPUs.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,17 @@ use super::{
         Server,
         gpus::{Gpus, Process, State},
     },
-    create, end, run, seat, sleep_in, wait_for,
+    create, end, put_on_gpu, run, sleep_in, wait_for,
 };
 
 fn seconds(server: &Server, route: &str, user: &str) -> f64 {
     server.admin().get(route).ok().json()[user].as_f64().unwrap_or(0.0)
 }
 
-/// A daemon killed in the middle neither loses nor doubles: within 1 % of the truth, as the clock and the cgroup have it.
+/// A daemon killed in the middle neither loses time nor counts it twice: within 1 % of the truth according to the clock
+/// and the cgroup.
 #[test]
-fn time_is_counted_over_a_kill_in_mid_run() {
+fn time_is_counted_across_a_kill_of_the_daemon() {
     let gpus = Gpus::new(State::with_gpus(2));
     let Some(mut server) = Server::builder().config(FAST).gpus(&gpus).start() else { return };
     let alice = create(&server, "alice", "main");
@@ -31,24 +32,24 @@ fn time_is_counted_over_a_kill_in_mid_run() {
         |count| *count == 2,
     );
     let begun = Instant::now();
-    // On two GPUs: two seconds a second.
-    seat(&gpus, 0, &[(job, 1 << 30)]);
-    seat(&gpus, 1, &[(job, 1 << 30)]);
+    // On two GPUs: two seconds per second.
+    put_on_gpu(&gpus, 0, &[(job, 1 << 30)]);
+    put_on_gpu(&gpus, 1, &[(job, 1 << 30)]);
     std::thread::sleep(Duration::from_secs(8));
     server.kill();
     std::thread::sleep(Duration::from_secs(4));
     server.start_again();
     std::thread::sleep(Duration::from_secs(12));
-    // A process that is seen new counts from its start, if it was on no GPU before; this one was started just before.
-    seat(&gpus, 0, &[]);
-    seat(&gpus, 1, &[]);
+    // A new process counts from its start if it was on no GPU before; this one was started just before.
+    put_on_gpu(&gpus, 0, &[]);
+    put_on_gpu(&gpus, 1, &[]);
     let truth = 2.0 * begun.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_millis(1500));
     let counted = seconds(&server, "/stat/gputime", "alice");
     assert!((counted - truth).abs() <= 0.01 * truth + 0.4, "counted {counted}, true {truth}");
     assert_eq!(seconds(&server, "/stat/gputime?user=bob", "bob"), 0.0);
 
-    // A window that begins in the middle counts its part.
+    // A window that begins in the middle counts in part.
     let part = seconds(&server, "/stat/gputime?t=11s", "alice");
     let inside = 2.0 * (11.0 - 1.5);
     assert!((part - inside).abs() <= 2.5, "counted {part}, true {inside}");
@@ -65,20 +66,21 @@ fn time_is_counted_over_a_kill_in_mid_run() {
     );
     assert!(!server.admin().get("/host/series?t=1m").ok().json()["points"].as_array().unwrap().is_empty());
 
-    // CPU time: the cgroup knows.
+    // The reference for CPU time is the cgroup.
     let stats = server.member("alice").get("/pod/stats?ins=main").ok().json();
     let truth = stats["cpu_seconds"].as_f64().unwrap();
     let counted =
         wait_for("the sampler", || seconds(&server, "/stat/cputime", "alice"), |counted| *counted >= 0.99 * truth);
     assert!(counted <= 1.01 * truth + 2.0, "counted {counted}, true {truth}");
 
-    // What was used stays when the pod is gone.
+    // Usage is kept when the pod is gone.
     end(job);
     server.member("alice").post("/pod/delete?ins=main").ok();
     assert!(seconds(&server, "/stat/cputime", "alice") >= 0.99 * counted);
 }
 
-/// A window that begins while a job runs counts the part inside, on the CPU as on GPUs; GPUs are active, held or free.
+/// A window that begins while a job runs counts the part inside it, on the CPU as on GPUs; GPUs are active, held or
+/// free.
 #[test]
 fn a_window_counts_what_falls_inside_it() {
     let gpus = Gpus::new(State::with_gpus(3));
@@ -100,18 +102,18 @@ fn a_window_counts_what_falls_inside_it() {
     std::thread::sleep(Duration::from_secs(18));
     let (begun, cpu) = (Instant::now(), stats());
     std::thread::sleep(Duration::from_secs(22));
-    // The job goes on: the window begins and ends in it. Of the bucket of ten seconds in which it begins a part is taken, as
-    // if the job had been as fast all through it, which on a busy machine it is not.
+    // The job continues: the window begins and ends in it. Of the ten-second bucket in which it begins, a fraction is
+    // counted as if the job had run at a constant rate, which it does not on a busy machine.
     let window = begun.elapsed().as_secs_f64().round();
     let t = format!("t={window}s");
     let used = stats() - cpu;
     let counted = seconds(&server, &format!("/stat/cputime?{t}"), "alice");
     assert!((counted - used).abs() <= 0.15 * used + 2.0, "CPU: counted {counted}, true {used}");
-    assert!(seconds(&server, "/stat/cputime", "alice") > 1.3 * counted, "all of it is more");
+    assert!(seconds(&server, "/stat/cputime", "alice") > 1.3 * counted, "the total is more");
     let counted = seconds(&server, &format!("/stat/gputime?{t}"), "alice");
     assert!((counted - 2.0 * window).abs() <= 5.0, "GPU: counted {counted}, true {}", 2.0 * window);
     let all = seconds(&server, "/stat/gputime", "alice");
-    assert!(all > counted + 30.0, "all of it is {all}");
+    assert!(all > counted + 30.0, "the total is {all}");
 
     let usage = server.admin().get(&format!("/stat/usage?by=gpu&{t}")).ok().json();
     let of = |gpu: usize, key: &str| {
@@ -135,10 +137,10 @@ fn gpus_uuid(gpu: usize) -> String {
     State::with_gpus(3).devices[gpu].uuid.clone()
 }
 
-/// Buckets go when their time is over, those of hours into one sum for each user and GPU, and pods of which nothing is left go
-/// with them.
+/// Buckets are removed after their retention, those of hours summed up per user and GPU, and pods of which nothing is
+/// left are removed with them.
 #[test]
-fn what_is_kept_has_a_bound_and_nothing_is_lost() {
+fn old_usage_is_bounded_and_its_sums_are_kept() {
     const DAY: i64 = 86_400;
     let gpus = Gpus::new(State::with_gpus(1));
     let Some(mut server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
@@ -154,7 +156,7 @@ fn what_is_kept_has_a_bound_and_nothing_is_lost() {
         for age in [kept - 7200, kept + 7200] {
             let at = (now - age).div_euclid(step) * step;
             for (subject, cpu, gpu) in [(1, 1.0, 0.0), (2, 2.0, 0.0), (3, 0.0, 4.0)] {
-                // Only the old one of `a` in hours: then nothing is left of that pod.
+                // `a` has only an old bucket of an hour, so nothing is left of that pod.
                 if subject != 1 || step == 3600 && age > kept {
                     database.execute(insert, rusqlite::params![step, at, subject, cpu, gpu]).unwrap();
                 }
@@ -167,7 +169,7 @@ fn what_is_kept_has_a_bound_and_nothing_is_lost() {
     server.start_again();
     let count = |query: &str| server.count(query);
     wait_for("the clearing", || count("SELECT count(*) FROM usage WHERE step > 0 AND subject <= 3"), |rows| *rows == 6);
-    // The test's GPU is looked at meanwhile and has rows of its own.
+    // The test's GPU is polled meanwhile and has rows of its own.
     assert_eq!(count("SELECT count(*) FROM gpu_usage WHERE gpu = 'GPU-1'"), 3);
     assert_eq!(count("SELECT count(*) FROM usage_subjects WHERE pod = 'p-alice-a'"), 0);
     let sums = server.admin().get("/stat/usage?by=user,pod").ok().json();

@@ -1,4 +1,4 @@
-//! Which GPUs a pod gets: all the way to its container, on an engine that can give them away.
+//! Which GPUs a pod gets, all the way to its container, on an engine that can assign them.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ use super::{
         gpus::{Gpus, State},
     },
     engine::{Engine, TINY},
-    seat, wait_for,
+    put_on_gpu, wait_for,
 };
 
-/// Creates a pod and tells what the engine was asked for, and what the pod's processes read in NVIDIA's variable.
+/// Creates a pod and returns what was requested of the engine, and what the pod's processes read in NVIDIA's variable.
 fn create(server: &Server, engine: &Engine, instance: &str, gpus: Option<&str>) -> (Value, String, Value) {
     let parameter = gpus.map(|gpus| format!("&gpus={gpus}")).unwrap_or_default();
     let made = server.member("alice").post(&format!("/pod/create?ins={instance}&image={TINY}{parameter}")).ok().json();
@@ -29,7 +29,7 @@ fn delete(server: &Server, instance: &str) {
 }
 
 #[test]
-fn a_pod_gets_the_gpus_asked_for_within_the_quota_and_whatever_its_image_says() {
+fn a_pod_gets_the_requested_gpus_within_the_quota_whatever_its_image_says() {
     let Some(engine) = Engine::start() else { return };
     let gpus = Gpus::new(State::with_gpus(4));
     let Some(server) = engine.server().config(FAST).gpus(&gpus).start() else { return };
@@ -43,18 +43,18 @@ fn a_pod_gets_the_gpus_asked_for_within_the_quota_and_whatever_its_image_says() 
     assert_eq!((request["Capabilities"].clone(), visible.as_str(), shown), (capabilities, "1,3", json!([1, 3])));
     delete(&server, "ids");
 
-    // None, though the image wants all.
+    // None, although the image requests all.
     for none in ["0", "none"] {
         let (request, visible, shown) = create(&server, &engine, "without", Some(none));
         assert_eq!((request, visible.as_str(), shown), (Value::Null, "void", json!([])), "{none}");
         delete(&server, "without");
     }
 
-    // Of a count the least used: two processes sit on 0, one on 2.
+    // For a count, the least used: two processes are on 0, one on 2.
     let mut sleepers: Vec<_> =
-        (0..3).map(|_| std::process::Command::new("sleep").arg("4713").spawn().expect("sleep is there")).collect();
-    seat(&gpus, 0, &[(sleepers[0].id(), 1), (sleepers[1].id(), 1)]);
-    seat(&gpus, 2, &[(sleepers[2].id(), 1)]);
+        (0..3).map(|_| std::process::Command::new("sleep").arg("4713").spawn().expect("sleep exists")).collect();
+    put_on_gpu(&gpus, 0, &[(sleepers[0].id(), 1), (sleepers[1].id(), 1)]);
+    put_on_gpu(&gpus, 2, &[(sleepers[2].id(), 1)]);
     let on =
         |gpu: usize| server.admin().get("/host/gpus").ok().json()["gpus"][gpu]["processes"].as_array().map(Vec::len);
     wait_for("the processes", || (on(0), on(2)), |seen| *seen == (Some(2), Some(1)));
@@ -64,16 +64,16 @@ fn a_pod_gets_the_gpus_asked_for_within_the_quota_and_whatever_its_image_says() 
     assert_eq!(shown, json!([1, 2, 3]));
     delete(&server, "two");
     delete(&server, "three");
-    // A GPU that another pod was given is taken later than one that nobody has, though nobody computes on either.
+    // A GPU that is assigned to another pod is chosen after one that is not, although both are idle.
     assert_eq!(create(&server, &engine, "first", Some("1")).2, json!([1]));
     assert_eq!(create(&server, &engine, "second", Some("1")).2, json!([3]));
-    // It stays so when the pod is started again.
+    // It stays the same when the pod is restarted.
     alice.post("/pod/restart?ins=second").ok();
     assert_eq!(alice.get("/pod/inspect?ins=second").ok().json()["gpu_ids"], json!([3]));
     delete(&server, "first");
     delete(&server, "second");
 
-    // Who asks for none in particular gets what the quota lets them see.
+    // A request without GPUs gets those that the quota allows.
     let (request, visible, shown) = create(&server, &engine, "all", None);
     assert_eq!((request["Count"].clone(), visible.as_str(), shown), (json!(-1), "all", Value::Null));
     delete(&server, "all");
@@ -84,7 +84,7 @@ fn a_pod_gets_the_gpus_asked_for_within_the_quota_and_whatever_its_image_says() 
     assert_eq!(create(&server, &engine, "count", Some("1")).2, json!([2]), "the less used of the two");
     delete(&server, "count");
 
-    // The quota's bounds, with rule, numbers and next step; nothing is left of what was refused.
+    // The quota's limits, with rule, numbers and next step; a refused create leaves nothing behind.
     let refused = |gpus: &str| {
         let answer = alice.post(&format!("/pod/create?ins=no&image={TINY}&gpus={gpus}"));
         (answer.status, answer.detail())

@@ -1,4 +1,4 @@
-//! Whose process is that?
+//! Which user, pod and container a process belongs to.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::{
         Server,
         gpus::{Gpus, State},
     },
-    create, end, run, seat, sleep_in, wait_for,
+    create, end, put_on_gpu, run, sleep_in, wait_for,
 };
 
 /// PID, pod, user, memory of each process on a GPU.
@@ -18,18 +18,18 @@ fn rows(answer: &Value, gpu: &str) -> Vec<Value> {
 }
 
 #[test]
-fn pods_host_processes_and_foreign_containers_are_told_apart_as_they_come_and_go() {
+fn processes_of_pods_the_host_and_foreign_containers_are_distinguished_as_they_come_and_go() {
     let gpus = Gpus::new(State::with_gpus(2));
     let Some(mut server) = Server::builder().config(FAST).gpus(&gpus).start() else { return };
     let (alice, bob) = (create(&server, "alice", "main"), create(&server, "bob", "main"));
     let foreign = format!("{}foreign", server.prefix);
     run("docker", &["run", "-d", "--name", &foreign, "pody-base"]);
-    let mut host = std::process::Command::new("sleep").arg("4711").spawn().expect("sleep is there");
+    let mut host = std::process::Command::new("sleep").arg("4711").spawn().expect("sleep exists");
 
     let (first, second) = (sleep_in(&alice, 1001), sleep_in(&alice, 1002));
     let (other, strange) = (sleep_in(&bob, 1003), sleep_in(&foreign, 1004));
-    seat(&gpus, 0, &[(first, 100), (other, 200), (strange, 300), (host.id(), 400)]);
-    seat(&gpus, 1, &[(first, 500), (second, 600)]);
+    put_on_gpu(&gpus, 0, &[(first, 100), (other, 200), (strange, 300), (host.id(), 400)]);
+    put_on_gpu(&gpus, 1, &[(first, 500), (second, 600)]);
     let admin = server.admin();
     let look = || admin.get("/host/gpu-ps").ok().json();
     let expected = [
@@ -59,7 +59,7 @@ fn pods_host_processes_and_foreign_containers_are_told_apart_as_they_come_and_go
     let of_host = seen["0"].as_array().unwrap().iter().find(|p| p["pod"] == "").unwrap();
     assert_eq!(of_host["cmd"], "[host process]");
 
-    // Members see whose it is, and not what others run.
+    // Members see the owner, and not what others run.
     let seen = server.member("bob").get("/host/gpu-ps?id=0").ok().json();
     assert!(seen.get("1").is_none());
     let command = |pid: u32| seen["0"].as_array().unwrap().iter().find(|p| p["pid"] == pid).unwrap()["cmd"].clone();
@@ -68,7 +68,7 @@ fn pods_host_processes_and_foreign_containers_are_told_apart_as_they_come_and_go
     let seen = server.member("bob").get("/host/gpu-ps?gpu-id=0").ok().json();
     assert_eq!(seen["0"].as_array().unwrap().iter().find(|p| p["pid"] == first).unwrap()["cmd"], "sleep 1001");
 
-    // One that ends is gone, though the driver still lists it.
+    // A process that has exited is gone, even if the driver still lists it.
     end(first);
     wait_for("the end of the first", look, |seen| !seen["0"].as_array().unwrap().iter().any(|p| p["pid"] == first));
     let devices = admin.get("/host/gpus").ok().json();
@@ -85,7 +85,7 @@ fn pods_host_processes_and_foreign_containers_are_told_apart_as_they_come_and_go
 }
 
 #[test]
-fn a_host_without_the_toolkit_starts_pods_without_gpus_and_says_what_is_missing() {
+fn a_host_without_the_toolkit_starts_pods_without_gpus_and_reports_what_is_missing() {
     let gpus = Gpus::new(State::with_gpus(2));
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).start() else { return };
     let alice = server.member("alice");

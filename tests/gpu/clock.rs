@@ -1,4 +1,4 @@
-//! A host whose clock is set by a day, back and forward. Only the daemon sees it: libfaketime stands before its clock.
+//! A host whose clock is set by a day, back and forward. Only the daemon sees it: libfaketime replaces its clock.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use super::{
         gpus::{Gpus, State},
         need,
     },
-    create, end, is_alive, run, seat, sleep_in,
+    create, end, is_alive, put_on_gpu, run, sleep_in,
 };
 
 #[test]
@@ -26,10 +26,10 @@ fn a_clock_set_by_a_day_changes_no_amount_and_ends_nothing() {
     set_clock("+0");
     let builder = Server::builder().config(FAST).config("[gpu]\noveruse_grace_seconds = 600").gpus(&gpus);
     let builder = builder
-        .env("LD_PRELOAD", need::faketime().expect("it was looked at").display().to_string())
+        .env("LD_PRELOAD", need::faketime().expect("it was checked").display().to_string())
         .env("FAKETIME_TIMESTAMP_FILE", shown.path().display().to_string())
         .env("FAKETIME_NO_CACHE", "1")
-        // As on a host whose clock is set: what counts from its boot goes on.
+        // As on a host whose clock is set: the clock since boot is not affected.
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     let Some(server) = builder.start() else { return };
     let (alice, admin) = (server.member("alice"), server.admin());
@@ -41,9 +41,9 @@ fn a_clock_set_by_a_day_changes_no_amount_and_ends_nothing() {
 
     let job = sleep_in(&container, 3001);
     let begun = Instant::now();
-    seat(&gpus, 0, &[(job, 1 << 30)]);
-    seat(&gpus, 1, &[(job, 1 << 30)]);
-    eventually(Duration::from_secs(20), "over-use is seen", || {
+    put_on_gpu(&gpus, 0, &[(job, 1 << 30)]);
+    put_on_gpu(&gpus, 1, &[(job, 1 << 30)]);
+    eventually(Duration::from_secs(20), "the overuse is seen", || {
         server.count("SELECT count(*) FROM events WHERE action = 'gpu.overuse'") > 0
     });
     for (by, of_token) in [("-1d", 200), ("+0", 200), ("+1d", 401)] {
@@ -51,10 +51,10 @@ fn a_clock_set_by_a_day_changes_no_amount_and_ends_nothing() {
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(by_token.get("/user/info").status, of_token, "{by}: a token lasts until its time of day");
         assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running");
-        assert!(is_alive(job), "{by}: ended, although the grace lasts");
+        assert!(is_alive(job), "{by}: killed, although the grace period is not over");
     }
-    seat(&gpus, 0, &[]);
-    seat(&gpus, 1, &[]);
+    put_on_gpu(&gpus, 0, &[]);
+    put_on_gpu(&gpus, 1, &[]);
     let truth = begun.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(2));
 

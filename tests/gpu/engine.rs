@@ -1,8 +1,8 @@
-//! A Docker Engine of a test's own that can give GPUs away: it finds a program by the name of NVIDIA's hook, which does
+//! A test's own Docker Engine that can assign GPUs: it finds a program by the name of NVIDIA's hook, which does
 //! nothing. So device requests go all the way to a running container, and no card is needed.
 //!
-//! It has its own folders, socket and containerd namespace, and runs in a network namespace of its own, since it would take the
-//! host's bridge down. Its one image is made of this host's shell.
+//! It has its own directories, socket and containerd namespace, and runs in its own network namespace, since it would
+//! shut down the host's bridge. Its one image is made from this host's shell.
 
 use std::{
     collections::BTreeSet,
@@ -18,11 +18,11 @@ use super::{
     run,
 };
 
-/// The image's name. Like CUDA's images it asks for all GPUs by itself.
+/// The image's name. Like CUDA's images, it requests all GPUs by itself.
 pub const TINY: &str = "tiny";
 const PROGRAMS: [&str; 7] = ["/bin/sh", "/bin/bash", "/bin/sleep", "/bin/cat", "/bin/mkdir", "/bin/rm", "/bin/mv"];
 const HOOK: &str = "nvidia-container-runtime-hook";
-/// It may take this long to start, and to end.
+/// Time that the engine may take to start and to stop.
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(20);
 
@@ -32,22 +32,22 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `None` where the machine lacks what is needed.
+    /// `None` if the machine lacks what is needed.
     pub fn start() -> Option<Self> {
         if !Need::PrivateEngine.is_there() {
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("pody-engine-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("pody-engine-").tempdir().expect("a temporary directory");
         let within = |name: &str| folder.path().join(name).display().to_string();
-        fs::create_dir(within("bin")).expect("our own folder");
+        fs::create_dir(within("bin")).expect("our own directory");
         let hook = folder.path().join("bin").join(HOOK);
-        fs::write(&hook, "#!/bin/sh\nexit 0\n").expect("our own folder");
-        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("our own folder");
-        fs::write(within("daemon.json"), "{\"experimental\": true}").expect("our own folder");
-        let log = fs::File::create(within("log")).expect("our own folder");
+        fs::write(&hook, "#!/bin/sh\nexit 0\n").expect("our own directory");
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("our own directory");
+        fs::write(within("daemon.json"), "{\"experimental\": true}").expect("our own directory");
+        let log = fs::File::create(within("log")).expect("our own directory");
         let namespace = folder.path().file_name().expect("a name").display().to_string();
         let child = Command::new("unshare")
-            // CRIU asks its own network what it can do: its loopback must be up.
+            // CRIU probes its own network namespace for features: the loopback must be up.
             .args(["--net", "sh", "-c", "ip link set lo up; exec dockerd \"$@\"", "sh"])
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
             .args(["--host", &format!("unix://{}", within("docker.sock")), "--config-file", &within("daemon.json")])
@@ -59,7 +59,7 @@ impl Engine {
             .stdout(log.try_clone().expect("a file"))
             .stderr(log)
             .spawn()
-            .expect("unshare is there");
+            .expect("unshare exists");
         let mut engine = Self { folder, child };
         engine.wait_until_ready();
         engine.import_image();
@@ -71,7 +71,7 @@ impl Engine {
         format!("unix://{}", self.path("docker.sock").display())
     }
 
-    /// A server with this engine, whose pods are made of [`TINY`].
+    /// A server with this engine, whose pods use [`TINY`].
     pub fn server(&self) -> Builder {
         let builder = Server::builder().env("DOCKER_HOST", self.host());
         let path = path_with(&self.path("bin"));
@@ -99,13 +99,13 @@ impl Engine {
             if version.status().is_ok_and(|status| status.success()) {
                 return;
             }
-            assert!(self.child.try_wait().expect("our own child").is_none(), "dockerd ended:\n{}", log());
+            assert!(self.child.try_wait().expect("our own child").is_none(), "dockerd exited:\n{}", log());
             assert!(begun.elapsed() < START, "dockerd is not ready:\n{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// This host's shell and a few programs, with the libraries that they need.
+    /// Imports an image of this host's shell and a few programs, with the libraries that they need.
     fn import_image(&self) {
         let tree = self.path("tree");
         let mut files: BTreeSet<PathBuf> = BTreeSet::new();
@@ -117,11 +117,11 @@ impl Engine {
         }
         for file in files {
             let target = tree.join(file.strip_prefix("/").expect("an absolute path"));
-            fs::create_dir_all(target.parent().expect("a folder")).expect("our own folder");
+            fs::create_dir_all(target.parent().expect("a parent")).expect("our own directory");
             fs::copy(&file, target).expect("a program of this host");
         }
-        fs::create_dir(tree.join("tmp")).expect("our own folder");
-        // Programs are looked for there first.
+        fs::create_dir(tree.join("tmp")).expect("our own directory");
+        // Programs are searched there first.
         let _ = symlink("../bin", tree.join("usr/bin"));
         let archive = self.path("tiny.tar").display().to_string();
         run("tar", &["-C", &tree.display().to_string(), "-cf", &archive, "."]);
@@ -156,7 +156,7 @@ impl Drop for Engine {
         if std::thread::panicking() {
             eprintln!("--- log of dockerd\n{}---", fs::read_to_string(self.path("log")).unwrap_or_default());
         }
-        // What it mounted below its folder, the innermost first, or the folder cannot go.
+        // Unmounts everything below its directory, the innermost first; otherwise the directory cannot be removed.
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let below = self.folder.path().display().to_string();
         for point in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|p| p.starts_with(&below)).rev() {

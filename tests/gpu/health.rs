@@ -23,7 +23,7 @@ fn actions(server: &Server) -> Vec<Value> {
 }
 
 #[test]
-fn a_lost_gpu_is_unknown_the_others_go_on_and_it_comes_back_by_itself() {
+fn a_lost_gpu_is_unknown_without_affecting_others_and_comes_back_by_itself() {
     let gpus = Gpus::new(State::with_gpus(3));
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
     wait_for("three GPUs", || states(&server), |seen| *seen == ["ok", "ok", "ok"]);
@@ -46,7 +46,7 @@ fn a_lost_gpu_is_unknown_the_others_go_on_and_it_comes_back_by_itself() {
 }
 
 #[test]
-fn a_call_that_hangs_costs_its_gpu_alone() {
+fn a_call_that_hangs_makes_only_its_own_gpu_unknown() {
     let gpus = Gpus::new(State::with_gpus(2));
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
     wait_for("two GPUs", || states(&server), |seen| *seen == ["ok", "ok"]);
@@ -57,7 +57,7 @@ fn a_call_that_hangs_costs_its_gpu_alone() {
 }
 
 #[test]
-fn a_driver_that_was_upgraded_under_us_says_so() {
+fn an_upgraded_driver_that_was_not_reloaded_is_reported() {
     let gpus = Gpus::new(State { init_error: Some(Code::LibRmVersionMismatch), ..State::with_gpus(1) });
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
     let library = || server.admin().get("/host/gpus").ok().json()["library"].clone();
@@ -75,9 +75,9 @@ fn a_driver_that_was_upgraded_under_us_says_so() {
 fn an_older_driver_lists_its_processes_too() {
     let gpus = Gpus::new(State { driver_version: "470.256.02".to_owned(), ..State::with_gpus(1) });
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
-    let mut host = std::process::Command::new("sleep").arg("4712").spawn().expect("sleep is there");
-    super::seat(&gpus, 0, &[(host.id(), 400)]);
-    // Its memory, too, which it tells by another call.
+    let mut host = std::process::Command::new("sleep").arg("4712").spawn().expect("sleep exists");
+    super::put_on_gpu(&gpus, 0, &[(host.id(), 400)]);
+    // Its memory as well, which is read with another call.
     gpus.change(|state| state.devices[0].memory_used = 5 << 30);
     let reading = || server.admin().get("/host/gpus").ok().json()["gpus"][0]["reading"].clone();
     let total = State::with_gpus(1).devices[0].memory_total;
@@ -90,13 +90,13 @@ fn an_older_driver_lists_its_processes_too() {
     wait_for("its end", look, |seen| seen["0"] == json!([]));
 }
 
-/// An Xid error is an event for admins; its GPU goes on as long as it answers.
+/// An Xid error is an event for admins; its GPU stays healthy as long as it answers.
 #[test]
-fn an_xid_error_is_told() {
+fn an_xid_error_is_reported() {
     let gpus = Gpus::new(State::with_gpus(2));
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).without_docker().start() else { return };
     wait_for("two GPUs", || states(&server), |seen| *seen == ["ok", "ok"]);
-    // Who registers later is not told of earlier ones.
+    // A later registration does not receive earlier errors.
     let number = std::cell::Cell::new(0);
     let told = || {
         number.set(number.get() + 1);
@@ -111,12 +111,12 @@ fn an_xid_error_is_told() {
     assert_eq!(states(&server), ["ok", "ok"]);
     let of_members = server.member("alice").get("/events").ok().json();
     let is_told = |event: &Value| event["action"] == "gpu.xid";
-    assert!(!of_members.as_array().unwrap().iter().any(is_told), "it is nobody's in particular");
+    assert!(!of_members.as_array().unwrap().iter().any(is_told), "it concerns no user in particular");
 }
 
-/// A GPU that is cut up tells memory by instance and utilisation of none: that is null, never zero.
+/// A GPU that is split reports memory per instance but no utilization: that is null, never zero.
 #[test]
-fn mig_instances_are_listed_and_what_nvml_does_not_tell_of_them_is_null() {
+fn mig_instances_are_listed_and_values_that_nvml_does_not_report_are_null() {
     let mut state = State::with_gpus(1);
     let instance = |number: u32| MigInstance {
         uuid: format!("MIG-{number}"),
@@ -139,15 +139,15 @@ fn mig_instances_are_listed_and_what_nvml_does_not_tell_of_them_is_null() {
     assert_eq!(seen["reading"]["utilization"], Value::Null);
 }
 
-/// As often as the config says: seldom while nobody looks, often while somebody does.
+/// At the configured rates: rarely while no client watches, often while one does.
 #[test]
-fn it_looks_more_often_while_somebody_looks_at_it() {
+fn gpus_are_polled_more_often_while_a_client_watches() {
     const SECONDS: u64 = 6;
     let gpus = Gpus::new(State::with_gpus(1));
     let config = "[gpu]\npoll_seconds = 0.25\nidle_poll_seconds = 1.0\n";
     let Some(server) = Server::builder().config(config).gpus(&gpus).without_docker().start() else { return };
     let polls = || {
-        // Prometheus, which asks day and night, is nobody.
+        // Prometheus, which scrapes all the time, does not count as watching.
         let text = server.admin().get("/metrics").ok().text();
         let line = text.lines().find_map(|line| line.strip_prefix("pody_gpu_polls ")).expect("the number");
         line.trim().parse::<i64>().expect("a number")
@@ -156,12 +156,12 @@ fn it_looks_more_often_while_somebody_looks_at_it() {
     let before = polls();
     std::thread::sleep(std::time::Duration::from_secs(SECONDS));
     let idle = polls() - before;
-    assert!((5..=7).contains(&idle), "{idle} while nobody looked");
+    assert!((5..=7).contains(&idle), "{idle} while no client watched");
     let before = polls();
     for _ in 0..SECONDS * 2 {
         server.member("alice").get("/host/gpu-ps").ok();
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
     let watched = polls() - before;
-    assert!((18..=26).contains(&watched), "{watched} while somebody looked");
+    assert!((18..=26).contains(&watched), "{watched} while a client watched");
 }

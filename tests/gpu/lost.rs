@@ -1,4 +1,4 @@
-//! Pods that may no longer open their GPUs: a real device, and real device rules of the pod's cgroup that forbid it.
+//! Pods that can no longer open their GPUs: a real device, and real device rules of the pod's cgroup that forbid it.
 
 use std::{
     fs,
@@ -20,10 +20,10 @@ use super::{
     run, wait_for,
 };
 
-/// Devices that containers may not open by default, of which a host has one or the other.
+/// Devices that containers may not open by default; every host has at least one of them.
 const DEVICES: [&str; 4] = ["/dev/fuse", "/dev/loop-control", "/dev/net/tun", "/dev/kvm"];
 
-/// Stands for `/dev/nvidiactl`: a node of a name of our own, on the host and in pods.
+/// Stands for `/dev/nvidiactl`: a node with a name of our own, on the host and in pods.
 struct Node {
     path: PathBuf,
     major: u64,
@@ -44,12 +44,12 @@ impl Node {
         run("mknod", &[&at.display().to_string(), "c", &self.major.to_string(), &self.minor.to_string()]);
     }
 
-    /// Where it is in a container, seen from the host.
+    /// Its path in a container, seen from the host.
     fn inside(&self, pid: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{pid}/root{}", self.path.display()))
     }
 
-    /// Writes the container's device rules, as runc, NVIDIA's toolkit and systemd do. Only version 1 lets us.
+    /// Writes the container's device rules, as runc, NVIDIA's toolkit and systemd do. Possible on version 1 only.
     fn rule(&self, pid: &str, file: &str) {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a running container");
         let group = groups.lines().find_map(|line| line.split_once(":devices:")).expect("version 1").1;
@@ -71,7 +71,7 @@ fn actions(server: &Server, user: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
+fn a_pod_that_cannot_open_its_gpus_is_flagged_to_its_owner_until_it_can() {
     let Some(engine) = Engine::start() else { return };
     let node = Node::make();
     let gpus = Gpus::new(State::with_gpus(2));
@@ -86,21 +86,21 @@ fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
     let pid = first();
     let trouble = || alice.get("/pod/inspect?ins=main").ok().json()["gpu_trouble"].clone();
 
-    // The toolkit that does nothing has put no device into it.
+    // The stand-in toolkit has not put a device into it.
     let told = wait_for("the missing device", trouble, Value::is_string);
     assert!(told.as_str().unwrap().contains(&format!("there is no {} in the pod", node.path.display())), "{told}");
     wait_for("the event", || actions(&server, "alice"), |seen| seen == &["pod.gpu-lost"]);
 
-    // The device is there, and the rules of the cgroup forbid it: what `systemctl daemon-reload` leaves behind.
+    // The device exists, but the rules of the cgroup forbid it: this is what `systemctl daemon-reload` leaves behind.
     node.put(&node.inside(&pid));
     let denied = |told: &Value| told.as_str().is_some_and(|told| told.contains("may no longer open"));
     let told = wait_for("the denial", trouble, denied);
     for part in ["Failed to initialize NVML: Unknown Error", "systemctl daemon-reload", "`pody restart main`"] {
         assert!(told.as_str().unwrap().contains(part), "{told}");
     }
-    assert_eq!(actions(&server, "alice"), ["pod.gpu-lost"], "it is one loss");
+    assert_eq!(actions(&server, "alice"), ["pod.gpu-lost"], "it counts as one loss");
 
-    // Where its owner and admins look, and nowhere else.
+    // Shown where its owner and admins look, and nowhere else.
     let ps = alice.get("/pod/ps").ok().json();
     let flagged: Vec<&Value> = ps.as_array().unwrap().iter().filter(|pod| pod.get("gpu_trouble").is_some()).collect();
     assert!(flagged.len() == 1 && flagged[0]["instance"] == "main", "{ps}");
@@ -124,7 +124,7 @@ fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
     let log = || engine.docker(&["exec", &name, "/bin/sh", "-c", "cat /log/pody/*.warning.log || true"]);
     wait_for("the line in its log", log, |log| log.contains("this pod has lost its GPUs"));
 
-    // A daemon that is started anew has it from the database that this was told.
+    // A restarted daemon knows from the database that this was reported.
     server.restart();
     wait_for("the flag", trouble, denied);
     assert_eq!(actions(&server, "alice"), ["pod.gpu-lost"]);
@@ -140,11 +140,11 @@ fn a_pod_that_may_not_open_its_gpus_is_flagged_to_its_owner_until_it_may() {
         node.rule(&pid, "devices.allow");
         wait_for("its return", trouble, Value::is_null);
     }
-    // Removed in the pod, as its root can: it is told what is missing.
+    // Removed in the pod, as its root can: the missing device is named.
     fs::remove_file(node.inside(&pid)).expect("root may");
     let told = wait_for("the missing device", trouble, Value::is_string);
     assert!(told.as_str().unwrap().contains("there is no"), "{told}");
-    // No process of ours stays in the pod, and what it runs is not touched.
+    // No probe process of ours stays in the pod, and the pod's processes are not affected.
     let inside = || engine.docker(&["top", &name, "-o", "pid"]).lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     // The first process of every pod is ours; the second is what the image runs.
     wait_for("the probe's end", inside, |pids| pids.len() == 2 && pids[0].trim() == pid);

@@ -1,5 +1,5 @@
-//! GPUs over HTTP: real pods, real cgroups, real PIDs, and the stand-in for NVIDIA's library. `run.sh` beside this asks a real
-//! card.
+//! GPUs over HTTP: real pods, real cgroups, real PIDs, and the stand-in for NVIDIA's library. `run.sh` beside this
+//! tests with a real card.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -26,10 +26,10 @@ use common::{
     gpus::{Gpus, Process},
 };
 
-/// Looks often, so that tests need not wait.
+/// Polls often, so that tests need not wait.
 const FAST: &str = "[gpu]\npoll_seconds = 0.2\nidle_poll_seconds = 0.2\n[usage]\nsample_seconds = 0.5\n";
 
-/// Starts `sleep` in a pod and returns its PID on the host. The number of seconds tells it from others.
+/// Starts `sleep` in a pod and returns its PID on the host. The number of seconds distinguishes it from others.
 fn sleep_in(container: &str, seconds: u32) -> u32 {
     run("docker", &["exec", "-d", container, "sleep", &seconds.to_string()]);
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -46,13 +46,13 @@ fn sleep_in(container: &str, seconds: u32) -> u32 {
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().expect("the program is there");
+    let output = Command::new(program).args(arguments).output().expect("the program exists");
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn is_alive(pid: u32) -> bool {
-    // A zombie is as good as gone.
+    // A zombie counts as gone.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
@@ -60,14 +60,14 @@ fn end(pid: u32) {
     let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
 }
 
-/// Puts processes on a GPU, in place of those that were there.
-fn seat(gpus: &Gpus, gpu: usize, processes: &[(u32, u64)]) {
+/// Puts processes on a GPU, replacing the previous ones.
+fn put_on_gpu(gpus: &Gpus, gpu: usize, processes: &[(u32, u64)]) {
     gpus.change(|state| {
         state.devices[gpu].processes = processes.iter().map(|(pid, bytes)| Process::computing(*pid, *bytes)).collect();
     });
 }
 
-/// Waits until `done` says so; fails the test with what it said last.
+/// Waits until `done` returns true; fails the test with the last value.
 #[track_caller]
 fn wait_for<T: std::fmt::Debug>(what: &str, mut look: impl FnMut() -> T, done: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + Duration::from_secs(15);

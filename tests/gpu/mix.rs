@@ -1,9 +1,9 @@
-//! Twenty pods, processes of the host and of a foreign container, and everything changing under the poller: what it says is
-//! exact in every snapshot that was seen.
+//! Twenty pods, processes of the host and of a foreign container, and everything changes under the poller: every
+//! snapshot that was seen must be exact.
 //!
-//! The test writes down, for each (GPU, PID), what stood there from when to when. A snapshot was read between the one before it
-//! and its own time: what was there all that while must be in it, what was there at no time of it must not, and whatever is in
-//! it must be what was there.
+//! For each (GPU, PID), the test records what was there from when to when. A snapshot was read between the time of the
+//! previous one and its own time: what was there all that time must be in it, what was there at no time of it must not,
+//! and whatever is in it must be what was there.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,7 +37,7 @@ fn now() -> i64 {
     SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64
 }
 
-/// What stands where, by GPU and PID.
+/// The processes by GPU and PID.
 type Rows = BTreeMap<(usize, u32), Value>;
 
 /// Where a process lives, as the API shows it.
@@ -48,8 +48,8 @@ struct Home {
     user: Option<&'static str>,
 }
 
-/// Something that stood on a GPU. It was not yet there before the first time, and surely after the second; surely until the
-/// third, and not after the fourth. Milliseconds since 1970.
+/// A process on a GPU. It was not there before the first time, was surely there from the second to the third, and was
+/// not there after the fourth. Milliseconds since 1970.
 #[derive(Clone, Debug)]
 struct Stay {
     row: Value,
@@ -60,12 +60,12 @@ struct Stay {
 struct Book(HashMap<(usize, u32), Vec<Stay>>);
 
 impl Book {
-    /// Writes down what is there from now on.
+    /// Records what is there from now on.
     fn begin(&mut self, gpu: usize, pid: u32, row: Value, since: i64) {
         self.0.entry((gpu, pid)).or_default().push(Stay { row, times: [since, now(), i64::MAX, i64::MAX] });
     }
 
-    /// Writes down that what was there may have gone since then, and has by now.
+    /// Records that what was there may have left since then, and has left by now.
     fn end(&mut self, gpu: usize, pid: u32, since: i64) {
         let stay = self.0.get_mut(&(gpu, pid)).and_then(|stays| stays.last_mut()).expect("it was there");
         (stay.times[2], stay.times[3]) = (since, now());
@@ -89,7 +89,7 @@ impl Book {
     }
 }
 
-/// What stands in a snapshot, and when it was taken.
+/// The processes in a snapshot, and when it was taken.
 fn read(snapshot: &Value) -> (i64, Rows) {
     let at: jiff::Timestamp = snapshot["at"].as_str().expect("a time").parse().expect("RFC 3339");
     let mut seen = BTreeMap::new();
@@ -97,20 +97,20 @@ fn read(snapshot: &Value) -> (i64, Rows) {
         for p in device["processes"].as_array().expect("a list") {
             let row = json!([p["pod"], p["user"], p["gpu_memory_used"], p["kinds"]]);
             let key = (gpu, u32::try_from(p["pid"].as_u64().expect("a PID")).expect("a PID"));
-            assert_eq!(seen.insert(key, row), None, "{key:?} stands there twice");
+            assert_eq!(seen.insert(key, row), None, "{key:?} is there twice");
         }
     }
     (at.as_millisecond(), seen)
 }
 
-/// A process that sits on GPUs.
-struct Sitter {
+/// A process on GPUs.
+struct GpuJob {
     pid: u32,
     home: Home,
     gpus: Vec<usize>,
     memory: u64,
     kinds: Vec<Kind>,
-    /// Whose end is ours to see to.
+    /// The handle of a process that this test must end itself.
     held: Option<Held>,
 }
 
@@ -119,12 +119,12 @@ enum Held {
     Twin(Twin),
 }
 
-impl Sitter {
+impl GpuJob {
     fn row(&self) -> Value {
         json!([self.home.pod, self.home.user, self.memory, self.kinds])
     }
 
-    /// Ends it and waits until nothing has its PID.
+    /// Ends it and waits until its PID is free.
     fn end(&mut self) {
         match self.held.take() {
             Some(Held::Host(mut child)) => {
@@ -142,7 +142,7 @@ impl Sitter {
     }
 }
 
-/// Starts one `sleep` for each number in a container, and tells their PIDs.
+/// Starts one `sleep` for each number in a container, and returns their PIDs.
 fn sleepers(container: &str, numbers: &[u32]) -> Vec<u32> {
     let list = numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
     run("docker", &["exec", "-d", container, "sh", "-c", &format!("for n in {list}; do sleep $n & done; wait")]);
@@ -158,9 +158,9 @@ fn sleepers(container: &str, numbers: &[u32]) -> Vec<u32> {
 struct Mix<'a> {
     gpus: &'a Gpus,
     book: Book,
-    sitters: Vec<Sitter>,
+    jobs: Vec<GpuJob>,
     homes: Vec<Home>,
-    /// Tells our sleepers from those of others.
+    /// Distinguishes our sleepers from those of others.
     number: u32,
 }
 
@@ -169,31 +169,32 @@ impl Mix<'_> {
         usize::try_from(rand::random::<u32>()).expect("enough bits") % below
     }
 
-    /// What the driver lists from now on: dead ones, too, until they are taken off.
+    /// What the driver lists from now on, including dead processes until they are removed.
     fn publish(&self, left: &[(usize, Process)]) {
         self.gpus.change(|state| {
             for (gpu, device) in state.devices.iter_mut().enumerate() {
-                let sitting = self.sitters.iter().filter(|sitter| sitter.gpus.contains(&gpu)).map(|sitter| Process {
-                    kinds: sitter.kinds.clone(),
-                    ..Process::computing(sitter.pid, sitter.memory)
-                });
+                let on_gpu = self
+                    .jobs
+                    .iter()
+                    .filter(|job| job.gpus.contains(&gpu))
+                    .map(|job| Process { kinds: job.kinds.clone(), ..Process::computing(job.pid, job.memory) });
                 let left = left.iter().filter(|(on, _)| *on == gpu).map(|(_, process)| process.clone());
-                device.processes = sitting.chain(left).collect();
+                device.processes = on_gpu.chain(left).collect();
             }
         });
     }
 
-    fn sit_down(&mut self, pid: u32, home: Home, held: Option<Held>) {
-        // A process that is younger than the driver's list is not believed; ticks are hundredths of a second.
+    fn join_gpus(&mut self, pid: u32, home: Home, held: Option<Held>) {
+        // A process that is younger than the driver's list is ignored; ticks are hundredths of a second.
         thread::sleep(Duration::from_millis(25));
         let first = self.random(GPUS);
         let mut on = vec![first];
         on.extend((self.random(3) == 0).then_some((first + 1) % GPUS));
         let kinds = [vec![Kind::Compute], vec![Kind::Compute, Kind::Graphics], vec![Kind::Graphics], vec![Kind::Mps]];
         let kinds = kinds[self.random(kinds.len())].clone();
-        let sitter = Sitter { pid, home, gpus: on, memory: u64::from(rand::random::<u32>()), kinds, held };
-        let (since, row, on) = (now(), sitter.row(), sitter.gpus.clone());
-        self.sitters.push(sitter);
+        let job = GpuJob { pid, home, gpus: on, memory: u64::from(rand::random::<u32>()), kinds, held };
+        let (since, row, on) = (now(), job.row(), job.gpus.clone());
+        self.jobs.push(job);
         self.publish(&[]);
         on.into_iter().for_each(|gpu| self.book.begin(gpu, pid, row.clone(), since));
     }
@@ -203,54 +204,54 @@ impl Mix<'_> {
         let number = self.number;
         if home.pod.is_empty() {
             let child = Command::new("sleep").arg(number.to_string()).spawn().expect("sleep is there");
-            self.sit_down(child.id(), home, Some(Held::Host(child)));
+            self.join_gpus(child.id(), home, Some(Held::Host(child)));
         } else {
             let pid = sleepers(&home.pod, &[number])[0];
-            self.sit_down(pid, home, None);
+            self.join_gpus(pid, home, None);
         }
     }
 
     /// Takes one off its GPUs, alive.
-    fn stand_up(&mut self) {
-        let sitter = self.sitters.swap_remove(self.random(self.sitters.len()));
+    fn leave_gpus(&mut self) {
+        let job = self.jobs.swap_remove(self.random(self.jobs.len()));
         let since = now();
         self.publish(&[]);
-        sitter.gpus.iter().for_each(|gpu| self.book.end(*gpu, sitter.pid, since));
-        let mut sitter = sitter;
-        sitter.end();
+        job.gpus.iter().for_each(|gpu| self.book.end(*gpu, job.pid, since));
+        let mut job = job;
+        job.end();
     }
 
-    /// Ends one, which the driver goes on to list for a moment.
+    /// Ends one, which the driver keeps listing for a moment.
     fn die(&mut self) {
-        let at = self.random(self.sitters.len());
+        let at = self.random(self.jobs.len());
         let since = now();
-        self.sitters[at].end();
-        let sitter = self.sitters.swap_remove(at);
-        sitter.gpus.iter().for_each(|gpu| self.book.end(*gpu, sitter.pid, since));
+        self.jobs[at].end();
+        let job = self.jobs.swap_remove(at);
+        job.gpus.iter().for_each(|gpu| self.book.end(*gpu, job.pid, since));
         thread::sleep(Duration::from_millis(150));
         self.publish(&[]);
     }
 
-    /// Ends one whose PID goes to another home; the driver lists that PID all the while.
+    /// Ends one whose PID is reused in another home; the driver lists that PID all the time.
     fn replace(&mut self) {
-        let at = self.random(self.sitters.len());
+        let at = self.random(self.jobs.len());
         let since = now();
-        self.sitters[at].end();
-        let old = self.sitters.swap_remove(at);
+        self.jobs[at].end();
+        let old = self.jobs.swap_remove(at);
         old.gpus.iter().for_each(|gpu| self.book.end(*gpu, old.pid, since));
         let home = self.homes[self.random(self.homes.len())].clone();
         let born = now();
         self.number += 1;
         let twin = Twin::start(old.pid, Some(&*home.pod).filter(|pod| !pod.is_empty()), self.number);
         thread::sleep(Duration::from_millis(25));
-        let sitter = Sitter { home, held: Some(Held::Twin(twin)), ..old };
-        let row = sitter.row();
-        sitter.gpus.iter().for_each(|gpu| self.book.begin(*gpu, sitter.pid, row.clone(), born));
-        self.sitters.push(sitter);
+        let job = GpuJob { home, held: Some(Held::Twin(twin)), ..old };
+        let row = job.row();
+        job.gpus.iter().for_each(|gpu| self.book.begin(*gpu, job.pid, row.clone(), born));
+        self.jobs.push(job);
     }
 }
 
-/// Every different snapshot until told to stop.
+/// Collects every distinct snapshot until `done`.
 fn watch(admin: &Client, done: &AtomicBool) -> Vec<(i64, Rows)> {
     let mut seen: Vec<(i64, Rows)> = Vec::new();
     while !done.load(Ordering::Relaxed) {
@@ -281,7 +282,7 @@ fn every_snapshot_of_twenty_pods_is_exact_while_everything_changes() {
     let mut homes = pods.clone();
     homes.extend([Home { pod: foreign.clone(), user: None }, Home { pod: String::new(), user: None }]);
     let number = 1_000_000 + rand::random::<u32>() % 1_000_000_000;
-    let mut mix = Mix { gpus: &gpus, book: Book::default(), sitters: Vec::new(), homes: homes.clone(), number };
+    let mut mix = Mix { gpus: &gpus, book: Book::default(), jobs: Vec::new(), homes: homes.clone(), number };
 
     let (admin, done) = (server.admin(), AtomicBool::new(false));
     wait_for("the GPUs", || read_count(&admin), |count| *count == GPUS);
@@ -293,7 +294,7 @@ fn every_snapshot_of_twenty_pods_is_exact_while_everything_changes() {
                 0 => mix.start(homes[mix.random(homes.len())].clone()),
                 1 => mix.replace(),
                 2 => mix.die(),
-                _ => mix.stand_up(),
+                _ => mix.leave_gpus(),
             }
             thread::sleep(Duration::from_millis(u64::from(rand::random::<u8>())));
         }
@@ -306,10 +307,10 @@ fn every_snapshot_of_twenty_pods_is_exact_while_everything_changes() {
         mix.book.check((pair[0].0, pair[1].0), &pair[1].1);
         rows += pair[1].1.len();
     }
-    // It was looked at closely, and there was something to see.
+    // There were many snapshots, with many processes.
     assert!(seen.len() >= ROUNDS && rows > 10 * seen.len(), "{} snapshots, {rows} rows", seen.len());
 
-    mix.sitters.iter_mut().for_each(Sitter::end);
+    mix.jobs.iter_mut().for_each(GpuJob::end);
     run("docker", &["rm", "-f", &foreign]);
     thread::scope(|scope| {
         for user in USERS {

@@ -75,7 +75,7 @@ class Daemon:
         return answer
 
     def rows(self):
-        """By (GPU's UUID, PID)."""
+        """The rows by (GPU UUID, PID)."""
         gpus = self.get("/host/gpus")["gpus"]
         return {(gpu["uuid"], row["pid"]): row for gpu in gpus for row in gpu["processes"]}
 
@@ -105,7 +105,7 @@ def smi(*fields, apps=False):
 
 
 def same_list(daemon):
-    """Whether both see the same processes, with the same memory to a MiB, where nvidia-smi tells it."""
+    """Whether both see the same processes, with the same memory to within a MiB, where nvidia-smi reports it."""
     theirs = {(uuid, int(pid)): memory for uuid, pid, memory in smi("gpu_uuid", "pid", "used_memory", apps=True)}
     ours = {key: row for key, row in daemon.rows().items() if {"compute", "mps"} & set(row["kinds"])}
     if ours.keys() != theirs.keys():
@@ -135,7 +135,7 @@ def check_devices(daemon):
         gpu = ours[uuid]
         check((gpu["index"], gpu["name"], gpu["state"]) == (int(index), name, "ok"), f"{gpu}")
         check(abs(gpu["reading"]["memory_total"] / (1 << 20) - float(memory)) <= 1, f"{uuid}: {gpu['reading']} and {memory} MiB")
-    print(f"devices: {len(ours)}, as nvidia-smi has them")
+    print(f"devices: {len(ours)}, as in nvidia-smi")
 
 
 def check_host_process(daemon):
@@ -149,7 +149,7 @@ def check_host_process(daemon):
         wait("its work", lambda: any(row["utilization"] for row in find()) or busy_device(daemon))
     wait("its end", lambda: not find())
     wait("the same list", lambda: same_list(daemon))
-    print("host process: found, measured, gone when it ended")
+    print("host process: found, measured, gone after it ended")
 
 
 def busy_device(daemon):
@@ -165,7 +165,7 @@ def why_no_pods():
 
 
 def check_pod(daemon):
-    """A process of a pod: whose it is, and how its time is counted, computing and not."""
+    """A process of a pod: its owner, and how its time is counted, computing and idle."""
     made = daemon.post("/pod/create", ins="main", image=IMAGE, gpus="1")["info"]
     container = made["name"]
     check(len(made["gpu_ids"]) == 1, f"{made}")
@@ -182,15 +182,15 @@ def check_pod(daemon):
             wait("the same list", lambda: same_list(daemon))
             time.sleep(20)
             used, spent = seconds().get(key, 0.0) - before, time.monotonic() - begun
-            # The first and the last second may be seen as the other kind.
+            # The first and the last second may be counted as the other kind.
             check(spent - 5 <= used <= spent + 1, f"{mode}: {used:.1f} s counted in {spent:.1f} s")
-            # A client that ends does not end its command.
+            # A client that exits does not end its command.
             os.kill(row["pid"], 15)
         wait("its end", lambda: not [row for row in daemon.rows().values() if row["pod"] == container])
     inspected = daemon.get("/pod/inspect", ins="main")
     check("gpu_trouble" not in inspected, f"{inspected}")
     daemon.post("/pod/delete", ins="main")
-    print("pod: attributed, held and active time counted apart, its GPU still within reach")
+    print("pod: attributed, held and active time counted separately, its GPU still accessible")
 
 
 def main():
@@ -217,7 +217,7 @@ def main():
             left = subprocess.run(["docker", "ps", "-aq", "--filter", f"name=^/{PREFIX}-"], capture_output=True, text=True)
             for container in left.stdout.split():
                 subprocess.run(["docker", "rm", "-f", container], capture_output=True)
-    print("all as nvidia-smi says")
+    print("everything agrees with nvidia-smi")
 
 
 main()

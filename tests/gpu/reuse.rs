@@ -1,4 +1,4 @@
-//! A PID that is another process by now.
+//! PIDs that are reused by another process.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,20 @@ use super::{
         Server,
         gpus::{Fault, Faults, Gpus, State},
     },
-    create, end, seat, sleep_in,
+    create, end, put_on_gpu, sleep_in,
     twin::Twin,
     wait_for,
 };
 
-/// The driver tells of a process, which ends while it is asked for more; its PID goes to one of another pod, which has nothing to
-/// do with the GPU. Then that one does sit down.
+/// The driver lists a process, which ends before the poller examines it; its PID is reused by a process of another pod,
+/// which has nothing to do with the GPU. Later that one uses the GPU as well.
 #[test]
-fn a_pid_that_is_given_away_between_driver_and_proc_is_credited_to_nobody() {
+fn a_pid_reused_between_the_drivers_list_and_proc_is_credited_to_no_user() {
     let gpus = Gpus::new(State::with_gpus(1));
     let Some(server) = Server::builder().config(FAST).gpus(&gpus).start() else { return };
     let (alice, bob) = (create(&server, "alice", "main"), create(&server, "bob", "main"));
     let pid = sleep_in(&alice, 5001);
-    seat(&gpus, 0, &[(pid, 1 << 20)]);
+    put_on_gpu(&gpus, 0, &[(pid, 1 << 20)]);
     let admin = server.admin();
     let look = || {
         let seen = admin.get("/host/gpus").ok().json();
@@ -45,7 +45,7 @@ fn a_pid_that_is_given_away_between_driver_and_proc_is_credited_to_nobody() {
     end(pid);
     let twin = Twin::start(pid, Some(&bob), 5002);
     let taken = Instant::now();
-    seat(&gpus, 0, &[]);
+    put_on_gpu(&gpus, 0, &[]);
     let (before, _) = look();
     let mut polls = 0;
     let mut last = before;
@@ -56,13 +56,13 @@ fn a_pid_that_is_given_away_between_driver_and_proc_is_credited_to_nobody() {
             assert_eq!(owners, Vec::<Value>::new(), "poll {polls} after {:?}", taken.elapsed());
             last = at;
         }
-        assert!(taken.elapsed() < Duration::from_secs(15), "no more polls");
+        assert!(taken.elapsed() < Duration::from_secs(15), "polling has stopped");
         std::thread::sleep(Duration::from_millis(20));
     }
 
-    // It sits down itself: then it is bob's, and alice's time stands still.
+    // Now it uses the GPU itself: the process is bob's, and alice's time no longer grows.
     gpus.change(|state| state.devices[0].faults.clear());
-    seat(&gpus, 0, &[(pid, 1 << 20)]);
+    put_on_gpu(&gpus, 0, &[(pid, 1 << 20)]);
     wait_for("bob", look, |(_, owners)| *owners == [json!(bob)]);
     let seconds = |user: &str| admin.get("/stat/gputime").ok().json()[user].as_f64().unwrap_or(0.0);
     let (hers, his) = (seconds("alice"), seconds("bob"));

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What the tests beside this check with a stand-in for NVIDIA's library, on a machine with a card: sudo ./tests/gpu/run.sh
+# Repeats the tests beside this, which use a stand-in for NVIDIA's library, on a machine with a card: sudo ./tests/gpu/run.sh
 #
-# Starts a daemon of its own, programs that take GPU memory and compute, on the host and in a pod, and compares what the
-# daemon says with nvidia-smi's own list. Where there is no card it says why it skips, and ends well; with
-# PODY_TESTS_REQUIRE_ALL=gpu that fails.
+# Starts a daemon of its own, and programs that take GPU memory and compute, on the host and in a pod, and compares the
+# daemon's output with nvidia-smi's own list. Without a card it says why it skips, and exits with 0; with
+# PODY_TESTS_REQUIRE_ALL=gpu that is a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -14,7 +14,7 @@ skip() {
 }
 
 command -v nvidia-smi >/dev/null || skip "there is no nvidia-smi, so no NVIDIA driver"
-# It ends with 0 and says so in words where the driver sees no card.
+# If the driver sees no card, nvidia-smi exits with 0 and says so in words.
 cards=$(nvidia-smi --query-gpu=uuid --format=csv,noheader 2>&1) || skip "nvidia-smi fails: $cards"
 case $cards in GPU-*) ;; *) skip "nvidia-smi lists no GPU: $cards" ;; esac
 command -v python3 >/dev/null || skip "there is no python3 for the programs that compute"

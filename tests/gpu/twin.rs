@@ -1,4 +1,4 @@
-//! Processes with a PID of the test's choosing: what the kernel does by chance when it gives a PID away again, at will.
+//! Processes with a PID of the test's choosing: what the kernel does by chance when it reuses a PID, but on demand.
 
 use std::{
     ffi::CString,
@@ -9,12 +9,12 @@ use std::{
 
 use nix::libc;
 
-/// A `sleep` whose PID another process had. It ends with this.
+/// A `sleep` with the PID of an earlier process. It is killed when this is dropped.
 pub struct Twin(pub u32);
 
 impl Twin {
-    /// Waits until the PID is free, and takes it. With the PID of a container's process it lives in that container's cgroup,
-    /// where it belongs to the container as far as anybody can tell from outside.
+    /// Waits until the PID is free, and takes it. With the PID of a container's process it lives in that container's
+    /// cgroup, so it belongs to the container as far as can be seen from outside.
     pub fn start(pid: u32, container: Option<&str>, seconds: u32) -> Self {
         let groups: Vec<File> = container.map(groups_of).unwrap_or_default();
         let program = CString::new("/bin/sleep").expect("no NUL");
@@ -23,7 +23,7 @@ impl Twin {
         let wanted = [libc::pid_t::try_from(pid).expect("a PID")];
         let begun = Instant::now();
         loop {
-            // SAFETY: like fork, and the child makes system calls only, with what was made ready before.
+            // SAFETY: like fork; the child only makes system calls, on values that were prepared before.
             let helper = unsafe { libc::fork() };
             if helper == 0 {
                 // SAFETY: as above.
@@ -39,7 +39,7 @@ impl Twin {
             assert!(begun.elapsed() < Duration::from_secs(5), "{pid} does not become free");
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Until it is what it is to be.
+        // Wait until it runs its program.
         while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.starts_with(b"/bin/sleep")) {
             assert!(begun.elapsed() < Duration::from_secs(5), "no /bin/sleep");
             std::thread::sleep(Duration::from_millis(1));
@@ -48,18 +48,18 @@ impl Twin {
     }
 }
 
-/// Enters the groups, makes a process of the wanted PID there, whose parent is ours, and ends with 0 or what went wrong. So the
-/// process is in its groups from its birth.
+/// Enters the cgroups, creates a process with the wanted PID there, whose parent is ours, and exits with 0 or the
+/// error. So the process is in its cgroups from its birth.
 ///
 /// # Safety
-/// For a child that was forked from a program with threads: system calls only.
+/// For a child forked from a program with threads: it makes system calls only.
 unsafe fn bear(
     groups: &[File],
     wanted: &[libc::pid_t; 1],
     program: *const libc::c_char,
     arguments: &[*const libc::c_char; 3],
 ) -> ! {
-    // SAFETY: system calls on values that live.
+    // SAFETY: system calls on live values.
     unsafe {
         for group in groups {
             libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
@@ -82,7 +82,7 @@ unsafe fn bear(
 impl Drop for Twin {
     fn drop(&mut self) {
         let pid = libc::pid_t::try_from(self.0).expect("a PID");
-        // SAFETY: our own child, which nobody has waited for.
+        // SAFETY: our own child, which has not been waited for.
         unsafe {
             libc::kill(pid, libc::SIGKILL);
             libc::waitpid(pid, std::ptr::null_mut(), 0);

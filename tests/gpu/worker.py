@@ -1,4 +1,4 @@
-"""Takes GPU memory, and computes if told to, until it is ended. Needs the driver's libcuda only.
+"""Takes GPU memory, and computes if asked to, until it is killed. Needs only the driver's libcuda.
 
 Usage: worker.py DEVICE MIB busy|idle
 """
@@ -24,7 +24,7 @@ def main():
     call("cuCtxSetCurrent", context)
     size = mib << 20
     call("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(size))
-    # Touched once, so that it is there.
+    # Touched once, so that it is really allocated.
     call("cuMemsetD32_v2", memory, ctypes.c_uint(0), ctypes.c_size_t(size // 4))
     call("cuCtxSynchronize")
     print("ready", flush=True)

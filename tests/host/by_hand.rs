@@ -1,11 +1,11 @@
-//! People with `docker` in their hands, and programs that take what was free a moment ago.
+//! Changes made by hand with `docker`, and programs that take a resource that was free a moment ago.
 
 use std::{net::TcpListener, process::Command, thread, time::Duration};
 
 use crate::{
     common::{IMAGE, Server, docker, eventually, pause},
     help::{
-        Foreign, Proxied, SETTLE, assert_settled, begin, container_id, create, create_path, delete, exec, inspect,
+        Foreign, Proxied, RECOVERY, assert_recovered, begin, container_id, create, create_path, delete, exec, inspect,
         state,
     },
     proxy::Fault,
@@ -17,8 +17,8 @@ fn a_container_removed_by_hand_ends_its_pod() {
     let alice = server.member("alice");
     create(&alice, "main").ok();
     docker(&["rm", "-f", &container_id(&server, "alice", "main")]);
-    eventually(SETTLE, "the pod is gone", || alice.get("/pod/inspect?ins=main").status == 404);
-    assert_settled(&server);
+    eventually(RECOVERY, "the pod is gone", || alice.get("/pod/inspect?ins=main").status == 404);
+    assert_recovered(&server);
     assert_eq!(server.count("SELECT count(*) FROM events WHERE action = 'pod.lost'"), 1);
     // Its owner can read what happened.
     assert!(alice.get("/events").ok().text().contains("removed outside pody"));
@@ -27,7 +27,7 @@ fn a_container_removed_by_hand_ends_its_pod() {
 }
 
 #[test]
-fn a_container_removed_by_hand_in_the_middle_of_a_delete() {
+fn a_container_removed_by_hand_during_a_delete() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -38,12 +38,12 @@ fn a_container_removed_by_hand_in_the_middle_of_a_delete() {
     docker(&["rm", "-f", &id]);
     held.lift();
     assert_eq!(request.answer().0.status, 200);
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(state(&server, "alice", "main").as_deref(), Some("deleted"));
 }
 
 #[test]
-fn a_container_removed_by_hand_in_the_middle_of_a_create() {
+fn a_container_removed_by_hand_during_a_create() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let held = server.proxy.once("POST /containers/*/start*", Fault::Hold);
@@ -53,14 +53,14 @@ fn a_container_removed_by_hand_in_the_middle_of_a_create() {
     held.lift();
     let (answer, _) = request.answer();
     assert!((400..=599).contains(&answer.status), "{answer}");
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(state(&server, "alice", "main").as_deref(), Some("failed"));
     create(&alice, "main").ok();
     delete(&alice, "main").ok();
 }
 
 #[test]
-fn stopped_paused_and_renamed_by_hand() {
+fn a_pod_stopped_paused_or_renamed_by_hand_is_still_managed() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -68,11 +68,11 @@ fn stopped_paused_and_renamed_by_hand() {
     let status = || alice.get("/pod/inspect?ins=main").ok().json()["status"].clone();
 
     pause(&id);
-    eventually(SETTLE, "the pause is seen", || status() == "paused");
+    eventually(RECOVERY, "the pause is seen", || status() == "paused");
     let refused = exec(&alice, "main", "true", 5);
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("paused"), "{refused}");
-    // Docker cannot stop what is paused; the answer says what is the matter.
+    // Docker cannot stop a paused container; the answer says so.
     for action in ["stop", "restart", "start"] {
         let answer = alice.post(&format!("/pod/{action}?ins=main"));
         assert!(matches!(answer.status, 200 | 409), "{action}: {answer}");
@@ -84,12 +84,12 @@ fn stopped_paused_and_renamed_by_hand() {
     Command::new("docker").args(["unpause", &id]).output().expect("docker");
 
     docker(&["stop", "-t", "0", &id]);
-    eventually(SETTLE, "the stop is seen", || status() == "exited");
+    eventually(RECOVERY, "the stop is seen", || status() == "exited");
     assert_eq!(exec(&alice, "main", "true", 5).status, 409);
     alice.post("/pod/start?ins=main").ok();
     assert_eq!(status(), "running");
 
-    // A container keeps its pod under any name.
+    // A container belongs to its pod under any name.
     let other = format!("{}-somebody-else", server.prefix);
     docker(&["rename", &id, &other]);
     thread::sleep(Duration::from_secs(2));
@@ -97,7 +97,7 @@ fn stopped_paused_and_renamed_by_hand() {
     exec(&alice, "main", "true", 5).ok();
     delete(&alice, "main").ok();
     assert_eq!(inspect(&other, "{{.Id}}"), "");
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
 #[test]
@@ -107,26 +107,26 @@ fn a_paused_pod_can_be_deleted() {
     create(&alice, "main").ok();
     pause(&container_id(&server, "alice", "main"));
     delete(&alice, "main").ok();
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
-/// Renamed to the name of a pod that is to be: a refusal, and the container keeps its own pod.
+/// Renamed to the name of a future pod: its create is refused, and the container keeps its own pod.
 #[test]
-fn renamed_into_the_way_of_another_pod() {
+fn a_container_renamed_to_a_future_pods_name_blocks_its_create() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     let id = container_id(&server, "alice", "main");
     docker(&["rename", &id, &server.container("alice", "second")]);
-    eventually(SETTLE, "the rename is seen", || create(&alice, "second").status == 409);
+    eventually(RECOVERY, "the rename is seen", || create(&alice, "second").status == 409);
     assert_eq!(inspect(&id, "{{.State.Status}}"), "running");
-    assert_settled(&server);
+    assert_recovered(&server);
     delete(&alice, "main").ok();
     create(&alice, "second").ok();
     delete(&alice, "second").ok();
 }
 
-/// Labels alone make no container ours, whoever set them.
+/// Labels alone do not make a container ours, no matter who set them.
 #[test]
 fn foreign_containers_with_our_labels_are_not_touched() {
     let Some(server) = Server::start() else { return };
@@ -138,7 +138,7 @@ fn foreign_containers_with_our_labels_are_not_touched() {
     assert!(labels.len() >= 5, "{labels:?}");
     let options: Vec<&str> = labels.iter().flat_map(|label| ["--label", label]).collect();
     let copy = Foreign::create(&format!("copy-{}", server.prefix), &options);
-    // Of a user that is not known here, and of a name that is no pod's.
+    // With an unknown user, and with a name of no pod.
     let unknown = Foreign::create(&format!("{}-nobody-main", server.prefix), &options);
     thread::sleep(Duration::from_millis(1500));
     assert!(!alice.get("/pod/ps").ok().text().contains("copy-"));
@@ -152,12 +152,12 @@ fn foreign_containers_with_our_labels_are_not_touched() {
     server.member("alice").post("/pod/delete?ins=nothing");
     assert!(copy.is_there() && unknown.is_there(), "a foreign container was removed");
     drop((copy, unknown));
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
-/// A foreign container takes the name between the look and the create.
+/// A foreign container takes the name between the check and the create.
 #[test]
-fn a_name_taken_by_a_foreign_container_meanwhile() {
+fn a_name_taken_by_a_foreign_container_meanwhile_is_refused() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let held = server.proxy.once("POST /containers/create*", Fault::Hold);
@@ -171,11 +171,11 @@ fn a_name_taken_by_a_foreign_container_meanwhile() {
     assert!(foreign.is_there());
     assert_eq!(inspect(&foreign.0, r#"{{index .Config.Labels "theirs"}}"#), "1");
     drop(foreign);
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
 #[test]
-fn an_image_removed_between_check_and_create() {
+fn an_image_removed_between_check_and_create_is_reported() {
     let Some(server) = Proxied::start_with(|builder| {
         builder.config("[[images]]\nname = \"pody-base\"\nports = [22]\n\n[[images]]\nname = \"pody-host-test-image\"\nports = []\n")
     }) else {
@@ -184,7 +184,7 @@ fn an_image_removed_between_check_and_create() {
     let alice = server.member("alice");
     let image = format!("pody-host-test-image:{}", server.prefix);
     docker(&["tag", IMAGE, &image]);
-    eventually(SETTLE, "the image is seen", || alice.get("/image/list").ok().text().contains(&image));
+    eventually(RECOVERY, "the image is seen", || alice.get("/image/list").ok().text().contains(&image));
     let held = server.proxy.once("POST /containers/create*", Fault::Hold);
     let request = begin(&alice, &format!("/pod/create?ins=main&image={image}"));
     held.wait_hit();
@@ -193,13 +193,13 @@ fn an_image_removed_between_check_and_create() {
     let (answer, _) = request.answer();
     assert_eq!(answer.status, 400, "{answer}");
     assert!(answer.detail().contains(&image), "{answer}");
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(server.containers(), Vec::<String>::new());
 }
 
-/// Somebody listens on the port that was free when it was chosen: the pod gets another.
+/// Another program listens on the port that was free when it was chosen: the pod gets another port.
 #[test]
-fn a_port_taken_between_choice_and_start() {
+fn a_port_taken_between_choice_and_start_is_replaced() {
     let Some(server) = Proxied::start_with(|builder| builder.pod_ports(2)) else { return };
     let alice = server.member("alice");
     let held = server.proxy.once("POST /containers/*/start*", Fault::Hold);
@@ -212,13 +212,13 @@ fn a_port_taken_between_choice_and_start() {
     assert_eq!(answer.status, 200, "{answer}");
     let given = u16::try_from(server.count("SELECT host_port FROM ports")).expect("a port");
     assert_ne!(given, port);
-    assert_settled(&server);
+    assert_recovered(&server);
     let published = inspect(&server.container("alice", "main"), "{{json .NetworkSettings.Ports}}");
     assert!(published.contains(&given.to_string()), "{published}");
     // No port is left for another pod.
     let refused = create(&alice, "second");
     assert_eq!(refused.status, 409, "{refused}");
-    assert_settled(&server);
+    assert_recovered(&server);
     drop(listener);
     create(&alice, "second").ok();
     delete(&alice, "second").ok();
@@ -226,7 +226,7 @@ fn a_port_taken_between_choice_and_start() {
 }
 
 #[test]
-fn the_only_port_taken_between_choice_and_start() {
+fn the_only_port_taken_between_choice_and_start_is_a_refusal() {
     let Some(server) = Proxied::start_with(|builder| builder.pod_ports(1)) else { return };
     let alice = server.member("alice");
     let held = server.proxy.once("POST /containers/*/start*", Fault::Hold);
@@ -238,7 +238,7 @@ fn the_only_port_taken_between_choice_and_start() {
     let (answer, _) = request.answer();
     assert_eq!(answer.status, 409, "{answer}");
     assert!(answer.detail().contains("no free port"), "{answer}");
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(server.containers(), Vec::<String>::new());
     drop(listener);
     create(&alice, "main").ok();

@@ -1,4 +1,4 @@
-//! A database that is locked, full, damaged, gone, or from the future.
+//! A database that is locked, full, damaged, gone, or of a newer version.
 
 use std::{
     fs,
@@ -13,8 +13,8 @@ use std::{
 use crate::{
     common::{Client, Server, client::Redactions, eventually, run},
     help::{
-        DEADLINE, Proxied, SETTLE, assert_reads_fast, assert_settled, assert_unavailable, begin, create, create_path,
-        delete, exec, state,
+        DEADLINE, Proxied, RECOVERY, assert_reads_fast, assert_recovered, assert_unavailable, begin, create,
+        create_path, delete, exec, state,
     },
     proxy::Fault,
 };
@@ -22,12 +22,12 @@ use crate::{
 const READS: [&str; 5] = ["/pod/list", "/pod/ps", "/user/info", "/image/list", "/events"];
 
 #[test]
-fn locked_by_another_program() {
+fn a_database_locked_by_another_program_stops_writes_but_not_reads() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     create(&alice, "other").ok();
-    // A commit is under way when the lock comes, and ends while it lasts.
+    // A commit is in progress when the lock is taken, and ends while the lock is held.
     let commit_held = server.proxy.once("POST /commit*", Fault::HoldAnswer);
     let commit = begin(&alice, "/pod/commit?ins=main&tag=v1");
     commit_held.wait_hit();
@@ -56,13 +56,13 @@ fn locked_by_another_program() {
     assert_eq!(server.anon().get("/version").ok().text(), "[0,4,1]");
     let (commit, _) = commit.answer();
     assert!(matches!(commit.status, 200 | 503), "{commit}");
-    // A bad half minute.
+    // The lock is held for half a minute.
     thread::sleep(Duration::from_secs(20).saturating_sub(locked.elapsed()));
     assert_reads_fast(&alice, &READS);
-    locker.execute_batch("ROLLBACK").expect("the lock is given back");
+    locker.execute_batch("ROLLBACK").expect("the lock is released");
     drop(locker);
 
-    assert_settled(&server);
+    assert_recovered(&server);
     let listed = alice.get("/image/list").ok().text();
     assert!(listed.contains("alice-v1"), "the commit was made: {listed}");
     alice.post("/image/delete?image=alice-v1").ok();
@@ -72,9 +72,10 @@ fn locked_by_another_program() {
     }
 }
 
-/// The lock comes while the engine works on a create: forward or back, but settled.
+/// The lock is taken while the engine works on a create: the create is completed or rolled back, and the state is
+/// consistent.
 #[test]
-fn locked_in_the_middle_of_a_create() {
+fn a_lock_during_a_create_leaves_a_consistent_state() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let held = server.proxy.once("POST /containers/*/start*", Fault::Hold);
@@ -86,7 +87,7 @@ fn locked_in_the_middle_of_a_create() {
     let (answer, took) = request.answer();
     assert_unavailable(&answer, took);
     drop(locker);
-    assert_settled(&server);
+    assert_recovered(&server);
     let is_there = alice.get("/pod/inspect?ins=main").status == 200;
     assert_eq!(is_there, state(&server, "alice", "main").as_deref() == Some("running"));
     if is_there {
@@ -97,15 +98,15 @@ fn locked_in_the_middle_of_a_create() {
     delete(&alice, "main").ok();
 }
 
-/// A small disk of its own under `$PODY_HOME`.
+/// A separate small disk mounted at `$PODY_HOME`.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Moves the folder onto the disk. The daemon must not run.
+    /// Moves the directory onto the disk. The daemon must not be running.
     fn under(home: &Path, kind: &str) -> Self {
         let kept = home.with_extension("kept");
-        fs::rename(home, &kept).expect("our own folder");
-        fs::create_dir(home).expect("our own folder");
+        fs::rename(home, &kept).expect("our own directory");
+        fs::create_dir(home).expect("our own directory");
         let shown = home.display().to_string();
         if kind == "tmpfs" {
             run("mount", &["-t", "tmpfs", "-o", "size=12m,mode=700", "none", &shown]);
@@ -119,7 +120,7 @@ impl SmallDisk {
         Self(home.to_owned())
     }
 
-    /// Leaves not a byte.
+    /// Fills the disk to the last byte.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("filler");
         let mut file = fs::File::create(&path).expect("a file");
@@ -153,7 +154,7 @@ fn full_disk(kind: &str) {
     assert_reads_fast(&alice, &READS);
     let (answer, took) = begin(&alice, "/user/tokens/create").answer();
     assert_unavailable(&answer, took);
-    // Room is made by deleting, so deleting works.
+    // Deletes make room, so they must work.
     for name in ["a", "b"] {
         let answer = delete(&alice, name);
         assert_eq!(answer.status, 200, "{name}: {answer}");
@@ -162,36 +163,36 @@ fn full_disk(kind: &str) {
     assert_eq!(alice.get("/pod/list").ok().text(), "[\"c\"]");
 
     fs::remove_file(filler).expect("our own file");
-    eventually(SETTLE, "it recovers by itself", || create(&alice, "d").status == 200);
-    assert_settled(&server);
-    // What was acknowledged on the full disk is still so.
+    eventually(RECOVERY, "it recovers by itself", || create(&alice, "d").status == 200);
+    assert_recovered(&server);
+    // What was acknowledged on the full disk is durable.
     server.kill();
     server.start_again();
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(alice.get("/pod/list").ok().text(), "[\"c\",\"d\"]");
     delete(&alice, "c").ok();
     delete(&alice, "d").ok();
-    assert_settled(&server);
+    assert_recovered(&server);
     server.terminate();
     drop(disk);
-    // The harness looks for leaks in the database that it knew; it is below the mount now.
+    // The harness checks for leaks in the original database, which is below the mount now.
     let kept = server.home.with_extension("kept");
     run("cp", &["-a", &format!("{}/.", kept.display()), &server.home.display().to_string()]);
 }
 
 #[test]
-fn a_full_tmpfs() {
+fn a_full_tmpfs_refuses_writes_and_allows_deletes() {
     full_disk("tmpfs");
 }
 
 #[test]
-fn a_full_ext4() {
+fn a_full_ext4_refuses_writes_and_allows_deletes() {
     full_disk("ext4");
 }
 
-/// The log may lie on the very disk that is full.
+/// The log may be on the very disk that is full.
 #[test]
-fn a_log_that_cannot_be_written_ends_nothing() {
+fn the_daemon_keeps_running_when_its_log_cannot_be_written() {
     let Some(mut server) = Server::start() else { return };
     server.terminate();
     let port = server.spare_port();
@@ -204,10 +205,10 @@ fn a_log_that_cannot_be_written_ends_nothing() {
         .spawn()
         .expect("the binary runs");
     let anon = Client::new(&format!("http://127.0.0.1:{port}"), None, Redactions(Arc::default()));
-    // Each request is a line of the log.
+    // Each request writes a line to the log.
     for path in ["/version", "/user/info", "/version"] {
-        eventually(SETTLE, "it answers", || {
-            assert!(child.try_wait().expect("our own child").is_none(), "it ended");
+        eventually(RECOVERY, "it answers", || {
+            assert!(child.try_wait().expect("our own child").is_none(), "it exited");
             anon.try_send("GET", path, &[], b"").is_ok_and(|answer| matches!(answer.status, 200 | 401))
         });
     }
@@ -216,7 +217,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     server.start_again();
 }
 
-/// Starts the daemon on the server's folder and waits for its end.
+/// Starts the daemon on the server's directory and waits until it exits.
 fn failing_start(server: &Server, port: u16) -> (bool, String, Duration) {
     let begun = Instant::now();
     let mut child = server
@@ -240,7 +241,7 @@ fn failing_start(server: &Server, port: u16) -> (bool, String, Duration) {
 }
 
 #[test]
-fn a_database_of_a_newer_pody() {
+fn a_database_of_a_newer_pody_is_refused() {
     let Some(mut server) = Server::builder().without_docker().start() else { return };
     server.terminate();
     let ours = server.count("PRAGMA user_version");
@@ -249,7 +250,7 @@ fn a_database_of_a_newer_pody() {
     let (started, text, took) = failing_start(&server, server.spare_port());
     assert!(!started && took < DEADLINE, "{text}");
     assert!(text.contains(known) && text.contains(&format!("up to {ours};")), "it names both: {text}");
-    // Nor does an admin command touch it.
+    // An admin command does not touch it either.
     let output = server.command(&["user", "list"]).output().expect("the binary runs");
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains(known), "{output:?}");
@@ -259,23 +260,23 @@ fn a_database_of_a_newer_pody() {
 }
 
 #[test]
-fn two_daemons_in_one_folder() {
+fn a_second_daemon_in_one_directory_is_refused() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     let (started, text, took) = failing_start(&server, server.spare_port());
     assert!(!started && took < DEADLINE, "{text}");
     assert!(text.contains("another pody serves"), "{text}");
-    // The first one, its socket too, is as it was.
+    // The first one and its socket are not affected.
     assert_eq!(pody::control::tell_daemon(&server.home), pody::control::Told::Yes);
     alice.get("/user/info").ok();
-    assert_settled(&server);
+    assert_recovered(&server);
     delete(&alice, "main").ok();
 }
 
 /// A page of the file is overwritten while the daemon is down.
 #[test]
-fn a_damaged_page() {
+fn a_damaged_page_is_noticed_and_does_not_crash_the_daemon() {
     let Some(mut server) = Server::builder().without_docker().start() else { return };
     let alice = server.member("alice");
     for number in 0..90 {
@@ -284,7 +285,7 @@ fn a_damaged_page() {
     server.terminate();
     let path = server.home.join("pody.db");
     let good = fs::read(&path).expect("the database");
-    assert!(!server.home.join("pody.db-wal").exists(), "everything is in the file after an orderly end");
+    assert!(!server.home.join("pody.db-wal").exists(), "everything is in the file after a clean shutdown");
     let pages = good.len() / 4096;
     let mut outcomes = Vec::new();
     for page in 0..pages {
@@ -293,7 +294,7 @@ fn a_damaged_page() {
         file.write_all(&[0xa5; 2000]).expect("a file");
         drop(file);
         if page % 5 != 0 && page > 6 {
-            // Not every page, for time: those near the front hold the tables' roots.
+            // Not every page, to save time: those near the front hold the tables' roots.
         } else if let Some((status, text)) = try_serving(&server) {
             assert!(matches!(status, 200 | 401 | 500 | 503), "page {page}: {status} {text}");
             outcomes.push("served");
@@ -310,7 +311,7 @@ fn a_damaged_page() {
     alice.get("/user/info").ok();
 }
 
-/// Status of a read and of a write of a daemon on the folder, `None` where it refuses to start, which it must say.
+/// Status of a read and of a write by a daemon on the directory; `None` if it refuses to start, which it must report.
 fn try_serving(server: &Server) -> Option<(u16, String)> {
     let port = server.spare_port();
     let mut child = server
@@ -335,7 +336,7 @@ fn try_serving(server: &Server) -> Option<(u16, String)> {
         if let Ok(answer) = client.try_send("POST", "/user/tokens/create?name=last", &[], b"") {
             break (answer.status, answer.text());
         }
-        assert!(begun.elapsed() < DEADLINE, "neither serves nor ends");
+        assert!(begun.elapsed() < DEADLINE, "neither serves nor exits");
         thread::sleep(Duration::from_millis(10));
     };
     child.kill().expect("our own child");
@@ -343,14 +344,14 @@ fn try_serving(server: &Server) -> Option<(u16, String)> {
     Some(answer)
 }
 
-/// What is acknowledged must be there after a restart: without its file the database takes no more writes.
+/// What is acknowledged must survive a restart: without its file the database accepts no more writes.
 #[test]
-fn the_file_removed_under_the_daemon() {
+fn writes_are_refused_while_the_database_file_is_removed() {
     let Some(mut server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     let aside = server.home.join("aside");
-    fs::create_dir(&aside).expect("our own folder");
+    fs::create_dir(&aside).expect("our own directory");
     for name in ["pody.db", "pody.db-wal", "pody.db-shm"] {
         let _ = fs::rename(server.home.join(name), aside.join(name));
     }
@@ -360,7 +361,7 @@ fn the_file_removed_under_the_daemon() {
     let (answer, took) = begin(&alice, "/pod/delete?ins=main").answer();
     assert_unavailable(&answer, took);
     assert_ne!(server.anon().get("/healthz").ok().json()["database"], "ok");
-    // Put back, it goes on.
+    // Once it is put back, writes work again.
     for name in ["pody.db", "pody.db-wal", "pody.db-shm"] {
         let _ = fs::rename(aside.join(name), server.home.join(name));
     }
@@ -370,5 +371,5 @@ fn the_file_removed_under_the_daemon() {
     assert_eq!(alice.get("/pod/list").ok().text(), "[\"main\",\"second\"]");
     delete(&alice, "main").ok();
     delete(&alice, "second").ok();
-    assert_settled(&server);
+    assert_recovered(&server);
 }

@@ -1,4 +1,4 @@
-//! Docker that is not there: at the start, in the middle, frozen, killed and started again.
+//! Docker is down: at the start, later, frozen, killed and started again.
 
 use std::{
     thread,
@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 use crate::{
     common::{Server, eventually},
     help::{
-        DEADLINE, Proxied, SETTLE, assert_reads_fast, assert_settled, assert_unavailable, begin, create, create_path,
-        delete,
+        DEADLINE, Proxied, RECOVERY, assert_reads_fast, assert_recovered, assert_unavailable, begin, create,
+        create_path, delete,
     },
     private::PrivateDocker,
 };
@@ -21,7 +21,7 @@ fn docker_word(server: &Server) -> String {
 }
 
 #[test]
-fn docker_down_at_the_start() {
+fn the_daemon_starts_while_docker_is_down() {
     let Some(mut server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -32,9 +32,9 @@ fn docker_down_at_the_start() {
     server.start_unready();
     assert_eq!(server.anon().get("/version").ok().text(), "[0,4,1]");
     let took = begun.elapsed();
-    // A call to an engine is given three seconds: none was waited for.
+    // A call to an engine may take three seconds: the answer waited for none.
     assert!(took < Duration::from_secs(2), "/version answers after {took:?}");
-    eventually(Duration::from_secs(2), "it says so", || docker_word(&server) == "down");
+    eventually(Duration::from_secs(2), "it is reported", || docker_word(&server) == "down");
     assert_eq!(server.anon().get("/healthz").ok().json()["status"], "degraded");
 
     assert_reads_fast(&alice, &["/pod/list", "/user/info", "/image/list", "/pod/ps", "/pod/inspect?ins=main"]);
@@ -55,15 +55,15 @@ fn docker_down_at_the_start() {
     assert_eq!(log.status, 503, "{log}");
 
     server.proxy.appear();
-    eventually(SETTLE, "it recovers by itself", || docker_word(&server) == "ok");
-    assert_settled(&server);
+    eventually(RECOVERY, "it recovers by itself", || docker_word(&server) == "ok");
+    assert_recovered(&server);
     create(&alice, "second").ok();
     delete(&alice, "second").ok();
     delete(&alice, "main").ok();
 }
 
 #[test]
-fn docker_goes_away_and_comes_back() {
+fn the_daemon_recovers_when_docker_comes_back() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -81,17 +81,17 @@ fn docker_goes_away_and_comes_back() {
         assert!(shown.header("x-pody-inventory-age").is_some());
         assert_reads_fast(&alice, &["/pod/ps"]);
         server.proxy.appear();
-        eventually(SETTLE, "it is back", || docker_word(&server) == "ok");
+        eventually(RECOVERY, "it is back", || docker_word(&server) == "ok");
         assert_eq!(alice.get("/pod/inspect?ins=main").ok().header("x-pody-inventory-age"), None);
     }
     create(&alice, "second").ok();
     delete(&alice, "second").ok();
     delete(&alice, "main").ok();
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
 #[test]
-fn a_real_engine_frozen_killed_and_started_again() {
+fn a_real_engine_that_is_frozen_or_killed_is_noticed_and_recovered() {
     let Some(mut docker) = PrivateDocker::start() else { return };
     let Some(server) = docker.server().start() else { return };
     let alice = server.member("alice");
@@ -103,8 +103,8 @@ fn a_real_engine_frozen_killed_and_started_again() {
     eventually(DEADLINE, "the frozen engine is noticed", || docker_word(&server) == "down");
     assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main", "/user/info"]);
     docker.signal(Signal::SIGCONT);
-    eventually(SETTLE, "the engine is back", || docker_word(&server) == "ok");
-    eventually(SETTLE, "only one container is left", || {
+    eventually(RECOVERY, "the engine is back", || docker_word(&server) == "ok");
+    eventually(RECOVERY, "only one container is left", || {
         String::from_utf8_lossy(&docker.docker(&["ps", "-aq"]).stdout).lines().count() == 1
     });
 
@@ -113,7 +113,7 @@ fn a_real_engine_frozen_killed_and_started_again() {
     let (answer, took) = begin(&alice, &create_path("second")).answer();
     assert_unavailable(&answer, took);
     docker.start_again();
-    eventually(SETTLE, "the engine is back", || docker_word(&server) == "ok");
+    eventually(RECOVERY, "the engine is back", || docker_word(&server) == "ok");
     assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running");
     create(&alice, "second").ok();
     delete(&alice, "second").ok();

@@ -1,15 +1,15 @@
-//! A disk that is full below Docker's images and containers.
+//! The disk with Docker's images and containers is full.
 
 use std::{fs, io::Write};
 
 use crate::{
     common::eventually,
-    help::{SETTLE, assert_reads_fast, create, delete, exec},
+    help::{RECOVERY, assert_reads_fast, create, delete, exec},
     private::PrivateDocker,
 };
 
 #[test]
-fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
+fn with_the_engines_disk_full_writes_are_refused_and_leave_nothing_behind() {
     let Some(docker) = PrivateDocker::start_on_a_disk(1200) else { return };
     let Some(server) = docker.server().start() else { return };
     let alice = server.member("alice");
@@ -19,7 +19,7 @@ fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
     exec(&alice, "main", "head -c 40000000 /dev/urandom > /root/large", 60).ok();
     let action = alice.post("/pod/checkpoint?ins=main&kind=rootfsonly").ok().json();
     let path = format!("/action/status?id={}", action["id"].as_str().unwrap());
-    eventually(SETTLE, "it is saved", || alice.get(&path).ok().json()["status"] == "done");
+    eventually(RECOVERY, "the checkpoint is complete", || alice.get(&path).ok().json()["status"] == "done");
 
     let filler = docker.data().join("filler");
     let mut file = fs::File::create(&filler).expect("a file");
@@ -32,23 +32,23 @@ fn a_full_disk_of_the_engine_is_refused_and_leaves_nothing() {
         assert_eq!(answer.status, 503, "{answer}");
         assert!(answer.text().contains("the disk that holds Docker's data is full"), "{answer}");
     }
-    eventually(SETTLE, "nothing of it is left", || containers() == 1);
+    eventually(RECOVERY, "nothing is left of it", || containers() == 1);
     assert_eq!(server.count("SELECT count(*) FROM pods WHERE state NOT IN ('running', 'failed')"), 0);
     let answer = alice.post("/pod/commit?ins=main&tag=v1");
     assert!(answer.status == 503 && answer.text().contains("is full"), "{answer}");
-    // The checkpoint lies on another disk, which has room.
+    // The checkpoint is on another disk, which has room.
     let answer = alice.post("/pod/restore?ins=main&as=second");
     assert_eq!(answer.status, 507, "{answer}");
     assert!(answer.text().contains(&format!("in {}, and 0b of it may be used", docker.data().display())), "{answer}");
     assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main"]);
-    // The pod that is there is as it was, and can be deleted.
-    eventually(SETTLE, "it goes on", || exec(&alice, "main", "true", 10).status == 200);
+    // The existing pod is not affected, and can be deleted.
+    eventually(RECOVERY, "it keeps running", || exec(&alice, "main", "true", 10).status == 200);
     delete(&alice, "main").ok();
 
     fs::remove_file(filler).expect("our own file");
     create(&alice, "second").ok();
     delete(&alice, "second").ok();
-    eventually(SETTLE, "nothing is left", || containers() == 0);
+    eventually(RECOVERY, "nothing is left", || containers() == 0);
     assert_eq!(server.count("SELECT count(*) FROM events WHERE outcome = 'pending'"), 0);
     drop(server);
 }

@@ -1,4 +1,5 @@
-//! Load on the door: slow clients, many clients, large requests. The daemon's memory, files and threads come back.
+//! Load on the HTTP server: slow clients, many clients, large requests. The daemon releases its memory, files and
+//! threads afterwards.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use crate::{
     help::{assert_reads_fast, create, delete},
 };
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Held {
     /// KiB.
@@ -35,9 +36,9 @@ impl Held {
     }
 }
 
-/// Back to where it was, but for what an allocator and idle threads of the runtime keep.
+/// Back to where it was, except for what the allocator and idle threads of the runtime keep.
 #[track_caller]
-pub fn assert_given_back(server: &Server, before: Held) {
+pub fn assert_released(server: &Server, before: Held) {
     let is_back = |now: Held| {
         now.files <= before.files + 8 && now.threads <= before.threads + 24 && now.memory <= before.memory + 32 * 1024
     };
@@ -54,7 +55,7 @@ fn connect(server: &Server) -> TcpStream {
     stream
 }
 
-/// Waits until the other side closes, and returns what it said before.
+/// Waits until the other side closes, and returns what it sent before.
 fn read_to_close(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
@@ -84,7 +85,7 @@ fn warm(server: &Server) -> Client {
 const QUICK: &str = "[server]\nheader_timeout_seconds = 2\nbody_timeout_seconds = 2\n";
 
 #[test]
-fn half_open_requests_are_cut_and_others_served() {
+fn half_sent_requests_are_cut_off_and_others_served() {
     let Some(server) = Server::builder().without_docker().config(QUICK).start() else { return };
     let alice = warm(&server);
     let before = Held::by(&server);
@@ -93,20 +94,20 @@ fn half_open_requests_are_cut_and_others_served() {
     for stream in &mut slow {
         stream.write_all(b"GET /pod/list HTTP/1.1\r\nHost: x\r\n").expect("a connection");
     }
-    // A byte now and then, as slowloris does.
+    // A byte every now and then, as slowloris does.
     let mut cut = 0;
     while begun.elapsed() < Duration::from_secs(4) {
         thread::sleep(Duration::from_millis(400));
         cut = slow.iter_mut().filter_map(|stream| stream.write_all(b"X-A: b\r\n").err()).count();
         assert_reads_fast(&alice, &["/pod/list"]);
     }
-    assert_eq!(cut, 200, "all of them are cut after their 2 s, however busy they look");
+    assert_eq!(cut, 200, "all of them are cut off after their 2 s, however active they seem");
     drop(slow);
-    assert_given_back(&server, before);
+    assert_released(&server, before);
 }
 
 #[test]
-fn slow_bodies_are_cut_and_others_served() {
+fn slow_bodies_are_cut_off_and_others_served() {
     let Some(server) = Server::builder().without_docker().config(QUICK).start() else { return };
     let alice = warm(&server);
     let before = Held::by(&server);
@@ -128,11 +129,11 @@ fn slow_bodies_are_cut_and_others_served() {
     }
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     drop(slow);
-    assert_given_back(&server, before);
+    assert_released(&server, before);
 }
 
 #[test]
-fn thousands_of_idle_connections() {
+fn thousands_of_idle_connections_are_cheap_and_closed_in_time() {
     // Both ends of each connection are files; this process has one of them.
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("a limit");
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit.1, limit.1)
@@ -146,28 +147,28 @@ fn thousands_of_idle_connections() {
     let before = Held::by(&server);
     let begun = Instant::now();
     let idle: Vec<TcpStream> = (0..count).map(|_| connect(&server)).collect();
-    // A client that finds the queue full waits a second before it asks again.
+    // A client that finds the queue full retries after a second.
     assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?} to connect", begun.elapsed());
     eventually(Duration::from_secs(5), "all are accepted", || Held::by(&server).files >= count);
     assert_reads_fast(&alice, &["/pod/list", "/user/info", "/pod/ps"]);
     let during = Held::by(&server);
     let each = during.memory.saturating_sub(before.memory) / count as u64;
     assert!(each <= 24, "an idle connection takes {each} KiB");
-    // Nobody sends a word: all are closed in time.
+    // No client sends anything: all are closed in time.
     eventually(Duration::from_secs(40), "idle connections are closed", || Held::by(&server).files < before.files + 20);
     drop(idle);
-    assert_given_back(&server, before);
+    assert_released(&server, before);
 }
 
-/// More connections than there are places: those inside are served, those outside wait, and get in later.
+/// More connections than the limit: those accepted are served, the others wait and are accepted later.
 #[test]
-fn more_connections_than_places() {
+fn connections_beyond_the_limit_wait_for_their_turn() {
     let config = "[server]\nmax_connections = 8\nheader_timeout_seconds = 2\n";
     let Some(server) = Server::builder().without_docker().config(config).start() else { return };
     let idle: Vec<TcpStream> = (0..40).map(|_| connect(&server)).collect();
     let begun = Instant::now();
     server.anon().get("/version").ok();
-    // Five times eight places of two seconds each.
+    // Five rounds of eight connections, two seconds each.
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     drop(idle);
     server.anon().get("/version").ok();
@@ -198,7 +199,7 @@ fn large_requests_are_refused() {
         ("authorization", format!("GET /pod/list HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {long}\r\n\r\n")),
     ] {
         let mut stream = connect(&server);
-        // The server may close before it has read all.
+        // The server may close before it has read everything.
         let _ = stream.write_all(request.as_bytes());
         let mut start = [0; 64];
         match stream.read(&mut start) {
@@ -206,21 +207,21 @@ fn large_requests_are_refused() {
                 let status = status_of(&String::from_utf8_lossy(&start[..length]));
                 assert!((400..500).contains(&status), "{what}: {status}");
             }
-            // Closed with what it said lost: the kernel does that when unread bytes are left.
+            // Closed, and its response lost: the kernel does that when unread bytes are left.
             Ok(_) | Err(_) => {}
         }
         alice.get("/pod/list").ok();
     }
-    // Just below the head's limit the query has its own.
+    // The query has its own limit, just below that of the head.
     let query = "a".repeat(40 << 10);
     let answer = alice.get(&format!("/pod/inspect?ins={query}"));
     assert!((400..500).contains(&answer.status), "{}", answer.status);
-    assert_given_back(&server, before);
+    assert_released(&server, before);
 }
 
-/// Bytes that are no HTTP, and clients that leave at any point.
+/// Bytes that are not HTTP, and clients that leave at any point.
 #[test]
-fn noise_and_clients_that_leave() {
+fn noise_and_clients_that_leave_do_no_harm() {
     let Some(server) = Server::builder().without_docker().start() else { return };
     let alice = warm(&server);
     let before = Held::by(&server);
@@ -236,13 +237,13 @@ fn noise_and_clients_that_leave() {
         let _ = stream.write_all(&noise);
     }
     assert_reads_fast(&alice, &["/pod/list", "/user/info"]);
-    assert_given_back(&server, before);
+    assert_released(&server, before);
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
-/// Work with pods over and over leaves nothing in the daemon either.
+/// Creating and deleting pods over and over leaks nothing in the daemon.
 #[test]
-fn pods_that_come_and_go_leave_nothing_in_the_daemon() {
+fn creating_and_deleting_pods_leaks_nothing_in_the_daemon() {
     let Some(server) = Server::start() else { return };
     let alice = warm(&server);
     let round = || {
@@ -255,5 +256,5 @@ fn pods_that_come_and_go_leave_nothing_in_the_daemon() {
     (0..15).for_each(|_| round());
     let after = Held::by(&server);
     assert!(after.memory < before.memory + 8 * 1024, "before {before:?}, after {after:?}");
-    assert_given_back(&server, before);
+    assert_released(&server, before);
 }

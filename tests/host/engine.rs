@@ -1,4 +1,4 @@
-//! An engine that fails, hangs, loses its answers or garbles them.
+//! An engine that fails, hangs, loses its responses or garbles them.
 
 use std::{
     thread,
@@ -8,25 +8,25 @@ use std::{
 use crate::{
     common::{docker, eventually, pause},
     help::{
-        DEADLINE, Pending, Proxied, SETTLE, assert_reads_fast, assert_settled, assert_unavailable, begin, container_id,
-        create, create_path, delete, exec, inspect, runs, state,
+        DEADLINE, Pending, Proxied, RECOVERY, assert_reads_fast, assert_recovered, assert_unavailable, begin,
+        container_id, create, create_path, delete, exec, inspect, runs, state,
     },
     proxy::Fault,
 };
 
-/// Reads that must not mind what befalls the engine or another pod.
+/// Reads that a fault of the engine or of another pod must not affect.
 const READS: [&str; 4] = ["/pod/list", "/pod/ps", "/user/info", "/image/list"];
 
-/// Hand-made changes are seen within this time, with or without events.
+/// Changes made by hand are seen within this time, with or without events.
 const SEEN: Duration = Duration::from_secs(5);
 
 fn names(server: &Proxied) -> Vec<String> {
     server.containers()
 }
 
-/// What is listed once the engine has what it was asked for, whatever became of the answer.
+/// The pod is listed once the engine has the request, whatever happens to the response.
 #[test]
-fn a_lost_answer_to_a_create_makes_one_pod() {
+fn a_lost_response_to_a_create_leaves_one_pod() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     for fault in [Fault::LoseAnswer, Fault::Cut(3), Fault::Garble] {
@@ -35,54 +35,54 @@ fn a_lost_answer_to_a_create_makes_one_pod() {
         assert_eq!(rule.hits(), 1);
         assert_eq!(answer.status, 200, "{fault:?}: {answer}");
         assert_eq!(names(&server), [server.container("alice", "main")], "{fault:?}");
-        assert_settled(&server);
+        assert_recovered(&server);
         delete(&alice, "main").ok();
     }
 }
 
 #[test]
-fn a_lost_answer_to_a_start_makes_one_pod() {
+fn a_lost_response_to_a_start_leaves_one_pod() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let rule = server.proxy.once("POST /containers/*/start*", Fault::LoseAnswer);
     create(&alice, "main").ok();
     assert_eq!(rule.hits(), 1);
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(inspect(&server.container("alice", "main"), "{{.State.Status}}"), "running");
     drop(rule);
 
-    // Lost again and again: a refusal, and nothing left behind.
+    // Lost every time: a refusal, and nothing is left behind.
     let _rule = server.proxy.on("POST /containers/*/start*", Fault::LoseAnswer);
     let begun = Instant::now();
     assert_unavailable(&create(&alice, "second"), begun.elapsed());
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(names(&server), [server.container("alice", "main")]);
     delete(&alice, "main").ok();
 }
 
 #[test]
-fn a_lost_answer_to_a_delete_deletes() {
+fn a_delete_whose_response_is_lost_succeeds() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     let rule = server.proxy.once("DELETE /containers/*", Fault::LoseAnswer);
     delete(&alice, "main").ok();
     assert_eq!(rule.hits(), 1);
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(state(&server, "alice", "main").as_deref(), Some("deleted"));
 }
 
 #[test]
-fn a_lost_answer_to_a_commit_leaves_no_doubt() {
+fn a_commit_whose_response_is_lost_succeeds() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     let rule = server.proxy.once("POST /commit*", Fault::LoseAnswer);
     let answer = alice.post("/pod/commit?ins=main&tag=v1");
     assert_eq!(rule.hits(), 1);
-    // The image is there: whoever is told "no" would run into it when they try again.
+    // The image exists: a client that got a refusal would conflict with it on retry.
     assert_eq!(answer.status, 200, "{answer}");
-    assert_settled(&server);
+    assert_recovered(&server);
     assert!(alice.get("/image/list").ok().text().contains("alice-v1"));
     alice.post("/image/delete?image=alice-v1").ok();
     delete(&alice, "main").ok();
@@ -101,16 +101,16 @@ fn a_hung_create_is_refused_in_time_and_leaves_nothing() {
     let (answer, took) = request.answer();
     assert_unavailable(&answer, took);
     held.lift();
-    // The engine goes on with it now, although nobody wants it any more.
-    eventually(SETTLE, "the late container is removed", || server.log().contains("leftover container"));
-    assert_settled(&server);
+    // The engine continues with it now, although it is no longer wanted.
+    eventually(RECOVERY, "the late container is removed", || server.log().contains("leftover container"));
+    assert_recovered(&server);
     assert_eq!(names(&server), [server.container("bob", "main")]);
     create(&alice, "main").ok();
     delete(&alice, "main").ok();
     delete(&bob, "main").ok();
 }
 
-/// Creates wait for their turn at the engine: those behind the hung ones must not wait for ever either.
+/// Creates wait for their turn at the engine: those behind hung ones must not wait forever either.
 #[test]
 fn many_creates_behind_hung_ones_are_refused_in_time() {
     let Some(server) = Proxied::start() else { return };
@@ -122,19 +122,19 @@ fn many_creates_behind_hung_ones_are_refused_in_time() {
         assert_unavailable(&answer, took);
     }
     held.lift();
-    eventually(SETTLE, "nothing is left", || names(&server).is_empty());
-    assert_settled(&server);
+    eventually(RECOVERY, "nothing is left", || names(&server).is_empty());
+    assert_recovered(&server);
 }
 
 #[test]
-fn a_hung_start_or_delete_is_refused_in_time_and_settled_later() {
+fn a_hung_start_or_delete_is_refused_in_time_and_completed_later() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let held = server.proxy.on("POST /containers/*/start*", Fault::Hold);
     let (answer, took) = begin(&alice, &create_path("main")).answer();
     assert_unavailable(&answer, took);
     held.lift();
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(names(&server), Vec::<String>::new());
 
     create(&alice, "main").ok();
@@ -143,12 +143,12 @@ fn a_hung_start_or_delete_is_refused_in_time_and_settled_later() {
     assert_unavailable(&answer, took);
     assert_reads_fast(&alice, &READS);
     held.lift();
-    eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
-    assert_settled(&server);
+    eventually(RECOVERY, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
+    assert_recovered(&server);
 }
 
 #[test]
-fn an_engine_that_hangs_altogether() {
+fn an_engine_that_hangs_altogether_is_noticed_and_reads_continue() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -170,19 +170,19 @@ fn an_engine_that_hangs_altogether() {
     assert_reads_fast(&alice, &READS);
     let listed = alice.get("/pod/inspect?ins=main").ok();
     let age = listed.header("x-pody-inventory-age").and_then(|age| age.parse::<f64>().ok());
-    assert!(age.is_some_and(|age| age > 0.5), "its age: {age:?}");
+    assert!(age.is_some_and(|age| age > 0.5), "the age is {age:?}");
     assert_eq!(listed.json()["status"], "running");
     held.lift();
-    eventually(SETTLE, "it is back", || create(&alice, "fourth").status == 200);
+    eventually(RECOVERY, "it is back", || create(&alice, "fourth").status == 200);
     assert_eq!(alice.get("/pod/inspect?ins=main").ok().header("x-pody-inventory-age"), None);
     delete(&alice, "fourth").ok();
     delete(&alice, "main").ok();
-    eventually(SETTLE, "nothing is left", || names(&server).is_empty());
-    assert_settled(&server);
+    eventually(RECOVERY, "nothing is left", || names(&server).is_empty());
+    assert_recovered(&server);
 }
 
 #[test]
-fn one_container_whose_inspect_hangs_keeps_nobody_waiting() {
+fn one_container_whose_inspect_hangs_does_not_block_others() {
     let Some(server) = Proxied::start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "bad").ok();
@@ -190,17 +190,19 @@ fn one_container_whose_inspect_hangs_keeps_nobody_waiting() {
     create(&bob, "main").ok();
     let bad = container_id(&server, "alice", "bad");
     let held = server.proxy.on(&format!("GET /containers/{bad}/json*"), Fault::Hold);
-    // So that it is wanted.
+    // So that the inspect is needed.
     pause(&bad);
     held.wait_hit();
     assert_reads_fast(&alice, &READS);
     assert_reads_fast(&alice, &["/pod/inspect?ins=bad", "/pod/inspect?ins=good"]);
     assert_reads_fast(&bob, &READS);
-    eventually(SEEN, "the list's word holds", || alice.get("/pod/inspect?ins=bad").ok().json()["status"] == "paused");
+    eventually(SEEN, "the list's status is shown", || {
+        alice.get("/pod/inspect?ins=bad").ok().json()["status"] == "paused"
+    });
     exec(&alice, "good", "true", 5).ok();
     create(&bob, "second").ok();
     delete(&bob, "second").ok();
-    // Others' changes are still seen.
+    // Changes of other pods are still seen.
     pause(&container_id(&server, "bob", "main"));
     eventually(SEEN, "the pause is seen", || bob.get("/pod/inspect?ins=main").ok().json()["status"] == "paused");
     docker(&["unpause", &container_id(&server, "bob", "main")]);
@@ -208,14 +210,14 @@ fn one_container_whose_inspect_hangs_keeps_nobody_waiting() {
     delete(&alice, "bad").ok();
     assert!(begun.elapsed() < DEADLINE);
     held.lift();
-    assert_settled(&server);
+    assert_recovered(&server);
     delete(&alice, "good").ok();
     delete(&bob, "main").ok();
 }
 
-/// Also when one of many requests hangs, a create whose container cannot be looked at ends in time.
+/// When one of many requests hangs, a create whose container cannot be inspected also ends in time.
 #[test]
-fn a_create_whose_look_ups_hang_is_refused_in_time() {
+fn a_create_whose_inspects_hang_is_refused_in_time() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let create_held = server.proxy.on("POST /containers/create*", Fault::Hold);
@@ -224,12 +226,12 @@ fn a_create_whose_look_ups_hang_is_refused_in_time() {
     assert_unavailable(&answer, took);
     create_held.lift();
     look_held.lift();
-    eventually(SETTLE, "nothing is left", || names(&server).is_empty());
-    assert_settled(&server);
+    eventually(RECOVERY, "nothing is left", || names(&server).is_empty());
+    assert_recovered(&server);
 }
 
 #[test]
-fn an_engine_that_answers_500() {
+fn an_engine_that_answers_500_leaks_nothing_and_leaves_nothing_behind() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let secret = r#"{"message":"open /var/lib/docker/internal: broken"}"#;
@@ -237,23 +239,23 @@ fn an_engine_that_answers_500() {
         let rule = server.proxy.on(pattern, Fault::Answer(500, secret));
         let answer = create(&alice, "main");
         assert_eq!(answer.status, 500, "{pattern}: {answer}");
-        assert!(!answer.text().contains("internal: broken"), "the engine's inside in an answer: {answer}");
+        assert!(!answer.text().contains("internal: broken"), "an internal error of the engine in an answer: {answer}");
         rule.lift();
-        assert_settled(&server);
+        assert_recovered(&server);
         assert_eq!(names(&server), Vec::<String>::new(), "{pattern}");
     }
     create(&alice, "main").ok();
     let rule = server.proxy.on("DELETE /containers/*", Fault::Answer(500, secret));
     assert_eq!(delete(&alice, "main").status, 500);
     rule.lift();
-    // What was begun is ended.
-    eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
-    assert_settled(&server);
+    // What was begun is completed.
+    eventually(RECOVERY, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
+    assert_recovered(&server);
 }
 
-/// A list or an inspect that makes no sense changes nothing.
+/// A list or an inspect that cannot be parsed changes nothing.
 #[test]
-fn garbled_looks_change_nothing() {
+fn garbled_responses_change_nothing() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -267,16 +269,16 @@ fn garbled_looks_change_nothing() {
         assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running", "{fault:?}");
         assert_reads_fast(&alice, &READS);
         drop((list, look));
-        assert_settled(&server);
+        assert_recovered(&server);
     }
     assert_eq!(state(&server, "alice", "main").as_deref(), Some("running"));
-    eventually(SETTLE, "it is well again", || server.anon().get("/healthz").ok().json()["docker"] == "ok");
+    eventually(RECOVERY, "it is healthy again", || server.anon().get("/healthz").ok().json()["docker"] == "ok");
     delete(&alice, "main").ok();
 }
 
-/// An engine that has lost everything it knew would empty the list for a moment: pods are not given up for that alone.
+/// An engine that has lost its state would make the list empty for a moment: that alone is no reason to give up pods.
 #[test]
-fn an_empty_list_is_not_believed() {
+fn an_empty_list_alone_ends_no_pods() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -284,15 +286,15 @@ fn an_empty_list_is_not_believed() {
     thread::sleep(Duration::from_secs(3));
     assert!(list.hits() > 1);
     drop(list);
-    assert_settled(&server);
+    assert_recovered(&server);
     assert_eq!(state(&server, "alice", "main").as_deref(), Some("running"));
     assert_eq!(alice.get("/pod/inspect?ins=main").ok().json()["status"], "running");
     delete(&alice, "main").ok();
 }
 
-/// Without events the list tells, within a few seconds.
+/// Without events, the list shows changes within a few seconds.
 #[test]
-fn an_event_stream_that_is_silent_or_closed() {
+fn changes_are_seen_without_the_event_stream() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -320,12 +322,12 @@ fn an_event_stream_that_is_silent_or_closed() {
     assert!(refuse.hits() - attempts <= 4, "it tries again too often");
     drop(refuse);
     eventually(SEEN, "it listens to events again", || server.proxy.open("GET /events*") == 1);
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
-/// Cut in the middle of everything: each connection of the daemon breaks every now and then while pods come and go.
+/// Connections of the daemon break at random while pods are created and deleted.
 #[test]
-fn connections_that_break_all_the_time() {
+fn pods_stay_consistent_while_connections_keep_breaking() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     let workers: Vec<_> = (0..3)
@@ -349,17 +351,17 @@ fn connections_that_break_all_the_time() {
         server.proxy.cut("*");
     }
     let made: usize = workers.into_iter().map(|worker| worker.join().expect("expected answers only")).sum();
-    assert!(made > 0, "nothing was made at all");
-    assert_settled(&server);
+    assert!(made > 0, "no pod was created at all");
+    assert_recovered(&server);
     for pod in alice.get("/pod/list").ok().json().as_array().expect("names") {
         delete(&alice, pod.as_str().expect("a name")).ok();
     }
-    assert_settled(&server);
+    assert_recovered(&server);
 }
 
-/// The connection of a command breaks: its time goes on to count, and it is ended then.
+/// The connection of a command breaks: its timeout still applies, and it is killed then.
 #[test]
-fn a_command_whose_connection_breaks_is_ended() {
+fn a_command_whose_connection_breaks_is_killed_at_its_timeout() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -369,13 +371,13 @@ fn a_command_whose_connection_breaks_is_ended() {
     let (answer, took) = request.answer();
     assert!(took < DEADLINE, "{took:?}: {answer}");
     assert!(answer.status == 503 || answer.ok().json()["log"] == "Timeout");
-    eventually(SETTLE, "the command is ended", || !runs(&alice, "main", "sleep 7654"));
+    eventually(RECOVERY, "the command is killed", || !runs(&alice, "main", "sleep 7654"));
     delete(&alice, "main").ok();
 }
 
-/// The engine starts the command and does not say so: it must not go on for ever either.
+/// The engine starts the command without answering: the command must not run forever either.
 #[test]
-fn a_command_whose_start_is_not_answered_is_ended() {
+fn a_command_whose_start_is_not_answered_is_killed() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -385,11 +387,11 @@ fn a_command_whose_start_is_not_answered_is_ended() {
     eventually(Duration::from_secs(3), "the command runs", || runs(&alice, "main", "sleep 7655"));
     let (answer, took) = request.answer();
     assert_unavailable(&answer, took);
-    eventually(SETTLE, "the command is ended", || !runs(&alice, "main", "sleep 7655"));
+    eventually(RECOVERY, "the command is killed", || !runs(&alice, "main", "sleep 7655"));
     delete(&alice, "main").ok();
 }
 
-/// A command that lets go of its terminal is waited for like any other.
+/// A command that closes its terminal is waited for like any other.
 #[test]
 fn a_command_that_closes_its_terminal_is_waited_for() {
     let Some(server) = Proxied::start() else { return };
@@ -401,13 +403,13 @@ fn a_command_that_closes_its_terminal_is_waited_for() {
     assert!(begun.elapsed() >= Duration::from_secs(3));
     let answer = exec(&alice, "main", "exec </dev/null >/dev/null 2>&1; exec sleep 7656", 3).ok().json();
     assert_eq!(answer["log"], "Timeout", "{answer}");
-    eventually(SETTLE, "the command is ended", || !runs(&alice, "main", "sleep 7656"));
+    eventually(RECOVERY, "the command is killed", || !runs(&alice, "main", "sleep 7656"));
     delete(&alice, "main").ok();
 }
 
-/// The engine goes away for good while a command runs. Its process is known by then, and is ended from outside.
+/// The engine goes away for good while a command runs. Its process is known by then, and is killed from outside.
 #[test]
-fn a_command_whose_engine_goes_away_is_ended() {
+fn a_command_whose_engine_goes_away_is_killed() {
     let Some(server) = Proxied::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -421,11 +423,11 @@ fn a_command_whose_engine_goes_away_is_ended() {
     let left = docker(&["top", &server.container("alice", "main"), "-o", "pid,args"]);
     assert!(!left.contains("sleep 7657"), "{left}");
     server.proxy.appear();
-    eventually(SETTLE, "it is back", || server.anon().get("/healthz").ok().json()["docker"] == "ok");
+    eventually(RECOVERY, "it is back", || server.anon().get("/healthz").ok().json()["docker"] == "ok");
     delete(&alice, "main").ok();
 }
 
-/// Two who delete a pod that cannot be deleted: the second waits for the first, and no longer than it may.
+/// Two clients delete a pod that cannot be deleted: the second waits for the first, and no longer than it may.
 #[test]
 fn deletes_that_wait_for_one_another_are_refused_in_time() {
     let Some(server) = Proxied::start() else { return };
@@ -441,11 +443,11 @@ fn deletes_that_wait_for_one_another_are_refused_in_time() {
     let (answer, took) = second.answer();
     assert!(matches!(answer.status, 409 | 503) && took < DEADLINE, "after {took:?}: {answer}");
     held.lift();
-    eventually(SETTLE, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
-    assert_settled(&server);
+    eventually(RECOVERY, "the delete is finished", || state(&server, "alice", "main").as_deref() == Some("deleted"));
+    assert_recovered(&server);
 }
 
-/// The same for starts: waiting for one's turn and for the engine together stays below the limit.
+/// The same for starts: the wait for the turn and for the engine together stays below the limit.
 #[test]
 fn starts_that_wait_for_one_another_are_refused_in_time() {
     let Some(server) = Proxied::start() else { return };
@@ -463,7 +465,7 @@ fn starts_that_wait_for_one_another_are_refused_in_time() {
     let (answer, took) = second.answer();
     assert!(matches!(answer.status, 409 | 503) && took < DEADLINE, "after {took:?}: {answer}");
     held.lift();
-    eventually(SETTLE, "the pod runs or can be started", || alice.post("/pod/start?ins=main").status == 200);
-    assert_settled(&server);
+    eventually(RECOVERY, "the pod is running or can be started", || alice.post("/pod/start?ins=main").status == 200);
+    assert_recovered(&server);
     delete(&alice, "main").ok();
 }

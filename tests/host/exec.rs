@@ -1,4 +1,4 @@
-//! Commands and output that try the daemon's patience.
+//! Commands and output that put the daemon under strain.
 
 use std::{
     io::Write,
@@ -9,12 +9,12 @@ use std::{
 
 use crate::{
     common::{Client, Server, docker, eventually},
-    door::{Held, assert_given_back},
-    help::{assert_reads_fast, assert_settled, container_id, create, delete, exec, runs, state},
+    door::{Held, assert_released},
+    help::{assert_reads_fast, assert_recovered, container_id, create, delete, exec, runs, state},
 };
 
 #[test]
-fn output_at_full_speed_with_a_timeout() {
+fn a_command_that_floods_its_output_is_killed_at_its_timeout() {
     let Some(server) = Server::start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main").ok();
@@ -35,13 +35,13 @@ fn output_at_full_speed_with_a_timeout() {
     assert_eq!(answer["log"], "Timeout", "{answer:.200}");
     assert!(took > Duration::from_secs(3) && took < Duration::from_secs(20), "{took:?}");
     assert!(answer["output"].as_str().is_some_and(|output| output.len() <= (1 << 20) + 100));
-    eventually(Duration::from_secs(5), "the command is ended", || !runs(&alice, "main", "yes pody-flood"));
-    assert_given_back(&server, before);
+    eventually(Duration::from_secs(5), "the command is killed", || !runs(&alice, "main", "yes pody-flood"));
+    assert_released(&server, before);
     delete(&alice, "main").ok();
 }
 
 #[test]
-fn a_client_that_leaves_in_the_middle() {
+fn a_command_whose_client_leaves_runs_until_its_timeout() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -55,14 +55,14 @@ fn a_client_that_leaves_in_the_middle() {
     eventually(Duration::from_secs(3), "the command runs", || runs(&alice, "main", "sleep 4321"));
     drop(stream);
     thread::sleep(Duration::from_millis(300));
-    assert!(runs(&alice, "main", "sleep 4321"), "a command goes on when its client leaves, until its time is over");
-    eventually(Duration::from_secs(8), "it is ended at its timeout", || !runs(&alice, "main", "sleep 4321"));
+    assert!(runs(&alice, "main", "sleep 4321"), "a command keeps running after its client has left, until its timeout");
+    eventually(Duration::from_secs(8), "it is killed at its timeout", || !runs(&alice, "main", "sleep 4321"));
     delete(&alice, "main").ok();
 }
 
-/// A client that leaves in the middle of a create or a delete changes nothing about it.
+/// A client that leaves during a create does not change its outcome.
 #[test]
-fn a_client_that_leaves_in_the_middle_of_a_create() {
+fn a_create_whose_client_leaves_is_completed() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     let authorization = Client::basic("alice", "alice-secret");
@@ -73,25 +73,25 @@ fn a_client_that_leaves_in_the_middle_of_a_create() {
             "POST /pod/create?ins=p{number}&image=pody-base HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
         )
         .expect("a connection");
-        // Before that it may go unheard: a request whose client is gone is not begun.
+        // Earlier, the request may be dropped: a request whose client is gone is not begun.
         eventually(Duration::from_secs(5), "it is begun", || state(&server, "alice", &format!("p{number}")).is_some());
     }
-    eventually(Duration::from_secs(8), "all of them are made", || {
+    eventually(Duration::from_secs(8), "all of them are created", || {
         alice.get("/pod/list").ok().json().as_array().map(Vec::len) == Some(5)
     });
-    assert_settled(&server);
+    assert_recovered(&server);
     for number in 0..5 {
         delete(&alice, &format!("p{number}")).ok();
     }
 }
 
 #[test]
-fn a_pod_without_a_process_to_spare() {
+fn a_pod_at_its_process_limit_can_be_restarted() {
     let Some(server) = Server::builder().config("[default_quota]\npids_limit = 24\n").start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main").ok();
     create(&bob, "main").ok();
-    // It takes all that there are, and keeps them.
+    // It uses up all processes, and keeps them.
     let bomb = r"exec </dev/null >/dev/null 2>&1; python3 -c '
 import os, time
 if os.fork() == 0:
@@ -104,8 +104,9 @@ time.sleep(2)'";
     exec(&alice, "main", bomb, 10).ok();
     let id = container_id(&server, "alice", "main");
     let stats = || alice.get("/pod/stats?ins=main").ok().json()["pids"].as_u64().expect("a number");
-    eventually(Duration::from_secs(5), "no process is to spare", || stats() >= 22);
-    // The engine lets a command in past the limit, but it cannot start anything; a plain refusal is as good.
+    eventually(Duration::from_secs(5), "no process is left", || stats() >= 22);
+    // The engine starts a command beyond the limit, but the command cannot start anything; a plain refusal is just as
+    // good.
     let begun = Instant::now();
     let answer = exec(&alice, "main", "ls / | cat", 3);
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
@@ -119,7 +120,7 @@ time.sleep(2)'";
     }
     assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main"]);
     exec(&bob, "main", "true", 5).ok();
-    // The way out that the answer names.
+    // The remedy that the answer names.
     alice.post("/pod/restart?ins=main").ok();
     exec(&alice, "main", "true", 5).ok();
     assert_eq!(container_id(&server, "alice", "main"), id);
@@ -128,12 +129,12 @@ time.sleep(2)'";
 }
 
 #[test]
-fn a_hundred_megabytes_of_output() {
+fn a_hundred_megabytes_of_output_are_served_in_bounded_time_and_memory() {
     let Some(server) = Server::start() else { return };
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main").ok();
     let before = Held::by(&server);
-    // To the terminal of the pod's own process, which is what the engine keeps as its log.
+    // To the terminal of the pod's own process, which the engine keeps as its log.
     let id = container_id(&server, "alice", "main");
     docker(&[
         "exec",
@@ -142,7 +143,7 @@ fn a_hundred_megabytes_of_output() {
         "-c",
         "yes '0123456789012345678901234567890123456789012345678901234567890123456789' | head -c 100000000 > /proc/1/fd/1; echo the-last-line > /proc/1/fd/1",
     ]);
-    // The engine writes it down behind the one who said it.
+    // The engine writes the log asynchronously.
     eventually(Duration::from_secs(20), "all of it is in the log", || {
         alice.get("/pod/logs?ins=main&tail=1").ok().text().contains("the-last-line")
     });
@@ -153,7 +154,7 @@ fn a_hundred_megabytes_of_output() {
         assert!(took < Duration::from_secs(10), "{path} took {took:?}");
         assert!(answer.body.len() < 6 << 20, "{path}: {} bytes", answer.body.len());
         let log = answer.json()["log"].as_str().expect("a log").to_owned();
-        // After five seconds the answer is what was read by then.
+        // After five seconds the answer is what has been read so far.
         let is_cut = path.contains("since") || took > Duration::from_secs(5);
         assert!(
             is_cut || log.trim_end().ends_with("the-last-line"),
@@ -161,7 +162,7 @@ fn a_hundred_megabytes_of_output() {
             &log[log.len().saturating_sub(80)..]
         );
     }
-    // Followers that leave, while it goes on.
+    // Followers that leave while output continues.
     let noisy = thread::spawn({
         let id = id.clone();
         move || docker(&["exec", &id, "bash", "-c", "timeout 3 yes noise > /proc/1/fd/1; true"])
@@ -178,6 +179,6 @@ fn a_hundred_megabytes_of_output() {
     }
     assert_reads_fast(&bob, &["/pod/list"]);
     noisy.join().expect("docker");
-    assert_given_back(&server, before);
+    assert_released(&server, before);
     delete(&alice, "main").ok();
 }

@@ -1,4 +1,4 @@
-//! What several of these tests need: servers behind a proxy, what must hold after a fault, reads that stay fast.
+//! Shared helpers: servers behind a proxy, what must hold after a fault, reads that stay fast.
 
 use std::{
     collections::BTreeSet,
@@ -16,15 +16,15 @@ use crate::{
     proxy::Proxy,
 };
 
-/// Whatever a fault left half done is settled within this time once the fault is over: five seconds, and as many again on a
-/// machine that is busy with other tests.
-pub const SETTLE: Duration = Duration::from_secs(10);
-/// A write that cannot be done is refused within this time: ten seconds, and some more on a busy machine.
+/// After a fault ends, the daemon recovers within this time: five seconds, and as many again on a machine that is busy
+/// with other tests.
+pub const RECOVERY: Duration = Duration::from_secs(10);
+/// A write that cannot be done is refused within this time: ten seconds, plus some on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(15);
 
 /// A server whose engine is the proxy.
 pub struct Proxied {
-    // Ends first: it may still have something to say to the engine.
+    // Dropped first: it may still call the engine.
     pub server: Server,
     pub proxy: Proxy,
     _folder: tempfile::TempDir,
@@ -36,7 +36,7 @@ impl Proxied {
     }
 
     pub fn start_with(change: impl FnOnce(Builder) -> Builder) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary directory");
         let proxy = Proxy::start(folder.path());
         let server = change(Server::builder().env("DOCKER_HOST", proxy.docker_host())).start()?;
         Some(Self { server, proxy, _folder: folder })
@@ -84,7 +84,7 @@ pub fn runs(client: &Client, instance: &str, command: &str) -> bool {
     log.as_str().expect("a log").trim() != "0"
 }
 
-/// A request under way: its answer, if there was one, and how long it took.
+/// A request in flight: its answer, if there was one, and how long it took.
 pub struct Pending(JoinHandle<(Option<Answer>, Duration)>);
 
 /// Posts in the background. The daemon may be killed meanwhile.
@@ -105,7 +105,7 @@ impl Pending {
         (answer.expect("an answer"), took)
     }
 
-    /// For requests whose daemon ended meanwhile.
+    /// For requests whose daemon exited meanwhile.
     pub fn answer_if_any(self) -> Option<Answer> {
         self.0.join().expect("a thread of ours").0
     }
@@ -120,7 +120,7 @@ impl Pending {
     }
 }
 
-/// A refusal for now: 503 with Retry-After, in time.
+/// A temporary refusal: 503 with Retry-After, in time.
 #[track_caller]
 pub fn assert_unavailable(answer: &Answer, took: Duration) {
     assert_eq!(answer.status, 503, "{answer}");
@@ -129,11 +129,12 @@ pub fn assert_unavailable(answer: &Answer, took: Duration) {
     assert!(took < DEADLINE, "refused only after {took:?}");
 }
 
-/// Reads of one user wait for nothing: an engine that is away is given seconds. Their speed is measured by benches/compare.sh.
+/// Reads of one user do not wait for anything: calls to an engine that is down take seconds. Their speed is measured by
+/// benches/compare.sh.
 #[track_caller]
 pub fn assert_reads_fast(client: &Client, paths: &[&str]) {
     for path in paths {
-        // Who asks is known from then on: a password is not hashed for each read.
+        // The first request caches the credentials, so a password is not hashed for each read.
         client.get(path).ok();
         let mut times: Vec<Duration> = (0..15)
             .map(|_| {
@@ -156,7 +157,7 @@ pub fn state(server: &Server, user: &str, instance: &str) -> Option<String> {
     server.database().query_row(query, [name], |row| row.get(0)).optional().expect("a table of ours")
 }
 
-/// The full id of the container of a pod that is there.
+/// The full id of the container of an existing pod.
 #[track_caller]
 pub fn container_id(server: &Server, user: &str, instance: &str) -> String {
     let query = "SELECT container_id FROM pods WHERE container_name = ?1 AND state = 'running'";
@@ -164,28 +165,28 @@ pub fn container_id(server: &Server, user: &str, instance: &str) -> String {
     server.database().query_row(query, [&name], |row| row.get(0)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// One word of `docker inspect`, empty where there is no such container.
+/// One word of `docker inspect`, empty if there is no such container.
 pub fn inspect(container: &str, format: &str) -> String {
     let output = Command::new("docker").args(["container", "inspect", "--format", format, container]).output();
     String::from_utf8_lossy(&output.expect("docker").stdout).trim().to_owned()
 }
 
-/// Everything that must hold after a fault, within [`SETTLE`].
+/// Everything that must hold after a fault, within [`RECOVERY`].
 #[track_caller]
-pub fn assert_settled(server: &Server) {
+pub fn assert_recovered(server: &Server) {
     let begun = Instant::now();
     loop {
-        let wrong = unsettled(server);
+        let wrong = inconsistencies(server);
         if wrong.is_empty() {
             return;
         }
-        assert!(begun.elapsed() < SETTLE, "not settled within {SETTLE:?}: {wrong:#?}");
+        assert!(begun.elapsed() < RECOVERY, "not recovered within {RECOVERY:?}: {wrong:#?}");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// What does not hold of rows, containers, ports, events and answers.
-pub fn unsettled(server: &Server) -> Vec<String> {
+/// The inconsistencies among rows, containers, ports, events and answers.
+pub fn inconsistencies(server: &Server) -> Vec<String> {
     let mut wrong = Vec::new();
     let database = server.database();
     let mut rows = BTreeSet::new();
@@ -204,7 +205,7 @@ pub fn unsettled(server: &Server) -> Vec<String> {
             wrong.push(format!("{name} is {state}"));
         }
         if !names.insert(name.clone()) {
-            wrong.push(format!("{name} is there twice"));
+            wrong.push(format!("{name} exists twice"));
         }
         let spec: Value = serde_json::from_str(&spec).expect("JSON");
         for port in spec["ports"].as_array().into_iter().flatten() {
@@ -214,7 +215,7 @@ pub fn unsettled(server: &Server) -> Vec<String> {
     }
     let containers = containers(server);
     if rows != containers {
-        wrong.push(format!("rows tell of {rows:?}, the engine has {containers:?}"));
+        wrong.push(format!("the rows name {rows:?}, the engine has {containers:?}"));
     }
 
     let mut statement = database.prepare("SELECT host_port, pod FROM ports").expect("a table of ours");
@@ -225,11 +226,11 @@ pub fn unsettled(server: &Server) -> Vec<String> {
     }
     for (query, what) in [
         ("SELECT count(*) FROM events WHERE outcome = 'pending'", "events are pending"),
-        ("SELECT count(*) FROM commits", "commits are under way"),
+        ("SELECT count(*) FROM commits", "commits are in progress"),
         (
             "SELECT count(*) FROM workloads WHERE ended_at IS NULL AND id NOT IN
                  (SELECT workload FROM pods WHERE state NOT IN ('deleted', 'failed'))",
-            "workloads have no pod and no end",
+            "workloads have neither a pod nor an end",
         ),
     ] {
         let count: i64 = database.query_row(query, [], |row| row.get(0)).expect("a table of ours");
@@ -249,7 +250,7 @@ pub fn unsettled(server: &Server) -> Vec<String> {
     wrong
 }
 
-/// Ids of this server's containers. Their names are not told apart: people rename containers.
+/// Ids of this server's containers. Names are not compared, since people rename containers.
 fn containers(server: &Server) -> BTreeSet<String> {
     let filter = format!("name=^/{}-", server.prefix);
     let list = docker(&["ps", "-a", "--no-trunc", "--filter", &filter, "--format", "{{.ID}}"]);

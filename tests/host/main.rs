@@ -1,6 +1,6 @@
-//! Faults and kills: what the daemon must survive, on a real engine with a proxy on its socket.
+//! Faults and kills that the daemon must survive, on a real engine with a proxy on its socket.
 //!
-//! Each test ends with [`help::assert_settled`]: rows, containers, ports and events agree again.
+//! Each test ends with [`help::assert_recovered`]: rows, containers, ports and events agree again.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! An engine of a test's own, in a network namespace of its own: it may be frozen, killed, and have its disk filled.
+//! A test's own engine, in its own network namespace: it may be frozen, killed, and have its disk filled.
 
 use std::{
     fs,
@@ -16,26 +16,26 @@ use nix::{
 
 use crate::common::{Builder, IMAGE, Need, Server, run};
 
-/// The file of its settings.
+/// The engine's config file.
 const SETTINGS: &str = "daemon.json";
 
-/// It has the image of the host's own engine.
+/// The engine, with an image from the host's engine.
 pub struct PrivateDocker {
     folder: tempfile::TempDir,
     child: Child,
 }
 
 impl PrivateDocker {
-    /// `None` where the machine lacks what is needed.
+    /// `None` if the machine lacks what is needed.
     pub fn start() -> Option<Self> {
         Self::start_in(|_| {})
     }
 
-    /// On a disk of its own of so many MiB.
+    /// On its own disk of this many MiB.
     pub fn start_on_a_disk(size: u32) -> Option<Self> {
         Self::start_in(|folder| {
             let (image, data) = (folder.join("disk.img").display().to_string(), folder.join("data"));
-            fs::create_dir(&data).expect("our own folder");
+            fs::create_dir(&data).expect("our own directory");
             run("truncate", &["-s", &format!("{size}M"), &image]);
             run("mkfs.ext4", &["-q", "-F", "-m", "0", &image]);
             run("mount", &["-o", "loop", &image, &data.display().to_string()]);
@@ -46,9 +46,9 @@ impl PrivateDocker {
         if !Need::PrivateEngine.is_there() || !Need::Docker.is_there() {
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("pody-dockerd-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("pody-dockerd-").tempdir().expect("a temporary directory");
         prepare(folder.path());
-        fs::write(folder.path().join(SETTINGS), "{}").expect("our own folder");
+        fs::write(folder.path().join(SETTINGS), "{}").expect("our own directory");
         let child = Self::spawn(folder.path());
         let docker = Self { folder, child };
         docker.wait_ready();
@@ -60,13 +60,13 @@ impl PrivateDocker {
         Some(docker)
     }
 
-    /// A server with this engine. It has no network, and so no ports.
+    /// A server with this engine. The engine has no network, and so no ports.
     pub fn server(&self) -> Builder {
         let image = "network = \"none\"\n[[images]]\nname = \"pody-base\"\nports = []\n";
         Server::builder().env("DOCKER_HOST", self.host()).config(image).pod_ports(0)
     }
 
-    /// Where it keeps images and containers.
+    /// Where the engine keeps images and containers.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -115,7 +115,7 @@ impl PrivateDocker {
         self.child.wait().expect("our own child");
     }
 
-    /// Containers outlive their engine: when a test fails while it is dead, they and their shims are ended here.
+    /// Containers outlive their engine: when a test fails while it is dead, they and their shims are killed here.
     fn end_shims(&self) {
         let ours = self.folder.path().display().to_string();
         let numbers =
@@ -134,13 +134,13 @@ impl PrivateDocker {
         }
     }
 
-    /// Settings for its next start.
+    /// Sets the config for its next start.
     pub fn set(&self, settings: &str) {
-        fs::write(self.folder.path().join(SETTINGS), settings).expect("our own folder");
+        fs::write(self.folder.path().join(SETTINGS), settings).expect("our own directory");
     }
 
     pub fn start_again(&mut self) {
-        // Its containerd dies with it, and a new dockerd must not take the one that is just dying for its own.
+        // Its containerd dies with it, and a new dockerd must not adopt the one that is just exiting.
         for left in ["pid", "exec/containerd/containerd.pid"] {
             let _ = fs::remove_file(self.folder.path().join(left));
         }
@@ -161,7 +161,7 @@ impl Drop for PrivateDocker {
             let _ = self.child.wait();
         }
         self.end_shims();
-        // What dockerd may leave mounted would keep the folder.
+        // Anything that dockerd left mounted would prevent the removal of the directory.
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         let ours = self.folder.path().display().to_string();
         let mut points: Vec<&str> =

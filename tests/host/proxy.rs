@@ -1,8 +1,8 @@
-//! A stand between the daemon and Docker's socket, for faults.
+//! A proxy between the daemon and Docker's socket that injects faults.
 //!
-//! One request per connection: `Connection: close` is put into every request, so an answer ends where the connection does,
-//! and whatever is no fault's concern is copied byte by byte, upgraded connections too. A [`Rule`] is in force while its
-//! handle lives.
+//! One request per connection: `Connection: close` is put into every request, so a response ends where the connection
+//! does, and everything that no fault concerns is copied byte by byte, including upgraded connections. A [`Rule`] is in
+//! effect while its handle lives.
 
 use std::{
     fs,
@@ -21,31 +21,31 @@ use std::{
 /// Docker's own socket.
 pub const DOCKER: &str = "/var/run/docker.sock";
 
-/// What is done to a request that a rule matches.
+/// What to do with a request that matches a rule.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// Passed on when the rule is lifted, also when the client has left by then.
+    /// Passed on when the rule is lifted, even if the client has left by then.
     Hold,
     /// Closed without having been passed on.
     Refuse,
-    /// Passed on and done, its answer dropped.
+    /// Passed on and executed; the response is dropped.
     LoseAnswer,
-    /// Passed on and done, its answer kept back until the rule is lifted.
+    /// Passed on and executed; the response is held back until the rule is lifted.
     HoldAnswer,
     /// Not passed on; answered with this status and text.
     Answer(u16, &'static str),
-    /// Passed on and done; the answer ends after so many bytes of its body.
+    /// Passed on and executed; the response ends after this many bytes of its body.
     Cut(usize),
-    /// Passed on and done; the answer's body is half a JSON text.
+    /// Passed on and executed; the response's body is half a JSON text.
     Garble,
-    /// The answer's head is passed on, nothing of its body: a stream that fell silent.
+    /// The response's head is passed on, nothing of its body: a stream that fell silent.
     Mute,
 }
 
 struct RuleState {
     pattern: String,
     fault: Fault,
-    /// How many matches it holds for.
+    /// How many matches it applies to.
     limit: usize,
     seen: AtomicUsize,
     lifted: AtomicBool,
@@ -69,18 +69,19 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     stopped: AtomicBool,
-    /// The test has failed: what is held is not passed on any more, it would make containers behind the clean-up.
+    /// The test has failed: held requests are no longer passed on, since they would create containers after the
+    /// cleanup.
     failed: AtomicBool,
     counter: AtomicUsize,
 }
 
-/// The proxy. Ends with its value.
+/// The proxy. Stops when dropped.
 pub struct Proxy {
     path: PathBuf,
     shared: Arc<Shared>,
 }
 
-/// A fault in force. Lifted when dropped.
+/// A fault in effect. Lifted when dropped.
 #[must_use = "the fault is lifted when this is dropped"]
 pub struct Rule {
     shared: Arc<Shared>,
@@ -88,19 +89,19 @@ pub struct Rule {
 }
 
 impl Proxy {
-    /// Stands before Docker, with its socket below `folder`.
+    /// A proxy of Docker, with its socket below `folder`.
     pub fn start(folder: &Path) -> Self {
         Self::before(Path::new(DOCKER), folder)
     }
 
-    /// Stands before another engine.
+    /// A proxy of another engine.
     pub fn before(upstream: &Path, folder: &Path) -> Self {
         let proxy = Self::absent(upstream, folder);
         proxy.appear();
         proxy
     }
 
-    /// Its socket is not there until it appears.
+    /// The same, without a socket until [`Self::appear`].
     pub fn absent(upstream: &Path, folder: &Path) -> Self {
         let shared = Arc::new(Shared {
             upstream: upstream.to_owned(),
@@ -117,10 +118,10 @@ impl Proxy {
         format!("unix://{}", self.path.display())
     }
 
-    /// Begins to listen.
+    /// Starts to listen.
     pub fn appear(&self) {
         let _ = fs::remove_file(&self.path);
-        let listener = UnixListener::bind(&self.path).expect("a socket in a folder of ours");
+        let listener = UnixListener::bind(&self.path).expect("a socket in our own directory");
         self.shared.stopped.store(false, Ordering::SeqCst);
         let shared = self.shared.clone();
         thread::spawn(move || {
@@ -134,22 +135,22 @@ impl Proxy {
         });
     }
 
-    /// Cuts every connection and takes the socket away, as a killed engine does.
+    /// Cuts every connection and removes the socket, as a killed engine does.
     pub fn vanish(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // The listener sees that it is to end when the next client comes.
+        // The listener notices the stop when the next client connects.
         let _ = UnixStream::connect(&self.path);
         let _ = fs::remove_file(&self.path);
         self.cut("*");
     }
 
-    /// Every request that matches. A pattern is method and path without the version, such as
+    /// Applies to every request that matches. A pattern is method and path without the version, such as
     /// `POST /containers/*/start`; `*` stands for any text, and the query belongs to the path.
     pub fn on(&self, pattern: &str, fault: Fault) -> Rule {
         self.rule(pattern, fault, usize::MAX)
     }
 
-    /// The next request that matches.
+    /// Applies to the next request that matches.
     pub fn once(&self, pattern: &str, fault: Fault) -> Rule {
         self.rule(pattern, fault, 1)
     }
@@ -196,12 +197,12 @@ impl Drop for Proxy {
 }
 
 impl Rule {
-    /// Requests that it has been applied to.
+    /// The number of requests that it has been applied to.
     pub fn hits(&self) -> usize {
         self.state.seen.load(Ordering::SeqCst).min(self.state.limit)
     }
 
-    /// Waits until a request has run into it.
+    /// Waits until a request has matched it.
     pub fn wait_hit(&self) {
         let begun = Instant::now();
         while self.hits() == 0 {
@@ -210,7 +211,7 @@ impl Rule {
         }
     }
 
-    /// Ends the fault; what it held goes on.
+    /// Ends the fault; held requests continue.
     pub fn lift(self) {}
 }
 
@@ -326,7 +327,8 @@ impl Shared {
     }
 }
 
-/// Copies what the client still sends. A client that leaves takes its request with it, as far as the engine minds.
+/// Copies what the client still sends. When a client leaves, its request is closed as well, as far as the engine can
+/// see.
 fn copy_up(
     mut client: UnixStream,
     mut upstream: UnixStream,
@@ -341,7 +343,7 @@ fn copy_up(
     })
 }
 
-/// `METHOD /path` without the version, the head, and what came behind it.
+/// `METHOD /path` without the version, the head, and the bytes after it.
 fn read_request_head(client: &mut UnixStream) -> Option<(String, String, Vec<u8>)> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 8192];

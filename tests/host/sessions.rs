@@ -1,4 +1,4 @@
-//! Terminals and background commands live on in a checkpoint: real CRIU, real pods.
+//! Terminals and background commands survive checkpoint and restore: real CRIU, real pods.
 
 use std::{
     fs,
@@ -38,7 +38,7 @@ async fn open(server: &Server, query: &str) -> Socket {
     tokio_tungstenite::connect_async(request).await.unwrap().0
 }
 
-/// Reads until a text was shown.
+/// Reads until a text is shown.
 async fn read_until(socket: &mut Socket, text: &str) -> String {
     let mut shown = String::new();
     while !shown.contains(text) {
@@ -51,7 +51,7 @@ async fn read_until(socket: &mut Socket, text: &str) -> String {
     shown
 }
 
-/// Reads to the end: what was shown, and the last word.
+/// Reads to the end: what was shown, and the last message.
 async fn read_to_end(socket: &mut Socket) -> (String, Value) {
     let mut shown = String::new();
     loop {
@@ -64,14 +64,14 @@ async fn read_to_end(socket: &mut Socket) -> (String, Value) {
     }
 }
 
-/// The daemon's own functions, on its own folder, and alice.
+/// The daemon's own functions, on its own directory, and alice as the caller.
 async fn daemon(server: &Server) -> (App, Caller) {
     let app = App::open(&server.home, None, Engine::connect().await.unwrap()).unwrap();
     app.engine.look(&container_id(server, "alice", "main").parse().unwrap()).await.unwrap();
     (app, Caller { user: "alice".parse().unwrap(), is_admin: false, address: IpAddr::V4(Ipv4Addr::LOCALHOST) })
 }
 
-/// Lets everybody go, as a checkpoint does.
+/// Detaches all shells, as a checkpoint does.
 async fn detach_shells(server: &Server) -> ShellsHeld {
     let (app, alice) = daemon(server).await;
     let pod = app.pods.find(&alice, &"main".parse().unwrap()).unwrap();
@@ -82,7 +82,7 @@ fn carriers(server: &Server) -> usize {
     docker(&["top", &server.container("alice", "main"), "-eo", "pid,args"]).matches("pody-init attach").count()
 }
 
-/// Saves a running pod beside the engine, as checkpoints are made, and lets it go on.
+/// Dumps a running pod beside the engine, as checkpoints do, and resumes it.
 fn dump(server: &Server, folder: &Path) {
     let id = container_id(server, "alice", "main");
     let (images, work) = (folder.join("images"), folder.join("work"));
@@ -111,7 +111,7 @@ fn counted(client: &Client, file: &str) -> u64 {
 }
 
 #[test]
-fn terminals_and_background_commands_go_on_after_a_restore() {
+fn terminals_and_background_commands_continue_after_a_restore() {
     if !Need::Criu.is_there() {
         return;
     }
@@ -120,7 +120,7 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
     create(&alice, "main").ok();
     let name = server.container("alice", "main");
     let count = |file: &str| format!("i=0; while sleep 0.05; do i=$((i+1)); echo n$i=; echo $i >> {file}; done");
-    // In the background as a session, and behind a command in the foreground.
+    // In the background as a session, and started by a foreground command.
     let begun =
         alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", &count("/root/back")), ("detach", "true")]).ok().json();
     let background = begun["session"].as_str().unwrap().to_owned();
@@ -132,18 +132,18 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
         shell.send(Message::binary(format!("stty size; mark=kept; {}\n", count("/root/shell")))).await.unwrap();
         assert!(read_until(&mut shell, "n3=").await.contains("30 100"));
         let held = detach_shells(&server).await;
-        assert_eq!(carriers(&server), 0, "nobody outside is attached any more");
+        assert_eq!(carriers(&server), 0, "nothing outside is attached any longer");
         let (_, last) = read_to_end(&mut shell).await;
         drop(held);
         last["detached"]["session"].as_str().unwrap_or_else(|| panic!("{last}")).to_owned()
     });
     let folder = tempfile::tempdir().unwrap();
     dump(&server, folder.path());
-    eventually(Duration::from_secs(10), "the daemon sees it run", || {
+    eventually(Duration::from_secs(10), "the daemon sees it running", || {
         alice.post("/pod/exec?ins=main&cmd=true").status == 200
     });
 
-    // The pod that goes on has its terminal: what was shown meanwhile is shown, and then what comes.
+    // The resumed pod has its terminal: it shows what was written meanwhile, and then what follows.
     let files = ["/root/back", "/root/behind", "/root/shell"];
     let before = files.map(|file| counted(&alice, file));
     block_on(async {
@@ -159,23 +159,23 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
     let saved = inspect(&name, "{{.State.Pid}}");
     run("docker", &["start", "--checkpoint", "test", &name]);
     remove_copies(&inspect(&name, "{{.Id}}"));
-    eventually(Duration::from_secs(10), "the daemon sees it run", || {
+    eventually(Duration::from_secs(10), "the daemon sees it running", || {
         alice.post("/pod/exec?ins=main&cmd=true").status == 200
     });
     assert_ne!(inspect(&name, "{{.State.Pid}}"), saved);
     let before = files.map(|file| counted(&alice, file));
-    eventually(Duration::from_secs(10), "all of them count on", || {
+    eventually(Duration::from_secs(10), "all of them keep counting", || {
         files.iter().zip(before).all(|(file, before)| counted(&alice, file) > before + 3)
     });
     let sessions = alice.get("/pod/sessions?ins=main").ok().json();
     let ids: Vec<&str> = sessions.as_array().unwrap().iter().filter_map(|s| s["session"].as_str()).collect();
     assert_eq!(ids, [background.as_str(), session.as_str()], "{sessions}");
 
-    // It is the same shell: what was typed before is known, Ctrl-C reaches it, its size follows, its exit code comes.
+    // It is the same shell: it knows what was typed before, Ctrl-C reaches it, its size changes, its exit code arrives.
     block_on(async {
         let mut shell = open(&server, &format!("session={session}&rows=40&cols=120")).await;
         read_until(&mut shell, "=").await;
-        // More than once: between two commands of a loop there is nobody in the foreground to hear it.
+        // More than once: between two commands of a loop there is no foreground process to receive it.
         for _ in 0..10 {
             shell.send(Message::binary("\x03")).await.unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -188,7 +188,7 @@ fn terminals_and_background_commands_go_on_after_a_restore() {
     delete(&alice, "main").ok();
 }
 
-/// containerd leaves the copy that it makes of a checkpoint for a start; one of its files names the container.
+/// Removes the copy that containerd leaves of a checkpoint after a start; one of its files names the container.
 fn remove_copies(container: &str) {
     for entry in fs::read_dir("/tmp").unwrap().filter_map(Result::ok) {
         let of_whom = fs::read(entry.path().join("cgroup.img")).unwrap_or_default();
@@ -199,22 +199,22 @@ fn remove_copies(container: &str) {
     }
 }
 
-/// How a session ended that nobody was at is told to who comes back, once.
+/// How a session ended while no client was attached is reported once, to the next client.
 #[test]
-fn the_end_of_a_session_waits_for_who_comes_back() {
+fn the_end_of_a_detached_session_is_reported_on_reattach() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
     let cmd = "for i in $(seq 100000); do echo line $i; done; echo over; exit 9";
     let begun = alice.post_with("/pod/exec", &[("ins", "main"), ("cmd", cmd), ("detach", "true")]).ok().json();
     let session = begun["session"].as_str().unwrap().to_owned();
-    eventually(Duration::from_secs(20), "it has ended, held up by nobody", || {
+    eventually(Duration::from_secs(20), "it has ended without being blocked", || {
         alice.get("/pod/sessions?ins=main").ok().json()[0]["exit_code"] == 9
     });
     block_on(async {
         let (shown, last) = read_to_end(&mut open(&server, &format!("session={session}")).await).await;
         assert_eq!(last, json!({"exit_code": 9}));
-        // The end of it, and not more than is kept.
+        // The end of its output, and not more than is kept.
         assert!(shown.ends_with("line 100000\r\nover\r\n") && shown.len() <= 256 << 10, "{} bytes", shown.len());
         assert!(shown.len() > 200 << 10 && !shown.contains("line 1\r\n"));
     });
@@ -224,9 +224,9 @@ fn the_end_of_a_session_waits_for_who_comes_back() {
     delete(&alice, "main").ok();
 }
 
-/// As long as a checkpoint is being made nobody attaches, and afterwards they do.
+/// While a checkpoint is being made no client can attach; afterwards they can.
 #[test]
-fn nobody_attaches_during_a_checkpoint() {
+fn attaching_is_refused_during_a_checkpoint() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -243,7 +243,7 @@ fn nobody_attaches_during_a_checkpoint() {
             match shell.next().await {
                 ShellEvent::Output(_) => {}
                 ShellEvent::Ended(code) => break assert_eq!(code, Some(3)),
-                ShellEvent::Detached(session) => panic!("{session} is let go"),
+                ShellEvent::Detached(session) => panic!("{session} was detached"),
             }
         }
     });
@@ -251,7 +251,7 @@ fn nobody_attaches_during_a_checkpoint() {
 }
 
 #[test]
-fn sessions_are_taken_over_and_end_with_their_user() {
+fn a_second_client_takes_a_session_from_the_first_and_its_processes_end_with_it() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();
@@ -263,11 +263,11 @@ fn sessions_are_taken_over_and_end_with_their_user() {
         let (_, last) = read_to_end(&mut shell).await;
         let session = last["detached"]["session"].as_str().unwrap().to_owned();
         let first = open(&server, &format!("session={session}")).await;
-        // Who comes later takes it over; who was there is let go.
+        // A later client takes the session; the earlier one is detached.
         let second = open(&server, &format!("session={session}")).await;
         let mut first = first;
         assert_eq!(read_to_end(&mut first).await.1["detached"]["session"], session.as_str());
-        eventually(Duration::from_secs(5), "all of it runs", || {
+        eventually(Duration::from_secs(5), "all of it is running", || {
             docker(&["top", &server.container("alice", "main"), "-eo", "pid,args"]).matches("sleep 9871").count() == 3
         });
         drop(second);
@@ -279,7 +279,7 @@ fn sessions_are_taken_over_and_end_with_their_user() {
     delete(&alice, "main").ok();
 }
 
-/// A kill of the daemon takes the terminals that it carried with it, but neither the pod nor what runs in its background.
+/// A kill of the daemon ends the terminals that it served, but neither the pod nor the commands in its background.
 #[test]
 fn terminals_end_with_the_daemon_and_background_commands_do_not() {
     let Some(mut server) = Server::start() else { return };
@@ -292,10 +292,12 @@ fn terminals_end_with_the_daemon_and_background_commands_do_not() {
         let mut shell = open(&server, "").await;
         shell.send(Message::binary("sleep 98722\n")).await.unwrap();
         read_until(&mut shell, "98722").await;
-        eventually(Duration::from_secs(5), "it runs", || processes(&server).contains("sleep 98722"));
+        eventually(Duration::from_secs(5), "it is running", || processes(&server).contains("sleep 98722"));
         server.kill();
     });
-    eventually(Duration::from_secs(5), "the terminal is ended", || !processes(&server).contains("sleep 98722"));
+    eventually(Duration::from_secs(5), "the terminal's process is gone", || {
+        !processes(&server).contains("sleep 98722")
+    });
     server.start_again();
     let sessions = alice.get("/pod/sessions?ins=main").ok().json();
     assert_eq!((sessions.as_array().unwrap().len(), &sessions[0]["session"]), (1, &begun["session"]), "{sessions}");
@@ -303,9 +305,10 @@ fn terminals_end_with_the_daemon_and_background_commands_do_not() {
     delete(&alice, "main").ok();
 }
 
-/// Not a byte of what a command shows at its end is lost, and what it leaves behind holds nobody up.
+/// Not a byte of what a command writes at its end is lost, and the processes that it leaves behind do not block the
+/// session.
 #[test]
-fn the_last_words_of_a_terminal_are_shown() {
+fn the_last_output_of_a_terminal_is_shown() {
     let Some(server) = Server::start() else { return };
     let alice = server.member("alice");
     create(&alice, "main").ok();

@@ -1,8 +1,9 @@
-//! GPUs, CUDA and `cuda-checkpoint` that are not there. The driver's library is that of `tests/nvml`; a program in a pod
-//! stands for one that uses CUDA, and a program on the host for NVIDIA's: with its command line, its words, its exit codes.
+//! Stand-ins for GPUs, CUDA and `cuda-checkpoint`. The driver's library is that of `tests/nvml`; a program in a pod
+//! stands for one that uses CUDA, and a program on the host for NVIDIA's tool: with its command line, its messages, its
+//! exit codes.
 //!
-//! As with the real ones, the state is in the process, a thread of which does what it is told: one that stands still does
-//! nothing, what CRIU saves is the state of then, and a program whose memory is off the GPU has no device open.
+//! As with the real ones, the state is in the process, and a thread of it carries out the requests: a frozen process
+//! does nothing, CRIU dumps the state at that time, and a program whose memory is off the GPU has no device open.
 
 use std::{
     fs,
@@ -19,10 +20,10 @@ use crate::{
     help::{exec, run_python, start_with},
 };
 
-/// What a program has on a GPU.
+/// The memory that a program has on a GPU.
 pub const BYTES: u64 = 64 << 20;
 
-/// A program that computes on a GPU: it counts as long as CUDA lets it.
+/// A program that computes on a GPU: it counts as long as CUDA allows.
 const PROGRAM: &str = r#"
 import os, threading, time
 folder, me = '/root/cuda', os.getpid()
@@ -61,8 +62,8 @@ while True:
     time.sleep(0.02)
 "#;
 
-/// `cuda-checkpoint`. A file of an action's name beside it says what goes wrong with it: `fail`, `fail-once`, `hang`,
-/// `hang-once`, `slow`.
+/// `cuda-checkpoint`. A file beside it with the name of an action selects the fault of that action: `fail`,
+/// `fail-once`, `hang`, `hang-once`, `slow`.
 const TOOL: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 if [ "$1" = --help ]; then
@@ -128,9 +129,9 @@ pub struct Cuda {
 impl Cuda {
     /// Two GPUs, a driver and a program of this version.
     pub fn new(version: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("pody-cuda-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("pody-cuda-").tempdir().expect("a temporary directory");
         let cuda = Self { gpus: Gpus::new(State::with_gpus(2)), folder };
-        fs::write(cuda.program(), TOOL).expect("our own folder");
+        fs::write(cuda.program(), TOOL).expect("our own directory");
         fs::set_permissions(cuda.program(), fs::Permissions::from_mode(0o755)).expect("our own file");
         cuda.upgrade(version);
         cuda
@@ -138,9 +139,9 @@ impl Cuda {
 
     pub fn upgrade(&self, version: &str) {
         let maps = version.split('.').next().and_then(|branch| branch.parse::<u32>().ok()).is_some_and(|b| b >= 580);
-        fs::write(self.folder.path().join("version"), version).expect("our own folder");
+        fs::write(self.folder.path().join("version"), version).expect("our own directory");
         let more = if maps { " [--device-map <uuids>]" } else { "" };
-        fs::write(self.folder.path().join("more"), more).expect("our own folder");
+        fs::write(self.folder.path().join("more"), more).expect("our own directory");
         self.gpus.change(|state| {
             version.clone_into(&mut state.driver_version);
             state.generation += 1;
@@ -160,20 +161,20 @@ impl Cuda {
 
     /// A server on a host with these GPUs.
     pub fn start(&self, change: impl FnOnce(Builder) -> Builder) -> Option<Server> {
-        // What would confuse the driver is not handed on.
+        // Variables that would confuse the driver are not passed on.
         start_with(|builder| change(builder.config(&self.config()).gpus(&self.gpus).env("CUDA_VISIBLE_DEVICES", "1")))
     }
 
-    /// From now on, until it is put right.
+    /// Sets a fault until it is cleared.
     pub fn fault(&self, action: &str, how: &str) {
-        fs::write(self.folder.path().join(action), how).expect("our own folder");
+        fs::write(self.folder.path().join(action), how).expect("our own directory");
     }
 
-    pub fn mend(&self, action: &str) {
+    pub fn clear_fault(&self, action: &str) {
         let _ = fs::remove_file(self.folder.path().join(action));
     }
 
-    /// What was asked of the program since the last time, without questions about states.
+    /// The requests to the program since the last call, without queries of the state.
     pub fn calls(&self) -> Vec<String> {
         let path = self.folder.path().join("calls");
         let calls = fs::read_to_string(&path).unwrap_or_default();
@@ -186,7 +187,7 @@ impl Cuda {
         calls.lines().any(|line| line == call)
     }
 
-    /// Runs a program on a GPU; its PID in the pod.
+    /// Runs a program on a GPU; returns its PID in the pod.
     pub fn run(&self, server: &Server, client: &Client, instance: &str, name: &str, gpu: usize) -> String {
         run_python(client, instance, name, &PROGRAM.replace("NAME", name));
         let pid = host_pid(server, instance, name);
@@ -196,7 +197,7 @@ impl Cuda {
     }
 }
 
-/// The daemon has seen it.
+/// Waits until the daemon has seen the process.
 fn wait_for(server: &Server, pid: u32) {
     let begun = Instant::now();
     loop {
@@ -209,7 +210,7 @@ fn wait_for(server: &Server, pid: u32) {
     }
 }
 
-/// On the host.
+/// Its PID on the host.
 pub fn host_pid(server: &Server, instance: &str, name: &str) -> u32 {
     let container = server.container("alice", instance);
     let processes = docker(&["top", &container, "-eo", "pid,args"]);
@@ -219,7 +220,7 @@ pub fn host_pid(server: &Server, instance: &str, name: &str) -> u32 {
     line.split_whitespace().next().expect("a PID").parse().expect("a PID")
 }
 
-/// How far a program is, and its secret with its PID.
+/// A program's count, and its secret with its PID.
 #[track_caller]
 pub fn count(client: &Client, instance: &str, name: &str) -> (u64, String) {
     let begun = Instant::now();
@@ -233,14 +234,14 @@ pub fn count(client: &Client, instance: &str, name: &str) -> (u64, String) {
     }
 }
 
-/// It has its GPU, and counts on: the very process of before.
+/// The same process as before has its GPU, and keeps counting.
 #[track_caller]
-pub fn computes_on(client: &Client, instance: &str, name: &str, identity: &str) {
+pub fn keeps_computing(client: &Client, instance: &str, name: &str, identity: &str) {
     let (from, same) = count(client, instance, name);
     assert_eq!(same, identity, "{name} is another process");
     let begun = Instant::now();
     while count(client, instance, name).0 <= from {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{name} stands still at {from}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{name} is stuck at {from}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

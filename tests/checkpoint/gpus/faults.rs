@@ -1,12 +1,12 @@
-//! Whatever goes wrong on the way off the GPUs and back: the pod runs on, with all of its programs on theirs.
+//! Faults while memory moves off the GPUs and back: the pod keeps running, with all of its programs on their GPUs.
 
-use super::cuda::{Cuda, computes_on, count};
+use super::cuda::{Cuda, count, keeps_computing};
 use crate::{
     common::{Client, Need, Server, eventually},
     help::{assert_clean, create, delete, delete_checkpoints, done, engine_says, fails, save, status},
 };
 
-/// Short, so that what hangs is ended soon; enough for CRIU on a slow machine.
+/// Short, so that hung calls are killed soon; enough for CRIU on a slow machine.
 const SHORT: &str = "[checkpoint]\ntimeout_seconds = 12\n";
 
 fn start(cuda: &Cuda, points: &str) -> Option<(Server, Client, [String; 2])> {
@@ -24,14 +24,14 @@ fn start(cuda: &Cuda, points: &str) -> Option<(Server, Client, [String; 2])> {
 fn all_compute(server: &Server, client: &Client, identities: &[String; 2]) {
     assert_eq!(status(client, "main"), "running");
     for (name, identity) in ["one", "two"].into_iter().zip(identities) {
-        computes_on(client, "main", name, identity);
+        keeps_computing(client, "main", name, identity);
     }
     assert_eq!(engine_says(server, "alice", "main", "{{.State.Paused}}"), "false");
     assert_eq!(engine_says(server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
     assert_clean(server);
 }
 
-/// Off the GPUs: the checkpoint fails with the cause, whether the pod was to be stopped or not.
+/// While moving off the GPUs: the checkpoint fails with the cause, whether the pod was to be stopped or not.
 fn fails_on_the_way(action: &str, how: &str, said: &str) {
     let cuda = Cuda::new("570.86.10");
     let Some((server, alice, identities)) = start(&cuda, "") else { return };
@@ -40,7 +40,7 @@ fn fails_on_the_way(action: &str, how: &str, said: &str) {
         let error = fails(&alice, &format!("/pod/checkpoint?ins=main&leave_running={leave_running}"));
         assert!(error.starts_with(&format!("gpu-off: cuda-checkpoint cannot {action} python3[")), "{error}");
         assert!(error.contains(said) && !error.contains("still without"), "{error}");
-        cuda.mend(action);
+        cuda.clear_fault(action);
         all_compute(&server, &alice, &identities);
     }
     save(&alice, "ins=main");
@@ -50,28 +50,28 @@ fn fails_on_the_way(action: &str, how: &str, said: &str) {
 }
 
 #[test]
-fn the_lock_fails() {
+fn a_lock_that_fails_fails_the_checkpoint() {
     fails_on_the_way("lock", "fail", "out of memory");
 }
 
 #[test]
-fn the_lock_hangs() {
+fn a_lock_that_hangs_fails_the_checkpoint() {
     fails_on_the_way("lock", "hang", "it did not end within 17 s and was ended");
 }
 
 #[test]
-fn the_copy_fails() {
+fn a_copy_that_fails_fails_the_checkpoint() {
     fails_on_the_way("checkpoint", "fail", "out of memory");
 }
 
 #[test]
-fn the_copy_hangs() {
+fn a_copy_that_hangs_fails_the_checkpoint() {
     fails_on_the_way("checkpoint", "hang", "and was ended");
 }
 
-/// Back on the GPUs: what fails once is done again; the checkpoint is good in any case.
+/// While moving back onto the GPUs: a step that fails once is retried; the checkpoint is valid in any case.
 #[test]
-fn the_way_back_fails_or_hangs_once() {
+fn a_step_back_onto_the_gpus_that_fails_or_hangs_once_is_retried() {
     let cuda = Cuda::new("570.86.10");
     let Some((server, alice, identities)) = start(&cuda, "") else { return };
     for (action, how) in
@@ -86,16 +86,16 @@ fn the_way_back_fails_or_hangs_once() {
     delete_checkpoints(&alice);
 }
 
-/// A program that does not get its GPU back at all: the checkpoint is what it can be saved by.
+/// A program that does not get its GPU back at all can be recovered from the checkpoint.
 #[test]
-fn a_program_stays_without_its_gpu() {
+fn a_program_that_stays_without_its_gpu_is_reported() {
     let cuda = Cuda::new("570.86.10");
     let Some((server, alice, identities)) = start(&cuda, "") else { return };
     cuda.fault("restore", "fail");
     let saved = done(&alice, "/pod/checkpoint?ins=main");
     let losses = saved["losses"].to_string();
     assert!(losses.contains("still without their GPUs") && losses.contains("out of memory"), "{saved}");
-    cuda.mend("restore");
+    cuda.clear_fault("restore");
     assert_clean(&server);
     alice.post("/pod/stop?ins=main").ok();
     done(&alice, "/pod/restore?ins=main");
@@ -104,9 +104,9 @@ fn a_program_stays_without_its_gpu() {
     delete_checkpoints(&alice);
 }
 
-/// The GPUs come back after a failure of what follows, when the pod goes on.
+/// The GPUs are given back after a later step fails, when the pod resumes.
 #[test]
-fn the_dump_fails() {
+fn a_dump_that_fails_gives_the_gpus_back() {
     if !Need::Failpoints.is_there() {
         return;
     }
@@ -121,9 +121,9 @@ fn the_dump_fails() {
     }
 }
 
-/// Programs that end, and begin, while others are being copied.
+/// Programs exit and start while others are being copied.
 #[test]
-fn programs_come_and_go_meanwhile() {
+fn programs_may_start_and_exit_meanwhile() {
     let cuda = Cuda::new("570.86.10");
     let Some((server, alice, identities)) = start(&cuda, "") else { return };
     cuda.fault("lock", "slow");
@@ -132,17 +132,17 @@ fn programs_come_and_go_meanwhile() {
     eventually(std::time::Duration::from_secs(20), "it is being locked", || {
         cuda.was_called(&format!("lock {pid} begins"))
     });
-    // The first is ended under the lock's hands.
+    // The first is killed while it is being locked.
     let one = super::cuda::host_pid(&server, "main", "one");
     assert!(std::process::Command::new("kill").args(["-9", &one.to_string()]).status().unwrap().success());
     let action = crate::help::wait(&alice, &begun);
     assert_eq!(action["status"], "done", "{action}");
-    cuda.mend("lock");
-    computes_on(&alice, "main", "two", &identities[1]);
+    cuda.clear_fault("lock");
+    keeps_computing(&alice, "main", "two", &identities[1]);
     assert_clean(&server);
     alice.post("/pod/stop?ins=main").ok();
     done(&alice, "/pod/restore?ins=main");
-    computes_on(&alice, "main", "two", &identities[1]);
+    keeps_computing(&alice, "main", "two", &identities[1]);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }

@@ -1,4 +1,4 @@
-//! Pods that the engine gave GPUs: a restore looks at those that the pod is given then.
+//! Pods to which the engine assigned GPUs: a restore considers the GPUs that the pod has now.
 
 use std::{process::Command, time::Duration};
 
@@ -40,13 +40,13 @@ fn count(client: &Client, instance: &str) -> u64 {
     exec(client, instance, "cat /root/count").parse().expect("a number")
 }
 
-fn counts_on(client: &Client, instance: &str) {
+fn keeps_counting(client: &Client, instance: &str) {
     let from = count(client, instance);
-    eventually(Duration::from_secs(30), "it counts on", || count(client, instance) > from);
+    eventually(Duration::from_secs(30), "it keeps counting", || count(client, instance) > from);
 }
 
 #[test]
-fn the_memory_goes_onto_gpus_that_the_pod_is_given() {
+fn gpu_memory_is_restored_onto_the_gpus_that_the_pod_has() {
     if !Need::Criu.is_there() {
         return;
     }
@@ -64,7 +64,7 @@ fn the_memory_goes_onto_gpus_that_the_pod_is_given() {
         let line = processes.lines().find(|line| line.ends_with("sh /root/program"))?.to_owned();
         line.split_whitespace().next()?.parse::<u32>().ok()
     };
-    eventually(Duration::from_secs(20), "it runs", || find().is_some());
+    eventually(Duration::from_secs(20), "it is running", || find().is_some());
     let pid = find().expect("just seen");
     eventually(Duration::from_secs(20), "it has the GPU", || {
         Command::new("sh").args(["-c", &format!("ls -l /proc/{pid}/fd | grep -q nvidia0")]).status().unwrap().success()
@@ -77,20 +77,20 @@ fn the_memory_goes_onto_gpus_that_the_pod_is_given() {
     let uuid = |index: u32| format!("GPU-00000000-0000-0000-0000-{index:012x}");
     cuda.gpus.change(|state| state.devices[1].processes.clear());
 
-    // Where it was.
+    // On the original GPU.
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
     assert!(!cuda.calls().iter().any(|call| call.contains("GPU-")), "its own GPU");
-    counts_on(&alice, "main");
+    keeps_counting(&alice, "main");
 
-    // A twin may have all of today's quota: its own GPU where that has room, else another one.
+    // A twin may use all of the current quota: the original GPU if it has room, otherwise another one.
     cuda.gpus.change(|state| state.devices[1].memory_used = state.devices[1].memory_total);
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
     let map = format!("{}={}", uuid(1), uuid(0));
     assert!(cuda.calls().iter().any(|call| call.starts_with("restore") && call.ends_with(&map)), "{map}");
-    counts_on(&alice, "twin");
+    keeps_counting(&alice, "twin");
     alice.post("/pod/delete?ins=twin").ok();
 
-    // None any more.
+    // Without any GPU.
     server.pody(&["quota", "update", "alice", "--gpus", "none"]);
     let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
     assert_eq!(refused.status, 409, "{refused}");

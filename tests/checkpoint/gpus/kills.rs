@@ -1,9 +1,9 @@
-//! SIGKILL of the daemon around the phases of GPUs; the next start finds out where each program is, and puts it right, also
-//! where GPU checkpoints have been switched off meanwhile.
+//! SIGKILL of the daemon around the phases of GPUs; the next start finds out the state of each program and recovers it,
+//! even if GPU checkpoints have been disabled meanwhile.
 
 use std::{thread, time::Duration};
 
-use super::cuda::{Cuda, computes_on, count};
+use super::cuda::{Cuda, count, keeps_computing};
 use crate::{
     common::{Client, Need, Server, eventually},
     help::{assert_clean, create, delete, delete_checkpoints, done, engine_says, save, status},
@@ -23,7 +23,7 @@ fn start(cuda: &Cuda, point: &str) -> Option<(Server, Client)> {
     Some((server, alice))
 }
 
-/// Kills the daemon when the action stands before the phase, switches GPU checkpoints off, and starts it again.
+/// Kills the daemon when the action is stopped before the phase, disables GPU checkpoints, and starts it again.
 fn kill_at(server: &mut Server, phase: &str) {
     wait_at(server, phase);
     end_and_start(server);
@@ -49,15 +49,15 @@ fn killed_in_checkpoint(phase: &str, leave_running: bool) {
     let (action, error) = last_action(&server);
     assert_eq!(action, "error");
     assert!(error.starts_with(&format!("{phase}: pody was ended while it")) && !error.contains("without"), "{error}");
-    eventually(Duration::from_secs(10), "it runs", || status(&alice, "main") == "running");
+    eventually(Duration::from_secs(10), "it is running", || status(&alice, "main") == "running");
     for (name, identity) in ["one", "two"].into_iter().zip(&identities) {
-        computes_on(&alice, "main", name, identity);
+        keeps_computing(&alice, "main", name, identity);
     }
     assert_eq!(engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
-    // It can be saved again.
+    // It can be checkpointed again.
     server.reconfigure(&cuda.config());
     save(&alice, "ins=main");
-    computes_on(&alice, "main", "one", &identities[0]);
+    keeps_computing(&alice, "main", "one", &identities[0]);
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);
@@ -73,16 +73,16 @@ macro_rules! kills_in_checkpoint {
 }
 
 kills_in_checkpoint! {
-    killed_before_the_gpus_are_left: "gpu-off", true;
+    killed_before_memory_leaves_the_gpus: "gpu-off", true;
     killed_before_the_pause: "pause", true;
     killed_before_the_dump_of_a_pod_to_be_stopped: "dump", false;
-    killed_before_the_pod_goes_on: "resume", true;
+    killed_before_the_resume: "resume", true;
     killed_before_the_gpus_are_given_back: "gpu-on", true;
     killed_before_the_hashes: "hash", true;
     killed_before_the_commit_of_a_pod_to_be_stopped: "commit", false;
 }
 
-/// In the middle of a call: it goes on by itself, the next start waits for its end, and only then looks.
+/// During a call: the call continues by itself, and the next start waits for its end before it checks the state.
 fn killed_in_a_call(action: &str, leave_running: bool) {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice)) = start(&cuda, "") else { return };
@@ -91,11 +91,11 @@ fn killed_in_a_call(action: &str, leave_running: bool) {
     cuda.fault(action, "slow");
     alice.post(&format!("/pod/checkpoint?ins=main&leave_running={leave_running}")).ok();
     eventually(Duration::from_secs(60), action, || cuda.was_called(&format!("{action} {pid} begins")));
-    cuda.mend(action);
+    cuda.clear_fault(action);
     end_and_start(&mut server);
     assert_eq!(last_action(&server).0, "error");
-    eventually(Duration::from_secs(10), "it runs", || status(&alice, "main") == "running");
-    computes_on(&alice, "main", "one", &identity);
+    eventually(Duration::from_secs(10), "it is running", || status(&alice, "main") == "running");
+    keeps_computing(&alice, "main", "one", &identity);
     let calls = cuda.calls();
     assert!(!calls.iter().any(|call| call.ends_with("failed")), "{calls:?}");
     assert_eq!(calls.last(), Some(&format!("unlock {pid}")), "{calls:?}");
@@ -103,23 +103,23 @@ fn killed_in_a_call(action: &str, leave_running: bool) {
 }
 
 #[test]
-fn killed_while_they_are_locked() {
+fn a_kill_while_programs_are_locked_is_recovered() {
     killed_in_a_call("lock", true);
 }
 
 #[test]
-fn killed_while_they_are_copied() {
+fn a_kill_while_memory_is_copied_is_recovered() {
     killed_in_a_call("checkpoint", false);
 }
 
 #[test]
-fn killed_while_they_are_copied_back() {
+fn a_kill_while_memory_is_copied_back_is_recovered() {
     killed_in_a_call("restore", true);
 }
 
-/// Killed, and once more when the next start is about to give the GPUs back.
+/// Killed, and again when the next start is about to give the GPUs back.
 #[test]
-fn killed_in_recovery_before_the_gpus_are_given_back() {
+fn a_kill_in_the_recovery_before_the_gpus_are_given_back_is_recovered() {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice)) = start(&cuda, "checkpoint-commit") else { return };
     let pid = cuda.run(&server, &alice, "main", "one", 0);
@@ -130,7 +130,7 @@ fn killed_in_recovery_before_the_gpus_are_given_back() {
     server.kill();
     server.set_env("FAILPOINTS", Some("recover-checkpoint-gpus=pause"));
     server.start_again();
-    // It thaws the pod before it comes to that.
+    // It thaws the pod before that.
     eventually(Duration::from_secs(30), "it is thawed", || {
         engine_says(&server, "alice", "main", "{{.State.Paused}}") == "false"
     });
@@ -138,13 +138,13 @@ fn killed_in_recovery_before_the_gpus_are_given_back() {
     assert_eq!(cuda.calls(), [format!("lock {pid}"), format!("checkpoint {pid}")]);
     end_and_start(&mut server);
     assert_eq!(cuda.calls(), [format!("restore {pid}"), format!("unlock {pid}")]);
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     delete(&alice, "main");
 }
 
-/// A daemon that is told to end does not leave programs without their GPUs until its next start, if it can help it.
+/// A daemon that receives SIGTERM does not leave programs without their GPUs until its next start, if possible.
 #[test]
-fn the_daemon_ends_while_memory_is_copied() {
+fn sigterm_while_memory_is_copied_gives_the_gpus_back() {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice)) = start(&cuda, "") else { return };
     let pid = cuda.run(&server, &alice, "main", "one", 0);
@@ -152,13 +152,13 @@ fn the_daemon_ends_while_memory_is_copied() {
     cuda.fault("checkpoint", "slow");
     alice.post("/pod/checkpoint?ins=main").ok();
     eventually(Duration::from_secs(60), "it is copied", || cuda.was_called(&format!("checkpoint {pid} begins")));
-    cuda.mend("checkpoint");
+    cuda.clear_fault("checkpoint");
     server.terminate();
     server.start_again();
     assert_clean(&server);
     assert_eq!(cuda.calls().last(), Some(&format!("unlock {pid}")));
     assert_eq!(status(&alice, "main"), "running");
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
@@ -176,7 +176,7 @@ fn killed_in_restore(phase: &str, instance: &str) {
     let (action, error) = last_action(&server);
     assert_eq!(action, "done", "{error}");
     assert_eq!(cuda.calls(), [format!("restore {pid}"), format!("unlock {pid}")]);
-    computes_on(&alice, instance, "one", &identity);
+    keeps_computing(&alice, instance, "one", &identity);
     assert_clean(&server);
     for name in alice.get("/pod/list").ok().json().as_array().unwrap() {
         delete(&alice, name.as_str().unwrap());
@@ -185,23 +185,23 @@ fn killed_in_restore(phase: &str, instance: &str) {
 }
 
 #[test]
-fn killed_before_the_gpus_are_given_back_to_a_restored_pod() {
+fn a_kill_before_a_restored_pod_gets_its_gpus_is_recovered() {
     killed_in_restore("gpu-on", "main");
 }
 
 #[test]
-fn killed_before_the_gpus_are_given_to_a_twin() {
+fn a_kill_before_a_twin_gets_its_gpus_is_recovered() {
     killed_in_restore("gpu-on", "twin");
 }
 
 #[test]
-fn killed_before_the_check_of_a_restored_pod() {
+fn a_kill_before_the_check_of_a_restored_pod_is_recovered() {
     killed_in_restore("check", "main");
 }
 
-/// The programs do not get their GPUs: what came back is ended, and the files are as they were.
+/// The programs do not get their GPUs: the restored processes are killed, and the files are as before.
 #[test]
-fn killed_and_then_the_gpus_cannot_be_given_back() {
+fn a_kill_after_which_the_gpus_cannot_be_given_back_is_rolled_back() {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice)) = start(&cuda, "restore-gpu-on") else { return };
     cuda.run(&server, &alice, "main", "one", 0);
@@ -214,10 +214,10 @@ fn killed_and_then_the_gpus_cannot_be_given_back() {
     assert_eq!(action, "error");
     assert!(error.starts_with("gpu-on: cuda-checkpoint cannot restore python3["), "{error}");
     assert_eq!(status(&alice, "main"), "exited");
-    cuda.mend("restore");
+    cuda.clear_fault("restore");
     server.reconfigure(&cuda.config());
     done(&alice, "/pod/restore?ins=main");
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

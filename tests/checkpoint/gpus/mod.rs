@@ -10,20 +10,20 @@ mod refusals;
 
 use std::{process::Command, time::Duration};
 
-use self::cuda::{Cuda, computes_on, count};
+use self::cuda::{Cuda, count, keeps_computing};
 use crate::{
     common::{self, eventually},
     help::{assert_clean, create, delete, delete_checkpoints, done, fails, save, status},
 };
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().expect("the program is there");
+    let output = Command::new(program).args(arguments).output().expect("the program exists");
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
-fn all_are_locked_before_the_first_is_copied_and_come_back_in_reverse() {
+fn all_programs_are_locked_before_the_first_is_copied_and_restored_in_reverse_order() {
     let cuda = Cuda::new("570.86.10");
     let Some(server) = cuda.start(|builder| builder) else { return };
     let alice = server.member("alice");
@@ -37,7 +37,7 @@ fn all_are_locked_before_the_first_is_copied_and_come_back_in_reverse() {
     assert_eq!(verdict["gpu_memory"], 2 * cuda::BYTES, "{verdict}");
     let notes = verdict["processes"].to_string();
     assert!(notes.contains("it uses GPU 0: 64m of its memory there is saved with it"), "{notes}");
-    assert!(cuda.calls().is_empty(), "a look changes nothing");
+    assert!(cuda.calls().is_empty(), "a check changes nothing");
 
     let action = done(&alice, "/pod/checkpoint?ins=main");
     assert_eq!(action["losses"].as_array().map(Vec::len), Some(0), "{action}");
@@ -55,7 +55,7 @@ fn all_are_locked_before_the_first_is_copied_and_come_back_in_reverse() {
     ];
     assert_eq!(calls, expected.map(|(action, pid)| format!("{action} {pid}")));
     for (name, identity) in ["one", "two"].into_iter().zip(&identities) {
-        computes_on(&alice, "main", name, identity);
+        keeps_computing(&alice, "main", name, identity);
     }
     assert_clean(&server);
 
@@ -67,7 +67,7 @@ fn all_are_locked_before_the_first_is_copied_and_come_back_in_reverse() {
 }
 
 #[test]
-fn a_pod_on_a_gpu_is_stopped_and_goes_on_where_it_was() {
+fn a_pod_on_a_gpu_is_stopped_and_resumes_where_it_was() {
     let cuda = Cuda::new("570.86.10");
     let Some(server) = cuda.start(|builder| builder) else { return };
     let alice = server.member("alice");
@@ -79,15 +79,15 @@ fn a_pod_on_a_gpu_is_stopped_and_goes_on_where_it_was() {
     assert_eq!(cuda.calls(), [format!("lock {pid}"), format!("checkpoint {pid}")], "{action}");
     assert_eq!(status(&alice, "main"), "exited");
     cuda.gpus.change(|state| state.devices[0].processes.clear());
-    // Whoever switches it off keeps what there is, and is told.
+    // Restored in place.
     let id = action["checkpoint"].as_str().unwrap();
     done(&alice, "/pod/restore?ins=main");
     assert_eq!(cuda.calls(), [format!("restore {pid}"), format!("unlock {pid}")]);
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
 
-    // A second one beside it: the very same process, with a PID of its own on the host.
+    // A second pod beside it: the same process, with its own PID on the host.
     done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
-    computes_on(&alice, "twin", "one", &identity);
+    keeps_computing(&alice, "twin", "one", &identity);
     assert_ne!(cuda::host_pid(&server, "main", "one"), cuda::host_pid(&server, "twin", "one"));
     assert_clean(&server);
     delete(&alice, "main");
@@ -96,7 +96,7 @@ fn a_pod_on_a_gpu_is_stopped_and_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_restore_goes_to_other_gpus_of_the_same_model_or_is_refused() {
+fn a_restore_uses_other_gpus_of_the_same_model_or_is_refused() {
     let cuda = Cuda::new("570.86.10");
     let Some(mut server) = cuda.start(|builder| builder) else { return };
     let alice = server.member("alice");
@@ -123,13 +123,13 @@ fn a_restore_goes_to_other_gpus_of_the_same_model_or_is_refused() {
         assert!(refused.detail().contains("1 of NVIDIA A100-SXM4-80GB, and it has 2 of NVIDIA H200 now"), "{refused}");
     }
     assert_eq!(alice.get("/pod/inspect?ins=twin").status, 404);
-    // The same model, and a driver that cannot move memory to another one.
+    // The same model, and a driver that cannot move memory to another GPU.
     uuids("new", "NVIDIA A100-SXM4-80GB");
     let refused = alice.post(&restore);
     assert!(refused.detail().contains("needs driver 580+") && refused.status == 409, "{refused}");
     // Full.
     cuda.upgrade("580.65.06");
-    eventually(Duration::from_secs(40), "the driver is opened again", || {
+    eventually(Duration::from_secs(40), "the driver is reopened", || {
         server.admin().get("/host/spec").ok().json()["nvidia_driver_version"] == "580.65.06"
     });
     cuda.gpus.change(|state| state.devices.iter_mut().for_each(|gpu| gpu.memory_used = gpu.memory_total - 1));
@@ -143,20 +143,20 @@ fn a_restore_goes_to_other_gpus_of_the_same_model_or_is_refused() {
     server.reconfigure("[checkpoint]\ngpu = \"experimental\"");
     assert!(cuda.calls().is_empty() && status(&alice, "main") == "exited");
 
-    // The driver does not do it: as with every restore that fails, nothing is left of it and it can be tried again.
+    // The driver fails: as with every failed restore, nothing is left behind and it can be retried.
     cuda.fault("restore", "fail");
     let error = fails(&alice, &restore);
     assert!(error.starts_with("gpu-on: cuda-checkpoint cannot restore python3["), "{error}");
     assert!(error.contains("out of memory"), "{error}");
     assert_eq!(status(&alice, "main"), "exited");
     assert_clean(&server);
-    cuda.mend("restore");
+    cuda.clear_fault("restore");
     cuda.calls();
 
     done(&alice, &restore);
     let map = "GPU-00000000-0000-0000-0000-000000000000=GPU-new-0";
     assert_eq!(cuda.calls(), [format!("restore {pid} {map}"), format!("unlock {pid}")]);
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

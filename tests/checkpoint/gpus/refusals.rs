@@ -1,6 +1,6 @@
-//! What is refused, in words that say why, with pod and GPU untouched.
+//! What is refused, with the reason, and with pod and GPU untouched.
 
-use super::cuda::{BYTES, Cuda, computes_on, count};
+use super::cuda::{BYTES, Cuda, count, keeps_computing};
 use crate::{
     common::{
         Client, Server, eventually,
@@ -9,10 +9,10 @@ use crate::{
     help::{create, delete, delete_checkpoints, run_python, save},
 };
 
-/// Refused with these words, by the check as well; nothing was asked of the GPU.
+/// Refused with these words, by the check as well, without touching the GPU.
 #[track_caller]
 fn refused(cuda: &Cuda, client: &Client, words: &str) {
-    // The daemon sees the driver's news a moment later.
+    // The daemon sees the driver's changes a moment later.
     eventually(std::time::Duration::from_secs(20), words, || {
         client.get("/checkpoint/check?ins=main").ok().json()["problems"].to_string().contains(words)
     });
@@ -34,20 +34,20 @@ fn start(cuda: &Cuda) -> Option<(Server, Client, String)> {
 }
 
 #[test]
-fn off_as_it_is_by_default() {
+fn gpu_checkpoints_are_off_by_default() {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice, identity)) = start(&cuda) else { return };
     server.reconfigure("[checkpoint]\ngpu = \"off\"");
     let words = "uses a GPU (/dev/nvidia0), which cannot be saved; end it first, or save the files alone with --kind rootfsonly";
     refused(&cuda, &alice, words);
     save(&alice, "ins=main&kind=rootfsonly");
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }
 
 #[test]
-fn without_driver_or_program() {
+fn a_missing_driver_or_tool_is_reported() {
     let cuda = Cuda::new("565.57.01");
     let Some((mut server, alice, identity)) = start(&cuda) else { return };
     let needed = "uses GPU 0; GPU checkpoints need driver 570+ and cuda-checkpoint (found: ";
@@ -56,12 +56,12 @@ fn without_driver_or_program() {
     refused(&cuda, &alice, &format!("{needed}driver 565.57.01, no cuda-checkpoint)"));
     server.reconfigure("[checkpoint]\ncuda_checkpoint = \"/bin/cat\"");
     refused(&cuda, &alice, "driver 565.57.01, cuda-checkpoint of an unknown version without --action)");
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     delete(&alice, "main");
 }
 
 #[test]
-fn what_is_no_plain_cuda() {
+fn uses_of_a_gpu_other_than_plain_cuda_are_refused() {
     let cuda = Cuda::new("570.86.10");
     let Some((_server, alice, identity)) = start(&cuda) else { return };
     let kinds = |kinds: &[Kind]| cuda.gpus.change(|state| state.devices[0].processes[0].kinds = kinds.to_vec());
@@ -81,12 +81,12 @@ fn what_is_no_plain_cuda() {
         state.devices[0].processes[0].gpu_instance = None;
     });
 
-    // More than there is of the host's memory.
+    // More than the host's available memory.
     cuda.gpus.change(|state| state.devices[0].processes[0].used_memory = Some(70 << 40));
     refused(&cuda, &alice, "its programs have 70t on GPUs, which is copied into the host's memory");
     cuda.gpus.change(|state| state.devices[0].processes[0].used_memory = Some(BYTES));
 
-    // One that only watches.
+    // A program that only watches the GPU.
     let watcher =
         "import os, time\nf = os.open('/dev/nvidia0', os.O_RDWR | os.O_CREAT)\nprint('ready')\ntime.sleep(10000)";
     run_python(&alice, "main", "watcher", watcher);
@@ -98,12 +98,12 @@ fn what_is_no_plain_cuda() {
     assert!(problems.contains("holds /dev/nvidia0 without CUDA of its own, as nvidia-smi does"), "{verdict}");
     assert_eq!(verdict["problems"].as_array().map(Vec::len), Some(1), "{verdict}");
     assert_eq!(alice.post("/pod/checkpoint?ins=main").status, 409);
-    computes_on(&alice, "main", "one", &identity);
+    keeps_computing(&alice, "main", "one", &identity);
     delete(&alice, "main");
 }
 
 #[test]
-fn beyond_the_pods_own_memory() {
+fn gpu_memory_beyond_the_pods_memory_limit_is_refused() {
     let cuda = Cuda::new("570.86.10");
     let Some(server) = cuda.start(|builder| builder.config("[default_quota]\nmemory_limit = \"256m\"")) else { return };
     let alice = server.member("alice");
