@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     account::{AccountError, Accounts},
-    agents::{Clusters, reports::Registry},
+    agents::{Clusters, reports::Reports},
     checkpoint::Checkpoints,
     config::{ConfigError, LiveConfig},
     db::{Db, DbError},
@@ -39,7 +39,7 @@ pub struct App {
     pub checkpoints: Checkpoints,
     pub clusters: Clusters,
     pub files: Files,
-    pub registry: Registry,
+    pub reports: Reports,
     pub usage: Usage,
     pub metrics: Metrics,
 }
@@ -62,7 +62,7 @@ impl App {
             pods.clone(),
         );
         let clusters = Clusters::open(db.clone())?;
-        let registry = Registry::new(home, db.clone(), config.clone(), checkpoints.clone());
+        let reports = Reports::new(home, db.clone(), config.clone(), checkpoints.clone());
         let files =
             Files::new(home.to_owned(), clusters.host().to_string(), db.clone(), config.clone(), accounts.clone());
         Ok(Self {
@@ -75,7 +75,7 @@ impl App {
             checkpoints,
             clusters,
             files,
-            registry,
+            reports,
             usage: Usage::default(),
             metrics: Metrics::default(),
         })

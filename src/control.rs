@@ -81,7 +81,7 @@ impl Drop for Listener {
 
 /// The outcome of an admin command's notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum NotifyOutcome {
     /// The daemon has read the change.
     Yes,
     /// No daemon is running; it will read the change when it starts.
@@ -91,14 +91,14 @@ pub enum Told {
 }
 
 /// Notifies a running daemon of a change in the database, and waits until it has read it.
-pub fn tell_daemon(home: &Path) -> Told {
-    let Ok(mut stream) = UnixStream::connect(path(home)) else { return Told::NotRunning };
+pub fn notify_daemon(home: &Path) -> NotifyOutcome {
+    let Ok(mut stream) = UnixStream::connect(path(home)) else { return NotifyOutcome::NotRunning };
     let mut word = String::new();
     let _ = stream.set_read_timeout(Some(DEADLINE));
     let _ = stream.flush();
     match stream.read_to_string(&mut word) {
-        Ok(_) if word == "ok\n" => Told::Yes,
-        _ => Told::Silent,
+        Ok(_) if word == "ok\n" => NotifyOutcome::Yes,
+        _ => NotifyOutcome::Silent,
     }
 }
 

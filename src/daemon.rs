@@ -119,7 +119,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), StartError> {
     );
     spawn("config", until_stop(Box::pin(app.config.clone().watch())));
     spawn("upkeep", until_stop(Box::pin(upkeep(app.db.clone()))));
-    spawn("registry", until_stop(Box::pin(app.registry.clone().upkeep())));
+    spawn("registry", until_stop(Box::pin(app.reports.clone().upkeep())));
     spawn("files", until_stop(Box::pin(app.files.clone().upkeep())));
     spawn("memory", until_stop(Box::pin(trim_memory())));
     spawn("control", until_stop(Box::pin(control.run(app.config.clone(), app.db.clone()))));

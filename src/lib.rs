@@ -10,14 +10,15 @@
 //! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
 //! - [`checkpoint`]: running pods saved and brought back: phases, store, preflight, recovery
 //! - [`agents`]: this host as a cluster; the clusters, checkpoints and actions that outside agents report
-//! - [`criu`]: the mechanics of a dump and a restore: runc, CRIU, cuda-checkpoint, CRIU's images; knows no pod and no row
+//! - [`criu`]: the mechanics of a dump and a restore: runc, CRIU, cuda-checkpoint, CRIU's images; knows no pod and no
+//!   row
 //! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
 //! - [`db`]: the only place with SQL
 //! - [`files`]: files of members behind signed URLs
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
 //! - [`host`]: processes and cgroups as /proc and /sys show them; whether a pod may open a device
-//! - [`objects`]: a folder or a cloud's storage for copies of checkpoints, the only place that knows object_store
-//! - [`http`]: the only place that knows axum; every route in one list, one folder per dialect
+//! - [`objects`]: a directory or a cloud's storage for copies of checkpoints, the only place that knows object_store
+//! - [`http`]: the only place that knows axum; every route in one list, one directory per dialect
 //! - [`cli`]: one file per command
 //! - [`usage`]: sampler, accounting, time series
 //! - [`metrics`], [`tls`]: numbers for Prometheus; one choice of cryptography

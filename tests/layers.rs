@@ -188,7 +188,8 @@ fn no_import_goes_up() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// One level down: the parts of a directory import each other without a circle. What `mod.rs` holds belongs to all of them.
+/// One level down: the parts of a directory import each other without a circle. What `mod.rs` holds belongs to all of
+/// them.
 #[test]
 fn the_parts_of_a_directory_form_no_circle() {
     let files = source_files();

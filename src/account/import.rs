@@ -36,10 +36,10 @@ pub enum ImportError {
 }
 
 impl Accounts {
-    pub async fn import(&self, actor: Actor, folder: &Path) -> Result<ImportReport, ImportError> {
-        let old = OldInstallation::new(folder);
+    pub async fn import(&self, actor: Actor, directory: &Path) -> Result<ImportReport, ImportError> {
+        let old = OldInstallation::new(directory);
         if !old.exists() {
-            return Err(ImportError::NotThere(folder.to_owned()));
+            return Err(ImportError::NotThere(directory.to_owned()));
         }
         let mut report = ImportReport::default();
         let known = self.db.snapshot();

@@ -123,7 +123,7 @@ impl Clusters {
         if sync.cluster == Some(self.host) {
             return Err(ClusterError::ThisHost(self.host));
         }
-        let told = sync.resource.map(agent::parse).transpose()?.flatten();
+        let reported = sync.resource.map(agent::parse).transpose()?.flatten();
         let metadata = sync.metadata.filter(|value| !value.is_null()).map(|value| value.to_string());
         if let Some(size) = metadata.as_ref().map(String::len).filter(|&size| size > MAX_RESOURCE_BYTES) {
             return Err(ClusterError::TooLarge(size));
@@ -138,9 +138,9 @@ impl Clusters {
                 let is_callers = |cluster: &Cluster| caller.is_admin || cluster.user == caller.user;
                 let cluster = tx.find_cluster(id)?.filter(is_callers).ok_or(ClusterError::NoCluster(id))?;
                 tx.touch_cluster(id, metadata.as_deref(), now())?;
-                match told {
+                match reported {
                     None => Ok(id.into()),
-                    Some(told) => keep(tx, cluster, told),
+                    Some(reported) => keep(tx, cluster, reported),
                 }
             })
             .await
@@ -180,21 +180,21 @@ fn ensure(tx: &Tx, caller: &Caller, name: String) -> Result<ClusterId, ClusterEr
     Ok(id)
 }
 
-fn keep(tx: &Tx, cluster: Cluster, told: agent::Told) -> Result<Uuid, ClusterError> {
-    let body = told.body.to_string();
+fn keep(tx: &Tx, cluster: Cluster, reported: agent::Reported) -> Result<Uuid, ClusterError> {
+    let body = reported.body.to_string();
     if body.len() > MAX_RESOURCE_BYTES {
         return Err(ClusterError::TooLarge(body.len()));
     }
-    let key = [&cluster.id.to_string(), told.kind.as_str(), &told.namespace, &told.name];
+    let key = [&cluster.id.to_string(), reported.kind.as_str(), &reported.namespace, &reported.name];
     let resource = Resource {
-        id: told.uid.unwrap_or_else(|| derived_id(&key)),
+        id: reported.uid.unwrap_or_else(|| derived_id(&key)),
         cluster: cluster.id,
         cluster_name: cluster.name,
         user: cluster.user,
-        kind: told.kind,
-        namespace: told.namespace,
-        name: told.name,
-        body: told.body,
+        kind: reported.kind,
+        namespace: reported.namespace,
+        name: reported.name,
+        body: reported.body,
         synced_at: now(),
     };
     tx.delete_old_resources(now() - KEPT)?;

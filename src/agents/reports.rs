@@ -21,7 +21,7 @@ use crate::{
     db::{Db, DbError, NewEvent, Outcome, Tx},
     model::{
         action::Action,
-        agent::{ToldAction, ToldCheckpoint, ToldStatus},
+        agent::{ReportedAction, ReportedCheckpoint, ReportedStatus},
         checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus},
         ids::{ActionId, CheckpointId},
         names::UserName,
@@ -47,7 +47,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub struct Entry {
     pub id: CheckpointId,
     pub ours: Option<Checkpoint>,
-    pub told: Option<ToldCheckpoint>,
+    pub reported: Option<ReportedCheckpoint>,
 }
 
 /// Information about a checkpoint.
@@ -60,7 +60,7 @@ pub struct Info {
 
 /// Why a report was not stored.
 #[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
+pub enum ReportError {
     #[error("a report may have at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT} bytes, this one has more")]
     TooLarge,
     #[error("{0} must not contain control characters; leave them out")]
@@ -77,7 +77,7 @@ pub enum RegistryError {
 
 /// All reports of agents. Cheap to clone.
 #[derive(Clone)]
-pub struct Registry {
+pub struct Reports {
     db: Db,
     config: LiveConfig,
     checkpoints: Checkpoints,
@@ -85,7 +85,7 @@ pub struct Registry {
     store: PathBuf,
 }
 
-impl Registry {
+impl Reports {
     pub fn new(home: &Path, db: Db, config: LiveConfig, checkpoints: Checkpoints) -> Self {
         let store = config.get().checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
         Self { db, config, checkpoints, store }
@@ -98,83 +98,87 @@ impl Registry {
 
     /// Where a checkpoint is: as an agent reported, or in our store.
     pub fn path(&self, entry: &Entry) -> Option<String> {
-        let told = entry.told.as_ref().and_then(|told| told.restore_path.clone());
+        let reported = entry.reported.as_ref().and_then(|reported| reported.restore_path.clone());
         let is_here = entry.ours.as_ref().is_some_and(|row| row.status == CheckpointStatus::Ready);
-        told.or_else(|| is_here.then(|| self.store.join(entry.id.to_string()).display().to_string()))
+        reported.or_else(|| is_here.then(|| self.store.join(entry.id.to_string()).display().to_string()))
     }
 
     /// Registers an agent's checkpoint without files.
-    pub async fn create(&self, caller: &Caller) -> Result<CheckpointId, RegistryError> {
+    pub async fn create(&self, caller: &Caller) -> Result<CheckpointId, ReportError> {
         let (id, caller) = (CheckpointId::generate(), caller.clone());
         self.db
             .write(move |tx| {
-                let mut told = empty(id, caller.user.clone(), true);
-                told.status = ToldStatus::Initializing;
-                tx.upsert_told_checkpoint(&told)?;
-                check_limits(tx, &told.user)?;
-                record(tx, &caller, "checkpoint.tell", id, &told.user)
+                let mut reported = empty(id, caller.user.clone(), true);
+                reported.status = ReportedStatus::Initializing;
+                tx.upsert_told_checkpoint(&reported)?;
+                check_limits(tx, &reported.user)?;
+                record(tx, &caller, "checkpoint.tell", id, &reported.user)
             })
             .await?;
         Ok(id)
     }
 
     /// The caller's checkpoints, for admins everybody's; only `ids` if given. Newest first.
-    pub async fn list(&self, caller: &Caller, ids: Option<Vec<CheckpointId>>) -> Result<Vec<Entry>, RegistryError> {
+    pub async fn list(&self, caller: &Caller, ids: Option<Vec<CheckpointId>>) -> Result<Vec<Entry>, ReportError> {
         let filter = CheckpointFilter { all: caller.is_admin, ids: ids.clone(), ..CheckpointFilter::default() };
         let ours = self.checkpoints.list(caller, filter).await?;
         let user = (!caller.is_admin).then(|| caller.user.clone());
-        let told: Vec<ToldCheckpoint> = self.db.read(move |tx| tx.list_told_checkpoints(user.as_ref())).await?;
-        let mut told: HashMap<CheckpointId, ToldCheckpoint> = told.into_iter().map(|told| (told.id, told)).collect();
-        let mut all: Vec<Entry> =
-            ours.into_iter().map(|row| Entry { id: row.id, told: told.remove(&row.id), ours: Some(row) }).collect();
-        let is_wanted = |told: &ToldCheckpoint| told.own && ids.as_ref().is_none_or(|ids| ids.contains(&told.id));
-        all.extend(told.into_values().filter(is_wanted).map(|told| Entry {
-            id: told.id,
+        let reported: Vec<ReportedCheckpoint> = self.db.read(move |tx| tx.list_told_checkpoints(user.as_ref())).await?;
+        let mut reported: HashMap<CheckpointId, ReportedCheckpoint> =
+            reported.into_iter().map(|reported| (reported.id, reported)).collect();
+        let mut all: Vec<Entry> = ours
+            .into_iter()
+            .map(|row| Entry { id: row.id, reported: reported.remove(&row.id), ours: Some(row) })
+            .collect();
+        let is_wanted =
+            |reported: &ReportedCheckpoint| reported.own && ids.as_ref().is_none_or(|ids| ids.contains(&reported.id));
+        all.extend(reported.into_values().filter(is_wanted).map(|reported| Entry {
+            id: reported.id,
             ours: None,
-            told: Some(told),
+            reported: Some(reported),
         }));
         // Ids begin with their creation time.
         all.sort_by_key(|entry| std::cmp::Reverse(entry.id));
         Ok(all)
     }
 
-    pub async fn put_info(&self, caller: &Caller, id: CheckpointId, info: Info) -> Result<(), RegistryError> {
+    pub async fn put_info(&self, caller: &Caller, id: CheckpointId, info: Info) -> Result<(), ReportError> {
         if info.gpu.len() > MAX_TEXT || info.platform.len() > MAX_TEXT || is_too_large(info.info.as_ref()) {
-            return Err(RegistryError::TooLarge);
+            return Err(ReportError::TooLarge);
         }
         ensure_plain("gpu", &info.gpu)?;
         ensure_plain("platform", &info.platform)?;
-        self.change(caller, id, "checkpoint.info", move |told| {
-            if told.status == ToldStatus::Initializing {
-                told.status = ToldStatus::UpdatedInfo;
+        self.change(caller, id, "checkpoint.info", move |reported| {
+            if reported.status == ReportedStatus::Initializing {
+                reported.status = ReportedStatus::UpdatedInfo;
             }
-            (told.gpu, told.platform, told.info) = (Some(info.gpu), Some(info.platform), info.info);
+            (reported.gpu, reported.platform, reported.info) = (Some(info.gpu), Some(info.platform), info.info);
         })
         .await
     }
 
     /// Records that an agent has uploaded its checkpoint.
-    pub async fn uploaded(&self, caller: &Caller, id: CheckpointId, path: Option<String>) -> Result<(), RegistryError> {
+    pub async fn uploaded(&self, caller: &Caller, id: CheckpointId, path: Option<String>) -> Result<(), ReportError> {
         if let Some(path) = &path {
             if path.len() > MAX_TEXT {
-                return Err(RegistryError::TooLarge);
+                return Err(ReportError::TooLarge);
             }
             ensure_plain("restore_path", path)?;
         }
-        self.change(caller, id, "checkpoint.uploaded", move |told| {
-            if told.status != ToldStatus::Deprecated {
-                told.status = ToldStatus::Ready;
+        self.change(caller, id, "checkpoint.uploaded", move |reported| {
+            if reported.status != ReportedStatus::Deprecated {
+                reported.status = ReportedStatus::Ready;
             }
-            told.restore_path = path.filter(|path| !path.is_empty());
+            reported.restore_path = path.filter(|path| !path.is_empty());
         })
         .await
     }
 
     /// Marks a checkpoint for deletion after `deprecated_seconds`.
-    pub async fn deprecate(&self, caller: &Caller, id: CheckpointId) -> Result<(), RegistryError> {
-        self.change(caller, id, "checkpoint.deprecate", |told| {
-            told.status = ToldStatus::Deprecated;
-            told.deprecated_at = Some(told.deprecated_at.unwrap_or_else(now));
+    pub async fn deprecate(&self, caller: &Caller, id: CheckpointId) -> Result<(), ReportError> {
+        self.change(caller, id, "checkpoint.deprecate", |reported| {
+            reported.status = ReportedStatus::Deprecated;
+            reported.deprecated_at = Some(reported.deprecated_at.unwrap_or_else(now));
         })
         .await
     }
@@ -185,8 +189,8 @@ impl Registry {
         caller: &Caller,
         id: CheckpointId,
         action: &'static str,
-        how: impl FnOnce(&mut ToldCheckpoint) + Send + 'static,
-    ) -> Result<(), RegistryError> {
+        how: impl FnOnce(&mut ReportedCheckpoint) + Send + 'static,
+    ) -> Result<(), ReportError> {
         let caller = caller.clone();
         self.db
             .write(move |tx| {
@@ -194,40 +198,40 @@ impl Registry {
                 let may_see = |user: &UserName| caller.is_admin || *user == caller.user;
                 let is_there = |row: &Checkpoint| row.status != CheckpointStatus::Deleting;
                 let ours = tx.find_checkpoint(id)?.filter(is_there);
-                let told = tx.find_told_checkpoint(id)?;
-                let mut told = match (told, &ours) {
-                    (Some(told), _) if told.own || ours.is_some() => told,
+                let reported = tx.find_told_checkpoint(id)?;
+                let mut reported = match (reported, &ours) {
+                    (Some(reported), _) if reported.own || ours.is_some() => reported,
                     (_, Some(row)) => empty(id, row.user.clone(), false),
                     (_, None) => return Err(not_found().into()),
                 };
-                if !may_see(&told.user) {
+                if !may_see(&reported.user) {
                     return Err(not_found().into());
                 }
-                how(&mut told);
-                if told.status == ToldStatus::Deprecated && tx.is_held_by_drain(id)? {
+                how(&mut reported);
+                if reported.status == ReportedStatus::Deprecated && tx.is_held_by_drain(id)? {
                     return Err(CheckpointError::HeldByDrain(id).into());
                 }
-                if let (Some(row), ToldStatus::Deprecated) = (&ours, told.status)
+                if let (Some(row), ReportedStatus::Deprecated) = (&ours, reported.status)
                     && !tx.deprecate_checkpoint(id)?
                 {
                     return Err(CheckpointError::NotReady { id, status: row.status }.into());
                 }
-                tx.upsert_told_checkpoint(&told)?;
-                check_limits(tx, &told.user)?;
-                record(tx, &caller, action, id, &told.user)
+                tx.upsert_told_checkpoint(&reported)?;
+                check_limits(tx, &reported.user)?;
+                record(tx, &caller, action, id, &reported.user)
             })
             .await
     }
 
     /// Reports of actions, by id.
-    pub async fn told_of_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ToldAction>, RegistryError> {
+    pub async fn told_of_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ReportedAction>, ReportError> {
         let user = (!caller.is_admin).then(|| caller.user.clone());
-        let told: Vec<ToldAction> = self.db.read(move |tx| tx.list_told_actions(user.as_ref())).await?;
-        Ok(told.into_iter().map(|told| (told.id, told)).collect())
+        let reported: Vec<ReportedAction> = self.db.read(move |tx| tx.list_told_actions(user.as_ref())).await?;
+        Ok(reported.into_iter().map(|reported| (reported.id, reported)).collect())
     }
 
     /// The newest action for which an agent reported this pod.
-    pub async fn action_of_told_pod(&self, caller: &Caller, pod: String) -> Result<Option<ActionId>, RegistryError> {
+    pub async fn action_of_told_pod(&self, caller: &Caller, pod: String) -> Result<Option<ActionId>, ReportError> {
         let user = (!caller.is_admin).then(|| caller.user.clone());
         Ok(self.db.read(move |tx| tx.find_action_of_told_pod(user.as_ref(), &pod)).await?)
     }
@@ -237,25 +241,25 @@ impl Registry {
         &self,
         caller: &Caller,
         id: ActionId,
-        how: impl FnOnce(&mut ToldAction) + Send + 'static,
-    ) -> Result<Action, RegistryError> {
+        how: impl FnOnce(&mut ReportedAction) + Send + 'static,
+    ) -> Result<Action, ReportError> {
         let action = self.checkpoints.action(caller, id).await?;
         let user = action.user.clone();
         self.db
             .write(move |tx| {
-                let told = tx.find_told_action(id)?;
-                let mut told = told.unwrap_or_else(|| ToldAction {
+                let reported = tx.find_told_action(id)?;
+                let mut reported = reported.unwrap_or_else(|| ReportedAction {
                     id,
                     user: user.clone(),
                     reason: None,
                     upload: None,
                     info: None,
                 });
-                how(&mut told);
-                if is_too_large(told.upload.as_ref()) || is_too_large(told.info.as_ref()) {
-                    return Err(RegistryError::TooLarge);
+                how(&mut reported);
+                if is_too_large(reported.upload.as_ref()) || is_too_large(reported.info.as_ref()) {
+                    return Err(ReportError::TooLarge);
                 }
-                tx.upsert_told_action(&told)?;
+                tx.upsert_told_action(&reported)?;
                 check_limits(tx, &user)
             })
             .await?;
@@ -275,7 +279,7 @@ impl Registry {
     }
 }
 
-impl Registry {
+impl Reports {
     async fn drop_deprecated(&self, before: i64) -> Result<(), DbError> {
         // Usually there is nothing to delete, and no write is needed.
         if !self.db.read(move |tx| tx.is_told_to_drop(before)).await? {
@@ -289,9 +293,9 @@ impl Registry {
     }
 }
 
-fn empty(id: CheckpointId, user: UserName, own: bool) -> ToldCheckpoint {
-    let status = ToldStatus::Ready;
-    ToldCheckpoint {
+fn empty(id: CheckpointId, user: UserName, own: bool) -> ReportedCheckpoint {
+    let status = ReportedStatus::Ready;
+    ReportedCheckpoint {
         id,
         user,
         own,
@@ -309,15 +313,15 @@ fn is_too_large(value: Option<&Value>) -> bool {
 }
 
 /// For texts that are shown on one line or are names.
-pub fn ensure_plain(field: &'static str, text: &str) -> Result<(), RegistryError> {
-    if text.chars().any(char::is_control) { Err(RegistryError::Control(field)) } else { Ok(()) }
+pub fn ensure_plain(field: &'static str, text: &str) -> Result<(), ReportError> {
+    if text.chars().any(char::is_control) { Err(ReportError::Control(field)) } else { Ok(()) }
 }
 
 /// Checked after the change, which is rolled back if it exceeds a limit.
-fn check_limits(tx: &Tx, user: &UserName) -> Result<(), RegistryError> {
+fn check_limits(tx: &Tx, user: &UserName) -> Result<(), ReportError> {
     let (checkpoints, bytes) = tx.count_told(user)?;
     if checkpoints > MAX_CHECKPOINTS || bytes > MAX_BYTES {
-        return Err(RegistryError::TooMany { checkpoints, bytes });
+        return Err(ReportError::TooMany { checkpoints, bytes });
     }
     Ok(())
 }
@@ -328,7 +332,7 @@ fn record(
     action: &'static str,
     id: CheckpointId,
     user: &UserName,
-) -> Result<(), RegistryError> {
+) -> Result<(), ReportError> {
     let Actor { name: actor, source } = Actor::from(caller);
     let (object, user, outcome) = (id.to_string(), Some(user.clone()), Outcome::Ok);
     tx.insert_event(&NewEvent { actor, source, action, object, user, outcome, detail: None })?;

@@ -19,8 +19,8 @@ pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), Ch
     }
 }
 
-/// Admits one that may take the place of `own`, oldest first, beside the others. Returns how many of them have to go, for
-/// which it is reason enough that it is complete.
+/// Admits one that may take the place of `own`, oldest first, beside the others. Returns how many of them have to go,
+/// for which it is reason enough that it is complete.
 pub fn admit_in_place_of(quota: &Quota, others: &[u64], own: &[u64], size: u64) -> Result<usize, CheckpointError> {
     let mut refused = None;
     for gone in 0..=own.len() {

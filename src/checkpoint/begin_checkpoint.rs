@@ -1,4 +1,5 @@
-//! The request side of a checkpoint: what can be told of the pod, quota and space, and the rows. [`super::save`] does the rest.
+//! The request side of a checkpoint: what can be told of the pod, quota and space, and the rows. [`super::save`] does
+//! the rest.
 
 use std::sync::atomic::Ordering;
 
@@ -6,7 +7,7 @@ use super::{
     CheckpointError, Checkpoints, Verdict, admission,
     drain::drainer::new_row,
     gpu,
-    job::checkpoint::{Saving, Seen},
+    job::checkpoint::{CheckpointJob, Examined},
     note, off_thread, preflight,
     schedules::scheduler::is_needed,
     store::manifest::{Host, Manifest},
@@ -81,10 +82,10 @@ impl Checkpoints {
         let (at_work, live) = self.begin_work(&action, checkpoint.size);
         let config = self.0.config.get();
         let most = config.checkpoint.streams();
-        let saving = Saving {
-            me: self.clone(),
+        let saving = CheckpointJob {
+            ctx: self.clone(),
             action: action.clone(),
-            folder: self.0.store.folder_under_way(checkpoint.id),
+            directory: self.0.store.directory_under_way(checkpoint.id),
             manifest: new_manifest(&checkpoint, &pod, &seen),
             checkpoint,
             deadline: deadline(&config.checkpoint, seen.findings.load()),
@@ -96,37 +97,37 @@ impl Checkpoints {
             shells: None,
             network: NetworkLock::default(),
             options: None,
-            room: None,
-            _at_work: at_work,
+            buffer: None,
+            _guard_of_action: at_work,
         };
         tokio::spawn(saving.run(guard));
         Ok(action)
     }
 
-    async fn examine(&self, pod: &Pod, kind: Kind) -> Result<Seen, CheckpointError> {
+    async fn examine(&self, pod: &Pod, kind: Kind) -> Result<Examined, CheckpointError> {
         let not_found = || PodError::NotFound(pod.container_name.clone());
         let container = pod.container.clone().ok_or_else(not_found)?;
-        let anatomy = self.0.engine.anatomy(&container).await?.ok_or_else(not_found)?;
-        let runs = anatomy.status == "running";
-        if !runs && (kind.has_processes() || matches!(anatomy.status.as_str(), "paused" | "restarting")) {
-            return Err(CheckpointError::NotRunning { pod: pod.container_name.clone(), status: anatomy.status });
+        let inspect = self.0.engine.inspect(&container).await?.ok_or_else(not_found)?;
+        let runs = inspect.status == "running";
+        if !runs && (kind.has_processes() || matches!(inspect.status.as_str(), "paused" | "restarting")) {
+            return Err(CheckpointError::NotRunning { pod: pod.container_name.clone(), status: inspect.status });
         }
         let criu = match kind.has_processes() {
             true => {
-                self.ensure_engine_able().await?;
+                self.ensure_engine_supported().await?;
                 version::criu_version().await?
             }
             false => String::new(),
         };
         let config = self.0.config.get();
-        let (id, body) = (container.clone(), anatomy.clone());
+        let (id, body) = (container.clone(), inspect.clone());
         let snapshot = self.0.gpus.snapshot();
         let mut findings = off_thread(move || {
             let on_gpus = gpu::on_gpus(&snapshot, &id);
             preflight::look(&id, &body, kind, &config.checkpoint, &on_gpus)
         })
         .await;
-        let gpus = self.examine_gpus(&container, &anatomy, &mut findings).await;
+        let gpus = self.examine_gpus(&container, &inspect, &mut findings).await;
         self.0.store.ensure()?;
         let size = findings.memory + findings.gpu_memory + findings.files;
         let rate = self.0.rate.load(Ordering::Relaxed).max(1);
@@ -149,7 +150,7 @@ impl Checkpoints {
             space_needed: size + size / 100 * 15,
             space_free: self.0.store.free().saturating_sub(self.0.config.get().checkpoint.keep_free.0),
         };
-        Ok(Seen { container, anatomy, findings, verdict, criu, gpus })
+        Ok(Examined { container, inspect, findings, verdict, criu, gpus })
     }
 
     /// Takes what the quota allows, and writes checkpoint and action down.
@@ -157,7 +158,7 @@ impl Checkpoints {
         &self,
         actor: Actor,
         pod: &Pod,
-        seen: &Seen,
+        seen: &Examined,
         new: &NewCheckpoint,
     ) -> Result<(Checkpoint, Action), CheckpointError> {
         let checkpoint = Checkpoint {
@@ -172,7 +173,7 @@ impl Checkpoints {
             reason: new.reason.clone(),
             status: CheckpointStatus::Creating,
             size: seen.verdict.memory + seen.verdict.gpu_memory + seen.verdict.files,
-            image: seen.anatomy.image_id.clone(),
+            image: seen.inspect.image_id.clone(),
             created_at: now(),
             origin: new.origin,
             remote: None,
@@ -265,7 +266,7 @@ fn admit(
     Ok(())
 }
 
-fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
+fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Examined) -> Manifest {
     let line = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     Manifest {
         format: Manifest::format(),
@@ -277,14 +278,14 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
         kind: checkpoint.kind,
         created_at: checkpoint.created_at,
         shape: pod.spec.clone(),
-        image_id: seen.anatomy.image_id.clone(),
+        image_id: seen.inspect.image_id.clone(),
         host: Host {
             kernel: line("/proc/sys/kernel/osrelease"),
             machine: std::env::consts::ARCH.to_owned(),
             criu: seen.criu.clone(),
-            runtime: seen.anatomy.runtime.clone(),
+            runtime: seen.inspect.runtime.clone(),
             cgroup: cgroup_root::version(),
-            group: cgroup_root::of(seen.anatomy.pid),
+            group: cgroup_root::of(seen.inspect.pid),
         },
         sockets: seen.findings.sockets.clone(),
         memory_files: Vec::new(),
@@ -295,6 +296,6 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Seen) -> Manifest {
         losses: seen.findings.losses.clone(),
         frozen_ms: 0,
         files: std::collections::BTreeMap::new(),
-        container: seen.anatomy.document.clone(),
+        container: seen.inspect.document.clone(),
     }
 }

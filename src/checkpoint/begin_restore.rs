@@ -1,4 +1,5 @@
-//! The request side of a restore: which checkpoint, as which pod, and all that can be checked before anything is touched.
+//! The request side of a restore: which checkpoint, as which pod, and all that can be checked before anything is
+//! touched.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -6,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     CheckpointError, Checkpoints,
-    job::restore::Restoring,
+    job::restore::RestoreJob,
     note,
     store::{self, KEPT_IMAGES, manifest::Manifest},
 };
@@ -49,10 +50,10 @@ impl Checkpoints {
             return Err(CheckpointError::NotReady { id: row.id, status: row.status });
         }
         if row.kind.has_processes() {
-            self.ensure_engine_able().await?;
+            self.ensure_engine_supported().await?;
             version::criu_version().await?;
         }
-        let folder = self.0.store.folder(row.id);
+        let directory = self.0.store.directory(row.id);
         let manifest = match self.manifest_of(&row).await {
             Ok(manifest) => manifest,
             // It may have been deleted while we looked: then it is not damaged but gone.
@@ -97,17 +98,17 @@ impl Checkpoints {
             }
         };
         let (at_work, live) = self.begin_work(&action, manifest.stored_size());
-        let restoring = Restoring {
-            me: self.clone(),
+        let restoring = RestoreJob {
+            ctx: self.clone(),
             action: action.clone(),
             manifest,
-            folder,
+            directory,
             pod,
             live,
             connections: new.connections,
             images: Vec::new(),
             attempts: 0,
-            _at_work: at_work,
+            _guard_of_action: at_work,
         };
         tokio::spawn(restoring.run(guard));
         Ok(action)
@@ -146,26 +147,26 @@ impl Checkpoints {
         self.settle_pod(pod.id).await?;
         let not_found = || PodError::NotFound(pod.container_name.clone());
         let container = pod.container.clone().ok_or_else(not_found)?;
-        let anatomy = self.0.engine.anatomy(&container).await?.ok_or_else(not_found)?;
-        if !matches!(anatomy.status.as_str(), "exited" | "created" | "dead") {
-            return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: anatomy.status });
+        let inspect = self.0.engine.inspect(&container).await?.ok_or_else(not_found)?;
+        if !matches!(inspect.status.as_str(), "exited" | "created" | "dead") {
+            return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: inspect.status });
         }
-        check_memory(manifest, anatomy.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0))?;
+        check_memory(manifest, inspect.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0))?;
         // A pod that was saved and stopped has had its rule changed: from now on it is a pod like others.
-        let restart = match &anatomy.restart {
+        let restart = match &inspect.restart {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
             rule => rule.clone(),
         };
         let journal = Journal {
             container: Some(container),
             restart: Some(restart),
-            restart_if_not: Some(anatomy.restart.clone()),
+            restart_if_not: Some(inspect.restart.clone()),
             ..Journal::default()
         };
         Ok((guard, Pod::clone(&pod), journal))
     }
 
-    /// What is packed is unpacked into the store, and the pod's files into the engine's folder.
+    /// What is packed is unpacked into the store, and the pod's files into the engine's directory.
     async fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let keep = self.0.config.get().checkpoint.keep_free.0;
         let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
@@ -276,8 +277,8 @@ fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), Checkpoint
     Ok(())
 }
 
-/// A limit that is too small for certain. Processes may share memory that the images hold once for each, so only the largest
-/// of them counts, with the memory file systems.
+/// A limit that is too small for certain. Processes may share memory that the images hold once for each, so only the
+/// largest of them counts, with the memory file systems.
 fn check_memory(manifest: &Manifest, limit: Option<u64>) -> Result<(), CheckpointError> {
     let sizes = |start: &'static str| {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();

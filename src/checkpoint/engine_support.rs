@@ -5,10 +5,10 @@ use crate::engine::EngineFacts;
 
 /// Docker since 25.0.0 does not find a checkpoint that it was given, until 25.0.4 (moby #47456).
 const BROKEN: &str = "25.0.";
-const MENDED: u32 = 4;
+const FIXED_IN: u32 = 4;
 
 impl Checkpoints {
-    pub(super) async fn ensure_engine_able(&self) -> Result<(), CheckpointError> {
+    pub(super) async fn ensure_engine_supported(&self) -> Result<(), CheckpointError> {
         let facts = self.0.engine.facts().await?;
         match why_not(&facts) {
             Some(why) => Err(CheckpointError::Unavailable(why)),
@@ -26,7 +26,7 @@ fn why_not(facts: &EngineFacts) -> Option<String> {
     }
     let patch = facts.version.strip_prefix(BROKEN)?;
     let patch: u32 = patch.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
-    (patch < MENDED)
+    (patch < FIXED_IN)
         .then(|| format!("Docker {} cannot restore checkpoints (moby #47456); upgrade Docker", facts.version))
 }
 

@@ -1,16 +1,18 @@
-//! Checkpoint and restore: a running pod is saved with its processes and files, and restored in place, under another name, or
-//! after it was deleted.
+//! Checkpoint and restore: a running pod is saved with its processes and files, and restored in place, under another
+//! name, or after it was deleted.
 //!
 //! - [`begin_checkpoint`], [`begin_restore`]: the request side: everything that can be checked, and the rows
 //! - [`job`]: the phases, and recovery; [`crate::model::phase`] has their table
 //! - [`store`]: the directory of a checkpoint
-//! - [`preflight`]: what can be said before a pod is touched; [`admission`]: quota; [`engine_support`]: what Docker must support
+//! - [`preflight`]: what can be said before a pod is touched; [`admission`]: quota; [`engine_support`]: what Docker
+//!   must support
 //! - [`gpu`]: what a checkpoint knows of programs on GPUs
 //! - [`remote`]: copies in the remote store
 //! - [`schedules`]: `every 6h keep 4`, and retention; [`drain`]: maintenance of the host
 //!
-//! A request checks everything that can be checked, writes the action down and answers; a task of its own does the phases,
-//! each written into the action's row before it begins. The pod's lock is held while its container is concerned.
+//! A request checks everything that can be checked, writes the action down and answers; a task of its own does the
+//! phases, each written into the action's row before it begins. The pod's lock is held while its container is
+//! concerned.
 
 mod admission;
 mod begin_checkpoint;
@@ -80,7 +82,7 @@ struct Inner {
     /// Pods saved or brought back at a time.
     turns: Semaphore,
     /// Actions that a task of ours is at work on.
-    live: Mutex<HashMap<ActionId, Arc<Live>>>,
+    live: Mutex<HashMap<ActionId, Arc<Progress>>>,
     copies: remote::copying::Copies,
     /// Held by who brings files back from the remote store.
     fetches: tokio::sync::Mutex<()>,
@@ -93,7 +95,7 @@ struct Inner {
 }
 
 /// How far an action is.
-struct Live {
+struct Progress {
     pod: PodId,
     checkpoint: CheckpointId,
     bytes: AtomicU64,
@@ -103,16 +105,16 @@ struct Live {
     frozen_since: Mutex<Option<Instant>>,
 }
 
-impl Live {
+impl Progress {
     fn frozen_since(&self) -> MutexGuard<'_, Option<Instant>> {
         self.frozen_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// An action under way; it ends when dropped.
-struct AtWork(Checkpoints, ActionId);
+struct ActionGuard(Checkpoints, ActionId);
 
-impl Drop for AtWork {
+impl Drop for ActionGuard {
     fn drop(&mut self) {
         self.0.live().remove(&self.1);
     }
@@ -129,14 +131,14 @@ impl Checkpoints {
         pods: Pods,
     ) -> Self {
         let current = config.get();
-        let folder = current.checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
+        let directory = current.checkpoint.directory.clone().unwrap_or_else(|| home.join("checkpoints"));
         Self(Arc::new(Inner {
             db,
             engine,
             accounts,
             pods,
             gpus,
-            store: Store::new(folder),
+            store: Store::new(directory),
             turns: Semaphore::new(current.checkpoint.parallelism),
             live: Mutex::default(),
             copies: remote::copying::Copies::new(LiveStorage::new(config.clone())),
@@ -234,12 +236,12 @@ impl Checkpoints {
         action
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<ActionId, Arc<Live>>> {
+    fn live(&self) -> MutexGuard<'_, HashMap<ActionId, Arc<Progress>>> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin_work(&self, action: &Action, total: u64) -> (AtWork, Arc<Live>) {
-        let live = Arc::new(Live {
+    fn begin_work(&self, action: &Action, total: u64) -> (ActionGuard, Arc<Progress>) {
+        let live = Arc::new(Progress {
             pod: action.pod,
             checkpoint: action.checkpoint,
             bytes: AtomicU64::new(0),
@@ -248,7 +250,7 @@ impl Checkpoints {
             frozen_since: Mutex::default(),
         });
         self.live().insert(action.id, live.clone());
-        (AtWork(self.clone(), action.id), live)
+        (ActionGuard(self.clone(), action.id), live)
     }
 
     /// The action that concerns this pod now.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     app::App,
     config,
-    control::{Told, tell_daemon},
+    control::{NotifyOutcome, notify_daemon},
     model::{
         drain::{DrainState, DrainStatus, DrainedState, DrainedView, NewDrain},
         user::Actor,
@@ -140,10 +140,10 @@ impl UndrainArgs {
 
 /// Notifies the daemon of the row. It has to be running: it does the work.
 fn ensure_daemon() -> Result<(), CliError> {
-    match tell_daemon(&config::home()) {
-        Told::Yes => Ok(()),
-        Told::NotRunning => Err(CliError::NoDaemon),
-        Told::Silent => Err(CliError::SilentDaemon),
+    match notify_daemon(&config::home()) {
+        NotifyOutcome::Yes => Ok(()),
+        NotifyOutcome::NotRunning => Err(CliError::NoDaemon),
+        NotifyOutcome::Silent => Err(CliError::SilentDaemon),
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     error::CliError,
     exit,
     output::{Format, Output},
-    user::{notify_daemon, open},
+    user::{notify_running_daemon, open},
 };
 use crate::model::user::Actor;
 
@@ -23,7 +23,7 @@ pub struct ImportArgs {
 impl ImportArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let report = open()?.accounts.import(Actor::local(), &self.directory).await?;
-        notify_daemon(out);
+        notify_running_daemon(out);
         if out.format() == Format::Json {
             out.json(&json!(report))?;
             return Ok(exit::OK);

@@ -4,7 +4,7 @@
 //! - `pods`, `checkpoint`, `actions`, `schedule`, `images`, `exec`, `shell`, `logs`, `gpu`, `usage`, `login`, `tokens`,
 //!   `keys`, `events`: everyday commands
 //! - `serve`, `user`, `quota`, `drain`, `util`, `log`, `import`, `doctor`: what an admin runs on the host; `probe`,
-//!   `settle_in`: what the daemon and CRIU start
+//!   `namespace_setup`: what the daemon and CRIU start
 //! - `help`, `output`, `bars`, `terminal`, `error`, `exit`, `original`, `words`: shared parts
 //!
 //! Client commands speak only HTTP. Admin commands work on the database, with or without a running daemon.
@@ -32,6 +32,7 @@ mod keys;
 mod log;
 mod login;
 mod logs;
+mod namespace_setup;
 mod original;
 mod output;
 mod pods;
@@ -40,7 +41,6 @@ mod quota;
 mod request;
 mod schedule;
 mod serve;
-mod settle_in;
 mod shell;
 mod ssh;
 mod stat;
@@ -269,7 +269,7 @@ enum Command {
     ProbeDevice(probe::ProbeArgs),
     /// Put back the network and memory state of a restored pod; started by CRIU
     #[command(hide = true)]
-    SettleIn(settle_in::SettleInArgs),
+    NamespaceSetup(namespace_setup::NamespaceSetupArgs),
 }
 
 impl Cli {
@@ -364,7 +364,7 @@ impl Command {
             Self::Log(command) => command.run(out).await,
             Self::Import(args) => args.run(out).await,
             Self::ProbeDevice(args) => Ok(args.run()),
-            Self::SettleIn(args) => Ok(args.run()),
+            Self::NamespaceSetup(args) => Ok(args.run()),
             Self::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut command_line(), "pody", &mut script);

@@ -14,7 +14,7 @@ use crate::{
     account::{AccountError, UserChange},
     app::App,
     config,
-    control::{Told, tell_daemon},
+    control::{NotifyOutcome, notify_daemon},
     engine::Engine,
     model::{names::UserName, quantities::Span, user::Actor},
 };
@@ -111,8 +111,8 @@ pub fn open() -> Result<App, CliError> {
 }
 
 /// Notifies a running daemon of a change. Warns if it does not respond.
-pub fn notify_daemon(out: &Output) {
-    if tell_daemon(&config::home()) == Told::Silent {
+pub fn notify_running_daemon(out: &Output) {
+    if notify_daemon(&config::home()) == NotifyOutcome::Silent {
         out.warn("the running daemon does not respond; restart it so that it picks up this change");
     }
 }
@@ -137,7 +137,7 @@ impl UserCommand {
                     .accounts
                     .create_token(Actor::local(), name, "pody user token".to_owned(), Some(expires))
                     .await?;
-                notify_daemon(out);
+                notify_running_daemon(out);
                 match out.format() {
                     Format::Json => out.json(&json!(token))?,
                     Format::People => out.line(token.token)?,
@@ -216,7 +216,7 @@ async fn purge(name: UserName, yes: bool, out: &Output) -> Result<u8, CliError> 
     let engine = Engine::connect().await.map_err(crate::pod::PodError::from)?;
     let app = App::open(&config::home(), None, engine)?;
     let pods = app.purge_user(Actor::local(), name.clone()).await?;
-    notify_daemon(out);
+    notify_running_daemon(out);
     match out.format() {
         Format::Json => out.json(&json!({"message": format!("user {name} deleted"), "pods": pods}))?,
         Format::People => {
@@ -231,7 +231,7 @@ async fn purge(name: UserName, yes: bool, out: &Output) -> Result<u8, CliError> 
 
 /// Notifies the daemon of a change and says what was done.
 pub fn changed(out: &Output, message: String) -> Result<u8, CliError> {
-    notify_daemon(out);
+    notify_running_daemon(out);
     out.done(&json!({ "message": message }), &message)?;
     Ok(exit::OK)
 }

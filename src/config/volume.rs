@@ -26,7 +26,7 @@ pub enum VolumeMappingError {
     #[error(
         "{0:?} is not a volume mapping; write /host/path:/in/pod, optionally followed by :ro or :rw, or tmpfs:/in/pod"
     )]
-    Shape(String),
+    PodSpec(String),
     #[error("{0:?} must be an absolute path without '..'")]
     Path(String),
     #[error("{0:?} is not a volume mode; write ro or rw")]
@@ -50,7 +50,7 @@ impl std::str::FromStr for VolumeMapping {
                 Ok(Self::Bind { source: absolute(source)?, target: absolute(target)?, read_only: mode == "ro" })
             }
             [_, _, mode] => Err(VolumeMappingError::Mode(mode.to_owned())),
-            _ => Err(VolumeMappingError::Shape(s.to_owned())),
+            _ => Err(VolumeMappingError::PodSpec(s.to_owned())),
         }
     }
 }

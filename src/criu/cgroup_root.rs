@@ -1,8 +1,9 @@
 //! The cgroup of a pod that is brought back, on version 2 of cgroups.
 //!
-//! The path of a pod's cgroup has the id of its container in it. CRIU puts programs back into the one that they were in, and the
-//! engine of a new container knows nothing of that: limits would not hold, and systemd would take the new container's own, which
-//! is empty, for ended. So CRIU is told where the root is now. On version 1 runc does that itself.
+//! The path of a pod's cgroup has the id of its container in it. CRIU puts programs back into the one that they were
+//! in, and the engine of a new container knows nothing of that: limits would not hold, and systemd would take the new
+//! container's own, which is empty, for ended. So CRIU is told where the root is now. On version 1 runc does that
+//! itself.
 
 use std::{fs, path::Path};
 
@@ -19,8 +20,8 @@ pub fn of(pid: i32) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned).filter(|_| version() == 2)
 }
 
-/// The line for CRIU's options. `then` is the path of then and `old` the container of then; `driver` is the engine's of now, and
-/// `parent` what the new container was given as the cgroup above its own.
+/// The line for CRIU's options. `then` is the path of then and `old` the container of then; `driver` is the engine's of
+/// now, and `parent` what the new container was given as the cgroup above its own.
 pub fn root_option(then: Option<&str>, old: &str, new: &ContainerId, driver: &str, parent: &str) -> String {
     let is_systemd = driver == "systemd";
     let among_its_like = || {
@@ -32,7 +33,7 @@ pub fn root_option(then: Option<&str>, old: &str, new: &ContainerId, driver: &st
     };
     let root = among_its_like().unwrap_or_else(|| match (is_systemd, parent) {
         (true, "") => format!("/system.slice/docker-{new}.scope"),
-        (true, slice) => format!("{}/docker-{new}.scope", folder_of(slice)),
+        (true, slice) => format!("{}/docker-{new}.scope", directory_of(slice)),
         (false, "") => format!("/docker/{new}"),
         (false, parent) => format!("/{}/{new}", parent.trim_matches('/')),
     });
@@ -40,7 +41,7 @@ pub fn root_option(then: Option<&str>, old: &str, new: &ContainerId, driver: &st
 }
 
 /// Where systemd has a slice: below each that its name begins with (systemd.slice(5)).
-fn folder_of(slice: &str) -> String {
+fn directory_of(slice: &str) -> String {
     let name = slice.trim_end_matches(".slice");
     let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
     ends.map(|end| format!("/{}.slice", &name[..end])).collect()

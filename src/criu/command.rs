@@ -4,8 +4,8 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-/// Tells the processes of an action from all others, also after the daemon was killed. CRIU wipes its environment out: it is
-/// known by its working folder, which is the checkpoint's, and by its log there.
+/// Tells the processes of an action from all others, also after the daemon was killed. CRIU wipes its environment out:
+/// it is known by its working directory, which is the checkpoint's, and by its log there.
 pub const MARK: &str = "PODY_ACTION";
 
 pub async fn ask(program: &str, arguments: &[&str]) -> Result<String, String> {

@@ -1,6 +1,7 @@
-//! CRIU's options where they can only come from `/etc/criu/runc.conf`, the host's one such file: in a restore through Docker. It
-//! is ours only until CRIU has read it, under a lock, and then as it was before. runc hands it to CRIU in a dump, too, before
-//! the dump's own options: so a dump takes the lock until its CRIU has read the file as others left it.
+//! CRIU's options where they can only come from `/etc/criu/runc.conf`, the host's one such file: in a restore through
+//! Docker. It is ours only until CRIU has read it, under a lock, and then as it was before. runc hands it to CRIU in a
+//! dump, too, before the dump's own options: so a dump takes the lock until its CRIU has read the file as others left
+//! it.
 
 use std::{
     fs::{self, File},

@@ -1,8 +1,8 @@
 //! NVIDIA's `cuda-checkpoint`: the only place that runs it.
 //!
-//! It asks a thread inside of the process, through the driver, to lock CUDA, to copy what is on the GPUs into the host's
-//! memory, and back. Killed in the middle it can leave a process between two states; so each call gets all the time that its
-//! bytes may need, and one that a daemon left behind is waited for before anything else is asked.
+//! It asks a thread inside of the process, through the driver, to lock CUDA, to copy what is on the GPUs into the
+//! host's memory, and back. Killed in the middle it can leave a process between two states; so each call gets all the
+//! time that its bytes may need, and one that a daemon left behind is waited for before anything else is asked.
 
 use std::{
     env, fs, io,
@@ -52,15 +52,15 @@ pub enum CudaState {
 }
 
 impl FromStr for CudaState {
-    type Err = Trouble;
+    type Err = ToolError;
 
-    fn from_str(s: &str) -> Result<Self, Trouble> {
+    fn from_str(s: &str) -> Result<Self, ToolError> {
         match s.trim() {
             "running" => Ok(Self::Running),
             "locked" => Ok(Self::Locked),
             "checkpointed" => Ok(Self::Checkpointed),
             "failed" => Ok(Self::Failed),
-            other => Err(Trouble::Said(format!("a state that is not known: {:?}", short(other)))),
+            other => Err(ToolError::Said(format!("a state that is not known: {:?}", short(other)))),
         }
     }
 }
@@ -87,7 +87,7 @@ impl Step {
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum ToolError {
     #[error("{}: {source}", .program.display())]
     NotRun { program: PathBuf, source: io::Error },
     #[error("{0}")]
@@ -133,22 +133,22 @@ impl Tool {
             Some(path) => Some(path.to_owned()).filter(is_program),
             None => {
                 let path = env::var_os("PATH").unwrap_or_default();
-                env::split_paths(&path).map(|folder| folder.join(NAME)).find(is_program)
+                env::split_paths(&path).map(|directory| directory.join(NAME)).find(is_program)
             }
         };
         program.map(|program| Self { program })
     }
 
-    pub async fn about(&self) -> Result<About, Trouble> {
+    pub async fn about(&self) -> Result<About, ToolError> {
         Ok(About::parse(&self.run(&["--help"], None, ASK).await?))
     }
 
-    pub async fn state(&self, pid: i32, action: Option<ActionId>, limit: Duration) -> Result<CudaState, Trouble> {
+    pub async fn state(&self, pid: i32, action: Option<ActionId>, limit: Duration) -> Result<CudaState, ToolError> {
         self.run(&["--get-state", "--pid", &pid.to_string()], action, limit).await?.parse()
     }
 
     /// Waits up to `timeout` for the work under way on the GPU, and has the process wait before it gives any more.
-    pub async fn lock(&self, pid: i32, action: ActionId, timeout: Duration) -> Result<(), Trouble> {
+    pub async fn lock(&self, pid: i32, action: ActionId, timeout: Duration) -> Result<(), ToolError> {
         let millis = timeout.as_millis().to_string();
         let words = ["--action", Step::Lock.as_str(), "--pid", &pid.to_string(), "--timeout", &millis];
         // It ends by itself then.
@@ -162,15 +162,15 @@ impl Tool {
         device_map: Option<&str>,
         action: ActionId,
         limit: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), ToolError> {
         let pid = pid.to_string();
         let mut words = vec!["--action", step.as_str(), "--pid", &pid];
         words.extend(device_map.into_iter().flat_map(|map| ["--device-map", map]));
         self.run(&words, Some(action), limit).await.map(drop)
     }
 
-    async fn run(&self, words: &[&str], action: Option<ActionId>, limit: Duration) -> Result<String, Trouble> {
-        let not_run = |source| Trouble::NotRun { program: self.program.clone(), source };
+    async fn run(&self, words: &[&str], action: Option<ActionId>, limit: Duration) -> Result<String, ToolError> {
+        let not_run = |source| ToolError::NotRun { program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
         command.args(words).env_remove(VISIBLE).current_dir("/");
         command.envs(action.map(|action| (MARK, action.to_string())));
@@ -185,7 +185,7 @@ impl Tool {
                 let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             }
             let _ = tokio::time::timeout(GONE, child.wait()).await;
-            return Err(Trouble::TimedOut(limit));
+            return Err(ToolError::TimedOut(limit));
         };
         if status.map_err(not_run)?.success() {
             return Ok(output);
@@ -193,11 +193,12 @@ impl Tool {
         // It complains on either.
         let said = [errors, output].concat();
         let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it failed without a word");
-        Err(Trouble::Said(short(line)))
+        Err(ToolError::Said(short(line)))
     }
 }
 
-/// Waits for the calls of an action that a daemon began and did not live to see the end of; ends those that take longer.
+/// Waits for the calls of an action that a daemon began and did not live to see the end of; ends those that take
+/// longer.
 pub async fn wait_for_calls(action: ActionId, limit: Duration) {
     let mark = format!("{MARK}={action}");
     let calls = || -> Vec<i32> {

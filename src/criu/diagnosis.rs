@@ -1,5 +1,5 @@
-//! Why CRIU failed, as a sentence with a remedy: from its log, from what runc said, and from the room that is left where it
-//! wrote. A log may be whole, cut by the very disk that is full, cut by a kill, empty, or not there at all.
+//! Why CRIU failed, as a sentence with a remedy: from its log, from what runc said, and from the room that is left
+//! where it wrote. A log may be whole, cut by the very disk that is full, cut by a kill, empty, or not there at all.
 
 use std::{
     fs::File,
@@ -196,9 +196,9 @@ impl Place<'_> {
     }
 }
 
-/// The same as [`explain`], of a log in a file. `folder` is what people know the disk by that CRIU wrote to.
-pub fn of_log(log: &Path, said: &str, folder: &Path) -> Option<CriuFailure> {
-    explain(&read(log), said, Place { path: folder, free: left(folder) }).map(failure)
+/// The same as [`explain`], of a log in a file. `directory` is what people know the disk by that CRIU wrote to.
+pub fn of_log(log: &Path, said: &str, directory: &Path) -> Option<CriuFailure> {
+    explain(&read(log), said, Place { path: directory, free: left(directory) }).map(failure)
 }
 
 /// As much of a log as there is; nothing where there is none.
@@ -288,8 +288,8 @@ fn meaning(line: &str) -> Option<&'static str> {
     KNOWN.iter().find(|(parts, _)| parts.iter().all(|part| line.contains(part))).map(|(_, meaning)| *meaning)
 }
 
-/// An error without time and place: `(00.012) Error (criu/files-ext.c:98): Can't dump …`. `None` for other lines, and for one
-/// that ends before it tells.
+/// An error without time and place: `(00.012) Error (criu/files-ext.c:98): Can't dump …`. `None` for other lines, and
+/// for one that ends before it tells.
 fn error_of(line: &str) -> Option<&str> {
     let (_, after) = line.split_once("Error (")?;
     let (_, text) = after.split_once("): ")?;

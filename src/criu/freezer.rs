@@ -1,9 +1,9 @@
 //! The freezer of a container's cgroup, beside Docker, for what CRIU leaves of it.
 //!
-//! CRIU holds all programs of a paused pod by ptrace, thaws their cgroup, and freezes it again before it lets go of them. A CRIU
-//! that is killed does not, and the kernel lets its programs run at once: with TCP sockets that CRIU has put into repair, on which
-//! each send is an error, and of which programs think that they are broken. So CRIU is watched while it works, and what it let go
-//! of is frozen before its end is told to anybody else.
+//! CRIU holds all programs of a paused pod by ptrace, thaws their cgroup, and freezes it again before it lets go of
+//! them. A CRIU that is killed does not, and the kernel lets its programs run at once: with TCP sockets that CRIU has
+//! put into repair, on which each send is an error, and of which programs think that they are broken. So CRIU is
+//! watched while it works, and what it let go of is frozen before its end is told to anybody else.
 
 use std::{
     convert::Infallible,
@@ -14,12 +14,12 @@ use std::{
 use futures_util::future;
 
 use crate::host::{
-    life::Life,
+    pidfd::PidFd,
     process::{self, Stat},
 };
 
-/// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then Docker
-/// cannot unpause it.
+/// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then
+/// Docker cannot unpause it.
 pub fn freeze(pid: i32) {
     write(pid, "FROZEN", "1");
 }
@@ -29,12 +29,12 @@ pub fn thaw(pid: i32) {
     write(pid, "THAWED", "0");
 }
 
-/// Freezes the container of this process as soon as CRIU has ended, whose parent is this runc. For ever: somebody else waits for
-/// runc's end.
+/// Freezes the container of this process as soon as CRIU has ended, whose parent is this runc. For ever: somebody else
+/// waits for runc's end.
 pub async fn freeze_after_criu(runc: i32, pid: i32) -> Infallible {
     // Its own children are helpers, which come and go.
     let is_its = |child: &i32| Stat::read(*child).is_some_and(|stat| stat.parent == runc);
-    let lives: Vec<Life> = process::list().into_iter().filter(is_its).filter_map(Life::of).collect();
+    let lives: Vec<PidFd> = process::list().into_iter().filter(is_its).filter_map(PidFd::of).collect();
     let file = files(pid);
     let ends = lives.iter().map(|life| Box::pin(life.wait()));
     if !lives.is_empty() {

@@ -1,6 +1,6 @@
-//! `gzip` for CRIU's own `tar`. CRIU packs the content of memory file systems with `tar --gzip` while the pod stands still,
-//! at 25 to 45 MB/s. Under this name the program writes gzip's format (RFC 1952) with stored blocks (RFC 1951, 3.2.4): as
-//! fast as memory, and readable for any gzip. [`unpack`] is as fast, where gzip reads 200 MB/s.
+//! `gzip` for CRIU's own `tar`. CRIU packs the content of memory file systems with `tar --gzip` while the pod stands
+//! still, at 25 to 45 MB/s. Under this name the program writes gzip's format (RFC 1952) with stored blocks (RFC 1951,
+//! 3.2.4): as fast as memory, and readable for any gzip. [`unpack`] is as fast, where gzip reads 200 MB/s.
 
 use std::{
     fs::File,
@@ -53,7 +53,8 @@ pub fn store(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     output.flush()
 }
 
-/// Copies what a gzip file holds into a pipe. The checksum is not looked at: whoever unpacks has looked at the file's own.
+/// Copies what a gzip file holds into a pipe. The checksum is not looked at: whoever unpacks has looked at the file's
+/// own.
 pub fn unpack(packed: &mut File, pipe: &mut (impl Write + AsFd)) -> io::Result<()> {
     let mut header = [0; HEADER.len()];
     packed.read_exact(&mut header)?;
@@ -73,8 +74,8 @@ pub fn unpack(packed: &mut File, pipe: &mut (impl Write + AsFd)) -> io::Result<(
     }
 }
 
-/// So many bytes of a file into a pipe: the kernel's own pages of it, not copies. `io::copy` does not, as somebody might change
-/// the file before the pipe is read; nobody changes this one.
+/// So many bytes of a file into a pipe: the kernel's own pages of it, not copies. `io::copy` does not, as somebody
+/// might change the file before the pipe is read; nobody changes this one.
 fn hand_on(file: &mut File, pipe: &mut (impl Write + AsFd), length: u64) -> io::Result<()> {
     let mut left = length;
     while left > 0 {

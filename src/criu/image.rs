@@ -8,8 +8,8 @@ const LENGTH: usize = 4;
 /// How a field begins whose value is bytes, with their length before them.
 const BYTES: u64 = 2;
 pub const PAGE: u64 = 4 << 10;
-/// images/pagemap.proto: of the head the number of the image of pages; of an entry the address, the count of pages, whether a
-/// checkpoint before this one has them, flags, and the count again in newer ones, which has more bits.
+/// images/pagemap.proto: of the head the number of the image of pages; of an entry the address, the count of pages,
+/// whether a checkpoint before this one has them, flags, and the count again in newer ones, which has more bits.
 const PAGES: u64 = 1;
 const ADDRESS: u64 = 1;
 const COUNT: u64 = 2;
@@ -199,7 +199,8 @@ fn push_number(bytes: &mut Vec<u8>, mut value: u64) {
 mod tests {
     use super::*;
 
-    /// For pages 7: two pages that are there, one that is in a checkpoint before, three with a long count, as CRIU 4.2 writes it.
+    /// For pages 7: two pages that are there, one that is in a checkpoint before, three with a long count, as CRIU 4.2
+    /// writes it.
     fn image() -> Vec<u8> {
         let entries: [&[u8]; 4] = [
             &[0x08, 7],

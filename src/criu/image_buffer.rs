@@ -1,10 +1,11 @@
 //! Memory that images are caught in while a pod stands still.
 //!
-//! A page that is written to a file first needs memory for the file's cache. A host whose memory is in use has to empty other
-//! caches for it, and a virtual machine has to ask the host below for it, page by page: that was nine tenths of a freeze. So
-//! as much memory is taken, and touched, while the pod still runs. CRIU then finds pipes (fifo(7)) under the names of the
-//! large images, writes those from front to back as it would files, by splice(2) without a copy, and one thread copies what
-//! comes into the room. Files are made of it when the pod goes on. What does not fit goes to its file at once.
+//! A page that is written to a file first needs memory for the file's cache. A host whose memory is in use has to empty
+//! other caches for it, and a virtual machine has to ask the host below for it, page by page: that was nine tenths of a
+//! freeze. So as much memory is taken, and touched, while the pod still runs. CRIU then finds pipes (fifo(7)) under the
+//! names of the large images, writes those from front to back as it would files, by splice(2) without a copy, and one
+//! thread copies what comes into the room. Files are made of it when the pod goes on. What does not fit goes to its
+//! file at once.
 //!
 //! A pod that is stopped after it was saved gains nothing by it: it stands still until its files are on the disk.
 
@@ -49,7 +50,7 @@ const PART: u64 = 2;
 const MARGIN: u64 = 16;
 
 /// Memory for images, with what was caught.
-pub struct Room {
+pub struct ImageBuffer {
     chunks: Vec<Chunk>,
     /// The chunk that is being filled.
     at: usize,
@@ -78,8 +79,8 @@ struct Image {
 }
 
 /// A room that is being filled.
-pub struct Catching {
-    thread: JoinHandle<io::Result<Room>>,
+pub struct Capture {
+    thread: JoinHandle<io::Result<ImageBuffer>>,
     /// Closed when nothing more will come.
     end: PipeWriter,
 }
@@ -91,7 +92,7 @@ struct Pipe {
     image: Option<usize>,
 }
 
-impl Room {
+impl ImageBuffer {
     /// Takes memory for images of so many bytes, or as much as may be taken, and touches it.
     pub fn take(bytes: u64, streams: usize) -> Self {
         let most = memory::available().unwrap_or(0) / PART;
@@ -113,9 +114,9 @@ impl Room {
         self.caught.clone()
     }
 
-    /// Puts pipes in the place of images with these names, and catches what is written to them. What was caught before is
-    /// forgotten. After an error no pipe is left.
-    pub fn catch(mut self, folder: &Path, names: Vec<String>) -> io::Result<Catching> {
+    /// Puts pipes in the place of images with these names, and catches what is written to them. What was caught before
+    /// is forgotten. After an error no pipe is left.
+    pub fn catch(mut self, directory: &Path, names: Vec<String>) -> io::Result<Capture> {
         for chunk in &mut self.chunks {
             chunk.used = 0;
             chunk.pieces.clear();
@@ -123,11 +124,11 @@ impl Room {
         self.at = 0;
         self.images.clear();
         self.caught.store(0, Ordering::Relaxed);
-        let pipes: io::Result<Vec<Pipe>> = names.iter().map(|name| Pipe::make(folder.join(name))).collect();
-        let pipes = pipes.inspect_err(|_| names.iter().for_each(|name| drop(fs::remove_file(folder.join(name)))))?;
+        let pipes: io::Result<Vec<Pipe>> = names.iter().map(|name| Pipe::make(directory.join(name))).collect();
+        let pipes = pipes.inspect_err(|_| names.iter().for_each(|name| drop(fs::remove_file(directory.join(name)))))?;
         let (ended, end) = io::pipe()?;
         let thread = thread::Builder::new().name("catch".to_owned()).spawn(move || self.empty(pipes, &ended))?;
-        Ok(Catching { thread, end })
+        Ok(Capture { thread, end })
     }
 
     /// Empties the pipes until the other end of `ended` is closed and nothing more is there.
@@ -242,9 +243,9 @@ impl Room {
     }
 }
 
-impl Catching {
+impl Capture {
     /// The room with all that was written, which is there when CRIU has ended.
-    pub fn end(self) -> io::Result<Room> {
+    pub fn end(self) -> io::Result<ImageBuffer> {
         drop(self.end);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -253,7 +254,8 @@ impl Catching {
 impl Chunk {
     fn take() -> io::Result<Self> {
         let mut memory = MmapMut::map_anon(CHUNK)?;
-        // Kernels that lack one of these do without. It is the memory of a pod: no copy of it goes to a child or a core file.
+        // Kernels that lack one of these do without. It is the memory of a pod: no copy of it goes to a child or a core
+        // file.
         for advice in [Advice::HugePage, Advice::DontFork, Advice::DontDump] {
             let _ = memory.advise(advice);
         }
@@ -288,8 +290,8 @@ impl Pipe {
     }
 }
 
-/// Waits for something to read: whether the other end of `ended` is closed, and which pipes have something or are at their
-/// end. One that nobody has opened yet is neither.
+/// Waits for something to read: whether the other end of `ended` is closed, and which pipes have something or are at
+/// their end. One that nobody has opened yet is neither.
 fn wait(ended: &PipeReader, pipes: &[Pipe], is_over: bool) -> io::Result<(bool, Vec<usize>)> {
     let of = |file| PollFd::new(file, PollFlags::POLLIN);
     let mut all: Vec<PollFd> = pipes.iter().map(|pipe| of(pipe.file.as_fd())).collect();
@@ -311,12 +313,12 @@ mod tests {
     type Images = [(&'static str, Vec<u8>); 3];
 
     /// All at once, opened as CRIU does it.
-    fn write_and_catch(room: Room, folder: &Path, images: &Images) -> Room {
+    fn write_and_catch(buffer: ImageBuffer, directory: &Path, images: &Images) -> ImageBuffer {
         let names = ["pages-1.img", "pages-2.img", "pages-3.img", "pages-4.img"];
-        let catching = room.catch(folder, names.map(str::to_owned).into()).unwrap();
+        let catching = buffer.catch(directory, names.map(str::to_owned).into()).unwrap();
         thread::scope(|scope| {
             for (name, content) in images {
-                let mut pipe = File::create(folder.join(name)).unwrap();
+                let mut pipe = File::create(directory.join(name)).unwrap();
                 scope.spawn(move || io::copy(&mut content.as_slice(), &mut pipe).unwrap());
             }
         });
@@ -333,45 +335,45 @@ mod tests {
         ];
         for chunks in 0..3 {
             let chunks = (0..chunks).map(|_| Chunk::take().unwrap()).collect();
-            let room = Room { chunks, at: 0, images: Vec::new(), caught: Arc::default() };
+            let buffer = ImageBuffer { chunks, at: 0, images: Vec::new(), caught: Arc::default() };
             // Of a try that failed nothing is left.
-            let room = write_and_catch(room, tempfile::tempdir().unwrap().path(), &images);
-            let folder = tempfile::tempdir().unwrap();
-            let mut room = write_and_catch(room, folder.path(), &images);
+            let buffer = write_and_catch(buffer, tempfile::tempdir().unwrap().path(), &images);
+            let directory = tempfile::tempdir().unwrap();
+            let mut buffer = write_and_catch(buffer, directory.path(), &images);
             let written: u64 = images.iter().map(|(_, content)| content.len() as u64).sum();
-            assert_eq!(room.caught().load(Ordering::Relaxed), written);
+            assert_eq!(buffer.caught().load(Ordering::Relaxed), written);
             // Over the end of a chunk, and a name that was not caught.
             let new = vec![9; 20_000];
-            room.replace(&folder.path().join("pages-1.img"), CHUNK as u64 - 10_000, &new).unwrap();
-            room.replace(&folder.path().join("pages-5.img"), 0, &new).unwrap();
-            room.write_out().unwrap();
+            buffer.replace(&directory.path().join("pages-1.img"), CHUNK as u64 - 10_000, &new).unwrap();
+            buffer.replace(&directory.path().join("pages-5.img"), 0, &new).unwrap();
+            buffer.write_out().unwrap();
             for (name, content) in &images {
                 let mut content = content.clone();
                 if *name == "pages-1.img" {
                     content[CHUNK - 10_000..][..20_000].copy_from_slice(&new);
                 }
-                assert!(fs::read(folder.path().join(name)).unwrap() == content, "{name}");
+                assert!(fs::read(directory.path().join(name)).unwrap() == content, "{name}");
             }
-            assert!(!folder.path().join("pages-4.img").exists(), "nobody wrote it");
+            assert!(!directory.path().join("pages-4.img").exists(), "nobody wrote it");
         }
     }
 
     #[test]
     fn where_not_all_pipes_can_be_made_there_are_none() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let names = ["pages-1.img", "nowhere/pages-2.img"];
-        assert!(Room::take(0, 1).catch(folder.path(), names.map(str::to_owned).into()).is_err());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(ImageBuffer::take(0, 1).catch(directory.path(), names.map(str::to_owned).into()).is_err());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn what_cannot_be_written_is_an_error_and_the_writer_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let room = Room { chunks: Vec::new(), at: 0, images: Vec::new(), caught: Arc::default() };
-        let catching = room.catch(folder.path(), vec!["pages-1.img".to_owned()]).unwrap();
-        let mut pipe = File::create(folder.path().join("pages-1.img")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let buffer = ImageBuffer { chunks: Vec::new(), at: 0, images: Vec::new(), caught: Arc::default() };
+        let catching = buffer.catch(directory.path(), vec!["pages-1.img".to_owned()]).unwrap();
+        let mut pipe = File::create(directory.path().join("pages-1.img")).unwrap();
         // No file can be made in its place.
-        fs::remove_file(folder.path().join("pages-1.img")).unwrap();
+        fs::remove_file(directory.path().join("pages-1.img")).unwrap();
         assert!(io::copy(&mut vec![1; 3 * PIPE].as_slice(), &mut pipe).is_ok());
         drop(pipe);
         assert!(catching.end().is_err());

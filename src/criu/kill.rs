@@ -1,4 +1,5 @@
-//! The end of what was started: of a dump or a restore that hangs or failed, and of what a daemon that was killed left at work.
+//! The end of what was started: of a dump or a restore that hangs or failed, and of what a daemon that was killed left
+//! at work.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,10 +33,10 @@ const STALLED: Duration = Duration::from_secs(5);
 const GONE: Duration = Duration::from_secs(5);
 
 /// Returns when what a daemon that was killed has started for a dump has ended by itself, or writes nothing any more.
-pub async fn wait_ended(action: ActionId, folder: &Path) {
+pub async fn wait_ended(action: ActionId, directory: &Path) {
     let (mut size, mut since) = (0, Instant::now());
-    while since.elapsed() < STALLED && of_action(action, folder).into_iter().any(|pid| !is_zombie(pid)) {
-        let now = disk::size_of(folder);
+    while since.elapsed() < STALLED && of_action(action, directory).into_iter().any(|pid| !is_zombie(pid)) {
+        let now = disk::size_of(directory);
         if now != size {
             (size, since) = (now, Instant::now());
         }
@@ -44,50 +45,50 @@ pub async fn wait_ended(action: ActionId, folder: &Path) {
 }
 
 /// Ends all that an action of ours, or of a daemon that was killed, has started.
-pub async fn end_action(action: ActionId, folder: &Path) {
-    end_all(|| of_action(action, folder)).await;
+pub async fn end_action(action: ActionId, directory: &Path) {
+    end_all(|| of_action(action, directory)).await;
 }
 
-fn of_action(action: ActionId, folder: &Path) -> Vec<i32> {
+fn of_action(action: ActionId, directory: &Path) -> Vec<i32> {
     let mark = format!("{MARK}={action}");
     let is_its = |pid: i32| {
-        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder)) {
+        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(directory)) {
             return true;
         }
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) || is_criu_of(pid, folder)
+        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) || is_criu_of(pid, directory)
     };
     process::list().into_iter().filter(|&pid| is_its(pid)).collect()
 }
 
-/// A CRIU that looks into the pod has its working folder there for the moment, but its log stays open. So does the one of a
-/// program of the pod that CRIU is at work in.
-fn is_criu_of(pid: i32, folder: &Path) -> bool {
+/// A CRIU that looks into the pod has its working directory there for the moment, but its log stays open. So does the
+/// one of a program of the pod that CRIU is at work in.
+fn is_criu_of(pid: i32, directory: &Path) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     command.windows(4).any(|part| part == b"criu")
         && u32::try_from(pid) != Ok(std::process::id())
-        && process::has_open_below(pid, folder)
+        && process::has_open_below(pid, directory)
         && process::container_of(pid).is_none()
 }
 
-/// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a CRIU that
-/// is killed leaves it like that, and programs would run and meet errors when they send. So the pod is frozen first, and goes
-/// on when the network was put right.
-pub async fn end_dump(action: ActionId, folder: &Path, container: &ContainerId) {
-    let Some(&any) = members(container).first() else { return end_action(action, folder).await };
-    let stopped = of_action(action, folder);
+/// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a CRIU
+/// that is killed leaves it like that, and programs would run and meet errors when they send. So the pod is frozen
+/// first, and goes on when the network was put right.
+pub async fn end_dump(action: ActionId, directory: &Path, container: &ContainerId) {
+    let Some(&any) = members(container).first() else { return end_action(action, directory).await };
+    let stopped = of_action(action, directory);
     signal(&stopped, Signal::SIGSTOP);
     freezer::freeze(any);
     // Whatever it looks like by now: programs that it holds would stand still for ever.
     signal(&stopped, Signal::SIGKILL);
-    end_action(action, folder).await;
+    end_action(action, directory).await;
     sockets::end_repair(&members(container));
     lock::unlock(any).await;
 }
 
 /// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.
 pub async fn end_restore(container: &ContainerId) {
-    // The engine clears its folder away as soon as they end.
+    // The engine clears its directory away as soon as they end.
     leftovers::unmount(container);
     end_all(|| at_work("restore", container).into_iter().chain(members(container)).collect()).await;
     leftovers::unmount(container);
@@ -181,13 +182,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_action_started_is_found_by_its_mark() {
-        let (action, folder, elsewhere) =
+        let (action, directory, elsewhere) =
             (ActionId::generate(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut marked = Command::new("sleep").arg("1000").env(MARK, action.to_string()).spawn().unwrap();
-        let mut inside = Command::new("sleep").arg("1000").current_dir(folder.path()).spawn().unwrap();
+        let mut inside = Command::new("sleep").arg("1000").current_dir(directory.path()).spawn().unwrap();
         end_action(ActionId::generate(), elsewhere.path()).await;
         assert!(marked.try_wait().unwrap().is_none() && inside.try_wait().unwrap().is_none());
-        end_action(action, folder.path()).await;
+        end_action(action, directory.path()).await;
         assert!(!marked.wait().await.unwrap().success() && !inside.wait().await.unwrap().success());
     }
 }

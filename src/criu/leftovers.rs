@@ -1,7 +1,7 @@
 //! CRIU's yards: what it mounts and makes on the host for a restore, and leaves there when it is killed.
 //!
-//! In one of them, in the engine's folder for the container, all the host's cgroups are mounted. The engine, which clears its folder
-//! away, would go through them.
+//! In one of them, in the engine's directory for the container, all the host's cgroups are mounted. The engine, which
+//! clears its directory away, would go through them.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ const MOUNTS: &str = ".criu.mntns.";
 /// A yard of mounts that is so old and nowhere mounted is nobody's.
 const OLD: Duration = Duration::from_secs(600);
 
-/// Takes the cgroups out of the engine's folder for this container.
+/// Takes the cgroups out of the engine's directory for this container.
 pub fn unmount(container: &ContainerId) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for yard in of_container(&mounts, container) {
@@ -31,12 +31,13 @@ pub fn unmount(container: &ContainerId) {
             tracing::warn!(%error, yard = %yard.display(), "cgroups that CRIU mounted stay mounted");
             continue;
         }
-        // Only what is empty. The engine gives a folder that it clears away a name with a dot, and comes no second time.
+        // Only what is empty. The engine gives a directory that it clears away a name with a dot, and comes no second
+        // time.
         let _ = fs::remove_dir(&yard);
-        if let Some(folder) = yard.parent()
-            && folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        if let Some(directory) = yard.parent()
+            && directory.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
         {
-            let _ = fs::remove_dir(folder);
+            let _ = fs::remove_dir(directory);
         }
     }
 }
@@ -55,7 +56,7 @@ fn of_container(mounts: &str, container: &ContainerId) -> Vec<PathBuf> {
     targets.filter(|path| is_its(path)).collect()
 }
 
-/// Removes folders that are empty, old, and of no restore that is under way, whosever it is.
+/// Removes directories that are empty, old, and of no restore that is under way, whosever it is.
 pub fn sweep() {
     let is_old = |entry: &fs::DirEntry| {
         let changed = entry.metadata().and_then(|data| data.modified()).ok();
@@ -72,11 +73,11 @@ pub fn sweep() {
     if found.is_empty() {
         return;
     }
-    // Where it is mounted in a pod, the folder is in use though the host sees it empty.
+    // Where it is mounted in a pod, the directory is in use though the host sees it empty.
     let mounts = |pid: i32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let is_used = process::list().into_iter().any(|pid| mounts(pid).contains(MOUNTS));
-    for folder in found.iter().filter(|_| !is_used) {
-        let _ = fs::remove_dir(folder);
+    for directory in found.iter().filter(|_| !is_used) {
+        let _ = fs::remove_dir(directory);
     }
 }
 

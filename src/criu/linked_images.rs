@@ -1,6 +1,6 @@
-//! The folder that Docker starts a container from: *hollow*, the small images copied, the large ones as links. containerd
-//! copies such a folder twice; links it copies as links. They are relative, with more `..` than any folder is deep, because
-//! CRIU follows them when the pod's root is its own already.
+//! The directory that Docker starts a container from: *hollow*, the small images copied, the large ones as links.
+//! containerd copies such a directory twice; links it copies as links. They are relative, with more `..` than any
+//! directory is deep, because CRIU follows them when the pod's root is its own already.
 
 use std::{
     collections::HashSet,
@@ -18,17 +18,17 @@ use crate::{
     model::ids::ActionId,
 };
 
-/// The file that tells the folder of one restore from all others has a name that begins so.
+/// The file that tells the directory of one restore from all others has a name that begins so.
 pub const NONCE: &str = "pody-nonce-";
 
-/// More than any folder is deep: `..` of the root is the root.
+/// More than any directory is deep: `..` of the root is the root.
 const UP: usize = 32;
 
 /// Names of images that are large, and are linked.
 const LARGE: [&str; 2] = ["pages-", "tmpfs-"];
 
-/// Makes the folder. `files` are names in the checkpoint and where each is to be read from; those that are `emptied` CRIU gets
-/// without content.
+/// Makes the directory. `files` are names in the checkpoint and where each is to be read from; those that are `emptied`
+/// CRIU gets without content.
 pub fn make(
     hollow: &Path,
     files: &[(PathBuf, PathBuf)],
@@ -58,16 +58,16 @@ pub fn make(
     Ok(made().map_err(DiskError::io("making", hollow))?)
 }
 
-/// A file in the folder that Docker starts from, by which the engine's copies of it are known.
+/// A file in the directory that Docker starts from, by which the engine's copies of it are known.
 pub fn nonce(action: ActionId) -> String {
     format!("{NONCE}{action}")
 }
 
-/// Removes the copies that containerd makes of a checkpoint for each start and leaves behind. Only those with our file in
-/// them.
+/// Removes the copies that containerd makes of a checkpoint for each start and leaves behind. Only those with our file
+/// in them.
 pub fn remove_engine_copies(action: ActionId) {
     let nonce = nonce(action);
-    let mut folders = vec![PathBuf::from("/tmp")];
+    let mut directories = vec![PathBuf::from("/tmp")];
     for pid in process::list() {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         if name.trim() != "containerd" {
@@ -75,14 +75,14 @@ pub fn remove_engine_copies(action: ActionId) {
         }
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let variables = environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);
-        folders.extend(variables.filter_map(|variable| {
+        directories.extend(variables.filter_map(|variable| {
             let value = variable.strip_prefix("XDG_RUNTIME_DIR=").or_else(|| variable.strip_prefix("TMPDIR="))?;
             Some(PathBuf::from(value))
         }));
     }
-    folders.sort();
-    folders.dedup();
-    for entry in folders.iter().flat_map(fs::read_dir).flatten().filter_map(Result::ok) {
+    directories.sort();
+    directories.dedup();
+    for entry in directories.iter().flat_map(fs::read_dir).flatten().filter_map(Result::ok) {
         let is_copy = entry.file_name().to_string_lossy().starts_with("ctrd-checkpoint");
         if is_copy
             && entry.path().join(&nonce).is_file()

@@ -1,9 +1,10 @@
 //! The mechanics of a dump and a restore. It knows no pod, no row and no Docker: what it needs it is given.
 //!
-//! - [`runc`]: runs runc and CRIU, each call with a deadline; [`kill`] ends what they started, [`freezer`] and [`leftovers`]
-//!   clean up after a CRIU that was killed
+//! - [`runc`]: runs runc and CRIU, each call with a deadline; [`kill`] ends what they started, [`freezer`] and
+//!   [`leftovers`] clean up after a CRIU that was killed
 //! - [`version`]: whether this CRIU can save pods on this kernel; [`command`]: short calls of other programs
-//! - [`conf`]: CRIU's options in a restore through the engine; [`linked_images`]: the directory that the engine starts from
+//! - [`conf`]: CRIU's options in a restore through the engine; [`linked_images`]: the directory that the engine starts
+//!   from
 //! - [`namespace_setup`]: what a restore does in the pod's new namespaces before its first process exists
 //! - [`image`]: CRIU's image files, as far as they are read here; [`patches`]: what is changed in them
 //! - [`image_buffer`]: memory that takes images in while the pod is frozen; [`gzip`]: a stand-in for CRIU's `gzip`

@@ -1,17 +1,17 @@
-//! What a restore does in the pod's new network and mounts when they are made and its processes are not: CRIU's script stage
-//! `post-setup-namespaces`. It is this program once more, begun by CRIU.
+//! What a restore does in the pod's new network and mounts when they are made and its processes are not: CRIU's script
+//! stage `post-setup-namespaces`. It is this program once more, begun by CRIU.
 //!
-//! *Addresses.* Docker gives the pod another address than it had, and a socket that is bound to the old one cannot be made
-//! anew. The old one is added on the loopback interface: listeners come back, and what programs of the pod say to each other
-//! over it goes on, in any number of twins, since nobody outside sees it.
+//! *Addresses.* Docker gives the pod another address than it had, and a socket that is bound to the old one cannot be
+//! made anew. The old one is added on the loopback interface: listeners come back, and what programs of the pod say to
+//! each other over it goes on, in any number of twins, since nobody outside sees it.
 //!
-//! *Settings.* Docker sets some of the kernel's values for the network of each container, but not for one that CRIU brings
-//! back: without them nobody could `ping`, and normal users could not listen on low ports.
+//! *Settings.* Docker sets some of the kernel's values for the network of each container, but not for one that CRIU
+//! brings back: without them nobody could `ping`, and normal users could not listen on low ports.
 //!
 //! *`/etc/hosts`.* The engine writes it anew at each start. What the pod's owner wrote into it is put back.
 //!
-//! *Memory file systems.* CRIU unpacks their content with `tar --gzip`, which is as slow as gzip. The large ones are left empty
-//! for CRIU and filled here, before any file in them is opened.
+//! *Memory file systems.* CRIU unpacks their content with `tar --gzip`, which is as slow as gzip. The large ones are
+//! left empty for CRIU and filled here, before any file in them is opened.
 
 use std::{
     collections::BTreeMap,
@@ -40,19 +40,19 @@ use super::{
 use crate::host::{cgroup, netlink};
 
 /// The hidden command under which this program does it.
-pub const COMMAND: &str = "settle-in";
+pub const COMMAND: &str = "namespace-setup";
 
 /// Files beside the log of the restore.
-const PLAN: &str = "settle-in.json";
+const PLAN: &str = "namespace-setup.json";
 
-const SCRIPT: &str = "settle-in.sh";
+const SCRIPT: &str = "namespace-setup.sh";
 
-const FAILURE: &str = "settle-in.error";
+const FAILURE: &str = "namespace-setup.error";
 
 /// There once the pod has its addresses.
-const ADDRESSED: &str = "settle-in.addressed";
+const ADDRESSED: &str = "namespace-setup.addressed";
 
-const DONE: &str = "settle-in.done";
+const DONE: &str = "namespace-setup.done";
 
 /// Smaller ones CRIU unpacks in no time.
 const LARGE: u64 = 4 << 20;
@@ -100,7 +100,8 @@ pub struct Filling {
 }
 
 impl Plan {
-    /// The line for CRIU's options that has it done; none where there is nothing to do. `scratch` is the restore's own folder.
+    /// The line for CRIU's options that has it done; none where there is nothing to do. `scratch` is the restore's own
+    /// directory.
     pub fn option(&self, scratch: &Path, nonce: &str) -> io::Result<String> {
         for old in [FAILURE, ADDRESSED, DONE, PLAN] {
             let _ = fs::remove_file(scratch.join(old));
@@ -110,8 +111,8 @@ impl Plan {
         }
         let (plan, script, failure) = (scratch.join(PLAN), scratch.join(SCRIPT), scratch.join(FAILURE));
         fs::write(&plan, serde_json::to_vec(self)?)?;
-        // The options are the host's: a restore that a killed daemon began may find them, too. It must not get what is another
-        // pod's, nor go on without what is its own.
+        // The options are the host's: a restore that a killed daemon began may find them, too. It must not get what is
+        // another pod's, nor go on without what is its own.
         let text = format!(
             "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-setup-namespaces ] || exit 0\n\
              if [ ! -e \"$CRTOOLS_IMAGE_DIR/{nonce}\" ]; then\n  \
@@ -135,8 +136,8 @@ pub async fn wait_addressed(scratch: &Path) {
     }
 }
 
-/// Whether all that was planned for the last start was done. Where it was not, CRIU has not seen the options that it was
-/// started with, and what runs is not what was saved.
+/// Whether all that was planned for the last start was done. Where it was not, CRIU has not seen the options that it
+/// was started with, and what runs is not what was saved.
 pub fn is_done(scratch: &Path) -> bool {
     !scratch.join(PLAN).exists() || scratch.join(DONE).exists()
 }
@@ -182,7 +183,8 @@ pub fn hosts(pid: i32) -> Option<String> {
     (content.len() as u64 <= MOST_HOSTS).then_some(content)
 }
 
-/// Gives the engine's line of the pod itself its address of now. The programs run by then, and never see the file empty.
+/// Gives the engine's line of the pod itself its address of now. The programs run by then, and never see the file
+/// empty.
 pub fn renew_hosts(file: &Path, then: &str, now: &str) -> io::Result<()> {
     let text = fs::read_to_string(file)?;
     let renewed: String = text
@@ -263,20 +265,20 @@ fn whole(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     })
 }
 
-/// Where CRIU has made the mount that had this number: every mount of the pod lies flat in a folder of its own at this stage,
-/// `mnt-` and ten digits below `.criu.mntns.` and some letters (criu/mount-v2.c).
+/// Where CRIU has made the mount that had this number: every mount of the pod lies flat in a directory of its own at
+/// this stage, `mnt-` and ten digits below `.criu.mntns.` and some letters (criu/mount-v2.c).
 fn made_for(number: u32, mountinfo: &str) -> Option<&str> {
     let name = format!("mnt-{number:010}");
     let is_it = |mount: &Mount| {
         let mut parts = mount.target.rsplit('/');
-        let (last, folder) = (parts.next(), parts.next().unwrap_or_default());
-        mount.kind == "tmpfs" && last == Some(&name) && folder.starts_with(".criu.mntns.")
+        let (last, directory) = (parts.next(), parts.next().unwrap_or_default());
+        mount.kind == "tmpfs" && last == Some(&name) && directory.starts_with(".criu.mntns.")
     };
     mountinfo.lines().filter_map(Mount::parse).find(is_it).map(|mount| mount.target)
 }
 
-/// Does what the plan says, for the pod whose first process this is. A process of its own: it is in the pod's cgroup from
-/// then on, which pays for the content.
+/// Does what the plan says, for the pod whose first process this is. A process of its own: it is in the pod's cgroup
+/// from then on, which pays for the content.
 pub fn set_up(file: &Path, pid: i32) -> Result<(), CriuFailure> {
     let plan: Plan = fs::read(file)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
@@ -336,7 +338,7 @@ impl Filling {
         let made = made_for(self.mount, &mounts).ok_or("CRIU's mount of it is not found")?;
         let target = File::open(format!("/proc/{pid}/root{made}")).map_err(text)?;
         let mut packed = File::open(&self.archive).map_err(text)?;
-        // As CRIU does, but for gzip. The folder stays open for it.
+        // As CRIU does, but for gzip. The directory stays open for it.
         fcntl(&target, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| text(error.into()))?;
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--no-unquote", "--no-wildcards", "--directory"]);
@@ -366,7 +368,7 @@ fn gateways(routes: &str) -> impl Iterator<Item = Ipv4Addr> {
 /// The content of a memory file system, in an image that is put back by us and not by CRIU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryFiles {
-    /// Its path from the folder.
+    /// Its path from the directory.
     pub image: PathBuf,
     /// Where it was mounted in the pod, and the kernel's number of that mount then.
     pub target: PathBuf,

@@ -1,14 +1,14 @@
 //! What CRIU does not note of a pod is put into the images of its dump, before they are hashed.
 //!
-//! *Timers.* The kernel winds a periodic timerfd up again when its program reads that it has expired. One that was not read yet
-//! has no time left, and CRIU brings it back as one that does not run (fs/timerfd.c and CRIU's timerfd.c). With a nanosecond left
-//! it expires at once and goes on.
+//! *Timers.* The kernel winds a periodic timerfd up again when its program reads that it has expired. One that was not
+//! read yet has no time left, and CRIU brings it back as one that does not run (fs/timerfd.c and CRIU's timerfd.c).
+//! With a nanosecond left it expires at once and goes on.
 //!
-//! *Names of sockets.* CRIU notes the name that a unix socket was bound under; where it has another by now, that is the one
-//! that it must come back with: see [`super::network::socket_names`].
+//! *Names of sockets.* CRIU notes the name that a unix socket was bound under; where it has another by now, that is the
+//! one that it must come back with: see [`super::network::socket_names`].
 //!
-//! *Time.* A pod that was brought back has a clock of its own (time_namespaces(7)), and what the engine execs in it has the host's.
-//! CRIU brings back one time for all programs or none: what such a command left behind gets the pod's.
+//! *Time.* A pod that was brought back has a clock of its own (time_namespaces(7)), and what the engine execs in it has
+//! the host's. CRIU brings back one time for all programs or none: what such a command left behind gets the pod's.
 
 use std::{
     collections::BTreeMap,
@@ -31,23 +31,25 @@ const TIMER: u64 = 12;
 
 const UNIX_SOCKET: u64 = 16;
 
-/// images/timerfd.proto: how often it has expired since it was read, and seconds and nanoseconds that are left and between.
+/// images/timerfd.proto: how often it has expired since it was read, and seconds and nanoseconds that are left and
+/// between.
 const TICKS: u64 = 5;
 
 const LEFT: [u64; 2] = [7, 8];
 
 const INTERVAL: [u64; 2] = [9, 10];
 
-/// images/sk-unix.proto: inode and name; the folder that a name begins in, and whether there is no such file.
+/// images/sk-unix.proto: inode and name; the directory that a name begins in, and whether there is no such file.
 const INODE: u64 = 2;
 
 const NAME: u64 = 11;
 
-const FOLDER: u64 = 14;
+const DIRECTORY: u64 = 14;
 
 const DELETED: u64 = 15;
 
-/// The part of an internet socket; of it (images/sk-inet.proto) protocol, state, ports, addresses, and which ways are shut.
+/// The part of an internet socket; of it (images/sk-inet.proto) protocol, state, ports, addresses, and which ways are
+/// shut.
 const INTERNET_SOCKET: u64 = 4;
 
 const PROTOCOL: u64 = 5;
@@ -75,12 +77,12 @@ const FIRST: &str = "ids-1.img";
 /// images/core.proto: the time.
 const TIME: u64 = 12;
 
-/// Corrects the images in this folder. `names` are those of now, by the inode of the socket.
-pub fn correct(folder: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
-    change(&folder.join(FILES), |image| corrected(image, names))?;
-    let first = fs::read(folder.join(FIRST))?;
+/// Corrects the images in this directory. `names` are those of now, by the inode of the socket.
+pub fn correct(directory: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
+    change(&directory.join(FILES), |image| corrected(image, names))?;
+    let first = fs::read(directory.join(FIRST))?;
     let Some(time) = time_of(&first) else { return Ok(()) };
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(SHARED) {
             change(&entry.path(), |image| in_time(image, time))?;
@@ -89,10 +91,10 @@ pub fn correct(folder: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
     Ok(())
 }
 
-/// In a copy of images: TCP connections with others are closed, as their programs find them that CRIU closes, and those between
-/// programs of the pod, which has these addresses, stay. CRIU alone closes all or none.
-pub fn close_outside(folder: &Path, own: &[Ipv4Addr]) -> io::Result<()> {
-    change(&folder.join(FILES), |image| {
+/// In a copy of images: TCP connections with others are closed, as their programs find them that CRIU closes, and those
+/// between programs of the pod, which has these addresses, stay. CRIU alone closes all or none.
+pub fn close_outside(directory: &Path, own: &[Ipv4Addr]) -> io::Result<()> {
+    change(&directory.join(FILES), |image| {
         let mut closed = image.get(..image::HEADER)?.to_vec();
         for entry in image::entries(image) {
             let mut entry = image[entry?].to_vec();
@@ -195,7 +197,7 @@ fn wind_up(entry: &mut [u8], timer: Range<usize>) {
 fn renamed(socket: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
     let (begin, _) = field(socket, 0, socket.len(), INODE)?;
     let name = names.get(&number(socket, begin)?.0).filter(|name| name.len() <= LONGEST)?;
-    image::with(socket, &[(NAME, New::Bytes(name.as_bytes())), (FOLDER, New::Nothing), (DELETED, New::Nothing)])
+    image::with(socket, &[(NAME, New::Bytes(name.as_bytes())), (DIRECTORY, New::Nothing), (DELETED, New::Nothing)])
 }
 
 #[cfg(test)]
@@ -268,11 +270,11 @@ mod tests {
         let shut = [0x98, 0x01, 3];
         let before = [socket([1, 9, 8], own, other, &[]), socket([8, 9, 8], own, other, &[0x98, 0x01, 1])];
         let after = [socket([7, 0, 0], own, other, &shut), socket([7, 0, 0], own, other, &shut)];
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let all = |changed: [Vec<u8>; 2]| image(&[&same[..], &changed].concat());
-        fs::write(folder.path().join(FILES), all(before)).unwrap();
-        close_outside(folder.path(), &[own.into()]).unwrap();
-        assert_eq!(fs::read(folder.path().join(FILES)).unwrap(), all(after));
+        fs::write(directory.path().join(FILES), all(before)).unwrap();
+        close_outside(directory.path(), &[own.into()]).unwrap();
+        assert_eq!(fs::read(directory.path().join(FILES)).unwrap(), all(after));
     }
 
     #[test]
@@ -290,7 +292,7 @@ mod tests {
             let part = [&[0x08, 3, 0x10, inode, 0x5a, name.len() as u8], name.as_bytes(), rest].concat();
             entry(5, UNIX_SOCKET, &part)
         };
-        // A folder "d", and that there is no such file.
+        // A directory "d", and that there is no such file.
         let gone = [0x72, 1, b'd', 0x78, 1];
         let before = image(&[socket(1, "/a.1", &gone), socket(2, "/b.1", &gone), socket(3, "/c.1", &gone)]);
         let long = "x".repeat(LONGEST + 1);

@@ -1,14 +1,14 @@
 //! runc and CRIU: the only place that runs them, and the only one that ends what they leave.
 //!
-//! A dump goes to runc directly, beside Docker, while the container stands still: Docker's own way copies the images twice
-//! and holds the pod for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is concerned.
+//! A dump goes to runc directly, beside Docker, while the container stands still: Docker's own way copies the images
+//! twice and holds the pod for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is concerned.
 //!
 //! A restore goes through Docker, whose child the pod must be; CRIU's options come from [`super::host_options`] there.
 //!
 //! A restored pod's cgroup is the one of now ([`group`]).
 //!
-//! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup, and is
-//! ended by [`ending`]; [`freezer`] and [`yards`] put right what a CRIU leaves that is killed.
+//! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup,
+//! and is ended by [`ending`]; [`freezer`] and [`yards`] put right what a CRIU leaves that is killed.
 
 use std::{
     ffi::OsStr,
@@ -44,8 +44,8 @@ use crate::{
 /// Links of files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
 
-/// How long CRIU may take with a process or a thread besides its memory, on a busy host. A hundred processes were seen to
-/// take ten seconds.
+/// How long CRIU may take with a process or a thread besides its memory, on a busy host. A hundred processes were seen
+/// to take ten seconds.
 const PER_PROCESS: Duration = Duration::from_millis(500);
 
 const PER_THREAD: Duration = Duration::from_millis(20);
@@ -56,10 +56,10 @@ pub struct Dump<'a> {
     pub container: &'a ContainerId,
     /// The container's first process.
     pub pid: i32,
-    /// runc's folder of containers.
+    /// runc's directory of containers.
     pub root: &'a Path,
-    /// The checkpoint's folder, with the folder for images in it.
-    pub folder: &'a Path,
+    /// The checkpoint's directory, with the directory for images in it.
+    pub directory: &'a Path,
     pub bin: &'a Path,
     /// The writable layer, if it is saved too.
     pub upper: Option<&'a Path>,
@@ -72,25 +72,25 @@ pub struct Dump<'a> {
 
 /// Has CRIU write the processes of a paused container. It stays paused.
 pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
-    let work = dump.folder.join("work");
-    let conf = dump.folder.join("criu.conf");
+    let work = dump.directory.join("work");
+    let conf = dump.directory.join("criu.conf");
     let written = || {
         fs::create_dir(&work)?;
-        fs::write(&conf, dump_options(dump.config, dump.pid, dump.folder, dump.upper, dump.network)?)
+        fs::write(&conf, dump_options(dump.config, dump.pid, dump.directory, dump.upper, dump.network)?)
     };
     written().map_err(DiskError::io("writing", &conf))?;
     let path = std::env::var("PATH").unwrap_or_default();
     let mut runc = Command::new("runc");
     runc.arg("--root").arg(dump.root).arg("checkpoint");
     runc.args(["--leave-running", "--tcp-established", "--file-locks", "--empty-ns", "network"]);
-    runc.arg("--image-path").arg(dump.folder.join(IMAGES)).arg("--work-path").arg(&work);
+    runc.arg("--image-path").arg(dump.directory.join(IMAGES)).arg("--work-path").arg(&work);
     runc.arg(dump.container.as_str());
     runc.env("CRIU_CONFIG_FILE", &conf)
         .env("PATH", format!("{}:{path}", dump.bin.display()))
         .env(MARK, dump.action.to_string())
         // For CRIU's own calls of tar.
         .env("TAR_OPTIONS", RECORDS)
-        .current_dir(dump.folder)
+        .current_dir(dump.directory)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -124,33 +124,34 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            let store = dump.folder.parent().unwrap_or(dump.folder);
+            let store = dump.directory.parent().unwrap_or(dump.directory);
             let cause = diagnosis::of_log(&log, &said, store);
             let unknown = || CriuFailure::other(format!("runc: {}", diagnosis::words_of_runc(&said)));
             Err(CriuError::Failed(cause.unwrap_or_else(unknown)))
         }
     };
     if done.is_err() {
-        kill::end_dump(dump.action, dump.folder, dump.container).await;
+        kill::end_dump(dump.action, dump.directory, dump.container).await;
     }
     // Kept for whoever wants to know how it went; the rest is of no use for a restore.
-    let _ = fs::rename(&log, dump.folder.join(DUMP_LOG));
+    let _ = fs::rename(&log, dump.directory.join(DUMP_LOG));
     let _ = disk::remove(&work);
     let _ = fs::remove_file(&conf);
     done
 }
 
-/// A script for CRIU. A file that was opened by a name that it lost, and has another, gets a name `link_remap.N` for the time
-/// of the dump; a restore needs it. The script gives it one more name, which goes into the archive as `link_remap.N`.
-fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
-    let script = folder.join("keep-links");
-    let list = folder.join(LINKS);
-    // Names of folders may hold line breaks.
+/// A script for CRIU. A file that was opened by a name that it lost, and has another, gets a name `link_remap.N` for
+/// the time of the dump; a restore needs it. The script gives it one more name, which goes into the archive as
+/// `link_remap.N`.
+fn keep_links(directory: &Path, upper: &Path) -> io::Result<PathBuf> {
+    let script = directory.join("keep-links");
+    let list = directory.join(LINKS);
+    // Names of directories may hold line breaks.
     let text = format!(
         "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e \"$CRTOOLS_IMAGE_DIR/remap-fpath.img\" ] || exit 0\n\
          find '{upper}' -xdev -name 'link_remap.*' ! -name '*{suffix}' -print0 > '{list}' || exit 1\n\
          xargs -0 -r -n 1 sh -c 'ln \"$1\" \"$1{suffix}\"' keep < '{list}'\n",
-        suffix = link_suffix(folder),
+        suffix = link_suffix(directory),
         upper = upper.display(),
         list = list.display(),
     );
@@ -159,38 +160,39 @@ fn keep_links(folder: &Path, upper: &Path) -> io::Result<PathBuf> {
     Ok(script)
 }
 
-/// The end of names that are given for the time of the dump into this folder: no file of the pod has a name like it.
-pub fn link_suffix(folder: &Path) -> String {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+/// The end of names that are given for the time of the dump into this directory: no file of the pod has a name like it.
+pub fn link_suffix(directory: &Path) -> String {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
     format!(".pody-link-{}", name.trim_start_matches(".tmp-"))
 }
 
 /// Takes the names back that [`keep_links`] gave.
-pub fn drop_links(folder: &Path) {
-    let names = fs::read(folder.join(LINKS)).unwrap_or_default();
+pub fn drop_links(directory: &Path) {
+    let names = fs::read(directory.join(LINKS)).unwrap_or_default();
     for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-        let given = [name, link_suffix(folder).as_bytes()].concat();
+        let given = [name, link_suffix(directory).as_bytes()].concat();
         let _ = fs::remove_file(OsStr::from_bytes(&given));
     }
-    let _ = fs::remove_file(folder.join(LINKS));
-    let _ = fs::remove_file(folder.join("keep-links"));
+    let _ = fs::remove_file(directory.join(LINKS));
+    let _ = fs::remove_file(directory.join("keep-links"));
 }
 
-/// Options for a dump into the folder; the rest runc hands on by itself. `upper` is the writable layer, if it is saved too.
+/// Options for a dump into the directory; the rest runc hands on by itself. `upper` is the writable layer, if it is
+/// saved too.
 pub fn dump_options(
     config: &CheckpointConfig,
     pid: i32,
-    folder: &Path,
+    directory: &Path,
     upper: Option<&Path>,
     network: NetworkLock,
 ) -> io::Result<String> {
-    // Folders that are not there end the dump.
+    // Directories that are not there end the dump.
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     let watched = config.watch_paths.iter().filter(|path| path != &Path::new("/") && inside(path).is_dir());
     let watched: String = watched.map(|path| format!("irmap-scan-path {}\n", path.display())).collect();
     let script = match upper {
-        Some(upper) => format!("action-script {}\n", keep_links(folder, upper)?.display()),
+        Some(upper) => format!("action-script {}\n", keep_links(directory, upper)?.display()),
         None => String::new(),
     };
     let network = match network {
@@ -214,7 +216,7 @@ pub fn root_of(config: &CheckpointConfig, container: &ContainerId, pid: i32, run
     all.into_iter().find(|root| root.join(container.as_str()).join("state.json").is_file())
 }
 
-/// The folder with our `gzip`, put before all others on CRIU's PATH. The program is this one, as long as it runs.
+/// The directory with our `gzip`, put before all others on CRIU's PATH. The program is this one, as long as it runs.
 pub fn ensure_bin(store: &Path) -> Result<PathBuf, CriuError> {
     let bin = store.join(".bin");
     let link = bin.join("gzip");
@@ -255,7 +257,8 @@ pub const IMAGES: &str = "checkpoint";
 
 pub const DUMP_LOG: &str = "dump.log";
 
-/// Records of 32 KiB: those of 10 KiB that tar has by itself take twice the time, and larger ones fill small archives up.
+/// Records of 32 KiB: those of 10 KiB that tar has by itself take twice the time, and larger ones fill small archives
+/// up.
 pub const RECORDS: &str = "--blocking-factor=64";
 
 /// What CRIU has to do.

@@ -1,13 +1,13 @@
-//! Programs that wait where CRIU cannot attach to them: those in vfork(2), and those that were stopped by a signal, a job under
-//! Ctrl-Z, a debugger's victim, `kill -STOP`.
+//! Programs that wait where CRIU cannot attach to them: those in vfork(2), and those that were stopped by a signal, a
+//! job under Ctrl-Z, a debugger's victim, `kill -STOP`.
 //!
-//! Cgroups of version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits for it
-//! to leave its stop, and it cannot before it is thawed), so CRIU would hang until its deadline. But a process that was told
-//! to go on while it is frozen can be attached to, and does not run: it is told to stop again before it is thawed. In CRIU's
-//! images it is noted as stopped, as CRIU itself would have done, so it comes back as it was.
+//! Cgroups of version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits
+//! for it to leave its stop, and it cannot before it is thawed), so CRIU would hang until its deadline. But a process
+//! that was told to go on while it is frozen can be attached to, and does not run: it is told to stop again before it
+//! is thawed. In CRIU's images it is noted as stopped, as CRIU itself would have done, so it comes back as it was.
 //!
-//! A CRIU that is killed leaves each program in code of its own, from which the program finds back by itself as soon as it runs.
-//! One that was stopped there would stay there, with CRIU's log open, and could not be saved any more.
+//! A CRIU that is killed leaves each program in code of its own, from which the program finds back by itself as soon as
+//! it runs. One that was stopped there would stay there, with CRIU's log open, and could not be saved any more.
 //!
 //! Version 2 does not need this, and then nothing is found here: frozen processes keep the state that is looked at.
 
@@ -62,8 +62,8 @@ pub fn find(container: &ContainerId) -> Vec<ProcessId> {
     stuck.filter_map(|pid| Stat::read(pid).map(|stat| stat.id)).collect()
 }
 
-/// A program of a container that stands still in vfork(2): it waits for its child to begin another program, and cannot be
-/// attached to before. The kernel names the place kernel_clone (kernel/fork.c).
+/// A program of a container that stands still in vfork(2): it waits for its child to begin another program, and cannot
+/// be attached to before. The kernel names the place kernel_clone (kernel/fork.c).
 pub fn in_vfork(container: &ContainerId) -> Option<String> {
     let waits = |thread: &Path| fs::read_to_string(thread.join("wchan")).is_ok_and(|place| place.trim() == VFORK);
     let is_in_it = |&pid: &i32| {
@@ -76,7 +76,7 @@ pub fn in_vfork(container: &ContainerId) -> Option<String> {
 }
 
 /// Has them ready to be saved. They do not run: they are frozen.
-pub fn let_go(processes: &[ProcessId]) {
+pub fn send_sigcont(processes: &[ProcessId]) {
     signal(processes, Signal::SIGCONT);
 }
 
@@ -85,17 +85,17 @@ pub fn stop_again(processes: &[ProcessId]) {
     signal(processes, Signal::SIGSTOP);
 }
 
-/// Of these, those that are in code of CRIU's, and those that are not: CRIU's log is in this folder.
-pub fn by_place(processes: &[ProcessId], folder: &Path) -> (Vec<ProcessId>, Vec<ProcessId>) {
-    processes.iter().partition(|process| process::has_open_below(process.pid, folder))
+/// Of these, those that are in code of CRIU's, and those that are not: CRIU's log is in this directory.
+pub fn by_place(processes: &[ProcessId], directory: &Path) -> (Vec<ProcessId>, Vec<ProcessId>) {
+    processes.iter().partition(|process| process::has_open_below(process.pid, directory))
 }
 
 /// Has those that are thawed stopped as soon as they are out of CRIU's code.
-pub async fn stop_when_out(mut inside: Vec<ProcessId>, folder: &Path) {
+pub async fn stop_when_out(mut inside: Vec<ProcessId>, directory: &Path) {
     let begun = Instant::now();
     while !inside.is_empty() && begun.elapsed() < WAY_OUT {
         tokio::time::sleep(LOOK).await;
-        let (still_inside, out) = by_place(&inside, folder);
+        let (still_inside, out) = by_place(&inside, directory);
         stop_again(&out);
         inside = still_inside;
     }

@@ -1,5 +1,5 @@
-//! What CRIU does not save of threads and can be set again from outside: the processors that they may run on (`taskset`) and
-//! their class at the disk (`ionice`). Only what differs from the pod's first process is kept.
+//! What CRIU does not save of threads and can be set again from outside: the processors that they may run on
+//! (`taskset`) and their class at the disk (`ionice`). Only what differs from the pod's first process is kept.
 
 use std::{collections::BTreeMap, fs};
 
@@ -17,7 +17,7 @@ const OF_THREAD: i32 = 1;
 
 /// Threads of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Tuning {
+pub struct ThreadAttributes {
     /// As the kernel lists them: `0-3,8`.
     pub processors: String,
     /// As ioprio_get(2) tells it.
@@ -27,7 +27,7 @@ pub struct Tuning {
 }
 
 /// Looks at the threads of a container whose first process has this number.
-pub fn look(container: &ContainerId, init: i32) -> Vec<Tuning> {
+pub fn look(container: &ContainerId, init: i32) -> Vec<ThreadAttributes> {
     let Some(usual) = of_thread(init, init).map(|(_, kind)| kind) else { return Vec::new() };
     let mut kinds: BTreeMap<(String, i32), Vec<i32>> = BTreeMap::new();
     for (pid, thread) in threads(container) {
@@ -38,11 +38,11 @@ pub fn look(container: &ContainerId, init: i32) -> Vec<Tuning> {
         }
     }
     let tunings = kinds.into_iter();
-    tunings.map(|((processors, disk), threads)| Tuning { processors, disk, threads }).collect()
+    tunings.map(|((processors, disk), threads)| ThreadAttributes { processors, disk, threads }).collect()
 }
 
 /// Sets it again. What this host does not have is left as it is.
-pub fn put_back(container: &ContainerId, tunings: &[Tuning]) {
+pub fn put_back(container: &ContainerId, tunings: &[ThreadAttributes]) {
     if tunings.is_empty() {
         return;
     }

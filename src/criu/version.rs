@@ -13,7 +13,8 @@ const NEW_KERNEL: (u32, u32) = (6, 16);
 
 const NEEDED_THERE: (u32, u32) = (4, 2);
 
-/// Older ones end where runc's requests and scripts of ours come together (`BUG at criu/action-scripts.c`, CRIU's pull request 2217).
+/// Older ones end where runc's requests and scripts of ours come together (`BUG at criu/action-scripts.c`, CRIU's pull
+/// request 2217).
 const OLDEST: (u32, u32) = (3, 19);
 
 /// From here on CRIU surely takes `network-lock skip`; an option that it does not know ends a dump.

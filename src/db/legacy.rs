@@ -27,7 +27,7 @@ pub struct LegacyUsage {
 
 /// The directory of an old installation.
 pub struct OldInstallation {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 /// An account of the old installation.
@@ -39,18 +39,18 @@ pub struct OldUser {
 }
 
 impl OldInstallation {
-    pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
     }
 
     /// Whether there is anything to import.
     pub fn exists(&self) -> bool {
-        self.folder.join("users.db").is_file()
+        self.directory.join("users.db").is_file()
     }
 
     /// Opens one of the databases read-only; `None` if the file is missing.
     fn open(&self, file: &str) -> Result<Option<Connection>, DbError> {
-        let path = self.folder.join(file);
+        let path = self.directory.join(file);
         if !path.is_file() {
             return Ok(None);
         }

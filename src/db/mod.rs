@@ -21,7 +21,7 @@ mod events;
 mod legacy;
 mod legacy_log;
 mod pods;
-mod registry;
+mod reports;
 mod schedules;
 mod schema;
 mod snapshot;

@@ -20,7 +20,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use super::{Engine, EngineError, LONG, SHORT};
 use crate::model::{
     ids::ContainerId,
-    pod::{Init, Shape},
+    pod::{Init, PodSpec},
     quantities::GpuSet,
 };
 
@@ -49,7 +49,7 @@ const FREEZES: [u64; 4] = [20, 70, 150, 400];
 pub struct ContainerSpec {
     pub name: String,
     pub labels: HashMap<String, String>,
-    pub shape: Shape,
+    pub shape: PodSpec,
     pub log_max_size: String,
     pub log_max_files: u32,
     /// Seconds between SIGTERM and SIGKILL.

@@ -63,7 +63,7 @@ pub struct Pipes {
 pub enum Piece {
     Output(Bytes),
     /// From standard error.
-    Aside(Bytes),
+    Stderr(Bytes),
 }
 
 impl Engine {
@@ -180,7 +180,7 @@ impl Engine {
         let exec_id = self.prepare(id, options).await?;
         let (output, input) = self.begin(&exec_id, false).await?;
         let output = output.map(|item| match item {
-            Ok(LogOutput::StdErr { message }) => Ok(Piece::Aside(message)),
+            Ok(LogOutput::StdErr { message }) => Ok(Piece::Stderr(message)),
             Ok(other) => Ok(Piece::Output(other.into_bytes())),
             Err(error) => Err(EngineError::from(error)),
         });

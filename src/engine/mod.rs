@@ -1,20 +1,20 @@
 //! Docker: the only place that knows bollard.
 //!
-//! - [`inventory`]: every container and image in memory, fed by events, corrected by a relist, updated at once by our own
-//!   writes. Reads answer from it and never wait for the engine.
-//! - Writes go through [`Engine::call`], which gives each a deadline and ends it early when the engine stops answering, so
-//!   that a hung engine is a 503 and not a hung request.
+//! - [`inventory`]: every container and image in memory, fed by events, corrected by a relist, updated at once by our
+//!   own writes. Reads answer from it and never wait for the engine.
+//! - Writes go through [`Engine::call`], which gives each a deadline and ends it early when the engine stops answering,
+//!   so that a hung engine is a 503 and not a hung request.
 //!
 //! The engine may be down when we start and may go away at any time; [`Engine::watch`] connects again by itself.
 
 mod addresses;
+mod checkpoint;
+mod container;
 mod containers;
 mod exec;
 mod facts;
 mod images;
 pub mod inventory;
-mod saving;
-mod shown;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,12 +24,12 @@ use tokio::sync::watch;
 
 pub use self::{
     addresses::{AddressPool, Placeholder},
+    checkpoint::ContainerInspect,
+    container::{Container, Detail, Image},
     containers::{ContainerSpec, LogOptions},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::Inventory,
-    saving::Anatomy,
-    shown::{Container, Detail, Image},
 };
 
 /// Deadline of a short call to the engine. Together with the cleanup after it, it stays below the 10 s within which a

@@ -2,7 +2,7 @@
 //! limited time.
 //!
 //! - [`path`]: names of files; [`link`]: signed URLs
-//! - [`folder`]: the disk. Every step below a user's directory goes through `openat2` with `RESOLVE_BENEATH` and
+//! - [`directory`]: the disk. Every step below a user's directory goes through `openat2` with `RESOLVE_BENEATH` and
 //!   `RESOLVE_NO_SYMLINKS`, so nothing outside of it can be reached
 //! - [`upload`]: writes: first into a partial file that can be resumed, which gets its name when it is complete and
 //!   synced
@@ -12,7 +12,7 @@
 //! that name does not get them. All files count against the limits of `[files]`; partial files count too and are
 //! removed after a day.
 
-mod folder;
+mod directory;
 mod link;
 mod path;
 mod remote;
@@ -28,7 +28,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use self::{folder::Folder, link::Signer};
+use self::{directory::Directory, link::Signer};
 pub use self::{
     link::{Link, Verb},
     path::{FilePath, FilePathError},
@@ -67,7 +67,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    fn folder_name(&self) -> String {
+    fn directory_name(&self) -> String {
         format!("{}.{}", self.user, self.account)
     }
 }
@@ -78,7 +78,7 @@ pub enum FileError {
     #[error("there is no file {0}")]
     NotFound(String),
     #[error("there is no folder {0}")]
-    NoFolder(String),
+    NoDirectory(String),
     #[error("{0} does not meet the request's If-Match or If-None-Match; read its current ETag and try again")]
     Precondition(String),
     #[error("{0} is not a file that can be read or replaced; choose another name")]
@@ -225,18 +225,18 @@ impl Files {
         let is_whole = path.is_none();
         let listed = match self.remote()? {
             Some(remote) => remote.list(&owner, path.as_ref()).await,
-            None => self.off_thread(move |files| files.folder(&owner)?.list(path.as_ref())).await,
+            None => self.off_thread(move |files| files.directory(&owner)?.list(path.as_ref())).await,
         };
         match listed {
             // The owner has no files yet.
             Err(FileError::NotFound(_)) if is_whole => Ok(Vec::new()),
-            Err(FileError::NotFound(path) | FileError::NotAFile(path)) => Err(FileError::NoFolder(path)),
+            Err(FileError::NotFound(path) | FileError::NotAFile(path)) => Err(FileError::NoDirectory(path)),
             listed => listed,
         }
     }
 
     pub async fn open(&self, owner: Owner, path: FilePath) -> Result<Opened, FileError> {
-        self.off_thread(move |files| files.folder(&owner)?.open_for_reading(&path)).await
+        self.off_thread(move |files| files.directory(&owner)?.open_for_reading(&path)).await
     }
 
     /// Deletes a file or an empty directory.
@@ -248,7 +248,7 @@ impl Files {
         }
         self.off_thread(move |files| {
             files.used_by(&owner)?;
-            if let Some(size) = files.folder(&owner)?.remove(&path)? {
+            if let Some(size) = files.directory(&owner)?.remove(&path)? {
                 files.release(&owner, size, 1);
             }
             Ok(())
@@ -292,12 +292,12 @@ impl Files {
         let accounts = self.0.db.snapshot().accounts.clone();
         self.off_thread(move |files| {
             files.drop_old_partials()?;
-            for entry in files.subfolders("")? {
+            for entry in files.subdirectories("")? {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let Some(owner) = parse_folder_name(&name) else { continue };
+                let Some(owner) = parse_directory_name(&name) else { continue };
                 let is_there = accounts.users.get(&owner.user).is_some_and(|user| user.id == owner.account);
                 if is_local && !is_there {
-                    tracing::info!(folder = name, "removing the files of an account that is gone");
+                    tracing::info!(directory = name, "removing the files of an account that is gone");
                     fs::remove_dir_all(entry.path())?;
                     let _ = fs::remove_dir_all(files.0.root.join(PARTIAL).join(&name));
                     files.used().remove(&owner);
@@ -317,9 +317,9 @@ impl Files {
     }
 
     fn drop_old_partials(&self) -> Result<(), FileError> {
-        for folder in self.subfolders(PARTIAL)? {
-            let owner = parse_folder_name(&folder.file_name().to_string_lossy());
-            for entry in fs::read_dir(folder.path())? {
+        for directory in self.subdirectories(PARTIAL)? {
+            let owner = parse_directory_name(&directory.file_name().to_string_lossy());
+            for entry in fs::read_dir(directory.path())? {
                 let entry = entry?;
                 let found = entry.metadata()?;
                 let age = found.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
@@ -337,24 +337,24 @@ impl Files {
     }
 
     /// Directories below the root; none if there is no root.
-    fn subfolders(&self, path: &str) -> Result<Vec<fs::DirEntry>, FileError> {
+    fn subdirectories(&self, path: &str) -> Result<Vec<fs::DirEntry>, FileError> {
         match fs::read_dir(self.0.root.join(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error.into()),
             Ok(entries) => {
-                let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-                Ok(entries.filter_map(Result::ok).filter(is_folder).collect())
+                let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+                Ok(entries.filter_map(Result::ok).filter(is_directory).collect())
             }
         }
     }
 
-    fn folder(&self, owner: &Owner) -> Result<Folder, FileError> {
-        Folder::open(&self.0.root.join(owner.folder_name()))
+    fn directory(&self, owner: &Owner) -> Result<Directory, FileError> {
+        Directory::open(&self.0.root.join(owner.directory_name()))
     }
 
     /// The directory for partial files of an account.
     fn partials(&self, owner: &Owner) -> PathBuf {
-        self.0.root.join(PARTIAL).join(owner.folder_name())
+        self.0.root.join(PARTIAL).join(owner.directory_name())
     }
 
     fn partial(&self, owner: &Owner, path: &FilePath) -> PathBuf {
@@ -376,8 +376,8 @@ impl Files {
             return Ok(*used);
         }
         let mut used = Used::default();
-        for folder in [self.0.root.join(owner.folder_name()), self.partials(owner)] {
-            folder::count(&folder, &mut used)?;
+        for directory in [self.0.root.join(owner.directory_name()), self.partials(owner)] {
+            directory::count(&directory, &mut used)?;
         }
         all.insert(owner.clone(), used);
         Ok(used)
@@ -434,8 +434,8 @@ impl Files {
     }
 }
 
-/// Parses an [`Owner::folder_name`].
-fn parse_folder_name(name: &str) -> Option<Owner> {
+/// Parses an [`Owner::directory_name`].
+fn parse_directory_name(name: &str) -> Option<Owner> {
     let (user, account) = name.rsplit_once('.')?;
     Some(Owner { user: user.parse().ok()?, account: account.parse().ok()? })
 }

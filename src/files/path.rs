@@ -68,7 +68,7 @@ impl FilePath {
     /// Its directory, and its name there.
     pub fn split(&self) -> (Option<Self>, &str) {
         match self.0.rsplit_once('/') {
-            Some((folder, name)) => (Some(Self(folder.to_owned())), name),
+            Some((directory, name)) => (Some(Self(directory.to_owned())), name),
             None => (None, &self.0),
         }
     }

@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
-use super::{FileError, FilePath, Files, Owner, Verb, parse_folder_name};
+use super::{FileError, FilePath, Files, Owner, Verb, parse_directory_name};
 use crate::{
     config::FileStore,
     objects::{Key, ObjectError, Storage},
 };
 
-const FOLDER: &str = "files";
+const DIRECTORY: &str = "files";
 
 impl Files {
     /// The store of members' files; `None` when they are on this host.
@@ -32,9 +32,9 @@ pub struct Remote<'a> {
 
 impl Remote<'_> {
     fn key(&self, owner: &Owner, path: Option<&FilePath>) -> Key {
-        let name = owner.folder_name();
+        let name = owner.directory_name();
         let parts = path.iter().flat_map(|path| path.as_str().split('/'));
-        self.storage.key([FOLDER, &self.files.0.host, &name].into_iter().chain(parts))
+        self.storage.key([DIRECTORY, &self.files.0.host, &name].into_iter().chain(parts))
     }
 
     /// A URL with which anybody may read or write one file until it expires.
@@ -71,8 +71,8 @@ impl Remote<'_> {
 
     /// Names in a directory, sorted; those of directories end in `/`.
     pub async fn list(&self, owner: &Owner, path: Option<&FilePath>) -> Result<Vec<String>, FileError> {
-        let (folders, mut names) = self.storage.names(&self.key(owner, path)).await?;
-        names.extend(folders.into_iter().map(|name| format!("{name}/")));
+        let (directories, mut names) = self.storage.names(&self.key(owner, path)).await?;
+        names.extend(directories.into_iter().map(|name| format!("{name}/")));
         names.sort();
         match (names.is_empty(), path) {
             // A store has no directories: an empty one does not exist.
@@ -89,11 +89,14 @@ impl Remote<'_> {
 
     /// Removes the files of deleted accounts.
     pub(super) async fn drop_leftovers(&self, is_there: impl Fn(&Owner) -> bool) -> Result<(), FileError> {
-        let host = self.storage.key([FOLDER, &self.files.0.host]);
-        let (folders, _) = self.storage.names(&host).await?;
-        for owner in folders.iter().filter_map(|name| parse_folder_name(name)) {
+        let host = self.storage.key([DIRECTORY, &self.files.0.host]);
+        let (directories, _) = self.storage.names(&host).await?;
+        for owner in directories.iter().filter_map(|name| parse_directory_name(name)) {
             if !is_there(&owner) {
-                tracing::info!(folder = owner.folder_name(), "removing the remote files of an account that is gone");
+                tracing::info!(
+                    directory = owner.directory_name(),
+                    "removing the remote files of an account that is gone"
+                );
                 self.storage.delete_all(&self.key(&owner, None)).await?;
             }
         }

@@ -98,11 +98,11 @@ impl Upload {
             return Err(FileError::Busy(path.to_string()));
         }
         // From here on dropping `held` releases the path.
-        let held = Held { files, partial: &partial };
+        let held = WriteClaim { files, partial: &partial };
         files.used_by(&owner)?;
         // From here on no other request writes this file.
         if !begin.only_if.is_any() {
-            let tag = match files.folder(&owner).and_then(|folder| folder.open_for_reading(&path)) {
+            let tag = match files.directory(&owner).and_then(|directory| directory.open_for_reading(&path)) {
                 Err(FileError::NotFound(_)) => None,
                 opened => Some(opened?.tag),
             };
@@ -221,7 +221,7 @@ impl Upload {
     fn take_in(self, files: &Files) -> Result<(), FileError> {
         let name = self.partial.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let from = File::open(files.partials(&self.owner))?;
-        let replaced = files.folder(&self.owner)?.take_in(&from, name, &self.path)?;
+        let replaced = files.directory(&self.owner)?.take_in(&from, name, &self.path)?;
         if let Some(size) = replaced {
             files.release(&self.owner, size, 1);
         }
@@ -230,12 +230,12 @@ impl Upload {
 }
 
 /// The claim on a path in `writing`, until the upload itself holds it.
-struct Held<'a> {
+struct WriteClaim<'a> {
     files: &'a Files,
     partial: &'a Path,
 }
 
-impl Drop for Held<'_> {
+impl Drop for WriteClaim<'_> {
     fn drop(&mut self) {
         self.files.writing().remove(self.partial);
     }

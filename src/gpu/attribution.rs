@@ -26,7 +26,7 @@ use crate::{
     db::Snapshot as Rows,
     engine::Inventory,
     host::{
-        life::{self, Life},
+        pidfd::{self, PidFd},
         process::{self, Stat},
     },
     model::ids::{ContainerId, ProcessId},
@@ -44,7 +44,7 @@ const SETTLING: f64 = 2.0;
 
 /// What is known of a process.
 struct Known {
-    life: Life,
+    life: PidFd,
     /// The last poll that found it alive.
     polled: u64,
     /// Whether what was found is final.
@@ -125,7 +125,7 @@ impl Attribution {
         let poll = self.poll;
         let is_due = |known: &&Known| known.polled != poll && known.is_settled;
         let due: Vec<&Known> = pids.filter_map(|pid| self.known.get(pid)).filter(is_due).collect();
-        let ended = life::ended(due.iter().map(|known| &known.life));
+        let ended = pidfd::ended(due.iter().map(|known| &known.life));
         let due: Vec<i32> = due.into_iter().map(|known| known.life.id.pid).collect();
         for (pid, ended) in due.into_iter().zip(ended) {
             match self.known.get_mut(&pid) {
@@ -155,7 +155,7 @@ impl Attribution {
     /// Determines what does not change. The start time is read again after the cgroup, which proves that both are of
     /// one process.
     fn meet(&self, pid: i32, listed_at: u64) -> Option<Known> {
-        let life = Life::of(pid)?;
+        let life = PidFd::of(pid)?;
         let id = life.id;
         if id.started >= listed_at {
             return None;

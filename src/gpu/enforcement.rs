@@ -24,7 +24,7 @@ const PATIENCE: i64 = 10_000;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum Enforcement {
     /// Warn the user, in these pods.
     Warn {
         user: UserName,
@@ -53,7 +53,7 @@ struct Overuse {
 
 /// Remembers which users are over their quota, and since when.
 #[derive(Default)]
-pub struct Enforcement(HashMap<UserName, Overuse>);
+pub struct Enforcer(HashMap<UserName, Overuse>);
 
 /// The configured rule.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ pub struct Rule {
 }
 
 /// A user's process on a GPU.
-struct Seat<'a> {
+struct GpuUse<'a> {
     gpu: &'a GpuUuid,
     index: u32,
     process: &'a GpuProcess,
@@ -73,32 +73,32 @@ struct Seat<'a> {
     container: &'a ContainerId,
 }
 
-impl Enforcement {
+impl Enforcer {
     /// What this snapshot requires.
-    pub fn decide(&mut self, snapshot: &Snapshot, limit: impl Fn(&UserName) -> Limit, rule: Rule) -> Vec<Act> {
-        let seats = seats(snapshot);
-        self.0.retain(|user, _| seats.contains_key(user));
+    pub fn decide(&mut self, snapshot: &Snapshot, limit: impl Fn(&UserName) -> Limit, rule: Rule) -> Vec<Enforcement> {
+        let uses = uses(snapshot);
+        self.0.retain(|user, _| uses.contains_key(user));
         let mut acts = Vec::new();
-        for (user, seats) in seats {
+        for (user, uses) in uses {
             let Limit(Some(allowed)) = limit(user) else {
                 self.0.remove(user);
                 continue;
             };
-            let excess = excess(&seats, allowed);
+            let excess = excess(&uses, allowed);
             if excess.is_empty() {
                 self.0.remove(user);
                 continue;
             }
-            let used = gpus_in_order(&seats);
+            let used = gpus_in_order(&uses);
             let rule_text = format!(
                 "gpu_count is {allowed} and your processes are on {} GPUs ({})",
                 used.len(),
-                list(&seats, &used)
+                list(&uses, &used)
             );
             match self.0.get_mut(user) {
                 None => {
                     self.0.insert(user.clone(), Overuse { since: snapshot.at, last_act: None });
-                    let mut pods: Vec<PodId> = seats.iter().map(|seat| seat.pod).collect();
+                    let mut pods: Vec<PodId> = uses.iter().map(|used| used.pod).collect();
                     pods.sort();
                     pods.dedup();
                     let next = match rule.then {
@@ -111,15 +111,15 @@ impl Enforcement {
                             rule.grace / 1000
                         ),
                     };
-                    acts.push(Act::Warn { user: user.clone(), pods, message: format!("{rule_text}: {next}") });
+                    acts.push(Enforcement::Warn { user: user.clone(), pods, message: format!("{rule_text}: {next}") });
                 }
                 Some(overuse) => {
                     let over = snapshot.at.since(overuse.since) >= rule.grace;
                     let rested = overuse.last_act.is_none_or(|last| snapshot.at.since(last) >= PATIENCE);
-                    let newest = excess.into_iter().max_by_key(|seat| seat.process.id.started);
-                    if let Some(seat) = newest.filter(|_| over && rested && rule.then != OnOveruse::Warn) {
+                    let newest = excess.into_iter().max_by_key(|used| used.process.id.started);
+                    if let Some(used) = newest.filter(|_| over && rested && rule.then != OnOveruse::Warn) {
                         overuse.last_act = Some(snapshot.at);
-                        acts.push(act(user, seat, rule, &rule_text));
+                        acts.push(act(user, used, rule, &rule_text));
                     }
                 }
             }
@@ -128,49 +128,49 @@ impl Enforcement {
     }
 }
 
-fn act(user: &UserName, seat: &Seat, rule: Rule, rule_text: &str) -> Act {
-    let pid = seat.process.pid_inside.unwrap_or(seat.process.id.pid);
+fn act(user: &UserName, used: &GpuUse, rule: Rule, rule_text: &str) -> Enforcement {
+    let pid = used.process.pid_inside.unwrap_or(used.process.id.pid);
     let seconds = rule.grace / 1000;
     match rule.then {
         OnOveruse::StopPod => {
             let message = format!(
                 "{rule_text} for more than {seconds} s: pod {} was stopped; start it with `pody start`",
-                seat.pod_name
+                used.pod_name
             );
-            Act::StopPod { user: user.clone(), pod: seat.pod, message }
+            Enforcement::StopPod { user: user.clone(), pod: used.pod, message }
         }
         OnOveruse::Warn | OnOveruse::KillProcess => {
             let message = format!(
                 "{rule_text} for more than {seconds} s: process {pid} of pod {} on GPU {} was killed; use fewer GPUs, or ask an admin for a higher quota",
-                seat.pod_name, seat.index
+                used.pod_name, used.index
             );
-            let (process, container) = (seat.process.id, seat.container.clone());
-            Act::EndProcess { user: user.clone(), pod: seat.pod, container, process, message }
+            let (process, container) = (used.process.id, used.container.clone());
+            Enforcement::EndProcess { user: user.clone(), pod: used.pod, container, process, message }
         }
     }
 }
 
 /// The processes of pods on readable GPUs, by user.
-fn seats(snapshot: &Snapshot) -> BTreeMap<&UserName, Vec<Seat<'_>>> {
-    let mut seats: BTreeMap<&UserName, Vec<Seat>> = BTreeMap::new();
+fn uses(snapshot: &Snapshot) -> BTreeMap<&UserName, Vec<GpuUse<'_>>> {
+    let mut uses: BTreeMap<&UserName, Vec<GpuUse>> = BTreeMap::new();
     for device in snapshot.devices.iter().filter(|device| matches!(device.health, Health::Known(_))) {
         for process in &device.processes {
             if let Owner::Pod { pod, user, name, container } = &*process.owner {
-                let seat =
-                    Seat { gpu: &device.uuid, index: device.index, process, pod: *pod, pod_name: name, container };
-                seats.entry(user).or_default().push(seat);
+                let used =
+                    GpuUse { gpu: &device.uuid, index: device.index, process, pod: *pod, pod_name: name, container };
+                uses.entry(user).or_default().push(used);
             }
         }
     }
-    seats
+    uses
 }
 
 /// A user's GPUs in the order in which they were first used.
-fn gpus_in_order<'a>(seats: &[Seat<'a>]) -> Vec<&'a GpuUuid> {
+fn gpus_in_order<'a>(uses: &[GpuUse<'a>]) -> Vec<&'a GpuUuid> {
     let mut first: BTreeMap<&GpuUuid, u64> = BTreeMap::new();
-    for seat in seats {
-        let started = seat.process.id.started;
-        first.entry(seat.gpu).and_modify(|first| *first = started.min(*first)).or_insert(started);
+    for used in uses {
+        let started = used.process.id.started;
+        first.entry(used.gpu).and_modify(|first| *first = started.min(*first)).or_insert(started);
     }
     let mut gpus: Vec<_> = first.into_iter().collect();
     gpus.sort_by_key(|(gpu, started)| (*started, *gpu));
@@ -178,14 +178,14 @@ fn gpus_in_order<'a>(seats: &[Seat<'a>]) -> Vec<&'a GpuUuid> {
 }
 
 /// The processes on the excess GPUs.
-fn excess<'a, 'b>(seats: &'b [Seat<'a>], allowed: u64) -> Vec<&'b Seat<'a>> {
-    let gpus = gpus_in_order(seats);
+fn excess<'a, 'b>(uses: &'b [GpuUse<'a>], allowed: u64) -> Vec<&'b GpuUse<'a>> {
+    let gpus = gpus_in_order(uses);
     let too_many = gpus.get(usize::try_from(allowed).unwrap_or(usize::MAX).min(gpus.len())..).unwrap_or_default();
-    seats.iter().filter(|seat| too_many.contains(&seat.gpu)).collect()
+    uses.iter().filter(|used| too_many.contains(&used.gpu)).collect()
 }
 
-fn list(seats: &[Seat], gpus: &[&GpuUuid]) -> String {
-    let index = |gpu: &&GpuUuid| seats.iter().find(|seat| seat.gpu == *gpu).map(|seat| seat.index.to_string());
+fn list(uses: &[GpuUse], gpus: &[&GpuUuid]) -> String {
+    let index = |gpu: &&GpuUuid| uses.iter().find(|used| used.gpu == *gpu).map(|used| used.index.to_string());
     gpus.iter().filter_map(index).collect::<Vec<_>>().join(", ")
 }
 
@@ -239,15 +239,15 @@ mod tests {
         }
     }
 
-    fn ended(acts: &[Act]) -> Vec<i32> {
+    fn ended(acts: &[Enforcement]) -> Vec<i32> {
         acts.iter()
-            .filter_map(|act| if let Act::EndProcess { process, .. } = act { Some(process.pid) } else { None })
+            .filter_map(|act| if let Enforcement::EndProcess { process, .. } = act { Some(process.pid) } else { None })
             .collect()
     }
 
     #[test]
     fn overuse_is_warned_about_at_once_and_the_newest_excess_process_is_killed_after_the_grace_period() {
-        let mut enforcement = Enforcement::default();
+        let mut enforcement = Enforcer::default();
         let gpus = [
             vec![process(1, 10, "alice"), process(9, 5, "")],
             vec![process(2, 20, "alice")],
@@ -255,7 +255,7 @@ mod tests {
         ];
         let limit = |_: &UserName| Limit(Some(1));
         let acts = enforcement.decide(&snapshot(0, &gpus), limit, RULE);
-        let [Act::Warn { user, message, .. }] = &acts[..] else { panic!("{acts:?}") };
+        let [Enforcement::Warn { user, message, .. }] = &acts[..] else { panic!("{acts:?}") };
         assert_eq!(user.as_str(), "alice");
         assert_eq!(
             message,
@@ -270,12 +270,12 @@ mod tests {
         let within = [gpus[0].clone(), vec![], vec![process(4, 99, "bob")]];
         assert!(enforcement.decide(&snapshot(80, &within), limit, RULE).is_empty());
         // Over the quota again: the grace period starts again.
-        assert!(matches!(enforcement.decide(&snapshot(90, &gpus), limit, RULE)[..], [Act::Warn { .. }]));
+        assert!(matches!(enforcement.decide(&snapshot(90, &gpus), limit, RULE)[..], [Enforcement::Warn { .. }]));
     }
 
     #[test]
     fn with_the_warn_setting_there_is_only_a_warning() {
-        let mut enforcement = Enforcement::default();
+        let mut enforcement = Enforcer::default();
         let gpus = [vec![process(1, 10, "alice")]];
         let rule = Rule { then: OnOveruse::Warn, ..RULE };
         let limit = |_: &UserName| Limit(Some(0));
@@ -297,14 +297,14 @@ mod tests {
                 process(pid, *started, owner)
             }).collect()).collect();
             let limit = |user: &UserName| if user.as_str() == "alice" { Limit(Some(allowed)) } else { Limit(None) };
-            let mut enforcement = Enforcement::default();
+            let mut enforcement = Enforcer::default();
             let used = |gpus: &[Vec<GpuProcess>]| gpus.iter().filter(|on| on.iter().any(|p| p.owner.user().is_some_and(|u| u.as_str() == "alice"))).count() as u64;
             for round in 0..40 {
                 let within = used(&gpus) <= allowed;
                 let acts = enforcement.decide(&snapshot(round * 60, &gpus), limit, RULE);
                 for act in &acts {
                     prop_assert!(!within);
-                    if let Act::EndProcess { user, process, .. } = act {
+                    if let Enforcement::EndProcess { user, process, .. } = act {
                         prop_assert_eq!(user.as_str(), "alice");
                         let mine = gpus.iter().flatten().any(|p| p.id == *process && p.owner.user() == Some(user));
                         prop_assert!(mine);

@@ -123,7 +123,7 @@ fn watch_xids(path: Option<PathBuf>, report: mpsc::Sender<Incident>) {
     }
 }
 
-fn report_xids(path: Option<&std::path::Path>, report: &mpsc::Sender<Incident>) -> Result<(), nvml::Trouble> {
+fn report_xids(path: Option<&std::path::Path>, report: &mpsc::Sender<Incident>) -> Result<(), nvml::DriverError> {
     let nvml = nvml::open(path)?;
     let mut set = nvml.create_event_set()?;
     for index in 0..nvml.device_count()? {

@@ -19,7 +19,7 @@ const NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 
 /// Why NVML, or a GPU, could not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum DriverError {
     #[error("there is no NVIDIA driver")]
     Absent,
     #[error("the driver was upgraded and not reloaded: reboot, or unload and load the nvidia kernel modules")]
@@ -34,7 +34,7 @@ pub enum Trouble {
     Other(NvmlError),
 }
 
-impl Trouble {
+impl DriverError {
     /// Whether all handles must be dropped and the library reopened.
     pub fn needs_reopening(&self) -> bool {
         match self {
@@ -47,7 +47,7 @@ impl Trouble {
     }
 }
 
-impl From<NvmlError> for Trouble {
+impl From<NvmlError> for DriverError {
     fn from(error: NvmlError) -> Self {
         match error {
             NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Self::Absent,
@@ -87,12 +87,12 @@ pub struct RawProcess {
 }
 
 /// Opens the configured library, or the first one that the loader finds.
-pub fn open(path: Option<&Path>) -> Result<Nvml, Trouble> {
-    let mut last = Trouble::Absent;
+pub fn open(path: Option<&Path>) -> Result<Nvml, DriverError> {
+    let mut last = DriverError::Absent;
     for name in names(path) {
-        match Nvml::builder().lib_path(&name).init().map_err(Trouble::from) {
+        match Nvml::builder().lib_path(&name).init().map_err(DriverError::from) {
             Ok(nvml) => return Ok(nvml),
-            Err(Trouble::Absent) => {}
+            Err(DriverError::Absent) => {}
             Err(trouble) => last = trouble,
         }
     }
@@ -105,24 +105,24 @@ fn names(path: Option<&Path>) -> Vec<OsString> {
 }
 
 impl Library {
-    pub fn open(path: Option<&Path>) -> Result<Self, Trouble> {
+    pub fn open(path: Option<&Path>) -> Result<Self, DriverError> {
         let nvml = open(path)?;
         let driver = nvml.sys_driver_version().unwrap_or_default();
         Ok(Self { nvml, old_memory: OldMemory::new(names(path)), driver })
     }
 
-    pub fn count(&self) -> Result<u32, Trouble> {
+    pub fn count(&self) -> Result<u32, DriverError> {
         Ok(self.nvml.device_count()?)
     }
 
     /// UUID and name.
-    pub fn identify(&self, index: u32) -> Result<(GpuUuid, String), Trouble> {
+    pub fn identify(&self, index: u32) -> Result<(GpuUuid, String), DriverError> {
         let handle = self.nvml.device_by_index(index)?;
         Ok((GpuUuid(handle.uuid()?), handle.name().unwrap_or_default()))
     }
 
     /// Reads one GPU. What the GPU does not support is left out; a failure of what it should support is an error.
-    pub fn read(&self, index: u32, last_sample: u64) -> Result<RawDevice, Trouble> {
+    pub fn read(&self, index: u32, last_sample: u64) -> Result<RawDevice, DriverError> {
         let handle = self.nvml.device_by_index(index)?;
         let mig = self.read_mig(&handle)?;
         let memory = self.memory(&handle)?;
@@ -157,7 +157,7 @@ impl Library {
     }
 
     /// Total and used, bytes. Drivers before 510 have only the first version of the call.
-    fn memory(&self, handle: &Handle) -> Result<Option<(u64, u64)>, Trouble> {
+    fn memory(&self, handle: &Handle) -> Result<Option<(u64, u64)>, DriverError> {
         let newer = handle.memory_info().map(|memory| (memory.total, memory.used));
         optional(match newer {
             Err(NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) => self.old_memory.ask(handle),
@@ -165,7 +165,7 @@ impl Library {
         })
     }
 
-    fn read_mig(&self, handle: &Handle) -> Result<Vec<MigInstance>, Trouble> {
+    fn read_mig(&self, handle: &Handle) -> Result<Vec<MigInstance>, DriverError> {
         if optional(handle.mig_mode())?.is_none_or(|mode| mode.current == 0) {
             return Ok(Vec::new());
         }
@@ -188,7 +188,7 @@ impl Library {
 }
 
 /// `None` for what this GPU, driver or moment does not have.
-fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, Trouble> {
+fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, DriverError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(
@@ -212,7 +212,7 @@ fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, Trouble> {
 fn listed(
     newer: Result<Vec<ProcessInfo>, NvmlError>,
     older: impl FnOnce() -> Result<Vec<ProcessInfo>, NvmlError>,
-) -> Result<Option<Vec<ProcessInfo>>, Trouble> {
+) -> Result<Option<Vec<ProcessInfo>>, DriverError> {
     match newer {
         Err(NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) => Ok(Some(older()?)),
         Err(NvmlError::NotSupported) => Ok(None),

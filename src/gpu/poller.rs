@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Device, Gpus, Health, Library, Snapshot,
     attribution::{Attribution, Question},
-    nvml::{self, Trouble},
+    nvml::{self, DriverError},
 };
 use crate::{host::clock::Moment, model::usage::GpuUuid};
 
@@ -136,7 +136,7 @@ impl Poller {
                         return;
                     }
                 }
-                Err(Trouble::Absent) => {
+                Err(DriverError::Absent) => {
                     self.gpus.publish(Snapshot { at: Moment::now(), library: Library::Absent, devices: Vec::new() });
                 }
                 Err(trouble) => publish_failing(&self.gpus, &trouble.to_string()),
@@ -149,7 +149,7 @@ impl Poller {
     }
 
     /// Polls until the library must be reopened.
-    fn poll_while_good(&mut self, library: &nvml::Library, pause: &mut Duration) -> Result<Trouble, GivenUp> {
+    fn poll_while_good(&mut self, library: &nvml::Library, pause: &mut Duration) -> Result<DriverError, GivenUp> {
         loop {
             let count = match self.ask(None, || library.count())? {
                 Ok(count) => count,
@@ -170,7 +170,7 @@ impl Poller {
                             .cloned()
                             .unwrap_or((GpuUuid(format!("gpu-{index}")), String::new()));
                         let health = Health::Unknown { reason: trouble.to_string() };
-                        reopen = Some(trouble).filter(Trouble::needs_reopening).or(reopen);
+                        reopen = Some(trouble).filter(DriverError::needs_reopening).or(reopen);
                         Device { index, uuid, name, health, processes: Vec::new(), mig: Vec::new() }
                     }
                 });
@@ -191,9 +191,9 @@ impl Poller {
         }
     }
 
-    fn read(&mut self, library: &nvml::Library, index: u32) -> Result<Result<Device, Trouble>, GivenUp> {
+    fn read(&mut self, library: &nvml::Library, index: u32) -> Result<Result<Device, DriverError>, GivenUp> {
         if lock(&self.progress).hanging.contains(&index) {
-            return Ok(Err(Trouble::Hangs));
+            return Ok(Err(DriverError::Hangs));
         }
         let last_sample = self.last_samples.get(&index).copied().unwrap_or(0);
         let raw = self.ask(Some(index), || Ok((library.identify(index)?, library.read(index, last_sample)?)))?;

@@ -48,8 +48,8 @@ impl Cgroup {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let folders = folders(text);
-        let of = |controller: &str| folders.get(controller).cloned();
+        let directories = directories(text);
+        let of = |controller: &str| directories.get(controller).cloned();
         match (of("cpuacct"), of("memory"), of("pids")) {
             (Some(cpu), Some(memory), Some(pids)) => Some(Self::V1 { cpu, memory, pids, disk: of("blkio") }),
             _ => of("").map(Self::V2),
@@ -158,29 +158,29 @@ impl Meter {
 /// The cgroup whose device rules apply to a process; `None` if the process is gone.
 pub fn of_devices(pid: i32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let folders = folders(&text);
-    folders.get("devices").or_else(|| folders.get("")).cloned()
+    let directories = directories(&text);
+    directories.get("devices").or_else(|| directories.get("")).cloned()
 }
 
 /// The cgroup to which a process's memory is charged; `None` if the process is gone.
 pub fn of_memory(pid: i32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let folders = folders(&text);
-    folders.get("memory").or_else(|| folders.get("")).cloned()
+    let directories = directories(&text);
+    directories.get("memory").or_else(|| directories.get("")).cloned()
 }
 
 /// Parses `/proc/PID/cgroup` (cgroups(7)), `ID:CONTROLLERS:PATH` per hierarchy, into the directory of each controller;
 /// version 2 is under the empty name.
-fn folders(text: &str) -> HashMap<&str, PathBuf> {
-    let mut folders = HashMap::new();
+fn directories(text: &str) -> HashMap<&str, PathBuf> {
+    let mut directories = HashMap::new();
     for line in text.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
         for controller in controllers.split(',') {
-            folders.insert(controller, Path::new(ROOT).join(controller).join(path.trim_start_matches('/')));
+            directories.insert(controller, Path::new(ROOT).join(controller).join(path.trim_start_matches('/')));
         }
     }
-    folders
+    directories
 }
 
 fn number(path: &Path) -> Option<u64> {

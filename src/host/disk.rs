@@ -40,28 +40,28 @@ pub fn left(path: &Path) -> u64 {
     nix::sys::statvfs::statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
 }
 
-/// Bytes free on the disk of a path, or of the nearest folder above it that is there.
+/// Bytes free on the disk of a path, or of the nearest directory above it that is there.
 pub fn free(path: &Path) -> u64 {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(there).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
 }
 
-/// Removes a folder with all in it. One that is not there is removed.
-pub fn remove(folder: &Path) -> Result<(), DiskError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DiskError::io("removing", folder)(error)),
+/// Removes a directory with all in it. One that is not there is removed.
+pub fn remove(directory: &Path) -> Result<(), DiskError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DiskError::io("removing", directory)(error)),
         _ => Ok(()),
     }
 }
 
-pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
-/// Files below a folder, by their paths from it, in order. Folders and other things are left out.
-pub fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    fn walk(folder: &Path, from: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
-        for entry in fs::read_dir(folder)? {
+/// Files below a directory, by their paths from it, in order. Directories and other things are left out.
+pub fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    fn walk(directory: &Path, from: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+        for entry in fs::read_dir(directory)? {
             let entry = entry?;
             let kind = entry.file_type()?;
             if kind.is_dir() {
@@ -73,35 +73,37 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(())
     }
     let mut found = Vec::new();
-    walk(folder, folder, &mut found)?;
+    walk(directory, directory, &mut found)?;
     found.sort();
     Ok(found)
 }
 
-/// Bytes in files below a folder, as far as it can be read: it may change meanwhile.
-pub fn size_of(folder: &Path) -> u64 {
-    measure(folder).bytes
+/// Bytes in files below a directory, as far as it can be read: it may change meanwhile.
+pub fn size_of(directory: &Path) -> u64 {
+    measure(directory).bytes
 }
 
-/// What lies below a folder.
+/// What lies below a directory.
 #[derive(Debug, Default, PartialEq)]
 pub struct Measure {
     /// In files, as far as they can be read: they may change meanwhile.
     pub bytes: u64,
-    /// A path, from the folder, that is too long for the kernel to take at once: programs make those folder by folder.
+    /// A path, from the directory, that is too long for the kernel to take at once: programs make those directory by
+    /// directory.
     pub too_long: Option<PathBuf>,
 }
 
-/// Looks at all that lies below a folder.
-pub fn measure(folder: &Path) -> Measure {
-    /// The longest that the kernel takes (limits.h, PATH_MAX), less the zero behind it and the `./` that tar puts before.
+/// Looks at all that lies below a directory.
+pub fn measure(directory: &Path) -> Measure {
+    /// The longest that the kernel takes (limits.h, PATH_MAX), less the zero behind it and the `./` that tar puts
+    /// before.
     const LONGEST: usize = 4096 - 3;
-    fn walk(folder: &Path, from: &Path, found: &mut Measure) {
+    fn walk(directory: &Path, from: &Path, found: &mut Measure) {
         let below = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
-        let entries = match fs::read_dir(folder) {
+        let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
             Err(error) if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
-                found.too_long.get_or_insert_with(|| below(folder));
+                found.too_long.get_or_insert_with(|| below(directory));
                 return;
             }
             Err(_) => return,
@@ -122,6 +124,6 @@ pub fn measure(folder: &Path) -> Measure {
         }
     }
     let mut found = Measure::default();
-    walk(folder, folder, &mut found);
+    walk(directory, directory, &mut found);
     found
 }

@@ -5,7 +5,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Does the same with every item on so many threads at most. After an error nothing more is begun; the first is the result.
+/// Does the same with every item on so many threads at most. After an error nothing more is begun; the first is the
+/// result.
 pub fn for_each<T: Sync, E: Send>(
     streams: usize,
     items: &[T],

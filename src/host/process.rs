@@ -70,9 +70,9 @@ pub fn descriptors(pid: i32) -> impl Iterator<Item = (String, String)> {
 }
 
 /// Whether it has a file below this directory open, even a deleted one.
-pub fn has_open_below(pid: i32, folder: &Path) -> bool {
+pub fn has_open_below(pid: i32, directory: &Path) -> bool {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    descriptors.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(folder)))
+    descriptors.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(directory)))
 }
 
 /// The container that a process lives in; the outermost if they are nested.

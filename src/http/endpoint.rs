@@ -44,11 +44,11 @@ pub enum Access {
     /// Another node, with the access token of `[remote_user_profile.service]`.
     Node,
     /// Whoever holds a URL that this server has signed for the purpose.
-    Url,
+    SignedUrl,
 }
 
 /// A request, as a handler sees it.
-pub struct Cx {
+pub struct Ctx {
     pub app: App,
     pub peer: SocketAddr,
     pub caller: Option<Caller>,
@@ -58,7 +58,7 @@ pub struct Cx {
     pub request: Request,
 }
 
-impl Cx {
+impl Ctx {
     /// Who asks. Open routes and nodes have no caller and do not ask for one.
     pub fn caller(&self) -> &Caller {
         self.caller.as_ref().expect("a route with Access::Member or Access::Admin")
@@ -69,7 +69,7 @@ impl Cx {
 pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// A handler behind its parameters.
-pub type Handler = Arc<dyn Fn(Cx, &Input) -> Answer + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Ctx, &Input) -> Answer + Send + Sync>;
 
 /// One row of the list.
 #[derive(Clone)]
@@ -110,15 +110,15 @@ pub fn route<P, F, Fut, T, E>(
 ) -> Route
 where
     P: Params,
-    F: Fn(Cx, P) -> Fut + Send + Sync + 'static,
+    F: Fn(Ctx, P) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
     T: IntoResponse,
     E: IntoResponse + From<ApiError>,
 {
     let refuse = |error: ApiError| E::from(error).into_response();
-    let handler: Handler = Arc::new(move |cx, input| match P::read(input) {
+    let handler: Handler = Arc::new(move |ctx, input| match P::read(input) {
         Ok(params) => {
-            let answer = handler(cx, params);
+            let answer = handler(ctx, params);
             Box::pin(async move { answer.await.map_or_else(IntoResponse::into_response, IntoResponse::into_response) })
         }
         Err(bad) => Box::pin(std::future::ready(refuse(bad.into()))),

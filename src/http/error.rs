@@ -1,7 +1,7 @@
 //! The dialect's one error: a status and `{"detail": …}`.
 //!
-//! Each domain error is mapped by an exhaustive match: a new one does not compile until it has its status here. What went
-//! wrong inside goes to the log under a request id, and the client gets the id.
+//! Each domain error is mapped by an exhaustive match: a new one does not compile until it has its status here. What
+//! went wrong inside goes to the log under a request id, and the client gets the id.
 
 use std::error::Error;
 

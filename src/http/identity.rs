@@ -1,4 +1,5 @@
-//! Who asks: HTTP Basic or a bearer token, the same at every door, and requests that another web site made a browser send.
+//! Who asks: HTTP Basic or a bearer token, the same at every door, and requests that another web site made a browser
+//! send.
 
 use std::net::SocketAddr;
 
@@ -19,7 +20,7 @@ pub async fn identify(
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     match access {
         // A signed URL is checked by its handler, which knows what it is for.
-        Access::Open | Access::Url => return Ok(None),
+        Access::Open | Access::SignedUrl => return Ok(None),
         Access::Node => return admit_node(app, authorization).map(|()| None),
         Access::Member | Access::Admin => {}
     }

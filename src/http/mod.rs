@@ -1,7 +1,8 @@
 //! HTTP: the only place that knows axum.
 //!
-//! [`router`] lists every route once; the list feeds the router, `/help` and `/openapi.json`. A dialect (one folder each)
-//! translates: parse, call the domain, render. [`server`] accepts connections and guards against slow and many clients.
+//! [`router`] lists every route once; the list feeds the router, `/help` and `/openapi.json`. A dialect (one directory
+//! each) translates: parse, call the domain, render. [`server`] accepts connections and guards against slow and many
+//! clients.
 
 pub mod cedana;
 pub mod endpoint;

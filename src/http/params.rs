@@ -63,7 +63,8 @@ impl<'a> Input<'a> {
         self.get_all(name).next_back()
     }
 
-    /// For what may come several times. A name may be written with `-` for `_`, as one edition of pody's documents does.
+    /// For what may come several times. A name may be written with `-` for `_`, as one edition of pody's documents
+    /// does.
     pub fn get_all(&self, name: &str) -> impl DoubleEndedIterator<Item = &str> {
         let is_meant = move |key: &str| key == name || key.contains('-') && key.replace('-', "_") == name;
         self.pairs.iter().filter(move |(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
@@ -304,15 +305,15 @@ fn with_fields(schema: fn() -> RefOr<Schema>) -> String {
     }
 }
 
-/// The handler reads the body itself: `(Params, Streamed)`.
-pub struct Streamed;
+/// The handler reads the body itself: `(Params, RawBody)`.
+pub struct RawBody;
 
-impl<P: Params> Params for (P, Streamed) {
+impl<P: Params> Params for (P, RawBody) {
     const LIST: &'static [Param] = P::LIST;
     const BODY: BodyUse = BodyUse::Bytes;
 
     fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
-        Ok((P::read(input)?, Streamed))
+        Ok((P::read(input)?, RawBody))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Every route, in one list.
 //!
-//! The list feeds the router, `/help` and `/openapi.json`, so they cannot differ. What is the same for all routes happens
-//! in [`dispatch`]: identity, parameters, limits, the log line; a handler gets parsed values and the domain.
+//! The list feeds the router, `/help` and `/openapi.json`, so they cannot differ. What is the same for all routes
+//! happens in [`dispatch`]: identity, parameters, limits, the log line; a handler gets parsed values and the domain.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -16,7 +16,7 @@ use axum::{
 
 use super::{
     cedana::{self, V2Error},
-    endpoint::{Access, Cx, Dialect, Route, route},
+    endpoint::{Access, Ctx, Dialect, Route, route},
     error::ApiError,
     identity::{identify, refuse_other_sites},
     params::{BodyUse, Input},
@@ -159,7 +159,7 @@ pub fn routes() -> Vec<Route> {
         GET  Member "/v2/files/{path}"       v2::file::sign_read,    "a signed URL to read one of your files with; user: another's, for admins";
         GET  Member "/v2/files/dir"          v2::file::list_all,     "names in your folder of files";
         GET  Member "/v2/files/dir/{path}"   v2::file::list,         "names in a folder below it";
-        GET  Url    "/v2/transfer/{user}/{path}" v2::file::read,     "the bytes of a file, also a part of them (Range)";
+        GET  SignedUrl    "/v2/transfer/{user}/{path}" v2::file::read,     "the bytes of a file, also a part of them (Range)";
         GET  Member "/v2/user"               v2::user::find,         "whose token this is";
         GET  Member "/v2/pods"               v2::resource::list_pods,  "your pods, and those that your agents tell of; id of a pod or cluster";
         GET  Member "/v2/pods/count"         v2::resource::count_pods, "how many pods that are";
@@ -180,13 +180,13 @@ pub fn routes() -> Vec<Route> {
         POST   Member "/v2/checkpoints"      v2::checkpoint::create, "write down an empty checkpoint of an agent's";
         PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";
         DELETE Member "/v2/files/{path}"     v2::file::delete,       "delete one of your files, or an empty folder";
-        PUT    Url    "/v2/transfer/{user}/{path}" v2::file::write,  "write a file, also in parts (Content-Range)";
+        PUT    SignedUrl    "/v2/transfer/{user}/{path}" v2::file::write,  "write a file, also in parts (Content-Range)";
         POST   Member "/v2/cluster"          v2::cluster::create,    "make a cluster that an agent can tell of";
     ];
     routes.extend(second.into_iter().map(|route| Route { listed: false, ..route }));
     for route in &mut routes {
         // Open to other nodes, or called by a URL that is handed out whole: nothing to be typed by members.
-        route.listed &= !matches!(route.access, Access::Node | Access::Url);
+        route.listed &= !matches!(route.access, Access::Node | Access::SignedUrl);
     }
     routes
 }
@@ -208,7 +208,8 @@ pub fn router(app: App) -> Router {
     }
     let mut router = Router::new();
     for (path, methods) in paths {
-        // Clients of such a dialect end a path with a slash or not. One that takes all the rest has its own meaning of it.
+        // Clients of such a dialect end a path with a slash or not. One that takes all the rest has its own meaning of
+        // it.
         if dialect_of(&path).ignores_last_slash && !path.ends_with("{*path}") {
             router = router.route(&format!("{path}/"), methods.clone());
         }
@@ -292,8 +293,8 @@ async fn answer(
         }
         request = Request::from_parts(parts, body);
     }
-    let cx = Cx { app: app.clone(), peer, caller, routes: routes.clone(), request };
-    let work = (route.handler)(cx, &input);
+    let ctx = Ctx { app: app.clone(), peer, caller, routes: routes.clone(), request };
+    let work = (route.handler)(ctx, &input);
     if is_read {
         return Ok(work.await);
     }
@@ -354,7 +355,7 @@ mod tests {
                 Access::Member => "members",
                 Access::Admin => "admins",
                 Access::Node => "other nodes",
-                Access::Url => "holders of a signed URL",
+                Access::SignedUrl => "holders of a signed URL",
             };
             let params = params.collect::<Vec<_>>().join(" ");
             let params = match body.is_empty() {

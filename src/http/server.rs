@@ -1,7 +1,7 @@
 //! The accept loop: TLS, a limit on connections, deadlines for clients that are slow, an orderly end.
 //!
-//! `axum::serve` has no deadline for a request's head, so a few thousand half-open requests would hold the server; here a
-//! connection that does not finish its head in time, or idles longer, is closed.
+//! `axum::serve` has no deadline for a request's head, so a few thousand half-open requests would hold the server; here
+//! a connection that does not finish its head in time, or idles longer, is closed.
 
 use std::{
     convert::Infallible,
@@ -41,8 +41,8 @@ const DRAIN: Duration = Duration::from_secs(8);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Largest head of a request, its query included: 431 beyond it.
 const MAX_HEAD: usize = 64 << 10;
-/// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`. Beyond it a client waits a second
-/// and asks again.
+/// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`. Beyond it a client waits a
+/// second and asks again.
 const BACKLOG: u32 = 4096;
 /// Files, sockets and handles of processes that are not connections; at most half of what the host allows.
 const SPARE_FILES: u64 = 4096;
@@ -150,8 +150,8 @@ async fn shake_hands(tls: &TlsAcceptor, stream: TcpStream) -> Option<tokio_rustl
     tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await.ok()?.ok()
 }
 
-/// A request's body that knows whether it was read to its end. Many refusals do not wait for it. The connection ends with such
-/// an answer, and that must be announced: the client would send its next request into it.
+/// A request's body that knows whether it was read to its end. Many refusals do not wait for it. The connection ends
+/// with such an answer, and that must be announced: the client would send its next request into it.
 struct WatchedBody {
     body: Incoming,
     is_read: Arc<AtomicBool>,
@@ -168,8 +168,8 @@ impl Body for WatchedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+    fn poll_frame(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(ctx);
         if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
             self.is_read.store(true, Ordering::Relaxed);
         }

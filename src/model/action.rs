@@ -97,8 +97,8 @@ pub struct Journal {
     #[serde(default)]
     pub placeholders: u32,
     /// A bridge drops what is for the pod.
-    #[serde(default)]
-    pub silenced: Option<Silenced>,
+    #[serde(default, alias = "silenced")]
+    pub held_traffic: Option<HeldTraffic>,
     /// Programs that are taken off their GPUs, or are to be put back on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuWork>,
@@ -118,7 +118,7 @@ impl Default for Journal {
             makes_pod: false,
             remote: false,
             placeholders: 0,
-            silenced: None,
+            held_traffic: None,
             gpu: None,
             stopped: Vec::new(),
         }
@@ -154,7 +154,7 @@ impl GpuProcess {
 
 /// What is claimed, for a later start of the daemon, too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Silenced {
+pub struct HeldTraffic {
     pub bridge: String,
     pub address: Ipv4Addr,
 }

@@ -65,7 +65,7 @@ pub struct Resource {
 }
 
 /// A reported resource, before its owner is known.
-pub struct Told {
+pub struct Reported {
     pub kind: Kind,
     pub namespace: String,
     pub name: String,
@@ -77,7 +77,7 @@ pub struct Told {
 const MAX_NAME: usize = 253;
 
 /// Parses `{"type": "Pod", "metadata": {"name": …}, …}`; `None` for the type `None`.
-pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ResourceError> {
+pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Reported>, ResourceError> {
     let kind = match fields.remove("type").as_ref().and_then(Value::as_str) {
         Some("None") => return Ok(None),
         Some("Pod") => Kind::Pod,
@@ -93,7 +93,7 @@ pub fn parse(mut fields: Map<String, Value>) -> Result<Option<Told>, ResourceErr
         return Err(ResourceError("metadata.name and metadata.namespace must be valid Kubernetes names"));
     }
     let uid = text("uid").parse().ok();
-    Ok(Some(Told { kind, namespace, name, uid, body }))
+    Ok(Some(Reported { kind, namespace, name, uid, body }))
 }
 
 /// A count, limited to the range of Kubernetes' own type: an agent may send any number.
@@ -178,14 +178,14 @@ impl Resource {
 
 /// The progress of an agent's own checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToldStatus {
+pub enum ReportedStatus {
     Initializing,
     UpdatedInfo,
     Ready,
     Deprecated,
 }
 
-impl ToldStatus {
+impl ReportedStatus {
     const ALL: [Self; 4] = [Self::Initializing, Self::UpdatedInfo, Self::Ready, Self::Deprecated];
 
     pub fn as_str(self) -> &'static str {
@@ -201,24 +201,24 @@ impl ToldStatus {
 /// Why a text is not a state of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a state of a checkpoint")]
-pub struct ToldStatusError(String);
+pub struct ReportedStatusError(String);
 
-impl FromStr for ToldStatus {
-    type Err = ToldStatusError;
+impl FromStr for ReportedStatus {
+    type Err = ReportedStatusError;
 
-    fn from_str(s: &str) -> Result<Self, ToldStatusError> {
-        Self::ALL.into_iter().find(|status| status.as_str() == s).ok_or_else(|| ToldStatusError(s.to_owned()))
+    fn from_str(s: &str) -> Result<Self, ReportedStatusError> {
+        Self::ALL.into_iter().find(|status| status.as_str() == s).ok_or_else(|| ReportedStatusError(s.to_owned()))
     }
 }
 
 /// A row of the table `told_checkpoints`.
 #[derive(Clone, Debug)]
-pub struct ToldCheckpoint {
+pub struct ReportedCheckpoint {
     pub id: CheckpointId,
     pub user: UserName,
     /// The agent's own; else it has details of one of ours.
     pub own: bool,
-    pub status: ToldStatus,
+    pub status: ReportedStatus,
     pub gpu: Option<String>,
     pub platform: Option<String>,
     pub info: Option<Value>,
@@ -229,7 +229,7 @@ pub struct ToldCheckpoint {
 
 /// A row of the table `told_actions`.
 #[derive(Clone, Debug)]
-pub struct ToldAction {
+pub struct ReportedAction {
     pub id: ActionId,
     pub user: UserName,
     /// Why a restore was requested.

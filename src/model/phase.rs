@@ -1,5 +1,5 @@
-//! The phases of checkpoints and restores, in one table each. A phase is written into the action's row before it begins, so
-//! that a later start knows what may have been done; [`super::recover`] settles from there.
+//! The phases of checkpoints and restores, in one table each. A phase is written into the action's row before it
+//! begins, so that a later start knows what may have been done; [`super::recover`] settles from there.
 //!
 //! A checkpoint:
 //!
@@ -8,12 +8,12 @@
 //! | preflight | the restart rule is set to `no` where the pod is to be stopped | runs | the rule |
 //! | gpu-off | only with programs on a GPU: `cuda-checkpoint` locks them all, then takes their memory off the GPUs | runs, but for what asks CUDA | restore and unlock, in reverse |
 //! | pause | `docker pause`, its network's ports disabled | stands still | the ports, `docker unpause` |
-//! | dump | runc has CRIU write the processes into a folder `.tmp-ID` | stands still | CRIU's end, the network lock removed, unpause |
+//! | dump | runc has CRIU write the processes into a directory `.tmp-ID` | stands still | CRIU's end, the network lock removed, unpause |
 //! | rootfs | the writable layer into an archive | stands still | unpause |
 //! | resume | the ports, `docker unpause` (leave running) | goes on | |
 //! | gpu-on | after gpu-off: restore and unlock, in reverse | goes on | |
 //! | hash | BLAKE3 and fsync of every file | goes on; stands still if it is to be stopped | unpause |
-//! | commit | the manifest, fsync, the folder gets its name | as before | nothing: it is complete |
+//! | commit | the manifest, fsync, the directory gets its name | as before | nothing: it is complete |
 //! | stop | `docker kill` while it stands still | ends | nothing: it is ended at the next start |
 //! | compress | the large files packed, the manifest replaced | | the files that the manifest does not name |
 //!
@@ -22,7 +22,7 @@
 //! | phase | what is done | undone by |
 //! | --- | --- | --- |
 //! | verify | the manifest, every file's size and hash; nothing is touched before | |
-//! | fetch | only where the folder is gone or damaged and has a copy: what is missing, from the remote store | what is whole stays |
+//! | fetch | only where the directory is gone or damaged and has a copy: what is missing, from the remote store | what is whole stays |
 //! | prepare | container (under another name), the writable layer put aside and made anew, packed files unpacked | the layer put back, or the container removed |
 //! | start | the engine starts the container from the images | what was started killed, then as above |
 //! | gpu-on | only with programs on a GPU: `cuda-checkpoint` restores and unlocks them | as above |

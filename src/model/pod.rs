@@ -33,9 +33,6 @@ impl State {
     }
 }
 
-/// The spec of a pod, stored in its row.
-pub type PodSpec = crate::model::pod::Shape;
-
 /// A row of the table `pods`.
 #[derive(Clone, Debug)]
 pub struct Pod {
@@ -92,7 +89,7 @@ pub struct Tmpfs {
 
 /// Everything that can be requested of the engine for a container of ours: enough to create it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Shape {
+pub struct PodSpec {
     /// By the engine's name.
     pub image: String,
     pub hostname: String,

@@ -124,7 +124,7 @@ pub struct PublicKey {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublicKeyError {
     #[error("a public key is one line: TYPE BASE64 [COMMENT], as in ~/.ssh/id_ed25519.pub")]
-    Shape,
+    PodSpec,
     #[error(
         "this is a private key; send its .pub file instead, and create a new key pair, because this one has been exposed"
     )]
@@ -144,10 +144,10 @@ impl FromStr for PublicKey {
             return Err(PublicKeyError::Private);
         }
         if line.len() > 16_384 || line.chars().any(char::is_control) {
-            return Err(PublicKeyError::Shape);
+            return Err(PublicKeyError::PodSpec);
         }
         let mut words = line.splitn(3, ' ');
-        let (Some(key_type), Some(body)) = (words.next(), words.next()) else { return Err(PublicKeyError::Shape) };
+        let (Some(key_type), Some(body)) = (words.next(), words.next()) else { return Err(PublicKeyError::PodSpec) };
         if !KEY_TYPES.contains(&key_type) {
             return Err(PublicKeyError::Type(key_type.chars().take(40).collect()));
         }
@@ -194,8 +194,8 @@ mod tests {
     fn keys_parse_and_bad_ones_say_why() {
         assert_eq!(KEY.parse::<PublicKey>().unwrap().comment, "alice@box");
         for (bad, why) in [
-            ("", PublicKeyError::Shape),
-            ("ssh-ed25519", PublicKeyError::Shape),
+            ("", PublicKeyError::PodSpec),
+            ("ssh-ed25519", PublicKeyError::PodSpec),
             ("-----BEGIN OPENSSH PRIVATE KEY-----", PublicKeyError::Private),
             ("command=\"x\" ssh-ed25519 AAAA", PublicKeyError::Type("command=\"x\"".into())),
             ("ssh-ed25519 AAAA", PublicKeyError::Body),

@@ -73,7 +73,7 @@ pub struct Storage {
     signer: Option<Arc<dyn Signer>>,
     root: Key,
     /// For a store that is a directory.
-    folder: Option<PathBuf>,
+    directory: Option<PathBuf>,
     /// The URL, which contains no secrets.
     url: String,
     /// Must never be shown.
@@ -127,9 +127,9 @@ impl Storage {
         };
         let decoded = |name: &str| percent_encoding::percent_decode_str(name).decode_utf8_lossy().into_owned();
         let last = |key: &Key| key.filename().map(decoded);
-        let folders = found.common_prefixes.iter().filter_map(last).collect();
+        let directories = found.common_prefixes.iter().filter_map(last).collect();
         let objects = found.objects.iter().filter_map(|meta| last(&meta.location)).collect();
-        Ok((folders, objects))
+        Ok((directories, objects))
     }
 
     /// Deletes one object. Succeeds if there is none.
@@ -150,9 +150,9 @@ impl Storage {
                 Err(error) => return Err(self.told(below, error)),
             }
         }
-        let Some(folder) = self.path_of(below) else { return Ok(()) };
-        match tokio::fs::remove_dir_all(&folder).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ObjectError::io(&folder)(error)),
+        let Some(directory) = self.path_of(below) else { return Ok(()) };
+        match tokio::fs::remove_dir_all(&directory).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ObjectError::io(&directory)(error)),
             _ => Ok(()),
         }
     }
@@ -160,18 +160,18 @@ impl Storage {
     /// Removes what uploads left there when they were killed. In stores that are not a directory, a lifecycle rule of
     /// the bucket does this.
     pub async fn drop_unfinished(&self, below: &Key) -> Result<(), ObjectError> {
-        let Some(folder) = self.path_of(below) else { return Ok(()) };
+        let Some(directory) = self.path_of(below) else { return Ok(()) };
         let is_unfinished = |path: &std::path::Path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.rsplit_once('#').is_some_and(|(_, number)| number.parse::<u64>().is_ok())
         };
         let work = move || -> Result<(), ObjectError> {
-            let mut folders = vec![folder];
-            while let Some(folder) = folders.pop() {
-                for entry in std::fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+            let mut directories = vec![directory];
+            while let Some(directory) = directories.pop() {
+                for entry in std::fs::read_dir(&directory).into_iter().flatten().filter_map(Result::ok) {
                     let path = entry.path();
                     if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                        folders.push(path);
+                        directories.push(path);
                     } else if is_unfinished(&path) {
                         std::fs::remove_file(&path).map_err(ObjectError::io(&path))?;
                     }
@@ -190,7 +190,7 @@ impl Storage {
     }
 
     fn path_of(&self, key: &Key) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(key.as_ref()))
+        Some(self.directory.as_ref()?.join(key.as_ref()))
     }
 
     /// Converts an error of the store, without secrets.

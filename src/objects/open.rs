@@ -25,7 +25,7 @@ const OURS: &str = "pody";
 
 /// The kind of store.
 enum Kind {
-    Folder(PathBuf),
+    Directory(PathBuf),
     S3,
     Google,
     Azure,
@@ -41,7 +41,7 @@ pub fn check(config: &RemoteConfig) -> Result<(), String> {
     }
     let (kind, _) = parse(config)?;
     let unknown = |key: &&String| match kind {
-        Kind::Folder(_) => true,
+        Kind::Directory(_) => true,
         Kind::S3 => AmazonS3ConfigKey::from_str(&key.to_ascii_lowercase()).is_err(),
         Kind::Google => GoogleConfigKey::from_str(&key.to_ascii_lowercase()).is_err(),
         Kind::Azure => AzureConfigKey::from_str(&key.to_ascii_lowercase()).is_err(),
@@ -63,7 +63,7 @@ fn parse(config: &RemoteConfig) -> Result<(Kind, Key), String> {
     match scheme {
         ObjectStoreScheme::Local => {
             let path = url.to_file_path().map_err(|()| bad("names no directory"))?;
-            Ok((Kind::Folder(path), Key::default()))
+            Ok((Kind::Directory(path), Key::default()))
         }
         ObjectStoreScheme::AmazonS3 => Ok((Kind::S3, path)),
         ObjectStoreScheme::GoogleCloudStorage => Ok((Kind::Google, path)),
@@ -98,29 +98,29 @@ impl Storage {
                     store: store.clone(),
                     signer: Some(store),
                     root: prefix,
-                    folder: None,
+                    directory: None,
                     url: url.clone(),
                     secrets: secrets.clone(),
                 })
             }};
         }
         match kind {
-            Kind::Folder(folder) => {
+            Kind::Directory(directory) => {
                 // It contains the memory of programs. The directories above are the admin's.
-                let ours = folder.join(OURS);
-                let made = fs::create_dir_all(&folder)
+                let ours = directory.join(OURS);
+                let made = fs::create_dir_all(&directory)
                     .and_then(|()| match fs::DirBuilder::new().mode(0o700).create(&ours) {
                         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
                         made => made,
                     })
-                    .and_then(|()| fs::canonicalize(&folder));
-                let folder = made.map_err(ObjectError::io(&ours))?;
-                let store = LocalFileSystem::new_with_prefix(&folder).map_err(failed)?;
+                    .and_then(|()| fs::canonicalize(&directory));
+                let directory = made.map_err(ObjectError::io(&ours))?;
+                let store = LocalFileSystem::new_with_prefix(&directory).map_err(failed)?;
                 Ok(Self {
                     store: Arc::new(store.with_fsync(true)),
                     signer: None,
                     root: prefix,
-                    folder: Some(folder),
+                    directory: Some(directory),
                     url,
                     secrets,
                 })

@@ -236,8 +236,8 @@ mod tests {
     use super::*;
     use crate::config::RemoteConfig;
 
-    fn storage(folder: &Path) -> Storage {
-        let url = format!("file://{}", folder.display());
+    fn storage(directory: &Path) -> Storage {
+        let url = format!("file://{}", directory.display());
         Storage::open(&RemoteConfig { url, ..RemoteConfig::default() }).unwrap()
     }
 

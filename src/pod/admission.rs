@@ -12,7 +12,7 @@ use crate::{
 
 /// A pod that counts against its user's quota.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct HeldQuota {
     pub name: String,
     /// Bytes; `None` = unlimited.
     pub memory: Option<u64>,
@@ -58,7 +58,7 @@ pub struct Grant {
 }
 
 /// Admits one more pod besides those held. A pod without a memory limit of its own gets what is left of `total_memory`.
-pub fn admit_pod(quota: &Quota, held: &[Held]) -> Result<Grant, Refusal> {
+pub fn admit_pod(quota: &Quota, held: &[HeldQuota]) -> Result<Grant, Refusal> {
     if let Limit(Some(limit)) = quota.max_pods
         && held.len() as u64 >= limit
     {
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_rule_the_numbers_and_the_next_step() {
-        let held = [Held { name: "alice-a".into(), memory: None }];
+        let held = [HeldQuota { name: "alice-a".into(), memory: None }];
         let refusal = admit_pod(&quota(Some(1), None, None), &held).unwrap_err();
         assert_eq!(refusal.to_string(), "max_pods is 1 and you have 1: alice-a; delete one with `pody rm NAME`");
     }
@@ -184,7 +184,7 @@ mod tests {
             steps in prop::collection::vec(prop_oneof![3 => Just(Step::Create), 1 => (0usize..6).prop_map(Step::Delete)], 0..40),
         ) {
             let quota = quota(max_pods, memory, total);
-            let mut held: Vec<Held> = Vec::new();
+            let mut held: Vec<HeldQuota> = Vec::new();
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Delete(at) if at < held.len() => { held.remove(at); }
@@ -197,7 +197,7 @@ mod tests {
                         match admit_pod(&quota, &held) {
                             Ok(grant) => {
                                 prop_assert!(fits);
-                                held.push(Held { name: number.to_string(), memory: grant.memory });
+                                held.push(HeldQuota { name: number.to_string(), memory: grant.memory });
                             }
                             Err(_) => prop_assert!(!fits),
                         }

@@ -45,12 +45,12 @@ impl Default for Commits {
 }
 
 /// A commit in progress; it ends when dropped.
-struct AtWork(Commits, OpId);
+struct CommitGuard(Commits, OpId);
 
 impl Commits {
-    fn begin(&self, op: OpId) -> AtWork {
+    fn begin(&self, op: OpId) -> CommitGuard {
         self.lock().insert(op);
-        AtWork(self.clone(), op)
+        CommitGuard(self.clone(), op)
     }
 
     fn is_at_work(&self, op: OpId) -> bool {
@@ -70,7 +70,7 @@ impl Commits {
     }
 }
 
-impl Drop for AtWork {
+impl Drop for CommitGuard {
     fn drop(&mut self) {
         self.0.lock().remove(&self.1);
     }

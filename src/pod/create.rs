@@ -13,7 +13,7 @@ use fail::fail_point;
 
 use super::{
     AskedBy, PodError, Pods,
-    admission::{self, Held},
+    admission::{self, HeldQuota},
     begin_event,
     images::AllowedImage,
     label, ports,
@@ -157,10 +157,10 @@ impl Pods {
                 if foreign {
                     return Err(PodError::Foreign(name));
                 }
-                let held: Vec<Held> = live
+                let held: Vec<HeldQuota> = live
                     .iter()
                     .filter(|pod| pod.user == owner)
-                    .map(|pod| Held { name: pod.container_name.clone(), memory: pod.spec.memory })
+                    .map(|pod| HeldQuota { name: pod.container_name.clone(), memory: pod.spec.memory })
                     .collect();
                 spec.memory = admission::admit_pod(&quota, &held)?.memory.filter(|&bytes| bytes > 0);
                 let mut taken: HashSet<u16> = tx.list_ports()?.into_iter().collect();
@@ -207,7 +207,7 @@ impl Pods {
     }
 
     async fn build(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
-        make_folders(&mut pod.spec)?;
+        make_directories(&mut pod.spec)?;
         let _turn = self.engine_turns.acquire().await;
         for _ in 0..PORT_TRIES {
             let container = self.make_container(pod).await?;
@@ -383,7 +383,7 @@ impl Pods {
 
 /// Creates missing directories on the host, and resolves all of them: a bind mount whose source is a symbolic link can
 /// be checkpointed but not restored.
-pub(super) fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
+pub(super) fn make_directories(spec: &mut PodSpec) -> Result<(), PodError> {
     for bind in &mut spec.binds {
         let path = bind.source.clone();
         let made = std::fs::create_dir_all(&path).or_else(|error| match path.exists() {
@@ -401,8 +401,8 @@ pub(super) fn make_folders(spec: &mut PodSpec) -> Result<(), PodError> {
 fn host_gives_gpus() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/bin", "/usr/local/bin", "/usr/local/nvidia/toolkit"].map(std::path::PathBuf::from);
-    let mut folders = std::env::split_paths(&path).chain(usual);
-    folders.any(|folder| folder.join("nvidia-container-runtime-hook").is_file())
+    let mut directories = std::env::split_paths(&path).chain(usual);
+    directories.any(|directory| directory.join("nvidia-container-runtime-hook").is_file())
 }
 
 /// GPUs of a pod as the API shows them: `None` = all.

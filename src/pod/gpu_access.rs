@@ -36,10 +36,10 @@ const BACK: &str = "pod.gpu-back";
 
 /// What is known of the pods that were checked. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct GpuAccess(Arc<Mutex<HashMap<PodId, Seen>>>);
+pub(super) struct GpuAccess(Arc<Mutex<HashMap<PodId, DeviceSnapshot>>>);
 
 #[derive(Clone)]
-struct Seen {
+struct DeviceSnapshot {
     /// PID of the first process at that time: another PID is another run of the pod.
     pid: i32,
     /// Why it has lost its GPUs; `None` if it has not.
@@ -47,11 +47,11 @@ struct Seen {
 }
 
 impl GpuAccess {
-    fn get(&self, pod: PodId) -> Option<Seen> {
+    fn get(&self, pod: PodId) -> Option<DeviceSnapshot> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&pod).cloned()
     }
 
-    fn put(&self, pod: PodId, seen: Seen) {
+    fn put(&self, pod: PodId, seen: DeviceSnapshot) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod, seen);
     }
 
@@ -121,10 +121,10 @@ impl Pods {
             let (object, user, detail) = (pod.container_name.clone(), Some(pod.user.clone()), Some(message.clone()));
             let event = NewEvent { actor: name, source, action, object, user, outcome: Outcome::Ok, detail };
             self.db.write(move |tx| tx.insert_event(&event)).await?;
-            self.gpu_access.put(pod.id, Seen { pid, trouble });
+            self.gpu_access.put(pod.id, DeviceSnapshot { pid, trouble });
             self.tell(pod.id, level, &message).await;
         } else {
-            self.gpu_access.put(pod.id, Seen { pid, trouble });
+            self.gpu_access.put(pod.id, DeviceSnapshot { pid, trouble });
         }
         Ok(())
     }

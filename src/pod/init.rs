@@ -46,14 +46,14 @@ impl InitStore {
     /// The same program on this host, for a pod that was saved on another host or under another `$PODY_HOME`. The
     /// name of its directory identifies it.
     pub fn same_here(&self, then: &Path) -> Result<PathBuf, PodError> {
-        let folder = self.home.join("init");
+        let directory = self.home.join("init");
         let found = || {
             let hash = then.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
             if hash == blake3::hash(PROGRAM).to_hex().as_str() {
                 return self.file();
             }
             let is_hash = hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
-            let path = folder.join(&hash).join("pody-init");
+            let path = directory.join(&hash).join("pody-init");
             if is_hash && blake3::hash(&fs::read(&path).unwrap_or_default()).to_hex().as_str() == hash {
                 return fs::canonicalize(path);
             }
@@ -61,7 +61,7 @@ impl InitStore {
                 "the pod was saved by another version of pody, whose init program is not on this host; restore it with that version",
             ))
         };
-        found().map_err(|source| PodError::Init { path: folder.clone(), source })
+        found().map_err(|source| PodError::Init { path: directory.clone(), source })
     }
 
     /// [`Self::file`], or an error with the next step.
@@ -75,13 +75,13 @@ impl InitStore {
         if let Some(path) = self.checked.get().filter(|path| path.exists()) {
             return Ok(path.clone());
         }
-        let folder = self.home.join("init").join(blake3::hash(PROGRAM).to_hex().as_str());
-        let path = folder.join("pody-init");
+        let directory = self.home.join("init").join(blake3::hash(PROGRAM).to_hex().as_str());
+        let path = directory.join("pody-init");
         if fs::read(&path).ok().as_deref() != Some(PROGRAM) {
             if path.exists() {
                 return Err(io::Error::other(format!("{} was modified; remove its directory", path.display())));
             }
-            write(&folder, &path)?;
+            write(&directory, &path)?;
         }
         let path = fs::canonicalize(path)?;
         Ok(self.checked.get_or_init(|| path).clone())
@@ -89,9 +89,9 @@ impl InitStore {
 }
 
 /// Writes all of it or nothing, and syncs it to disk.
-fn write(folder: &Path, path: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let unfinished = folder.join(format!(".new-{:016x}", rand::random::<u64>()));
+fn write(directory: &Path, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let unfinished = directory.join(format!(".new-{:016x}", rand::random::<u64>()));
     let written = (|| {
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o755).open(&unfinished)?;
         file.write_all(PROGRAM)?;
@@ -100,7 +100,9 @@ fn write(folder: &Path, path: &Path) -> io::Result<()> {
         file.sync_all()?;
         fs::rename(&unfinished, path)?;
         // The directory entries too.
-        [folder, folder.parent().unwrap_or(folder)].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
+        [directory, directory.parent().unwrap_or(directory)]
+            .into_iter()
+            .try_for_each(|directory| File::open(directory)?.sync_all())
     })();
     if written.is_err() {
         let _ = fs::remove_file(&unfinished);

@@ -52,7 +52,7 @@ pub use self::{
     images::ImageView,
     lifecycle::Action,
     maintenance::{AskedBy, is_up},
-    shell::{NewShell, SessionView, Shell, ShellEvent, ShellsHeld},
+    shell::{NewShell, SessionView, Shell, ShellBlock, ShellEvent},
     view::{PodStats, PodView},
 };
 use crate::{
@@ -203,7 +203,7 @@ pub struct Pods {
     commits: commit::Commits,
     gpu_access: gpu_access::GpuAccess,
     init: init::InitStore,
-    shells_held: shell::Held,
+    shells_held: shell::BlockedShells,
     /// Outcomes that the database could not store yet.
     unclosed: Arc<Mutex<Vec<Ended>>>,
 }
@@ -230,7 +230,7 @@ impl Pods {
             commits: commit::Commits::default(),
             gpu_access: gpu_access::GpuAccess::default(),
             init: init::InitStore::new(home),
-            shells_held: shell::Held::default(),
+            shells_held: shell::BlockedShells::default(),
             unclosed: Arc::default(),
         }
     }

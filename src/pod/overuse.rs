@@ -11,7 +11,7 @@ use crate::{
     engine::ExecRequest,
     gpu::{
         Gpus,
-        enforcement::{Act, Enforcement, Rule},
+        enforcement::{Enforcement, Enforcer, Rule},
     },
     host::process::{self, Stat},
     model::{
@@ -41,7 +41,7 @@ true
 impl Pods {
     /// Runs for the life of the daemon.
     pub async fn enforce_loop(self, gpus: Gpus, stop: CancellationToken) {
-        let mut enforcement = Enforcement::default();
+        let mut enforcement = Enforcer::default();
         let mut snapshots = gpus.changes();
         loop {
             tokio::select! {
@@ -62,20 +62,20 @@ impl Pods {
         }
     }
 
-    async fn carry_out(&self, act: Act) -> Result<(), DbError> {
+    async fn carry_out(&self, act: Enforcement) -> Result<(), DbError> {
         match act {
-            Act::Warn { user, pods, message } => {
+            Enforcement::Warn { user, pods, message } => {
                 self.note_overuse("gpu.overuse", &user, &message).await?;
                 for pod in pods {
                     self.tell(pod, "warning", &message).await;
                 }
             }
-            Act::EndProcess { user, pod, container, process, message } => {
+            Enforcement::EndProcess { user, pod, container, process, message } => {
                 self.note_overuse("gpu.end-process", &user, &message).await?;
                 end_tree(process, &container);
                 self.tell(pod, "critical", &message).await;
             }
-            Act::StopPod { user, pod, message } => {
+            Enforcement::StopPod { user, pod, message } => {
                 self.note_overuse("gpu.stop-pod", &user, &message).await?;
                 self.tell(pod, "critical", &message).await;
                 self.stop_for_overuse(pod).await;

@@ -6,7 +6,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     PodError, Pods,
-    create::{NewPod, make_folders},
+    create::{NewPod, make_directories},
     images::AllowedImage,
     label,
 };
@@ -81,7 +81,7 @@ impl Pods {
 
     /// Creates the pod's container without starting it.
     pub(crate) async fn make_restored(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
-        make_folders(&mut pod.spec)?;
+        make_directories(&mut pod.spec)?;
         let _turn = self.engine_turns.acquire().await;
         self.make_container(pod).await
     }

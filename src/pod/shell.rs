@@ -40,7 +40,7 @@ const ASK: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: usize = 1 << 20;
 
 /// The signal on which the first process detaches all users (`init/src/pid1.rs`).
-const LET_GO: i32 = 62;
+const DETACH: i32 = 62;
 
 /// `attach` processes may take this long to exit; then they are killed, which harms no session.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -135,9 +135,9 @@ pub struct SessionView {
 
 /// Pods where attaching is blocked.
 #[derive(Clone, Default)]
-pub(super) struct Held(Arc<Mutex<HashSet<PodId>>>);
+pub(super) struct BlockedShells(Arc<Mutex<HashSet<PodId>>>);
 
-impl Held {
+impl BlockedShells {
     fn contains(&self, pod: PodId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pod)
     }
@@ -145,12 +145,12 @@ impl Held {
 
 /// Blocks attaching to terminals of the pod as long as this lives.
 #[must_use]
-pub struct ShellsHeld {
-    held: Held,
+pub struct ShellBlock {
+    held: BlockedShells,
     pod: PodId,
 }
 
-impl Drop for ShellsHeld {
+impl Drop for ShellBlock {
     fn drop(&mut self) {
         self.held.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.pod);
     }
@@ -271,15 +271,15 @@ impl Pods {
 
     /// Detaches all users from the terminals of the pod, and blocks attaching until the returned value is dropped:
     /// a socket whose other end is a process outside the checkpoint cannot be saved. The sessions continue inside.
-    pub async fn detach_shells(&self, pod: &Pod) -> ShellsHeld {
+    pub async fn detach_shells(&self, pod: &Pod) -> ShellBlock {
         let held = self.shells_held.clone();
         held.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.id);
-        let held = ShellsHeld { held, pod: pod.id };
+        let held = ShellBlock { held, pod: pod.id };
         let (Some(_), Some(container)) = (&pod.spec.init, self.container(pod)) else { return held };
         let first = container.detail.as_ref().map_or(0, |detail| detail.pid);
         let id = container.id.clone();
         // Reading command lines may block.
-        let done = tokio::task::spawn_blocking(move || let_go(first, &id)).await;
+        let done = tokio::task::spawn_blocking(move || detach_all(first, &id)).await;
         if let Ok(count @ 1..) = done {
             tracing::info!(pod = pod.container_name, count, "detached terminals");
         }
@@ -288,7 +288,7 @@ impl Pods {
 }
 
 /// Blocks until nobody is attached. Returns how many were.
-fn let_go(first: i32, container: &ContainerId) -> usize {
+fn detach_all(first: i32, container: &ContainerId) -> usize {
     let attached = attached(container);
     // The PID may have been reused.
     let is_first = process::container_of(first).as_ref() == Some(container) && process::pid_inside(first) == Some(1);
@@ -296,7 +296,7 @@ fn let_go(first: i32, container: &ContainerId) -> usize {
         return 0;
     }
     // SAFETY: numbers only. nix knows no real-time signals.
-    unsafe { libc::kill(first, LET_GO) };
+    unsafe { libc::kill(first, DETACH) };
     let begun = std::time::Instant::now();
     while attached.iter().any(processes::is_alive) && begun.elapsed() < LEAVE {
         std::thread::sleep(Duration::from_millis(5));
@@ -320,7 +320,7 @@ impl Session {
         while let Some(Ok(piece)) = self.pipes.output.next().await {
             match piece {
                 Piece::Output(bytes) => self.early.push_back(bytes),
-                Piece::Aside(bytes) => {
+                Piece::Stderr(bytes) => {
                     self.line.extend_from_slice(&bytes);
                     match self.said() {
                         Some(Said::Started) => return true,
@@ -359,7 +359,7 @@ impl Session {
             }
             match self.pipes.output.next().await? {
                 Ok(Piece::Output(bytes)) => return Some(bytes),
-                Ok(Piece::Aside(bytes)) => self.line.extend_from_slice(&bytes),
+                Ok(Piece::Stderr(bytes)) => self.line.extend_from_slice(&bytes),
                 Err(_) => return None,
             }
         }

@@ -222,7 +222,7 @@ fn expected(access: Access, who: &str) -> Expected {
         }
         (Access::Node, _) => Refused(401),
         // Nobody has a signed URL here.
-        (Access::Url, _) => Refused(403),
+        (Access::SignedUrl, _) => Refused(403),
     }
 }
 

@@ -169,7 +169,7 @@ fn openapi_describes_all_routes() {
                 (param["name"].as_str().unwrap().to_owned(), param["required"] != true)
             });
             shown.insert((method.to_uppercase(), path.clone()), params.collect());
-            let is_open = |route: &Route| matches!(route.access, Access::Open | Access::Url);
+            let is_open = |route: &Route| matches!(route.access, Access::Open | Access::SignedUrl);
             let open = routes().iter().any(|route| route.path == path && is_open(route));
             assert_eq!(operation["security"].is_null(), open, "{method} {path}: {}", operation["security"]);
         }

@@ -48,8 +48,8 @@ def tell(path, text):
     os.rename(path + '.new', path)
 ";
 
-/// Starts a python program in the background of the pod, as a child of its first process, and waits for `ready` in /root.
-/// The program can also use `tell(path, text)`.
+/// Starts a python program in the background of the pod, as a child of its first process, and waits for `ready` in
+/// /root. The program can also use `tell(path, text)`.
 #[track_caller]
 pub fn run_python(client: &Client, instance: &str, name: &str, program: &str) {
     let write = format!("cat > /root/{name}.py <<'END'\n{TELL}{program}\nEND\n");

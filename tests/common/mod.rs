@@ -310,7 +310,7 @@ impl Server {
         merge(&mut self.config, text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{error}")));
         fs::write(self.home.join("config.toml"), self.config.to_string()).expect("our own directory");
         // The notification of an admin command: the daemon reads config and database before it answers.
-        assert_eq!(pody::control::tell_daemon(&self.home), pody::control::Told::Yes);
+        assert_eq!(pody::control::notify_daemon(&self.home), pody::control::NotifyOutcome::Yes);
     }
 
     /// A variable for the daemon's next start.

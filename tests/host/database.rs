@@ -268,7 +268,7 @@ fn a_second_daemon_in_one_directory_is_refused() {
     assert!(!started && took < DEADLINE, "{text}");
     assert!(text.contains("another pody serves"), "{text}");
     // The first one and its socket are not affected.
-    assert_eq!(pody::control::tell_daemon(&server.home), pody::control::Told::Yes);
+    assert_eq!(pody::control::notify_daemon(&server.home), pody::control::NotifyOutcome::Yes);
     alice.get("/user/info").ok();
     assert_recovered(&server);
     delete(&alice, "main").ok();

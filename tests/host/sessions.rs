@@ -12,7 +12,7 @@ use pody::{
     app::App,
     engine::Engine,
     model::{names::PodRef, user::Caller},
-    pod::{NewShell, ShellEvent, ShellsHeld},
+    pod::{NewShell, ShellBlock, ShellEvent},
 };
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
@@ -72,7 +72,7 @@ async fn daemon(server: &Server) -> (App, Caller) {
 }
 
 /// Detaches all shells, as a checkpoint does.
-async fn detach_shells(server: &Server) -> ShellsHeld {
+async fn detach_shells(server: &Server) -> ShellBlock {
     let (app, alice) = daemon(server).await;
     let pod = app.pods.find(&alice, &"main".parse().unwrap()).unwrap();
     app.pods.detach_shells(&pod).await

@@ -1,7 +1,7 @@
 //! The work of a drain and of its undoing, see [`super::drain`].
 //!
-//! Every step is written into the pod's row before it is done. The id of a checkpoint or restore is written with the action
-//! itself, so that after a kill the row and [`crate::checkpoint::recover`] agree on what became of it.
+//! Every step is written into the pod's row before it is done. The id of a checkpoint or restore is written with the
+//! action itself, so that after a kill the row and [`crate::checkpoint::recover`] agree on what became of it.
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
@@ -302,8 +302,8 @@ impl Checkpoints {
         }
     }
 
-    /// Restores a pod in place; `Err` with the reason why it could not be. Right after a reboot the engine has much to do, and what
-    /// fails then may succeed the next time.
+    /// Restores a pod in place; `Err` with the reason why it could not be. Right after a reboot the engine has much to
+    /// do, and what fails then may succeed the next time.
     async fn restore_for_undrain(
         &self,
         drain: &Drain,
@@ -407,8 +407,8 @@ impl Checkpoints {
     /// Whether a pod's container runs, asked of the engine.
     async fn runs(&self, pod: &Pod) -> Result<bool, CheckpointError> {
         let Some(container) = &pod.container else { return Ok(false) };
-        let anatomy = self.settled_anatomy(container).await?;
-        Ok(anatomy.is_some_and(|anatomy| pod::is_up(&anatomy.status)))
+        let inspect = self.settled_inspect(container).await?;
+        Ok(inspect.is_some_and(|inspect| pod::is_up(&inspect.status)))
     }
 
     async fn put_drained(&self, row: DrainedPod) -> Result<(), CheckpointError> {

@@ -1,7 +1,7 @@
 //! Maintenance of the host: every pod that runs is saved and stopped, and brought back afterwards.
 //!
-//! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and so does
-//! one after a reboot.
+//! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and
+//! so does one after a reboot.
 //!
 //! ```text
 //!            drain              all settled                 undrain               all back
@@ -10,8 +10,8 @@
 //!                       └─────────────── drain ──────────────────────────┘        └── undrain: tried again
 //! ```
 //!
-//! While there is a row that is not `ended`, no pod is created, started or restored: each of these looks at the row in the
-//! transaction that writes it down.
+//! While there is a row that is not `ended`, no pod is created, started or restored: each of these looks at the row in
+//! the transaction that writes it down.
 
 pub mod drainer;
 

@@ -1,8 +1,10 @@
 //! Pods whose programs use GPUs, behind `[checkpoint] gpu = "experimental"`. CRIU knows nothing of GPUs, so NVIDIA's
-//! `cuda-checkpoint` takes their memory into that of the processes before the pod is paused, and puts it back when it goes on.
+//! `cuda-checkpoint` takes their memory into that of the processes before the pod is paused, and puts it back when it
+//! goes on.
 //!
 //! - [`tool`]: the program; [`work`]: what is done with it, in which order, and how it is undone
-//! - [`verdict`]: what can be told before a pod is touched; [`plan`]: which GPUs a restore puts the memory on. Both pure
+//! - [`verdict`]: what can be told before a pod is touched; [`plan`]: which GPUs a restore puts the memory on. Both
+//!   pure
 //! - this file: what a checkpoint knows of GPUs, and the looks at driver, program and processes
 //!
 //! Which processes these were is kept by the pids that the pod gives them: they are the same after a restore.
@@ -26,7 +28,7 @@ use super::{
 use crate::{
     config::GpuCheckpoints,
     criu::cuda::Tool,
-    engine::Anatomy,
+    engine::ContainerInspect,
     gpu::{Device, GpuProcess as GpuUser, Health, Library, Owner, Snapshot},
     host::{
         cgroup::Cgroup,
@@ -79,7 +81,7 @@ impl Checkpoints {
     pub(super) async fn examine_gpus(
         &self,
         container: &ContainerId,
-        anatomy: &Anatomy,
+        inspect: &ContainerInspect,
         found: &mut Findings,
     ) -> Option<GpusSeen> {
         let config = self.0.config.get();
@@ -119,7 +121,7 @@ impl Checkpoints {
             Some(needed) => found.problems.push(format!("{}; {needed}", verdict::used(&programs))),
             None => found.problems.extend(programs.iter().filter_map(Program::problem)),
         }
-        found.problems.extend(memory(anatomy).problem(bytes));
+        found.problems.extend(memory(inspect).problem(bytes));
         for program in &programs {
             note(found, program, host.problem());
         }
@@ -146,8 +148,8 @@ impl Checkpoints {
         })
     }
 
-    /// What a restore has to do with GPUs; refused where the pod's of now are no good for it. `given` are those that the
-    /// pod has, by the engine or by its row.
+    /// What a restore has to do with GPUs; refused where the pod's of now are no good for it. `given` are those that
+    /// the pod has, by the engine or by its row.
     pub(super) async fn plan_gpus(
         &self,
         kind: Kind,
@@ -245,8 +247,8 @@ fn note(found: &mut Findings, program: &Program, needed: Option<String>) {
 }
 
 /// What there is for the memory of GPUs.
-fn memory(anatomy: &Anatomy) -> Memory {
-    let limit = anatomy.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0);
-    let used = Cgroup::of_process(anatomy.pid).and_then(|cgroup| cgroup.read()).map_or(0, |sample| sample.memory_bytes);
+fn memory(inspect: &ContainerInspect) -> Memory {
+    let limit = inspect.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0);
+    let used = Cgroup::of_process(inspect.pid).and_then(|cgroup| cgroup.read()).map_or(0, |sample| sample.memory_bytes);
     Memory { host_free: memory::available(), pod: limit.map(|limit| (limit, limit.saturating_sub(used))) }
 }

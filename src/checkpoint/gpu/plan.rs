@@ -112,7 +112,8 @@ impl SavedGpus {
         on.fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
-    /// The map of devices that a restore onto these needs: `None` where all are there as they were. Or why it cannot be.
+    /// The map of devices that a restore onto these needs: `None` where all are there as they were. Or why it cannot
+    /// be.
     pub fn plan(&self, now: &[GpuNow], host: &Found) -> Result<Option<String>, String> {
         let has_room = |saved: &SavedGpu, gpu: &GpuNow| gpu.free.is_none_or(|free| free >= self.bytes_on(&saved.uuid));
         let of_then = |saved: &SavedGpu| now.iter().find(|gpu| gpu.uuid == saved.uuid);

@@ -1,9 +1,9 @@
 //! The pod's address of then, given to it by the engine once more.
 //!
-//! A container that starts gets the lowest address of its network that is free, and on the default bridge none can be asked for.
-//! So for the moment in which a pod is started again, placeholders take all that are free below its own: containers of ours
-//! that do nothing. The engine then gives it the address by itself, knows that it has it, and gives it to nobody else; ports
-//! that are published lead there, and neighbours find the hardware address of then.
+//! A container that starts gets the lowest address of its network that is free, and on the default bridge none can be
+//! asked for. So for the moment in which a pod is started again, placeholders take all that are free below its own:
+//! containers of ours that do nothing. The engine then gives it the address by itself, knows that it has it, and gives
+//! it to nobody else; ports that are published lead there, and neighbours find the hardware address of then.
 //!
 //! Placeholders are removed as soon as the pod has its network. They are written down before they are made
 //! ([`crate::checkpoint::Journal`]), and end by themselves, so a kill leaves none.
@@ -16,7 +16,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
-use super::restore::Restoring;
+use super::restore::RestoreJob;
 use crate::{
     checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread},
     engine::{Engine, Placeholder},
@@ -46,8 +46,9 @@ const NAME: &str = "pody-address-";
 
 const LABEL: &str = "pody.action";
 
-/// All that the engine would give before the address. Dropped, they are given back; until then nobody else here has its turn.
-pub(in crate::checkpoint) struct Held {
+/// All that the engine would give before the address. Dropped, they are given back; until then nobody else here has its
+/// turn.
+pub(in crate::checkpoint) struct ReservedAddresses {
     engine: Engine,
     placeholders: Vec<ContainerId>,
     /// The host's name for what the network's containers hang on.
@@ -55,7 +56,7 @@ pub(in crate::checkpoint) struct Held {
     turn: Option<OwnedMutexGuard<()>>,
 }
 
-impl Drop for Held {
+impl Drop for ReservedAddresses {
     fn drop(&mut self) {
         let (engine, placeholders, turn) =
             (self.engine.clone(), std::mem::take(&mut self.placeholders), self.turn.take());
@@ -67,20 +68,21 @@ impl Drop for Held {
     }
 }
 
-impl Restoring {
+impl RestoreJob {
     /// Sees to it that the engine gives the container, if it is started next, the address that it had.
-    pub(in crate::checkpoint) async fn make_way(
+    pub(in crate::checkpoint) async fn reserve_lower_addresses(
         &mut self,
         container: &ContainerId,
         address: Ipv4Addr,
-    ) -> Result<Held, CheckpointError> {
-        let me = self.me.clone();
-        let engine = &me.0.engine;
+    ) -> Result<ReservedAddresses, CheckpointError> {
+        let ctx = self.ctx.clone();
+        let engine = &ctx.0.engine;
         let closed = |why: String| CheckpointError::AddressGone { address, why };
-        let turn = me.0.addresses.clone().lock_owned().await;
-        let mut held = Held { engine: engine.clone(), placeholders: Vec::new(), bridge: None, turn: Some(turn) };
-        let anatomy = engine.anatomy(container).await?.ok_or_else(|| closed("the pod is gone".to_owned()))?;
-        let network = anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        let turn = ctx.0.addresses.clone().lock_owned().await;
+        let mut held =
+            ReservedAddresses { engine: engine.clone(), placeholders: Vec::new(), bridge: None, turn: Some(turn) };
+        let inspect = engine.inspect(container).await?.ok_or_else(|| closed("the pod is gone".to_owned()))?;
+        let network = inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         let (free_below, bridge) =
             free_below(engine, network, address, &self.pod.container_name).await?.map_err(&closed)?;
         held.bridge = bridge;
@@ -93,14 +95,14 @@ impl Restoring {
             return Ok(held);
         }
         tracing::info!(pod = self.pod.container_name, %address, placeholders = free_below, "held back lower addresses");
-        let program = me.0.pods.init_program()?;
+        let program = ctx.0.pods.init_program()?;
         let first = self.action.journal.placeholders;
         let count = u32::try_from(free_below).unwrap_or(0);
         self.action.journal.placeholders = first + count;
-        me.write_action(&self.action).await?;
+        ctx.write_action(&self.action).await?;
         let action = self.action.id;
         let made = stream::iter(first..first + count).map(|number| {
-            let (program, image) = (&program, &anatomy.image_id);
+            let (program, image) = (&program, &inspect.image_id);
             async move {
                 let label = (LABEL, action.to_string());
                 let name = name(action, number);
@@ -173,15 +175,15 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Those that others are connected with by their addresses of then, lowest first, and all others. The engine gives the lowest
-    /// that is free: so each of them finds its own, and those that do not care take none of them.
+    /// Those that others are connected with by their addresses of then, lowest first, and all others. The engine gives
+    /// the lowest that is free: so each of them finds its own, and those that do not care take none of them.
     pub(in crate::checkpoint) async fn by_address(&self, rows: Vec<DrainedPod>) -> (Vec<DrainedPod>, Vec<DrainedPod>) {
         let store = self.0.store.clone();
         off_thread(move || {
             let address = |row: &DrainedPod| {
                 let id = row.checkpoint?;
-                let sockets = Manifest::read(&store.folder(id), id).ok()?.sockets;
-                sockets.address_of_then().filter(|_| sockets.need_their_address())
+                let sockets = Manifest::read(&store.directory(id), id).ok()?.sockets;
+                sockets.original_address().filter(|_| sockets.need_their_address())
             };
             let (mut first, mut rest) = (Vec::new(), Vec::new());
             for row in rows {

@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     checkpoint::{
-        AtWork, CheckpointError, Checkpoints, Live, Manifest, Verdict,
+        ActionGuard, CheckpointError, Checkpoints, Manifest, Progress, Verdict,
         gpu::GpusSeen,
         millis_since, off_thread,
         preflight::Findings,
@@ -20,12 +20,12 @@ use crate::{
     criu::{
         conf::HostOptions,
         error::CriuFailure,
-        image_buffer::Room,
+        image_buffer::ImageBuffer,
         network::lock::{self, NetworkLock},
         runc, stopped_tasks,
     },
     db::Tx,
-    engine::{Anatomy, EngineError},
+    engine::{ContainerInspect, EngineError},
     host::disk::{self, DiskError},
     model::{
         action::Action,
@@ -34,49 +34,49 @@ use crate::{
         phase::{ActionKind, Circumstances, Phase},
         pod::{Pod, RestartRule},
     },
-    pod::ShellsHeld,
+    pod::ShellBlock,
 };
 
 /// How long a pod goes on before it is tried to save it again, milliseconds.
-pub(in crate::checkpoint) const BREATHS: [u64; 4] = [20, 70, 150, 400];
+pub(in crate::checkpoint) const RETRY_DELAYS: [u64; 4] = [20, 70, 150, 400];
 
 /// How often a program is let go on that is met in vfork(2), which lasts a millisecond or so, and for how long.
 const VFORKS: u32 = 40;
 
-const VFORK_BREATH: Duration = Duration::from_millis(7);
+const VFORK_DELAY: Duration = Duration::from_millis(7);
 
 /// One checkpoint under way.
-pub struct Saving {
-    pub me: Checkpoints,
+pub struct CheckpointJob {
+    pub ctx: Checkpoints,
     pub action: Action,
     pub checkpoint: Checkpoint,
     pub pod: Arc<Pod>,
-    pub seen: Seen,
-    pub folder: PathBuf,
+    pub seen: Examined,
+    pub directory: PathBuf,
     pub manifest: Manifest,
-    pub live: Arc<Live>,
+    pub live: Arc<Progress>,
     pub compression: Compression,
     pub streams: usize,
     pub deadline: Duration,
     /// Nobody attaches to a terminal of the pod until it goes on.
-    pub shells: Option<ShellsHeld>,
+    pub shells: Option<ShellBlock>,
     pub network: NetworkLock,
     /// Held until the dump's CRIU has begun.
     pub options: Option<HostOptions>,
     /// Where images are caught, until they are files.
-    pub room: Option<Room>,
-    pub _at_work: AtWork,
+    pub buffer: Option<ImageBuffer>,
+    pub _guard_of_action: ActionGuard,
 }
 
-impl Saving {
+impl CheckpointJob {
     pub async fn run(mut self, guard: OwnedMutexGuard<()>) {
-        let me = self.me.clone();
-        let _turn = me.0.turns.acquire().await;
+        let ctx = self.ctx.clone();
+        let _turn = ctx.0.turns.acquire().await;
         let mut guard = Some(guard);
         let phases = Phase::of_checkpoint(Circumstances {
             kind: self.checkpoint.kind,
             leave_running: self.action.journal.leave_running,
-            runs: self.seen.anatomy.status == "running",
+            runs: self.seen.inspect.status == "running",
             compresses: self.compression != Compression::None,
             has_gpus: self.action.journal.gpu.is_some(),
         });
@@ -96,7 +96,7 @@ impl Saving {
     async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
         self.action.phase = phase;
         self.action.bytes = self.live.bytes.load(Ordering::Relaxed);
-        self.me.write_action(&self.action).await?;
+        self.ctx.write_action(&self.action).await?;
         fail_point!(&phase.fail_point(ActionKind::Checkpoint), |_| Err(CheckpointError::Interrupted(phase.doing())));
         tracing::debug!(pod = self.pod.container_name, %phase, "checkpoint");
         match phase {
@@ -120,28 +120,28 @@ impl Saving {
     }
 
     async fn prepare(&mut self) -> Result<(), CheckpointError> {
-        self.folder = self.me.0.store.begin(self.checkpoint.id)?;
+        self.directory = self.ctx.0.store.begin(self.checkpoint.id)?;
         let tag = self.checkpoint.id.to_string();
         // A restore needs the very image; without a name, pruning takes it once the pod is gone.
-        if let Err(error) = self.me.0.engine.tag_image(&self.seen.anatomy.image_id, KEPT_IMAGES, &tag).await {
-            tracing::warn!(image = self.seen.anatomy.image_id, %error, "the image of a checkpoint is not kept from pruning");
+        if let Err(error) = self.ctx.0.engine.tag_image(&self.seen.inspect.image_id, KEPT_IMAGES, &tag).await {
+            tracing::warn!(image = self.seen.inspect.image_id, %error, "the image of a checkpoint is not kept from pruning");
         }
-        if self.action.journal.leave_running == LeaveRunning::No && self.seen.anatomy.status == "running" {
+        if self.action.journal.leave_running == LeaveRunning::No && self.seen.inspect.status == "running" {
             // Else the engine would start the pod anew as soon as it is stopped.
-            self.action.journal.restart = Some(self.seen.anatomy.restart.clone());
-            self.me.write_action(&self.action).await?;
-            self.me.0.engine.set_restart(&self.seen.container, &RestartRule::never()).await?;
+            self.action.journal.restart = Some(self.seen.inspect.restart.clone());
+            self.ctx.write_action(&self.action).await?;
+            self.ctx.0.engine.set_restart(&self.seen.container, &RestartRule::never()).await?;
         }
         if self.action.journal.leave_running == LeaveRunning::Yes && self.checkpoint.kind.has_processes() {
             let (bytes, streams) = (self.seen.verdict.memory + self.seen.verdict.gpu_memory, self.streams);
-            self.room = Some(off_thread(move || Room::take(bytes, streams)).await);
+            self.buffer = Some(off_thread(move || ImageBuffer::take(bytes, streams)).await);
         }
         Ok(())
     }
 
     async fn pause(&mut self) -> Result<(), CheckpointError> {
         // A terminal with somebody at it is a connection to the outside, which cannot be saved.
-        self.shells = Some(self.me.0.pods.detach_shells(&self.pod).await);
+        self.shells = Some(self.ctx.0.pods.detach_shells(&self.pod).await);
         self.freeze().await
     }
 
@@ -152,23 +152,23 @@ impl Saving {
         }
         self.stand_still().await?;
         // A network that it shares stays when it is stopped.
-        let network = self.seen.anatomy.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        let network = self.seen.inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         if !network.starts_with("container:") {
             let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
-            self.network = lock::lock(self.seen.anatomy.pid, is_stopped).await;
+            self.network = lock::lock(self.seen.inspect.pid, is_stopped).await;
         }
         let stopped = stopped_tasks::find(&self.seen.container);
         if !stopped.is_empty() {
             self.action.journal.stopped = stopped;
-            self.me.write_action(&self.action).await?;
-            stopped_tasks::let_go(&self.action.journal.stopped);
+            self.ctx.write_action(&self.action).await?;
+            stopped_tasks::send_sigcont(&self.action.journal.stopped);
         }
         Ok(())
     }
 
     /// Where a program is just in vfork(2), CRIU could wait for it for ever: it is let go on for a moment.
     async fn stand_still(&self) -> Result<(), CheckpointError> {
-        let engine = &self.me.0.engine;
+        let engine = &self.ctx.0.engine;
         for _ in 0..VFORKS {
             self.live.frozen_since().get_or_insert_with(Instant::now);
             engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
@@ -184,7 +184,7 @@ impl Saving {
             if self.action.journal.gpu.is_none() {
                 *self.live.frozen_since() = None;
             }
-            tokio::time::sleep(VFORK_BREATH).await;
+            tokio::time::sleep(VFORK_DELAY).await;
         }
         let name = stopped_tasks::in_vfork(&self.seen.container).unwrap_or_else(|| "a program".to_owned());
         Err(CheckpointError::Criu(CriuFailure::other(format!(
@@ -193,16 +193,17 @@ impl Saving {
     }
 
     async fn save_files(&mut self) -> Result<(), CheckpointError> {
-        let upper = self.seen.anatomy.upper.clone().ok_or_else(|| CheckpointError::NotPossible {
+        let upper = self.seen.inspect.upper.clone().ok_or_else(|| CheckpointError::NotPossible {
             pod: self.pod.container_name.clone(),
             problems: vec!["Docker's storage driver here is not overlay2".to_owned()],
         })?;
-        let packed = archive::pack(&upper, &self.folder.join(store::ROOTFS), &runc::link_suffix(&self.folder)).await;
-        runc::drop_links(&self.folder);
+        let packed =
+            archive::pack(&upper, &self.directory.join(store::ROOTFS), &runc::link_suffix(&self.directory)).await;
+        runc::drop_links(&self.directory);
         // Before what tar says: of a pod that was let go it tells files that changed.
         self.ensure_still().await?;
         packed?;
-        self.live.bytes.store(disk::size_of(&self.folder), Ordering::Relaxed);
+        self.live.bytes.store(disk::size_of(&self.directory), Ordering::Relaxed);
         Ok(())
     }
 
@@ -223,9 +224,9 @@ impl Saving {
         if self.live.frozen_since().is_none() {
             return Ok(());
         }
-        match self.me.0.engine.anatomy(&self.seen.container).await? {
-            Some(now) if now.pid == self.seen.anatomy.pid && now.status == "paused" => Ok(()),
-            Some(now) if now.pid == self.seen.anatomy.pid => {
+        match self.ctx.0.engine.inspect(&self.seen.container).await? {
+            Some(now) if now.pid == self.seen.inspect.pid && now.status == "paused" => Ok(()),
+            Some(now) if now.pid == self.seen.inspect.pid => {
                 Err(CheckpointError::LetGo(self.pod.container_name.clone()))
             }
             _ => Err(CheckpointError::EndedMeanwhile(self.pod.container_name.clone())),
@@ -233,9 +234,9 @@ impl Saving {
     }
 
     pub(in crate::checkpoint) async fn thaw(&self) -> Result<(), CheckpointError> {
-        lock::open_ports(self.seen.anatomy.pid);
+        lock::open_ports(self.seen.inspect.pid);
         stopped_tasks::stop_again(&self.action.journal.stopped);
-        Ok(self.me.0.engine.unpause(&self.seen.container).await?)
+        Ok(self.ctx.0.engine.unpause(&self.seen.container).await?)
     }
 
     /// The pod stands still no longer.
@@ -245,16 +246,16 @@ impl Saving {
         self.action.frozen_ms = since.map(millis_since).or(self.action.frozen_ms);
         self.manifest.frozen_ms = self.action.frozen_ms.unwrap_or(0);
         // The next read shows it.
-        let _ = self.me.0.engine.look(&self.seen.container).await;
+        let _ = self.ctx.0.engine.look(&self.seen.container).await;
     }
 
     async fn hash(&mut self) -> Result<(), CheckpointError> {
-        if let Some(room) = self.room.take() {
-            let written = off_thread(move || room.write_out()).await;
-            written.map_err(DiskError::io("writing images to", self.me.0.store.path()))?;
+        if let Some(buffer) = self.buffer.take() {
+            let written = off_thread(move || buffer.write_out()).await;
+            written.map_err(DiskError::io("writing images to", self.ctx.0.store.path()))?;
         }
-        let (folder, streams) = (self.folder.clone(), self.streams);
-        self.manifest.files = off_thread(move || hashing::hash_and_sync(&folder, streams, &|_| {})).await?;
+        let (directory, streams) = (self.directory.clone(), self.streams);
+        self.manifest.files = off_thread(move || hashing::hash_and_sync(&directory, streams, &|_| {})).await?;
         self.ensure_still().await
     }
 
@@ -263,10 +264,10 @@ impl Saving {
             // It stands still until it is stopped, which takes no time.
             self.manifest.frozen_ms = millis_since(since);
         }
-        let (store, id, folder, manifest) =
-            (self.me.0.store.clone(), self.checkpoint.id, self.folder.clone(), self.manifest.clone());
-        self.folder = off_thread(move || {
-            manifest.write(&folder)?;
+        let (store, id, directory, manifest) =
+            (self.ctx.0.store.clone(), self.checkpoint.id, self.directory.clone(), self.manifest.clone());
+        self.directory = off_thread(move || {
+            manifest.write(&directory)?;
             store.commit(id)
         })
         .await?;
@@ -274,18 +275,19 @@ impl Saving {
     }
 
     async fn stop(&mut self) -> Result<(), CheckpointError> {
-        self.me.0.engine.kill(&self.seen.container).await?;
+        self.ctx.0.engine.kill(&self.seen.container).await?;
         self.thawed().await;
-        self.me.put_restart_rule(&self.action).await
+        self.ctx.put_restart_rule(&self.action).await
     }
 
     async fn compress(&mut self) -> Result<(), CheckpointError> {
-        let (mut manifest, folder, by) = (self.manifest.clone(), self.folder.clone(), self.compression);
+        let (mut manifest, directory, by) = (self.manifest.clone(), self.directory.clone(), self.compression);
         let streams = self.streams;
         let packed = off_thread(move || {
-            compress::pack_all(&mut manifest, &folder, by, streams, &|_| {}).inspect_err(|_| {
-                // What was not finished; the manifest in the folder says what counts.
-                let swept = Manifest::read(&folder, manifest.id).and_then(|there| compress::sweep(&there, &folder));
+            compress::pack_all(&mut manifest, &directory, by, streams, &|_| {}).inspect_err(|_| {
+                // What was not finished; the manifest in the directory says what counts.
+                let swept =
+                    Manifest::read(&directory, manifest.id).and_then(|there| compress::sweep(&there, &directory));
                 drop(swept);
             })?;
             Ok::<_, CheckpointError>(manifest)
@@ -305,10 +307,10 @@ impl Saving {
         tracing::info!(pod = self.pod.container_name, checkpoint = %id, size, frozen_ms = self.action.frozen_ms, "saved");
         let mut action = self.action.clone();
         action.bytes = size;
-        let written = self.me.end_saved(action, size).await;
+        let written = self.ctx.end_saved(action, size).await;
         if let Err(error) = written {
             tracing::warn!(%error, "the end of a checkpoint is written later");
-            self.me.settle_later();
+            self.ctx.settle_later();
         }
     }
 
@@ -323,21 +325,22 @@ impl Saving {
         let since = *self.live.frozen_since();
         self.action.frozen_ms = since.map(millis_since).or(self.action.frozen_ms);
         let settled = async {
-            self.me.write_action(&self.action).await?;
-            self.me.settle_checkpoint(&self.action).await
+            self.ctx.write_action(&self.action).await?;
+            self.ctx.settle_checkpoint(&self.action).await
         };
         if let Err(error) = settled.await {
             tracing::warn!(pod = self.pod.container_name, %error, "settled later");
-            self.me.settle_later();
+            self.ctx.settle_later();
         }
         self.live.frozen_since().take();
     }
 
-    /// Whether the pod is no more that was to stand still: what CRIU says then is about files that were taken from under it.
+    /// Whether the pod is no more that was to stand still: what CRIU says then is about files that were taken from
+    /// under it.
     async fn has_ended(&self) -> bool {
-        let pid = self.seen.anatomy.pid;
+        let pid = self.seen.inspect.pid;
         let stands_still = pid != 0 && self.live.frozen_since().is_some();
-        let now = self.me.0.engine.anatomy(&self.seen.container).await;
+        let now = self.ctx.0.engine.inspect(&self.seen.container).await;
         stands_still && now.is_ok_and(|now| now.is_none_or(|now| now.pid != pid))
     }
 }
@@ -356,7 +359,7 @@ impl Checkpoints {
             copy.as_ref().map_or(Ok(()), |copy| tx.put_copy(copy))
         };
         self.end_action(action, Ok(()), also).await?;
-        self.0.copies.wake();
+        self.0.copies.resume();
         Ok(())
     }
 
@@ -373,9 +376,9 @@ impl Checkpoints {
 }
 
 /// What was found out about a pod that is to be saved.
-pub struct Seen {
+pub struct Examined {
     pub container: ContainerId,
-    pub anatomy: Anatomy,
+    pub inspect: ContainerInspect,
     pub findings: Findings,
     pub verdict: Verdict,
     pub criu: String,

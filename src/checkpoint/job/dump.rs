@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::checkpoint::{BREATHS, Saving};
+use super::checkpoint::{CheckpointJob, RETRY_DELAYS};
 use crate::{
     checkpoint::{CheckpointError, off_thread},
     criu::{
@@ -19,7 +19,7 @@ use crate::{
         error::FailureKind,
         freezer,
         image::Pagemap,
-        image_buffer::{PIPE, Room},
+        image_buffer::{ImageBuffer, PIPE},
         kill, namespace_setup,
         network::{lock::NetworkLock, socket_names, sockets},
         patches, runc, stopped_tasks, thread_attributes, version,
@@ -41,10 +41,10 @@ const SHARED: usize = 16;
 /// Each is a file descriptor.
 const MOST_PIPES: usize = 256;
 
-impl Saving {
+impl CheckpointJob {
     /// What stands against it for a moment only is waited for: a busy server always has a connection on its way.
     pub(in crate::checkpoint) async fn dump(&mut self) -> Result<(), CheckpointError> {
-        for pause in BREATHS {
+        for pause in RETRY_DELAYS {
             match self.dump_once().await {
                 Err(CheckpointError::Criu(failure)) if failure.kind == FailureKind::Transient => {
                     tracing::info!(pod = self.pod.container_name, %failure, "tried again in a moment");
@@ -54,7 +54,7 @@ impl Saving {
             self.thaw().await?;
             *self.live.frozen_since() = None;
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            let images = self.folder.join(runc::IMAGES);
+            let images = self.directory.join(runc::IMAGES);
             disk::remove(&images)?;
             std::fs::create_dir(&images).map_err(DiskError::io("making", &images))?;
             self.freeze().await?;
@@ -65,35 +65,35 @@ impl Saving {
     async fn dump_once(&mut self) -> Result<(), CheckpointError> {
         // Of now, when nothing changes any more.
         let address = self.manifest.sockets.address.take();
-        self.manifest.sockets = sockets::of(self.seen.anatomy.pid);
+        self.manifest.sockets = sockets::of(self.seen.inspect.pid);
         self.manifest.sockets.address = address;
-        let images = self.folder.join(runc::IMAGES);
+        let images = self.directory.join(runc::IMAGES);
         let begun = Instant::now();
-        let (options, room) = (self.options.take(), self.room.take());
-        let caught = room.as_ref().map(Room::caught).unwrap_or_default();
-        let anatomy = &self.seen.anatomy;
-        let (room, dumped) = tokio::select! {
-            ended = self.dump_processes(&images, options, room) => ended,
+        let (options, buffer) = (self.options.take(), self.buffer.take());
+        let caught = buffer.as_ref().map(ImageBuffer::caught).unwrap_or_default();
+        let inspect = &self.seen.inspect;
+        let (buffer, dumped) = tokio::select! {
+            ended = self.dump_processes(&images, options, buffer) => ended,
             never = self.watch(&images, &caught) => match never {},
         };
         // Also for another try.
-        self.room = room;
+        self.buffer = buffer;
         dumped?;
-        self.manifest.tuning = thread_attributes::look(&self.seen.container, anatomy.pid);
-        self.manifest.hosts = namespace_setup::hosts(anatomy.pid);
-        self.manifest.network = namespace_setup::network_settings(anatomy.pid);
+        self.manifest.tuning = thread_attributes::look(&self.seen.container, inspect.pid);
+        self.manifest.hosts = namespace_setup::hosts(inspect.pid);
+        self.manifest.network = namespace_setup::network_settings(inspect.pid);
         stopped_tasks::note(&self.action.journal.stopped, &images).map_err(DiskError::io("writing", &images))?;
         let mut names = self.seen.findings.socket_names.clone();
         // Everywhere it was looked before the pod stood still.
-        names.extend(socket_names::of_now(anatomy.pid, None, &kill::members(&self.seen.container)));
+        names.extend(socket_names::current(inspect.pid, None, &kill::members(&self.seen.container)));
         patches::correct(&images, &names).map_err(DiskError::io("correcting", &images))?;
-        self.manifest.memory_files = namespace_setup::memory_files(&images, anatomy.pid);
+        self.manifest.memory_files = namespace_setup::memory_files(&images, inspect.pid);
         let size = disk::size_of(&images) + caught.load(Ordering::Relaxed);
         self.live.bytes.store(size, Ordering::Relaxed);
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         // A small one tells of CRIU's start and not of its speed, and one of a pod that is stopped of the disk's.
         if size > 64 << 20 && self.action.journal.leave_running == LeaveRunning::Yes {
-            self.me.0.rate.store(size.saturating_mul(1000) / millis, Ordering::Relaxed);
+            self.ctx.0.rate.store(size.saturating_mul(1000) / millis, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -102,24 +102,24 @@ impl Saving {
         &self,
         images: &Path,
         options: Option<HostOptions>,
-        room: Option<Room>,
-    ) -> (Option<Room>, Result<(), CheckpointError>) {
-        let config = self.me.0.config.get();
-        let anatomy = &self.seen.anatomy;
-        let Some(root) = runc::root_of(&config.checkpoint, &self.seen.container, anatomy.pid, &anatomy.runtime) else {
+        buffer: Option<ImageBuffer>,
+    ) -> (Option<ImageBuffer>, Result<(), CheckpointError>) {
+        let config = self.ctx.0.config.get();
+        let inspect = &self.seen.inspect;
+        let Some(root) = runc::root_of(&config.checkpoint, &self.seen.container, inspect.pid, &inspect.runtime) else {
             drop(options);
             return (None, self.dump_by_engine().await);
         };
         let dumping = async {
-            let bin = runc::ensure_bin(self.me.0.store.path())?;
+            let bin = runc::ensure_bin(self.ctx.0.store.path())?;
             runc::dump(runc::Dump {
                 action: self.action.id,
                 container: &self.seen.container,
-                pid: anatomy.pid,
+                pid: inspect.pid,
                 root: &root,
-                folder: &self.folder,
+                directory: &self.directory,
                 bin: &bin,
-                upper: anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
+                upper: inspect.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
                 network: self.lock_of_dump(),
                 options,
                 config: &config.checkpoint,
@@ -128,74 +128,76 @@ impl Saving {
             .await
             .map_err(CheckpointError::from)
         };
-        let catching = room.and_then(|room| {
-            let catching = room.catch(images, self.large_images());
+        let catching = buffer.and_then(|buffer| {
+            let catching = buffer.catch(images, self.large_images());
             // Not every file system has pipes; the pod only stands still for longer.
             catching.inspect_err(|error| tracing::info!(%error, "images are written to files at once")).ok()
         });
         let Some(catching) = catching else { return (None, dumping.await) };
         let dumped = dumping.await;
-        let (folder, container) = (images.to_owned(), self.seen.container.clone());
+        let (directory, container) = (images.to_owned(), self.seen.container.clone());
         let is_complete = dumped.is_ok();
         let ended = off_thread(move || {
-            let mut room = catching.end()?;
+            let mut buffer = catching.end()?;
             if is_complete {
-                read_again(&mut room, &folder, &container);
+                read_again(&mut buffer, &directory, &container);
             }
-            Ok::<_, io::Error>(room)
+            Ok::<_, io::Error>(buffer)
         });
         match ended.await {
-            Ok(room) => (Some(room), dumped),
+            Ok(buffer) => (Some(buffer), dumped),
             Err(error) => (None, dumped.and(Err(DiskError::io("writing to", images)(error).into()))),
         }
     }
 
-    /// CRIU's names for what may be large: it counts the images of memory. There is one for each process, and for each piece of
-    /// memory that several share.
+    /// CRIU's names for what may be large: it counts the images of memory. There is one for each process, and for each
+    /// piece of memory that several share.
     fn large_images(&self) -> Vec<String> {
         let most = (self.seen.findings.processes.len() + SHARED).min(MOST_PIPES);
         let pages = (1..=most).map(|number| format!("pages-{number}.img"));
-        pages.chain(namespace_setup::memory_images(self.seen.anatomy.pid)).collect()
+        pages.chain(namespace_setup::memory_images(self.seen.inspect.pid)).collect()
     }
 
-    /// CRIU's own lock costs a tenth of a second of standing still. A restore locks the way that the dump did, and it is wanted
-    /// where packets must not come before the socket is there: where a connection with others may go on, and where CRIU will
-    /// send what a program of the pod had for another and could not send yet.
+    /// CRIU's own lock costs a tenth of a second of standing still. A restore locks the way that the dump did, and it
+    /// is wanted where packets must not come before the socket is there: where a connection with others may go on, and
+    /// where CRIU will send what a program of the pod had for another and could not send yet.
     fn lock_of_dump(&self) -> NetworkLock {
         let is_old = !version::knows_to_skip_lock(&self.manifest.host.criu);
-        match is_old || self.manifest.sockets.outside > 0 || sockets::have_unsent(self.seen.anatomy.pid) {
+        match is_old || self.manifest.sockets.outside > 0 || sockets::have_unsent(self.seen.inspect.pid) {
             true => NetworkLock::Criu,
             false => self.network,
         }
     }
 
-    /// Where runc's own folder is not found: the engine does it, never with a stop, and its images are taken over.
+    /// Where runc's own directory is not found: the engine does it, never with a stop, and its images are taken over.
     async fn dump_by_engine(&self) -> Result<(), CheckpointError> {
-        let config = self.me.0.config.get();
-        let engine = &self.me.0.engine;
+        let config = self.ctx.0.config.get();
+        let engine = &self.ctx.0.engine;
         let name = format!("pody-{}", self.action.id);
         let container = &self.seen.container;
         tracing::info!(pod = self.pod.container_name, "runc's folder is not found: the engine writes the processes");
-        let made = engine.container_folder(container).await?.join("checkpoints").join(&name);
-        let upper = self.seen.anatomy.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
-        let log = self.folder.join(runc::DUMP_LOG);
+        let made = engine.container_directory(container).await?.join("checkpoints").join(&name);
+        let upper = self.seen.inspect.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
+        let log = self.directory.join(runc::DUMP_LOG);
         let options =
-            runc::dump_options(&config.checkpoint, self.seen.anatomy.pid, &self.folder, upper, self.lock_of_dump())
-                .map_err(DiskError::io("writing", &self.folder))?;
+            runc::dump_options(&config.checkpoint, self.seen.inspect.pid, &self.directory, upper, self.lock_of_dump())
+                .map_err(DiskError::io("writing", &self.directory))?;
         let options = format!("tcp-established\nfile-locks\n{options}log-file {}\n", log.display());
         let _options = HostOptions::place(&options).await?;
         let dumped = engine.dump(container, &name, self.deadline).await;
         if dumped.is_err() {
             kill::end_engine_dump(container).await;
         }
-        dumped.map_err(|error| match (diagnosis::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
-            (Some(cause), _) => CheckpointError::Criu(cause),
-            (None, EngineError::TimedOut(limit)) => diagnosis::timed_out(&log, limit).into(),
-            (None, error) => error.into(),
+        dumped.map_err(|error| {
+            match (diagnosis::of_log(&log, &error.to_string(), self.ctx.0.store.path()), error) {
+                (Some(cause), _) => CheckpointError::Criu(cause),
+                (None, EngineError::TimedOut(limit)) => diagnosis::timed_out(&log, limit).into(),
+                (None, error) => error.into(),
+            }
         })?;
         // It may have thawed what it was to write.
-        freezer::freeze(self.seen.anatomy.pid);
-        let images = self.folder.join(runc::IMAGES);
+        freezer::freeze(self.seen.inspect.pid);
+        let images = self.directory.join(runc::IMAGES);
         for file in disk::files_below(&made).map_err(DiskError::io("reading", &made))? {
             let to = images.join(&file);
             std::fs::rename(made.join(&file), &to)
@@ -206,40 +208,40 @@ impl Saving {
     }
 
     /// Tells how much was written, for ever.
-    async fn watch(&self, folder: &Path, caught: &AtomicU64) -> Infallible {
+    async fn watch(&self, directory: &Path, caught: &AtomicU64) -> Infallible {
         loop {
             tokio::time::sleep(LOOK).await;
-            let written = disk::size_of(folder) + caught.load(Ordering::Relaxed);
+            let written = disk::size_of(directory) + caught.load(Ordering::Relaxed);
             self.live.bytes.store(written, Ordering::Relaxed);
         }
     }
 }
 
-/// CRIU moves pages into a pipe as they are, without a copy. After the last of a process it has the process do a few things for
-/// it, for which it puts instructions over its own for a moment: pages that are still in the pipe would show that. By now each
-/// process is as it was, so what the pipe may have held at that time is read again.
-fn read_again(room: &mut Room, images: &Path, container: &ContainerId) {
+/// CRIU moves pages into a pipe as they are, without a copy. After the last of a process it has the process do a few
+/// things for it, for which it puts instructions over its own for a moment: pages that are still in the pipe would show
+/// that. By now each process is as it was, so what the pipe may have held at that time is read again.
+fn read_again(buffer: &mut ImageBuffer, images: &Path, container: &ContainerId) {
     for pid in kill::members(container) {
         let Some(inside) = process::pid_inside(pid) else { continue };
         // One that has ended, or shares all its memory with another, has none.
         let Ok(image) = fs::read(images.join(format!("pagemap-{inside}.img"))) else { continue };
-        if let Err(error) = read_again_of(pid, &image, room, images) {
+        if let Err(error) = read_again_of(pid, &image, buffer, images) {
             tracing::warn!(%error, pid, "the last pages of a process were not read again");
         }
     }
 }
 
-fn read_again_of(pid: i32, image: &[u8], room: &mut Room, images: &Path) -> io::Result<()> {
+fn read_again_of(pid: i32, image: &[u8], buffer: &mut ImageBuffer, images: &Path) -> io::Result<()> {
     let map = Pagemap::parse(image).ok_or_else(|| io::Error::other("CRIU's pagemap is not as it is known"))?;
     let pages = images.join(format!("pages-{}.img", map.pages));
-    if room.length_of(&pages).is_some_and(|length| length != map.length()) {
+    if buffer.length_of(&pages).is_some_and(|length| length != map.length()) {
         return Err(io::Error::other("CRIU's pagemap tells of another length of its pages"));
     }
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     for (offset, range) in map.tail(PIPE as u64) {
         let mut content = vec![0; (range.end - range.start) as usize];
         memory.read_exact_at(&mut content, range.start)?;
-        room.replace(&pages, offset, &content)?;
+        buffer.replace(&pages, offset, &content)?;
     }
     Ok(())
 }

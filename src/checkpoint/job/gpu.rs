@@ -1,5 +1,6 @@
-//! Memory of programs off the GPUs and back on them: the phases gpu-off and gpu-on, and their undoing after a failure or a
-//! kill. All are locked before the first is copied, since they may wait for each other; and it is undone in reverse.
+//! Memory of programs off the GPUs and back on them: the phases gpu-off and gpu-on, and their undoing after a failure
+//! or a kill. All are locked before the first is copied, since they may wait for each other; and it is undone in
+//! reverse.
 //!
 //! What is undone goes by the state that each process tells, not by what was believed to have been done.
 
@@ -8,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{checkpoint::Saving, restore::Restoring};
+use super::{checkpoint::CheckpointJob, restore::RestoreJob};
 use crate::{
     checkpoint::{CheckpointError, Checkpoints, off_thread, preflight},
     criu::{
-        cuda::{self, CudaState, Step, Tool, Trouble},
+        cuda::{self, CudaState, Step, Tool, ToolError},
         kill,
         runc::{Load, deadline},
     },
@@ -33,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const ENDING: Duration = Duration::from_secs(1);
 
 /// The program at work for one action on one container.
-struct Hand {
+struct CudaCheckpointer {
     tool: Tool,
     action: ActionId,
     container: ContainerId,
@@ -43,7 +44,7 @@ struct Hand {
     long: Duration,
 }
 
-impl Hand {
+impl CudaCheckpointer {
     /// All that are there, by the pids that the pod gives them.
     fn members(&self) -> HashMap<i32, i32> {
         let members = kill::members(&self.container).into_iter();
@@ -78,7 +79,7 @@ impl Hand {
         Ok(left)
     }
 
-    async fn call(&self, step: Step, pid: i32, device_map: Option<&str>) -> Result<(), Trouble> {
+    async fn call(&self, step: Step, pid: i32, device_map: Option<&str>) -> Result<(), ToolError> {
         let (tool, action) = (&self.tool, self.action);
         match step {
             Step::Lock => tool.lock(pid, action, self.short).await,
@@ -89,13 +90,13 @@ impl Hand {
     }
 
     /// Gives all of them their GPUs back, wherever each of them is. What is wrong with those that did not get them.
-    async fn wake(&self, work: &GpuWork) -> Vec<String> {
+    async fn resume(&self, work: &GpuWork) -> Vec<String> {
         let mut complaints = Vec::new();
         for round in 0..ROUNDS {
             if round > 0 {
                 tokio::time::sleep(PAUSE).await;
             }
-            complaints = self.wake_once(work).await;
+            complaints = self.resume_once(work).await;
             if complaints.is_empty() {
                 break;
             }
@@ -104,7 +105,7 @@ impl Hand {
         complaints
     }
 
-    async fn wake_once(&self, work: &GpuWork) -> Vec<String> {
+    async fn resume_once(&self, work: &GpuWork) -> Vec<String> {
         let members = self.members();
         let there = || work.processes.iter().rev().filter_map(|process| Some((process, *members.get(&process.pid)?)));
         let mut complaints = Vec::new();
@@ -115,7 +116,7 @@ impl Hand {
                 Ok(CudaState::Running) => continue,
                 Ok(CudaState::Locked) => Ok(()),
                 Ok(CudaState::Checkpointed) => self.call(Step::Restore, pid, work.device_map.as_deref()).await,
-                Ok(CudaState::Failed) => Err(Trouble::Said("its CUDA has failed".to_owned())),
+                Ok(CudaState::Failed) => Err(ToolError::Said("its CUDA has failed".to_owned())),
                 Err(trouble) => Err(trouble),
             };
             match restored {
@@ -135,16 +136,16 @@ impl Hand {
     }
 }
 
-fn sentence(step: Step, process: &GpuProcess, trouble: &Trouble) -> String {
+fn sentence(step: Step, process: &GpuProcess, trouble: &ToolError) -> String {
     format!("cuda-checkpoint cannot {} {}: {trouble}", step.as_str(), process.who())
 }
 
 impl Checkpoints {
-    fn hand(&self, action: &Action, container: &ContainerId, work: &GpuWork) -> Hand {
+    fn hand(&self, action: &Action, container: &ContainerId, work: &GpuWork) -> CudaCheckpointer {
         let config = self.0.config.get();
         let journalled = Tool::find(Some(&work.program));
         let tool = journalled.or_else(|| Tool::find(config.checkpoint.cuda_checkpoint.as_deref()));
-        Hand {
+        CudaCheckpointer {
             // One that is gone says so with the first call.
             tool: tool.unwrap_or_else(|| Tool { program: work.program.clone() }),
             action: action.id,
@@ -161,18 +162,18 @@ impl Checkpoints {
         let hand = self.hand(action, container, work);
         // Of a daemon that was killed meanwhile.
         cuda::wait_for_calls(action.id, hand.long).await;
-        hand.wake(work).await
+        hand.resume(work).await
     }
 }
 
-impl Saving {
+impl CheckpointJob {
     /// Locks all, then copies their memory into the host's.
     pub(in crate::checkpoint) async fn gpu_off(&mut self) -> Result<(), CheckpointError> {
         // From here on what it asks of CUDA waits.
         *self.live.frozen_since() = Some(Instant::now());
         let Some(mut work) = self.action.journal.gpu.clone() else { return Ok(()) };
-        let hand = self.me.hand(&self.action, &self.seen.container, &work);
-        let init = self.seen.anatomy.pid;
+        let hand = self.ctx.hand(&self.action, &self.seen.container, &work);
+        let init = self.seen.inspect.pid;
         let mut locked = hand.each(Step::Lock, &work.processes).await?;
         for round in 0.. {
             let container = self.seen.container.clone();
@@ -192,14 +193,14 @@ impl Saving {
             }
             work.processes.extend(new.iter().cloned());
             self.action.journal.gpu = Some(work.clone());
-            self.me.write_action(&self.action).await?;
+            self.ctx.write_action(&self.action).await?;
             locked.extend(hand.each(Step::Lock, &new).await?);
         }
         if locked != work.processes {
             // Those that have ended, or have left their GPU, are not to be asked about it any more.
             work.processes.clone_from(&locked);
             self.action.journal.gpu = Some(work);
-            self.me.write_action(&self.action).await?;
+            self.ctx.write_action(&self.action).await?;
         }
         let saved = hand.each(Step::Checkpoint, &locked).await?;
         match &mut self.manifest.gpus {
@@ -222,23 +223,23 @@ impl Saving {
     /// The other way. What is saved is good also where a program does not get its GPU back.
     pub(in crate::checkpoint) async fn gpu_on(&mut self) {
         let Some(work) = &self.action.journal.gpu else { return };
-        let complaints = self.me.hand(&self.action, &self.seen.container, work).wake(work).await;
+        let complaints = self.ctx.hand(&self.action, &self.seen.container, work).resume(work).await;
         match complaints.is_empty() {
             true => self.action.journal.gpu = None,
-            false => self.action.losses.push(unwoken(&complaints)),
+            false => self.action.losses.push(not_resumed(&complaints)),
         }
     }
 }
 
-impl Restoring {
+impl RestoreJob {
     pub(in crate::checkpoint) async fn gpu_on(&mut self) -> Result<(), CheckpointError> {
         let Some(work) = &self.action.journal.gpu else { return Ok(()) };
-        let hand = self.me.hand(&self.action, &self.container()?, work);
+        let hand = self.ctx.hand(&self.action, &self.container()?, work);
         let members = hand.members();
         if let Some(lost) = work.processes.iter().find(|process| !members.contains_key(&process.pid)) {
             return Err(CheckpointError::Cuda(format!("{} ended before it got its GPU back", lost.who())));
         }
-        let complaints = hand.wake(work).await;
+        let complaints = hand.resume(work).await;
         if !complaints.is_empty() {
             return Err(CheckpointError::Cuda(complaints.join("; ")));
         }
@@ -251,7 +252,7 @@ impl Restoring {
 }
 
 /// What is told of programs that stay without their GPUs.
-pub fn unwoken(complaints: &[String]) -> String {
+pub fn not_resumed(complaints: &[String]) -> String {
     format!(
         "programs of the pod are still without their GPUs ({}); stop the pod and start it, or restore a checkpoint",
         complaints.join("; ")

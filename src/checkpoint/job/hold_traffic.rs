@@ -1,15 +1,16 @@
-//! Nobody is answered under a pod's address before its sockets are there again. The engine connects the pod's network first, and
-//! CRIU closes it a moment later; a packet of somebody who goes on to send, if it comes in between, would be answered with the
-//! end of the connection. So the bridge claims the pod's hardware address until the pod goes on ([`crate::host::bridge`]).
+//! Nobody is answered under a pod's address before its sockets are there again. The engine connects the pod's network
+//! first, and CRIU closes it a moment later; a packet of somebody who goes on to send, if it comes in between, would be
+//! answered with the end of the connection. So the bridge claims the pod's hardware address until the pod goes on
+//! ([`crate::host::bridge`]).
 
-use super::restore::Restoring;
+use super::restore::RestoreJob;
 use crate::{
     checkpoint::CheckpointError,
     host::bridge,
-    model::action::{Action, Silenced},
+    model::action::{Action, HeldTraffic},
 };
 
-impl Silenced {
+impl HeldTraffic {
     /// As the engine makes it of the address of a container. Where it makes another, nobody knows that one yet.
     fn hardware_address(&self) -> [u8; 6] {
         let [a, b, c, d] = self.address.octets();
@@ -30,27 +31,30 @@ impl Silenced {
 }
 
 /// The silence; it ends when dropped.
-pub(in crate::checkpoint) struct Silence(Silenced);
+pub(in crate::checkpoint) struct TrafficHold(HeldTraffic);
 
-impl Drop for Silence {
+impl Drop for TrafficHold {
     fn drop(&mut self) {
         self.0.end();
     }
 }
 
-impl Restoring {
+impl RestoreJob {
     /// Begins the silence, written down before.
-    pub(in crate::checkpoint) async fn silence(&mut self, silenced: Silenced) -> Result<Silence, CheckpointError> {
-        self.action.journal.silenced = Some(silenced.clone());
-        self.me.write_action(&self.action).await?;
-        silenced.begin();
-        Ok(Silence(silenced))
+    pub(in crate::checkpoint) async fn hold_traffic(
+        &mut self,
+        held_traffic: HeldTraffic,
+    ) -> Result<TrafficHold, CheckpointError> {
+        self.action.journal.held_traffic = Some(held_traffic.clone());
+        self.ctx.write_action(&self.action).await?;
+        held_traffic.begin();
+        Ok(TrafficHold(held_traffic))
     }
 }
 
 /// Ends what a killed daemon has left.
 pub(in crate::checkpoint) fn end(action: &Action) {
-    if let Some(silenced) = &action.journal.silenced {
-        silenced.end();
+    if let Some(held_traffic) = &action.journal.held_traffic {
+        held_traffic.end();
     }
 }

@@ -1,7 +1,7 @@
 //! What is left of actions that nobody is at work on: after the daemon was killed, after the engine was away.
 //!
-//! A checkpoint: whatever of it runs is ended. A paused pod goes on with its network, or is ended where it was to be stopped
-//! and the checkpoint is complete. A folder with its name is a checkpoint, one without is garbage.
+//! A checkpoint: whatever of it runs is ended. A paused pod goes on with its network, or is ended where it was to be
+//! stopped and the checkpoint is complete. A directory with its name is a checkpoint, one without is garbage.
 //!
 //! A restore: a pod that lives is left alive, and the restore is done; else what there is of it is ended, and files and
 //! container are as before.
@@ -24,7 +24,7 @@ use crate::{
     criu::{
         conf::HostOptions, freezer, kill, leftovers, linked_images, namespace_setup, network::lock, runc, stopped_tasks,
     },
-    engine::{Anatomy, Health},
+    engine::{ContainerInspect, Health},
     host::disk,
     model::{
         action::Action,
@@ -76,7 +76,8 @@ impl Checkpoints {
         }
     }
 
-    /// The daemon stops: no pod may stand still until the next start. What is nearly done may end; the rest is called off.
+    /// The daemon stops: no pod may stand still until the next start. What is nearly done may end; the rest is called
+    /// off.
     async fn end_frozen(&self) {
         let frozen = || -> Vec<(ActionId, CheckpointId)> {
             let live = self.live();
@@ -88,12 +89,12 @@ impl Checkpoints {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         for (action, checkpoint) in frozen() {
-            let folder = self.0.store.folder_under_way(checkpoint);
-            let folder = std::fs::canonicalize(&folder).unwrap_or(folder);
+            let directory = self.0.store.directory_under_way(checkpoint);
+            let directory = std::fs::canonicalize(&directory).unwrap_or(directory);
             let row = self.0.db.read(move |tx| tx.find_action(action)).await.ok().flatten();
             match self.paused(row.and_then(|row| row.journal.container).as_ref()).await {
-                Ok(Some(container)) => kill::end_dump(action, &folder, &container).await,
-                Ok(None) => kill::end_action(action, &folder).await,
+                Ok(Some(container)) => kill::end_dump(action, &directory, &container).await,
+                Ok(None) => kill::end_action(action, &directory).await,
                 // CRIU comes to an end by itself, and the next start to the rest.
                 Err(error) => tracing::warn!(%error, "a checkpoint is not called off"),
             }
@@ -114,12 +115,12 @@ impl Checkpoints {
     /// The container, if the engine says that it is paused.
     async fn paused(&self, container: Option<&ContainerId>) -> Result<Option<ContainerId>, CheckpointError> {
         let Some(container) = container else { return Ok(None) };
-        let anatomy = self.0.engine.anatomy(container).await?;
-        Ok(anatomy.filter(|anatomy| anatomy.status == "paused").map(|_| container.clone()))
+        let inspect = self.0.engine.inspect(container).await?;
+        Ok(inspect.filter(|inspect| inspect.status == "paused").map(|_| container.clone()))
     }
 
-    /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the new
-    /// would take the state in between for the pod's own. The pod's lock is held.
+    /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the
+    /// new would take the state in between for the pod's own. The pod's lock is held.
     pub(in crate::checkpoint) async fn settle_pod(&self, pod: PodId) -> Result<(), CheckpointError> {
         let mut left: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         left.retain(|action| action.pod == pod && !self.live().contains_key(&action.id));
@@ -157,7 +158,7 @@ impl Checkpoints {
 
     /// Brings a checkpoint to its end from wherever it is. The pod's lock is held.
     pub(in crate::checkpoint) async fn settle_checkpoint(&self, action: &Action) -> Result<(), CheckpointError> {
-        let under_way = self.0.store.folder_under_way(action.checkpoint);
+        let under_way = self.0.store.directory_under_way(action.checkpoint);
         // As the kernel names it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
         // CRIU leaves programs whole when it comes to its own end, and not when it is ended.
@@ -175,61 +176,61 @@ impl Checkpoints {
         let complete = self.0.store.is_complete(action.checkpoint);
         let mut action = action.clone();
         let container = action.journal.container.clone();
-        let anatomy = match &container {
-            Some(container) => self.0.engine.anatomy(container).await?,
+        let inspect = match &container {
+            Some(container) => self.0.engine.inspect(container).await?,
             None => None,
         };
-        let mut unwoken = None;
-        if let (Some(container), Some(anatomy)) = (&container, &anatomy)
-            && anatomy.pid != 0
+        let mut not_resumed = None;
+        if let (Some(container), Some(inspect)) = (&container, &inspect)
+            && inspect.pid != 0
         {
-            let is_paused = anatomy.status == "paused";
+            let is_paused = inspect.status == "paused";
             if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
                 self.0.engine.kill(container).await?;
                 action.phase = Phase::Stop;
                 action.journal.gpu = None;
             } else {
                 // Also of one that somebody has let go meanwhile.
-                lock::unlock(anatomy.pid).await;
+                lock::unlock(inspect.pid).await;
                 if is_paused {
-                    freezer::freeze(anatomy.pid);
+                    freezer::freeze(inspect.pid);
                     let (inside, outside) = stopped_tasks::by_place(&action.journal.stopped, &under_way);
                     stopped_tasks::stop_again(&outside);
                     self.0.engine.unpause(container).await?;
                     stopped_tasks::stop_when_out(inside, &under_way).await;
                 } else {
-                    freezer::thaw(anatomy.pid);
+                    freezer::thaw(inspect.pid);
                     stopped_tasks::stop_again(&action.journal.stopped);
                 }
             }
             let _ = self.0.engine.look(container).await;
         }
-        if let (Some(container), Some(_)) = (&container, &anatomy) {
+        if let (Some(container), Some(_)) = (&container, &inspect) {
             fail_point!("recover-checkpoint-gpus");
             let complaints = self.wake_gpus(&action, container).await;
-            unwoken = (!complaints.is_empty()).then(|| super::gpu::unwoken(&complaints));
+            not_resumed = (!complaints.is_empty()).then(|| super::gpu::not_resumed(&complaints));
             let stopped =
-                complete && self.0.engine.anatomy(container).await?.is_some_and(|now| now.status != "running");
+                complete && self.0.engine.inspect(container).await?.is_some_and(|now| now.status != "running");
             if stopped && action.journal.leave_running == LeaveRunning::No {
                 action.phase = Phase::Stop;
             }
             self.put_restart_rule(&action).await?;
         }
         fail_point!("recover-checkpoint-thawed");
-        self.remove_engine_folders(&action).await?;
+        self.remove_engine_directories(&action).await?;
         let id = action.checkpoint;
         if complete {
-            let folder = self.0.store.folder(id);
+            let directory = self.0.store.directory(id);
             let size = off_thread(move || {
-                let manifest = Manifest::read(&folder, id)?;
-                compress::sweep(&manifest, &folder)?;
+                let manifest = Manifest::read(&directory, id)?;
+                compress::sweep(&manifest, &directory)?;
                 Ok::<_, CheckpointError>(manifest.stored_size())
             })
             .await?;
             tracing::info!(pod = action.container_name, checkpoint = %id, "a checkpoint that was complete is kept");
             action.bytes = size;
             // A complete one counts, whatever came after it.
-            action.losses.extend(action.error.take().into_iter().chain(unwoken));
+            action.losses.extend(action.error.take().into_iter().chain(not_resumed));
             return self.end_saved(action, size).await;
         }
         self.0.store.remove(id)?;
@@ -237,8 +238,8 @@ impl Checkpoints {
         fail_point!("recover-checkpoint-removed");
         let error =
             action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
-        let unwoken = unwoken.map(|unwoken| format!("; {unwoken}")).unwrap_or_default();
-        let error = format!("{}: {error}{unwoken}", action.phase);
+        let not_resumed = not_resumed.map(|not_resumed| format!("; {not_resumed}")).unwrap_or_default();
+        let error = format!("{}: {error}{not_resumed}", action.phase);
         self.end_action(action, Err(error), move |tx| tx.delete_checkpoint(id)).await
     }
 
@@ -259,12 +260,12 @@ impl Checkpoints {
         {
             kill::end_restore(container).await;
         }
-        let anatomy = match &container {
-            Some(container) => self.settled_anatomy(container).await?,
+        let inspect = match &container {
+            Some(container) => self.settled_inspect(container).await?,
             None => None,
         };
         let mut action = action.clone();
-        let lives = anatomy.as_ref().is_some_and(|anatomy| anatomy.status == "running");
+        let lives = inspect.as_ref().is_some_and(|inspect| inspect.status == "running");
         let begun = matches!(action.phase, Phase::Start | Phase::GpuOn | Phase::Check | Phase::Clean);
         if let (true, true, None, Some(container)) = (lives, begun, &action.error, &container) {
             let complaints = self.wake_gpus(&action, container).await;
@@ -290,7 +291,7 @@ impl Checkpoints {
             kill::end_restore(container).await;
             if lives {
                 self.0.engine.kill(container).await?;
-                self.settled_anatomy(container).await?;
+                self.settled_inspect(container).await?;
             }
         }
         fail_point!("recover-restore-ended");
@@ -313,14 +314,14 @@ impl Checkpoints {
     }
 
     /// The container once the engine lets go of it: while it starts one, it answers nothing about it.
-    pub(in crate::checkpoint) async fn settled_anatomy(
+    pub(in crate::checkpoint) async fn settled_inspect(
         &self,
         container: &ContainerId,
-    ) -> Result<Option<Anatomy>, CheckpointError> {
+    ) -> Result<Option<ContainerInspect>, CheckpointError> {
         let begun = std::time::Instant::now();
         loop {
-            match self.0.engine.anatomy(container).await {
-                Ok(anatomy) => return Ok(anatomy),
+            match self.0.engine.inspect(container).await {
+                Ok(inspect) => return Ok(inspect),
                 Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
@@ -336,16 +337,16 @@ impl Checkpoints {
         hold_traffic::end(action);
         self.remove_placeholders(action).await?;
         disk::remove(&self.0.store.scratch(action.id))?;
-        self.remove_engine_folders(action).await?;
+        self.remove_engine_directories(action).await?;
         let id = action.id;
         off_thread(move || linked_images::remove_engine_copies(id)).await;
         Ok(())
     }
 
     /// Removes what an action had the engine keep with the container.
-    async fn remove_engine_folders(&self, action: &Action) -> Result<(), CheckpointError> {
+    async fn remove_engine_directories(&self, action: &Action) -> Result<(), CheckpointError> {
         let Some(container) = &action.journal.container else { return Ok(()) };
-        let checkpoints = self.0.engine.container_folder(container).await?.join("checkpoints");
+        let checkpoints = self.0.engine.container_directory(container).await?.join("checkpoints");
         let prefix = format!("pody-{}", action.id);
         for entry in std::fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
@@ -355,7 +356,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes the folders of rows that are to be deleted, then the rows, then images that nothing refers to any more.
+    /// Removes the directories of rows that are to be deleted, then the rows, then images that nothing refers to any
+    /// more.
     pub(in crate::checkpoint) async fn remove_deleted(&self) -> Result<(), CheckpointError> {
         let rows = self.0.db.read(|tx| tx.list_checkpoints_being(CheckpointStatus::Deleting)).await?;
         if rows.is_empty() {
@@ -388,7 +390,7 @@ impl Checkpoints {
         }
     }
 
-    /// Folders that no action needs: those in the making, and of restores.
+    /// Directories that no action needs: those in the making, and of restores.
     async fn sweep(&self) -> Result<(), CheckpointError> {
         let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         let known: HashSet<String> =

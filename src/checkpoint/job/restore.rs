@@ -13,10 +13,10 @@ use std::{
 use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
-use super::address::Held;
+use super::address::ReservedAddresses;
 use crate::{
     checkpoint::{
-        AtWork, CheckpointError, Checkpoints, Live, off_thread,
+        ActionGuard, CheckpointError, Checkpoints, Progress, off_thread,
         store::{
             self,
             archive::{self, aside},
@@ -31,7 +31,7 @@ use crate::{
         error::{CriuFailure, FailureKind},
         kill, linked_images,
         namespace_setup::{self, Filling, Hosts, MemoryFiles, Plan},
-        network::connections::{Addresses, Tcp, Way},
+        network::connections::{AddressPolicy, Tcp, Way},
         patches,
         runc::{self, Load, deadline},
         thread_attributes,
@@ -39,7 +39,7 @@ use crate::{
     engine::EngineError,
     host::disk::DiskError,
     model::{
-        action::{Action, Silenced},
+        action::{Action, HeldTraffic},
         checkpoint::Connections,
         ids::ContainerId,
         phase::Phase,
@@ -57,28 +57,28 @@ const PORT_TRIES: usize = 5;
 /// How often a pod is begun that gets another address than the one that way was made for.
 const ADDRESS_TRIES: usize = 3;
 
-/// The engine's file for `/etc/hosts`, in its folder of a container.
+/// The engine's file for `/etc/hosts`, in its directory of a container.
 const HOSTS: &str = "hosts";
 
 /// One restore under way.
-pub(in crate::checkpoint) struct Restoring {
-    pub(in crate::checkpoint) me: Checkpoints,
+pub(in crate::checkpoint) struct RestoreJob {
+    pub(in crate::checkpoint) ctx: Checkpoints,
     pub(in crate::checkpoint) action: Action,
     pub(in crate::checkpoint) manifest: Manifest,
-    pub(in crate::checkpoint) folder: PathBuf,
+    pub(in crate::checkpoint) directory: PathBuf,
     pub(in crate::checkpoint) pod: Pod,
-    pub(in crate::checkpoint) live: Arc<Live>,
+    pub(in crate::checkpoint) live: Arc<Progress>,
     pub(in crate::checkpoint) connections: Option<Connections>,
     /// Where each image is to be read from, by its name.
     pub(in crate::checkpoint) images: Vec<(PathBuf, PathBuf)>,
     pub(in crate::checkpoint) attempts: u32,
-    pub(in crate::checkpoint) _at_work: AtWork,
+    pub(in crate::checkpoint) _guard_of_action: ActionGuard,
 }
 
-impl Restoring {
+impl RestoreJob {
     pub(in crate::checkpoint) async fn run(mut self, _guard: OwnedMutexGuard<()>) {
-        let me = self.me.clone();
-        let _turn = me.0.turns.acquire().await;
+        let ctx = self.ctx.clone();
+        let _turn = ctx.0.turns.acquire().await;
         for phase in Phase::of_restore(self.action.journal.gpu.is_some()) {
             if let Err(error) = self.step(phase).await {
                 return self.fail(phase, error).await;
@@ -86,15 +86,15 @@ impl Restoring {
         }
         tracing::info!(pod = self.pod.container_name, checkpoint = %self.manifest.id, "brought back");
         self.action.bytes = self.manifest.stored_size();
-        if let Err(error) = self.me.end_action(self.action.clone(), Ok(()), |_| Ok(())).await {
+        if let Err(error) = self.ctx.end_action(self.action.clone(), Ok(()), |_| Ok(())).await {
             tracing::warn!(%error, "the end of a restore is written later");
-            self.me.settle_later();
+            self.ctx.settle_later();
         }
     }
 
     async fn step(&mut self, phase: Phase) -> Result<(), CheckpointError> {
         self.action.phase = phase;
-        self.me.write_action(&self.action).await?;
+        self.ctx.write_action(&self.action).await?;
         fail_point!(&phase.fail_point(crate::model::phase::ActionKind::Restore), |_| Err(
             CheckpointError::Interrupted(phase.doing())
         ));
@@ -110,14 +110,14 @@ impl Restoring {
 
     async fn verify(&mut self) -> Result<(), CheckpointError> {
         match self.verify_here().await {
-            Err(error @ CheckpointError::Damaged { .. }) if self.me.copied(self.manifest.id).await? => {
+            Err(error @ CheckpointError::Damaged { .. }) if self.ctx.copied(self.manifest.id).await? => {
                 tracing::info!(pod = self.pod.container_name, %error, "fetched from its copy");
                 self.action.phase = Phase::Fetch;
-                self.me.write_action(&self.action).await?;
+                self.ctx.write_action(&self.action).await?;
                 fail_point!("restore-fetch", |_| Err(CheckpointError::Interrupted(Phase::Fetch.doing())));
-                self.me.fetch(&self.manifest, &self.live).await?;
+                self.ctx.fetch(&self.manifest, &self.live).await?;
                 self.action.phase = Phase::Verify;
-                self.me.write_action(&self.action).await?;
+                self.ctx.write_action(&self.action).await?;
                 self.live.bytes.store(0, Ordering::Relaxed);
                 self.verify_here().await
             }
@@ -126,10 +126,10 @@ impl Restoring {
     }
 
     async fn verify_here(&self) -> Result<(), CheckpointError> {
-        let (manifest, folder, live) = (self.manifest.clone(), self.folder.clone(), self.live.clone());
-        let streams = self.me.0.config.get().checkpoint.streams();
+        let (manifest, directory, live) = (self.manifest.clone(), self.directory.clone(), self.live.clone());
+        let streams = self.ctx.0.config.get().checkpoint.streams();
         off_thread(move || {
-            manifest.verify(&folder, streams, &|read| {
+            manifest.verify(&directory, streams, &|read| {
                 live.bytes.fetch_add(read, Ordering::Relaxed);
             })
         })
@@ -137,33 +137,34 @@ impl Restoring {
     }
 
     async fn prepare(&mut self) -> Result<(), CheckpointError> {
-        let scratch = self.me.0.store.scratch(self.action.id);
+        let scratch = self.ctx.0.store.scratch(self.action.id);
         fs::create_dir_all(&scratch).map_err(DiskError::io("making", &scratch))?;
-        let (manifest, folder) = (self.manifest.clone(), self.folder.clone());
-        let streams = self.me.0.config.get().checkpoint.streams();
-        self.images = off_thread(move || compress::unpack_all(&manifest, &folder, &scratch, streams, &|_| {})).await?;
+        let (manifest, directory) = (self.manifest.clone(), self.directory.clone());
+        let streams = self.ctx.0.config.get().checkpoint.streams();
+        self.images =
+            off_thread(move || compress::unpack_all(&manifest, &directory, &scratch, streams, &|_| {})).await?;
         self.fill().await
     }
 
     /// The container, stopped, with the files of the checkpoint.
     async fn fill(&mut self) -> Result<(), CheckpointError> {
-        let engine = self.me.0.engine.clone();
+        let engine = self.ctx.0.engine.clone();
         if self.action.journal.makes_pod {
-            let container = self.me.0.pods.make_restored(&mut self.pod).await?;
+            let container = self.ctx.0.pods.make_restored(&mut self.pod).await?;
             self.action.journal.container = Some(container);
             self.action.journal.restart = Some(RestartRule::always());
         }
         let container = self.container()?;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
-        let anatomy = engine.anatomy(&container).await?.ok_or_else(gone)?;
+        let inspect = engine.inspect(&container).await?.ok_or_else(gone)?;
         if self.manifest.kind.has_files() {
-            let upper = anatomy.upper.clone().ok_or_else(|| {
+            let upper = inspect.upper.clone().ok_or_else(|| {
                 CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned())
             })?;
             if !self.action.journal.makes_pod {
                 self.action.journal.upper = Some(upper.clone());
             }
-            self.me.write_action(&self.action).await?;
+            self.ctx.write_action(&self.action).await?;
             if let Some(upper) = &self.action.journal.upper {
                 archive::put_aside(upper, &aside(upper, &self.action))
                     .map_err(DiskError::io("putting aside", upper))?;
@@ -171,7 +172,7 @@ impl Restoring {
             let archive = self.image(Path::new(store::ROOTFS))?;
             archive::unpack(&archive, &upper).await?;
         }
-        self.me.write_action(&self.action).await?;
+        self.ctx.write_action(&self.action).await?;
         // A pod that does not live must not be started from its beginning by the engine.
         Ok(engine.set_restart(&container, &RestartRule::never()).await?)
     }
@@ -197,9 +198,9 @@ impl Restoring {
             match started {
                 Err(CheckpointError::Engine(EngineError::PortTaken(port))) if self.action.journal.makes_pod => {
                     let container = self.container()?;
-                    self.me.0.pods.exchange_port(&mut self.pod, &container, port).await?;
+                    self.ctx.0.pods.exchange_port(&mut self.pod, &container, port).await?;
                     self.action.journal.container = None;
-                    self.me.write_action(&self.action).await?;
+                    self.ctx.write_action(&self.action).await?;
                     self.fill().await?;
                 }
                 other => return other,
@@ -211,7 +212,7 @@ impl Restoring {
     async fn start_once(&mut self) -> Result<(), CheckpointError> {
         let container = self.container()?;
         if !self.manifest.kind.has_processes() {
-            return Ok(self.me.0.engine.start(&container).await?);
+            return Ok(self.ctx.0.engine.start(&container).await?);
         }
         let choices = Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
         let mut why = match self.connections {
@@ -251,24 +252,24 @@ impl Restoring {
     /// Starts it this way, and once more where something passing stood against it.
     async fn start_by(&mut self, container: &ContainerId, way: Way) -> Result<(), CheckpointError> {
         let again = match way.addresses {
-            Addresses::Again => self.manifest.sockets.address_of_then(),
-            Addresses::Another => None,
+            AddressPolicy::Original => self.manifest.sockets.original_address(),
+            AddressPolicy::New => None,
         };
         let (mut engine_failures, mut races) = (0, 0);
         loop {
             let held = match again {
-                Some(address) => Some(self.make_way(container, address).await?),
+                Some(address) => Some(self.reserve_lower_addresses(container, address).await?),
                 None => None,
             };
             // Somebody may go on to send.
-            let silenced = match (again, held.as_ref().and_then(|held| held.bridge.clone())) {
+            let held_traffic = match (again, held.as_ref().and_then(|held| held.bridge.clone())) {
                 (Some(address), Some(bridge)) if way.tcp == Tcp::Established && self.manifest.sockets.outside > 0 => {
-                    Some(self.silence(Silenced { bridge, address }).await?)
+                    Some(self.hold_traffic(HeldTraffic { bridge, address }).await?)
                 }
                 _ => None,
             };
             let started = self.start_from_images(container, way, held).await;
-            drop(silenced);
+            drop(held_traffic);
             match (&started, again) {
                 // Without a word of CRIU's it was the engine, which at times takes the same again.
                 (Err(CheckpointError::Engine(EngineError::Failed { message, .. })), _) if engine_failures == 0 => {
@@ -299,23 +300,23 @@ impl Restoring {
         &mut self,
         container: &ContainerId,
         way: Way,
-        mut held: Option<Held>,
+        mut held: Option<ReservedAddresses>,
     ) -> Result<(), CheckpointError> {
         self.attempts += 1;
-        let config = self.me.0.config.get();
-        let engine = &self.me.0.engine;
+        let config = self.ctx.0.config.get();
+        let engine = &self.ctx.0.engine;
         let name = format!("pody-{}-{}", self.action.id, self.attempts);
-        let container_folder = engine.container_folder(container).await?;
-        let folder = container_folder.join("checkpoints").join(&name);
+        let container_directory = engine.container_directory(container).await?;
+        let directory = container_directory.join("checkpoints").join(&name);
         let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
-        linked_images::make(&folder, &self.images, &emptied, self.action.id)?;
+        linked_images::make(&directory, &self.images, &emptied, self.action.id)?;
         if way.tcp == Tcp::CloseOutside {
-            patches::close_outside(&folder, &self.manifest.sockets.own_addresses())
-                .map_err(DiskError::io("correcting", &folder))?;
+            patches::close_outside(&directory, &self.manifest.sockets.own_addresses())
+                .map_err(DiskError::io("correcting", &directory))?;
         }
-        let scratch = self.me.0.store.scratch(self.action.id);
+        let scratch = self.ctx.0.store.scratch(self.action.id);
         let script = self
-            .plan(way.addresses, &container_folder)?
+            .plan(way.addresses, &container_directory)?
             .option(&scratch, &linked_images::nonce(self.action.id))
             .map_err(DiskError::io("writing", &scratch))?;
         let log = scratch.join(format!("restore-{}.log", self.attempts));
@@ -355,7 +356,7 @@ impl Restoring {
             Ok(()) if namespace_setup::is_done(&scratch) => return Ok(()),
             Ok(()) => {
                 kill::end_restore(container).await;
-                self.me.settled_anatomy(container).await?;
+                self.ctx.settled_inspect(container).await?;
                 return Err(CheckpointError::Criu(CriuFailure::other(
                     "CRIU did not get its options from pody; try again",
                 )));
@@ -367,17 +368,17 @@ impl Restoring {
         }
         kill::end_restore(container).await;
         // A lost answer may have been a good one.
-        let anatomy = self.me.settled_anatomy(container).await?;
+        let inspect = self.ctx.settled_inspect(container).await?;
         if error.is_ambiguous()
             && namespace_setup::is_done(&scratch)
-            && anatomy.is_some_and(|anatomy| anatomy.status == "running")
+            && inspect.is_some_and(|inspect| inspect.status == "running")
         {
             return Ok(());
         }
         if let Some(failure) = namespace_setup::failure(&scratch) {
             return Err(CheckpointError::Criu(failure));
         }
-        Err(match (diagnosis::of_log(&log, &error.to_string(), self.me.0.store.path()), error) {
+        Err(match (diagnosis::of_log(&log, &error.to_string(), self.ctx.0.store.path()), error) {
             (Some(cause), _) => CheckpointError::Criu(cause),
             (None, EngineError::TimedOut(limit)) => diagnosis::timed_out(&log, limit).into(),
             (None, error) => error.into(),
@@ -389,10 +390,10 @@ impl Restoring {
         if self.manifest.host.cgroup != 2 {
             return Ok(String::new());
         }
-        let engine = &self.me.0.engine;
+        let engine = &self.ctx.0.engine;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
-        let anatomy = engine.anatomy(container).await?.ok_or_else(gone)?;
-        let parent = anatomy.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
+        let inspect = engine.inspect(container).await?.ok_or_else(gone)?;
+        let parent = inspect.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
         let old = self.manifest.container["Id"].as_str().unwrap_or_default();
         let facts = engine.facts().await?;
         Ok(cgroup_root::root_option(self.manifest.host.group.as_deref(), old, container, &facts.cgroup_driver, parent))
@@ -408,9 +409,9 @@ impl Restoring {
     }
 
     /// What is done in the pod's new network and mounts, beside what CRIU does.
-    fn plan(&self, addresses: Addresses, container_folder: &Path) -> Result<Plan, CheckpointError> {
+    fn plan(&self, addresses: AddressPolicy, container_directory: &Path) -> Result<Plan, CheckpointError> {
         let sockets = &self.manifest.sockets;
-        let again = sockets.address_of_then().filter(|_| addresses == Addresses::Again);
+        let again = sockets.original_address().filter(|_| addresses == AddressPolicy::Original);
         let addresses = sockets.addresses_to_add(addresses);
         let filling = |files: &MemoryFiles| {
             let archive = self.image(&files.image)?;
@@ -419,7 +420,7 @@ impl Restoring {
         };
         let memory_files = self.manifest.memory_files.iter().map(filling).collect::<Result<_, _>>()?;
         let hosts = self.manifest.hosts.clone();
-        let hosts = hosts.map(|content| Hosts { file: container_folder.join(HOSTS), content });
+        let hosts = hosts.map(|content| Hosts { file: container_directory.join(HOSTS), content });
         Ok(Plan { again, addresses, memory_files, network: self.manifest.network.clone(), hosts })
     }
 
@@ -430,17 +431,17 @@ impl Restoring {
         }
         tokio::time::sleep(PROBATION).await;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
-        let anatomy = self.me.0.engine.anatomy(&container).await?.ok_or_else(gone)?;
-        if anatomy.status != "running" {
-            return Err(CheckpointError::EndedAtOnce(anatomy.exit_code));
+        let inspect = self.ctx.0.engine.inspect(&container).await?.ok_or_else(gone)?;
+        if inspect.status != "running" {
+            return Err(CheckpointError::EndedAtOnce(inspect.exit_code));
         }
         thread_attributes::put_back(&container, &self.manifest.tuning);
-        let now = anatomy.address.unwrap_or_default();
+        let now = inspect.address.unwrap_or_default();
         if let (Some(then), Some(_)) = (&self.manifest.sockets.address, &self.manifest.hosts)
             && *then != now
             && !now.is_empty()
         {
-            let file = self.me.0.engine.container_folder(&container).await?.join(HOSTS);
+            let file = self.ctx.0.engine.container_directory(&container).await?.join(HOSTS);
             if let Err(error) = namespace_setup::renew_hosts(&file, then, &now) {
                 tracing::warn!(pod = self.pod.container_name, %error, "its /etc/hosts names its address of then");
             }
@@ -459,11 +460,11 @@ impl Restoring {
     async fn finish(&mut self) -> Result<(), CheckpointError> {
         let container = self.container()?;
         if self.action.journal.makes_pod {
-            self.me.0.pods.finish_restored(self.pod.clone(), container.clone()).await?;
+            self.ctx.0.pods.finish_restored(self.pod.clone(), container.clone()).await?;
         }
-        self.me.put_restart_rule(&self.action).await?;
-        self.me.clean(&self.action).await?;
-        let _ = self.me.0.engine.look(&container).await;
+        self.ctx.put_restart_rule(&self.action).await?;
+        self.ctx.clean(&self.action).await?;
+        let _ = self.ctx.0.engine.look(&container).await;
         Ok(())
     }
 
@@ -472,12 +473,12 @@ impl Restoring {
         tracing::warn!(pod = self.pod.container_name, %phase, %error, "not brought back");
         self.action.error = Some(error.to_string());
         let settled = async {
-            self.me.write_action(&self.action).await?;
-            self.me.settle_restore(&self.action).await
+            self.ctx.write_action(&self.action).await?;
+            self.ctx.settle_restore(&self.action).await
         };
         if let Err(error) = settled.await {
             tracing::warn!(pod = self.pod.container_name, %error, "settled later");
-            self.me.settle_later();
+            self.ctx.settle_later();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a process holds that CRIU cannot save, told by /proc: by the kind of a descriptor, or by what waits in it.
 //!
-//! What waits for a moment only, such as a connection that a server has not accepted yet, is looked at several times: a busy
-//! program is not refused for it.
+//! What waits for a moment only, such as a connection that a server has not accepted yet, is looked at several times: a
+//! busy program is not refused for it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -67,9 +67,9 @@ pub struct Holdings {
 impl Holdings {
     /// `init` is the pod's first process, `saved` are all that are to be saved.
     pub fn look(init: i32, saved: &[i32]) -> Self {
-        let queues = fs::metadata(format!("/proc/{init}/root/dev/mqueue")).ok().map(|folder| folder.dev());
+        let queues = fs::metadata(format!("/proc/{init}/root/dev/mqueue")).ok().map(|directory| directory.dev());
         let root = fs::metadata(format!("/proc/{init}/root")).ok().map(|root| root.dev());
-        let device = fs::metadata(format!("/proc/{init}/root/dev")).ok().map(|folder| folder.dev());
+        let device = fs::metadata(format!("/proc/{init}/root/dev")).ok().map(|directory| directory.dev());
         let upper = saved.iter().flat_map(|&pid| process::descriptors(pid).map(move |held| (pid, held)));
         let upper = upper.filter(|(_, (_, target))| target.ends_with("/ptmx"));
         Self {
@@ -153,19 +153,20 @@ pub fn problem_of_process(pid: i32, who: &str) -> Option<String> {
         .then(|| format!("{who} runs a program that is no file ({program}), which cannot be saved; end it first"))
 }
 
-/// Folders that processes have open or stand in and that were deleted, by their path of then: of one path there is one alone.
+/// Directories that processes have open or stand in and that were deleted, by their path of then: of one path there is
+/// one alone.
 #[derive(Default)]
-pub struct DeletedFolders(HashMap<String, u64>);
+pub struct DeletedDirectories(HashMap<String, u64>);
 
-impl DeletedFolders {
-    /// Why what a process has there cannot be brought back, if it cannot: CRIU makes the folder again under its path, and takes
-    /// it away. `entry` is what links to it, below /proc.
+impl DeletedDirectories {
+    /// Why what a process has there cannot be brought back, if it cannot: CRIU makes the directory again under its
+    /// path, and takes it away. `entry` is what links to it, below /proc.
     pub fn problem(&mut self, init: i32, who: &str, entry: &Path, target: &str) -> Option<String> {
         let path = target.strip_suffix(" (deleted)")?;
-        let folder = fs::metadata(entry).ok().filter(fs::Metadata::is_dir)?;
+        let directory = fs::metadata(entry).ok().filter(fs::Metadata::is_dir)?;
         let now = Path::new(&format!("/proc/{init}/root")).join(path.trim_start_matches('/'));
-        let is_another =
-            fs::symlink_metadata(now).is_ok() || *self.0.entry(path.to_owned()).or_insert(folder.ino()) != folder.ino();
+        let is_another = fs::symlink_metadata(now).is_ok()
+            || *self.0.entry(path.to_owned()).or_insert(directory.ino()) != directory.ino();
         is_another.then(|| {
             format!(
                 "{who} is in a folder that was deleted ({path}), or has it open, and there is another of that name, which cannot be brought back; have it leave the folder (cd), or end it"

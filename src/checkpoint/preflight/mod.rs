@@ -16,7 +16,7 @@ use std::{
 use serde::Serialize;
 
 use self::{
-    held::{DeletedFolders, Holdings},
+    held::{DeletedDirectories, Holdings},
     sentences::{condensed, name_of, plain},
     watches::Watched,
 };
@@ -30,7 +30,7 @@ use crate::{
         },
         runc::Load,
     },
-    engine::Anatomy,
+    engine::ContainerInspect,
     host::{disk, process},
     model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
 };
@@ -142,24 +142,24 @@ pub struct Holder {
 /// processes that the driver tells of.
 pub fn look(
     container: &ContainerId,
-    anatomy: &Anatomy,
+    inspect: &ContainerInspect,
     kind: Kind,
     config: &CheckpointConfig,
     on_gpus: &[i32],
 ) -> Findings {
-    look_closely(container, anatomy, kind, config, on_gpus).told()
+    look_closely(container, inspect, kind, config, on_gpus).told()
 }
 
 fn look_closely(
     container: &ContainerId,
-    anatomy: &Anatomy,
+    inspect: &ContainerInspect,
     kind: Kind,
     config: &CheckpointConfig,
     on_gpus: &[i32],
 ) -> Findings {
     let mut found = Findings::default();
     if kind.has_files() {
-        match &anatomy.upper {
+        match &inspect.upper {
             Some(upper) => {
                 let disk::Measure { bytes, too_long } = disk::measure(upper);
                 found.files = bytes;
@@ -175,15 +175,15 @@ fn look_closely(
             ),
         }
     }
-    if !kind.has_processes() || anatomy.pid == 0 {
+    if !kind.has_processes() || inspect.pid == 0 {
         return found;
     }
-    for obstacle in &anatomy.obstacles {
+    for obstacle in &inspect.obstacles {
         found
             .problems
             .push(format!("it was created with {obstacle}, which cannot be restored; create it again with pody"));
     }
-    for mount in anatomy.document["Mounts"].as_array().into_iter().flatten() {
+    for mount in inspect.document["Mounts"].as_array().into_iter().flatten() {
         let source = mount["Source"].as_str().unwrap_or_default();
         if mount["Type"] == "bind" && fs::symlink_metadata(source).is_ok_and(|source| source.is_symlink()) {
             found.problems.push(format!(
@@ -191,20 +191,20 @@ fn look_closely(
             ));
         }
     }
-    look_at_processes(container, anatomy.pid, config, on_gpus, &mut found);
-    found.memory = memory_of(anatomy.pid) + PER_PROCESS * found.processes.len() as u64;
-    found.problems.extend(held::queues(anatomy.pid));
-    let igmp = fs::read_to_string(format!("/proc/{}/net/igmp", anatomy.pid)).unwrap_or_default();
+    look_at_processes(container, inspect.pid, config, on_gpus, &mut found);
+    found.memory = memory_of(inspect.pid) + PER_PROCESS * found.processes.len() as u64;
+    found.problems.extend(held::queues(inspect.pid));
+    let igmp = fs::read_to_string(format!("/proc/{}/net/igmp", inspect.pid)).unwrap_or_default();
     for group in held::multicast(&igmp) {
         found.losses.push(format!(
             "a program has joined the multicast group {group}; after a restore it must join again to receive from it"
         ));
     }
     let members = kill::members(container);
-    found.socket_names = socket_names::of_now(anatomy.pid, anatomy.upper.as_deref(), &members);
+    found.socket_names = socket_names::current(inspect.pid, inspect.upper.as_deref(), &members);
     found.losses.extend(socket_names::losses(&found.socket_names));
-    found.sockets = sockets::of(anatomy.pid);
-    found.sockets.address = anatomy.address.clone();
+    found.sockets = sockets::of(inspect.pid);
+    found.sockets.address = inspect.address.clone();
     found
 }
 
@@ -219,7 +219,7 @@ fn look_at_processes(
     let parents = kill::parents(&pids);
     let may_exceed = has_sys_resource();
     let around = Surroundings::look(&pids, &parents, init, config);
-    let mut folders = DeletedFolders::default();
+    let mut directories = DeletedDirectories::default();
     for pid in pids {
         let name = name_of(pid);
         let Some(inside) = process::pid_inside(pid) else { continue };
@@ -253,7 +253,7 @@ fn look_at_processes(
         let device = look_at_files(pid, &who, config, &around, &mut process);
         for entry in links_of(pid) {
             let Ok(target) = fs::read_link(&entry) else { continue };
-            if let Some(problem) = folders.problem(init, &who, &entry, &target.to_string_lossy())
+            if let Some(problem) = directories.problem(init, &who, &entry, &target.to_string_lossy())
                 && !process.notes.contains(&problem)
             {
                 process.saved = Saved::No;
@@ -293,8 +293,8 @@ fn look_at_files(
     process: &mut ProcessVerdict,
 ) -> Option<String> {
     let mut device = None;
-    let folder = format!("/proc/{pid}/fd");
-    for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+    let directory = format!("/proc/{pid}/fd");
+    for entry in fs::read_dir(&directory).into_iter().flatten().filter_map(Result::ok) {
         let target = match fs::read_link(entry.path()) {
             Ok(target) => target.to_string_lossy().into_owned(),
             Err(error) if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => {
@@ -355,9 +355,9 @@ fn look_at_files(
 
 /// All that links to what a process has open, where it stands and what it takes for the root.
 fn links_of(pid: i32) -> Vec<PathBuf> {
-    let folder = PathBuf::from(format!("/proc/{pid}"));
-    let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
-    open.chain(["cwd", "root"].map(|name| folder.join(name))).collect()
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let open = fs::read_dir(directory.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    open.chain(["cwd", "root"].map(|name| directory.join(name))).collect()
 }
 
 /// Whether it has a GPU open now.
@@ -484,7 +484,7 @@ fn memory_of(pid: i32) -> u64 {
             list if list.split(',').any(|controller| controller == "memory") => Some(root.join("memory").join(path)),
             _ => None,
         }
-        .map(|folder| folder.join("memory.stat"))
+        .map(|directory| directory.join("memory.stat"))
         .filter(|file| file.is_file())
     });
     let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();

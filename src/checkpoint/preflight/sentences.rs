@@ -1,5 +1,5 @@
-//! What is told of a pod's programs: sentences for people and for the manifest, which refuses what no honest pod would say. A
-//! program chooses its name and how many of a thing it has.
+//! What is told of a pod's programs: sentences for people and for the manifest, which refuses what no honest pod would
+//! say. A program chooses its name and how many of a thing it has.
 
 use std::{collections::HashMap, fs};
 

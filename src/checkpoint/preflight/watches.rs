@@ -1,6 +1,6 @@
-//! Files that programs watch by inotify. The kernel tells their device and inode, not their name; CRIU must find a name. On
-//! volumes and memory file systems it opens the inode itself. On the pod's own file system, an overlay, that does not work: it
-//! searches the folders of `watch_paths`, and so does this, before anything is touched.
+//! Files that programs watch by inotify. The kernel tells their device and inode, not their name; CRIU must find a
+//! name. On volumes and memory file systems it opens the inode itself. On the pod's own file system, an overlay, that
+//! does not work: it searches the directories of `watch_paths`, and so does this, before anything is touched.
 
 use std::{
     collections::HashSet,
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders that CRIU searches by itself (criu/irmap.c, `hints`).
+/// Directories that CRIU searches by itself (criu/irmap.c, `hints`).
 const ALWAYS: [&str; 6] = [
     "/etc",
     "/var/spool",
@@ -28,7 +28,8 @@ pub struct Watched {
     inode: u64,
 }
 
-/// What an inotify descriptor watches, by its lines in /proc/PID/fdinfo: `inotify wd:1 ino:9e0733 sdev:3e mask:…`, in hex.
+/// What an inotify descriptor watches, by its lines in /proc/PID/fdinfo: `inotify wd:1 ino:9e0733 sdev:3e mask:…`, in
+/// hex.
 pub fn watched(fdinfo: &str) -> Vec<Watched> {
     let lines = fdinfo.lines().filter(|line| line.starts_with("inotify "));
     let watches = lines.filter_map(|line| {
@@ -47,13 +48,13 @@ pub fn not_found(pid: i32, watched: HashSet<Watched>, watch_paths: &[PathBuf]) -
     let openable = openable(&mountinfo, |target| fs::metadata(inside(pid, target)).is_ok_and(|data| data.is_dir()));
     let mut sought: HashSet<Watched> =
         watched.into_iter().filter(|watched| !openable.contains(&watched.device)).collect();
-    let mut folders: Vec<PathBuf> =
+    let mut directories: Vec<PathBuf> =
         watch_paths.iter().map(PathBuf::as_path).chain(ALWAYS.map(Path::new)).map(|path| inside(pid, path)).collect();
     if let Ok(root) = fs::metadata(inside(pid, Path::new("/"))) {
         sought.remove(&watched_by(&root));
     }
     let mut looked_at = 0;
-    while let Some(path) = folders.pop()
+    while let Some(path) = directories.pop()
         && !sought.is_empty()
     {
         looked_at += 1;
@@ -63,7 +64,7 @@ pub fn not_found(pid: i32, watched: HashSet<Watched>, watch_paths: &[PathBuf]) -
         let Ok(data) = fs::symlink_metadata(&path) else { continue };
         sought.remove(&watched_by(&data));
         if data.is_dir() {
-            folders.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            directories.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
         }
     }
     sought
@@ -83,15 +84,16 @@ fn kernel_number(major: u32, minor: u32) -> u64 {
     u64::from(major) << 20 | u64::from(minor)
 }
 
-/// The file systems whose files can be opened by their inode: all but overlays and /proc, where a folder of them is mounted.
-fn openable(mountinfo: &str, is_folder: impl Fn(&Path) -> bool) -> HashSet<u64> {
+/// The file systems whose files can be opened by their inode: all but overlays and /proc, where a directory of them is
+/// mounted.
+fn openable(mountinfo: &str, is_directory: impl Fn(&Path) -> bool) -> HashSet<u64> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().skip(2);
         let (major, minor) = fields.next()?.split_once(':')?;
         let target = fields.nth(1)?;
         let kind = line.split_once(" - ")?.1.split_whitespace().next()?;
         let number = kernel_number(major.parse().ok()?, minor.parse().ok()?);
-        (!["overlay", "proc"].contains(&kind) && is_folder(Path::new(target))).then_some(number)
+        (!["overlay", "proc"].contains(&kind) && is_directory(Path::new(target))).then_some(number)
     });
     mounts.collect()
 }

@@ -13,7 +13,7 @@
 //! | --- | --- | --- |
 //! | queued, failed | begun when it is due; each failure doubles the pause | the same |
 //! | copying | files that are not there yet, then the manifest | begun anew: what is there whole stays |
-//! | copied | the local folder is removed, where `keep_local` is false | the same |
+//! | copied | the local directory is removed, where `keep_local` is false | the same |
 //! | deleting | the manifest, then the rest; the row goes last | the same |
 
 use std::{
@@ -40,10 +40,10 @@ use crate::{
     objects::{Expected, Key, ObjectError, Storage, Transfer},
 };
 
-/// Time between two looks for what is due, and for local folders that are not wanted any more.
+/// Time between two looks for what is due, and for local directories that are not wanted any more.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-const LOOK_FOR_FOLDERS: Duration = Duration::from_secs(60);
+const DIRECTORIES_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The pause after the first failure, and the longest one, milliseconds.
 const FIRST_PAUSE: i64 = 2_000;
@@ -51,7 +51,7 @@ const FIRST_PAUSE: i64 = 2_000;
 const LONGEST_PAUSE: i64 = 600_000;
 
 /// Below everything that is ours in the store.
-const FOLDER: &str = "checkpoints";
+const DIRECTORY: &str = "checkpoints";
 
 const FILES: &str = "files";
 
@@ -64,11 +64,11 @@ pub(in crate::checkpoint) fn key_of<'a>(
     id: &'a str,
     rest: impl IntoIterator<Item = &'a str>,
 ) -> Key {
-    storage.key([FOLDER, user.as_str(), id].into_iter().chain(rest))
+    storage.key([DIRECTORY, user.as_str(), id].into_iter().chain(rest))
 }
 
 pub(in crate::checkpoint) fn key_of_user(storage: &Storage, user: &UserName) -> Key {
-    storage.key([FOLDER, user.as_str()])
+    storage.key([DIRECTORY, user.as_str()])
 }
 
 /// Where a file of a checkpoint lies in the store.
@@ -110,9 +110,9 @@ impl Checkpoints {
             if let Err(error) = self.begin_due_copies(&stop).await {
                 tracing::warn!(%error, "copies not begun, tried again");
             }
-            if looked.is_none_or(|at| at.elapsed() > LOOK_FOR_FOLDERS) {
+            if looked.is_none_or(|at| at.elapsed() > DIRECTORIES_INTERVAL) {
                 looked = Some(std::time::Instant::now());
-                if let Err(error) = self.drop_local_folders().await {
+                if let Err(error) = self.drop_local_directories().await {
                     tracing::warn!(%error, "local folders of copied checkpoints not removed, tried again");
                 }
             }
@@ -133,8 +133,8 @@ impl Checkpoints {
                 Begun::Before => continue,
                 Begun::TooMany => break,
             };
-            let me = self.clone();
-            tokio::spawn(async move { me.work_on(copy, &at_work.under_way).await });
+            let ctx = self.clone();
+            tokio::spawn(async move { ctx.work_on(copy, &at_work.under_way).await });
         }
         Ok(())
     }
@@ -161,7 +161,7 @@ impl Checkpoints {
         };
         if let Err::<(), crate::db::DbError>(error) = written {
             tracing::warn!(checkpoint = %id, %error, "what became of a copy is found out anew");
-        } else if !deletes && let Err(error) = self.drop_local_folder(id).await {
+        } else if !deletes && let Err(error) = self.drop_local_directory(id).await {
             tracing::warn!(checkpoint = %id, %error, "its folder is removed later");
         }
     }
@@ -188,10 +188,10 @@ impl Checkpoints {
         let begun = Copy { status: CopyStatus::Copying, ..copy.clone() };
         self.0.db.write(move |tx| tx.update_copy(&begun)).await?;
         let storage = self.storage_of(copy)?;
-        let folder = self.0.store.folder(id);
+        let directory = self.0.store.directory(id);
         let manifest = {
-            let folder = folder.clone();
-            off_thread(move || Manifest::read(&folder, id)).await?
+            let directory = directory.clone();
+            off_thread(move || Manifest::read(&directory, id)).await?
         };
         let name = id.to_string();
         let below = key_of(&storage, user, &name, []);
@@ -205,7 +205,7 @@ impl Checkpoints {
         let transfer = Transfer { permits: &permits, cancel: &under_way.cancel, progress: &progress };
         let files = manifest.stored().map(|(path, size, blake3)| {
             let key = key_of_file(&storage, user, &name, path);
-            let (storage, transfer, from) = (&storage, &transfer, folder.join(path));
+            let (storage, transfer, from) = (&storage, &transfer, directory.join(path));
             // Under an id nothing changes, and an object is there whole or not at all.
             let is_there = there.get(key.as_ref()) == Some(&size);
             async move {
@@ -236,19 +236,19 @@ impl Checkpoints {
         Ok(storage.delete_all(&key_of(&storage, &copy.user, &name, [])).await?)
     }
 
-    /// Removes the folders of those that are copied, where they are not to be kept here.
-    async fn drop_local_folders(&self) -> Result<(), CheckpointError> {
+    /// Removes the directories of those that are copied, where they are not to be kept here.
+    async fn drop_local_directories(&self) -> Result<(), CheckpointError> {
         let copied: Vec<Copy> = self.0.db.read(|tx| tx.list_copies_being(CopyStatus::Copied)).await?;
         for copy in copied {
-            self.drop_local_folder(copy.checkpoint).await?;
+            self.drop_local_directory(copy.checkpoint).await?;
         }
         Ok(())
     }
 
     /// The same for one, unless it is in use. A restore that begins meanwhile fetches what it misses.
-    pub(in crate::checkpoint) async fn drop_local_folder(&self, id: CheckpointId) -> Result<(), CheckpointError> {
-        let folder = self.0.store.folder(id);
-        if self.0.config.get().checkpoint.remote.keep_local || !folder.exists() {
+    pub(in crate::checkpoint) async fn drop_local_directory(&self, id: CheckpointId) -> Result<(), CheckpointError> {
+        let directory = self.0.store.directory(id);
+        if self.0.config.get().checkpoint.remote.keep_local || !directory.exists() {
             return Ok(());
         }
         let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(id)).await?;
@@ -257,8 +257,8 @@ impl Checkpoints {
             return Ok(());
         }
         let manifest = {
-            let folder = folder.clone();
-            off_thread(move || Manifest::read(&folder, id)).await?
+            let directory = directory.clone();
+            off_thread(move || Manifest::read(&directory, id)).await?
         };
         // What is only there must be there.
         let storage = self.storage_of(&copy)?;
@@ -278,7 +278,7 @@ impl Checkpoints {
             return Ok(self.0.db.write(move |tx| tx.update_copy(&again)).await?);
         }
         tracing::info!(checkpoint = %id, "removed from this host, its copy is complete");
-        Ok(off_thread(move || disk::remove(&folder)).await?)
+        Ok(off_thread(move || disk::remove(&directory)).await?)
     }
 }
 

@@ -51,23 +51,23 @@ pub(in crate::checkpoint) struct Copies {
 
 /// What became of a wish to begin one.
 pub(in crate::checkpoint) enum Begun {
-    Now(AtWork),
+    Now(CopyGuard),
     /// It is under way already.
     Before,
     TooMany,
 }
 
 /// A copy under way; it ends when dropped.
-pub(in crate::checkpoint) struct AtWork {
+pub(in crate::checkpoint) struct CopyGuard {
     copies: Copies,
     id: CheckpointId,
     pub under_way: Arc<UnderWay>,
 }
 
-impl Drop for AtWork {
+impl Drop for CopyGuard {
     fn drop(&mut self) {
         self.copies.live().remove(&self.id);
-        self.copies.wake();
+        self.copies.resume();
     }
 }
 
@@ -96,10 +96,10 @@ impl Copies {
         let (bytes, total) = Default::default();
         let under_way = Arc::new(UnderWay { cancel: stop.child_token(), bytes, total });
         live.insert(id, under_way.clone());
-        Begun::Now(AtWork { copies: self.clone(), id, under_way })
+        Begun::Now(CopyGuard { copies: self.clone(), id, under_way })
     }
 
-    pub fn wake(&self) {
+    pub fn resume(&self) {
         self.due.notify_one();
     }
 
@@ -112,7 +112,7 @@ impl Copies {
         if let Some(under_way) = self.live().get(&id) {
             under_way.cancel.cancel();
         }
-        self.wake();
+        self.resume();
     }
 
     pub fn view(&self, copy: &Copy) -> CopyView {

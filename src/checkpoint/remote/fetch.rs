@@ -1,7 +1,8 @@
-//! Checkpoints out of the remote store: those whose folder here is gone or damaged, and those that this host does not know.
+//! Checkpoints out of the remote store: those whose directory here is gone or damaged, and those that this host does
+//! not know.
 //!
-//! What lies there is looked at as if a stranger had put it there: its manifest is bounded and parsed strictly, and a file
-//! that is not as the manifest says is not taken.
+//! What lies there is looked at as if a stranger had put it there: its manifest is bounded and parsed strictly, and a
+//! file that is not as the manifest says is not taken.
 
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user};
 use crate::{
     checkpoint::{
-        CheckpointError, Checkpoints, Live, Manifest, admission, may_see, note, off_thread,
+        CheckpointError, Checkpoints, Manifest, Progress, admission, may_see, note, off_thread,
         store::{KEPT_IMAGES, MANIFEST, manifest},
     },
     criu::runc,
@@ -74,8 +75,8 @@ impl Checkpoints {
             return Ok(Vec::new());
         }
         let storage = self.storage()?;
-        let (folders, _) = storage.names(&key_of_user(&storage, &user)).await?;
-        let mut ids: Vec<CheckpointId> = folders.iter().filter_map(|name| name.parse().ok()).collect();
+        let (directories, _) = storage.names(&key_of_user(&storage, &user)).await?;
+        let mut ids: Vec<CheckpointId> = directories.iter().filter_map(|name| name.parse().ok()).collect();
         // They begin with their time.
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.truncate(MOST_LISTED);
@@ -169,10 +170,10 @@ impl Checkpoints {
         Ok(row)
     }
 
-    /// The manifest, from the remote store where the folder here has none that is good.
+    /// The manifest, from the remote store where the directory here has none that is good.
     pub(in crate::checkpoint) async fn manifest_of(&self, row: &Checkpoint) -> Result<Manifest, CheckpointError> {
-        let (folder, id) = (self.0.store.folder(row.id), row.id);
-        match off_thread(move || Manifest::read(&folder, id)).await {
+        let (directory, id) = (self.0.store.directory(row.id), row.id);
+        match off_thread(move || Manifest::read(&directory, id)).await {
             Err(CheckpointError::Damaged { file, why, .. }) if self.copied(id).await? => {
                 match read_manifest(&self.storage()?, &row.user, id).await {
                     Err(CheckpointError::Remote(ObjectError::NotFound(_))) => {
@@ -187,31 +188,36 @@ impl Checkpoints {
     }
 
     /// Fetches what is missing or damaged here, and the manifest last.
-    pub(in crate::checkpoint) async fn fetch(&self, manifest: &Manifest, live: &Live) -> Result<(), CheckpointError> {
+    pub(in crate::checkpoint) async fn fetch(
+        &self,
+        manifest: &Manifest,
+        live: &Progress,
+    ) -> Result<(), CheckpointError> {
         // One at a time: two restores of one checkpoint need its files once.
         let _turn = self.0.fetches.lock().await;
         let storage = self.storage()?;
-        let folder = self.0.store.ensure()?.join(manifest.id.to_string());
+        let directory = self.0.store.ensure()?.join(manifest.id.to_string());
         let (streams, keep_free) = {
             let config = self.0.config.get();
             (config.checkpoint.streams(), config.checkpoint.keep_free.0)
         };
         let missing = {
-            let (manifest, folder) = (manifest.clone(), folder.clone());
-            off_thread(move || manifest.damaged_files(&folder, streams)).await
+            let (manifest, directory) = (manifest.clone(), directory.clone());
+            off_thread(move || manifest.damaged_files(&directory, streams)).await
         };
         let needed: u64 = missing.iter().map(|(_, size, _)| size).sum();
-        let free = disk::free(&folder).saturating_sub(keep_free);
+        let free = disk::free(&directory).saturating_sub(keep_free);
         if needed > free {
-            return Err(CheckpointError::Space { path: folder, needed, free });
+            return Err(CheckpointError::Space { path: directory, needed, free });
         }
         tracing::info!(checkpoint = %manifest.id, files = missing.len(), bytes = needed, "fetched from the remote store");
         live.bytes.store(0, Ordering::Relaxed);
         for (path, ..) in &missing {
-            let above = folder.join(path).parent().map(std::path::Path::to_owned).unwrap_or_else(|| folder.clone());
+            let above =
+                directory.join(path).parent().map(std::path::Path::to_owned).unwrap_or_else(|| directory.clone());
             fs::create_dir_all(&above).map_err(DiskError::io("making the folder", &above))?;
         }
-        fs::create_dir_all(&folder).map_err(DiskError::io("making the folder", &folder))?;
+        fs::create_dir_all(&directory).map_err(DiskError::io("making the folder", &directory))?;
         let (permits, cancel) = (Semaphore::new(streams), CancellationToken::new());
         let progress = |bytes: u64| {
             live.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -220,7 +226,7 @@ impl Checkpoints {
         let fetch = |(path, size, blake3): &(PathBuf, u64, String)| {
             let (storage, transfer) = (&storage, &transfer);
             let key = key_of_file(storage, &manifest.user, &manifest.id.to_string(), path);
-            let (path, size, blake3, to) = (path.clone(), *size, blake3.clone(), folder.join(path));
+            let (path, size, blake3, to) = (path.clone(), *size, blake3.clone(), directory.join(path));
             async move {
                 let mut under_way = to.clone().into_os_string();
                 under_way.push(UNDER_WAY);
@@ -242,11 +248,11 @@ impl Checkpoints {
         fail_point!("fetch-manifest", |_| Err(CheckpointError::Interrupted("fetched the checkpoint")));
         let manifest = manifest.clone();
         off_thread(move || {
-            let images = folder.join(runc::IMAGES);
+            let images = directory.join(runc::IMAGES);
             if images.is_dir() {
-                disk::sync_folder(&images).map_err(DiskError::io("syncing", &images))?;
+                disk::sync_directory(&images).map_err(DiskError::io("syncing", &images))?;
             }
-            manifest.write(&folder)
+            manifest.write(&directory)
         })
         .await
     }

@@ -14,7 +14,8 @@ use crate::{
     },
 };
 
-/// A checkpoint is made up to this part of the interval early, so that pods whose schedules were set together drift apart.
+/// A checkpoint is made up to this part of the interval early, so that pods whose schedules were set together drift
+/// apart.
 const JITTER: i64 = 10;
 
 impl Checkpoints {

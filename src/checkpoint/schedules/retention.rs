@@ -1,7 +1,7 @@
 //! Which checkpoints have had their time. Pure: rows and rules in, ids with a reason out.
 //!
-//! Only complete ones are looked at, so an old one never goes before a newer one is complete. Never named: one that is in
-//! use or that a drained pod is to come back from, and the newest of a pod that is stopped.
+//! Only complete ones are looked at, so an old one never goes before a newer one is complete. Never named: one that is
+//! in use or that a drained pod is to come back from, and the newest of a pod that is stopped.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,7 +17,7 @@ const DAY: i64 = 86_400_000;
 
 /// A complete checkpoint.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct Kept {
     pub id: CheckpointId,
     pub pod: PodId,
     pub origin: Origin,
@@ -61,8 +61,8 @@ impl fmt::Display for Reason {
 }
 
 /// Those that go now, given pods that are there and do not run.
-pub fn expired(held: &[Held], stopped: &HashSet<PodId>, rules: &Rules, now: i64) -> Vec<(CheckpointId, Reason)> {
-    let mut newest_first: Vec<&Held> = held.iter().collect();
+pub fn expired(held: &[Kept], stopped: &HashSet<PodId>, rules: &Rules, now: i64) -> Vec<(CheckpointId, Reason)> {
+    let mut newest_first: Vec<&Kept> = held.iter().collect();
     newest_first.sort_by_key(|row| (std::cmp::Reverse(row.created_at), std::cmp::Reverse(row.id)));
     // How many newer ones there are of the pod, in all and by origin.
     let mut newer: HashMap<PodId, u32> = HashMap::new();
@@ -106,11 +106,11 @@ mod tests {
 
     use super::*;
 
-    fn held(pod: PodId, origin: Origin, age_days: i64) -> Held {
-        Held { id: CheckpointId::generate(), pod, origin, created_at: -age_days * DAY, is_needed: false }
+    fn held(pod: PodId, origin: Origin, age_days: i64) -> Kept {
+        Kept { id: CheckpointId::generate(), pod, origin, created_at: -age_days * DAY, is_needed: false }
     }
 
-    fn reasons(rows: &[Held], stopped: &[PodId], rules: &Rules) -> Vec<Option<Reason>> {
+    fn reasons(rows: &[Kept], stopped: &[PodId], rules: &Rules) -> Vec<Option<Reason>> {
         let gone: HashMap<_, _> = expired(rows, &stopped.iter().copied().collect(), rules, 0).into_iter().collect();
         rows.iter().map(|row| gone.get(&row.id).copied()).collect()
     }
@@ -148,11 +148,11 @@ mod tests {
         assert_eq!(reasons(&rows, &[], &rules), [None, Some(Reason::AgeOfHandMade { days: 10 })]);
     }
 
-    fn rows() -> impl Strategy<Value = (Vec<Held>, HashSet<PodId>, Rules)> {
+    fn rows() -> impl Strategy<Value = (Vec<Kept>, HashSet<PodId>, Rules)> {
         let pods: Vec<PodId> = (0..3).map(|_| PodId::generate()).collect();
         let row = {
             let pods = pods.clone();
-            (0usize..3, 0usize..3, 0i64..60, any::<bool>()).prop_map(move |(pod, origin, days, is_needed)| Held {
+            (0usize..3, 0usize..3, 0i64..60, any::<bool>()).prop_map(move |(pod, origin, days, is_needed)| Kept {
                 is_needed,
                 ..held(pods[pod], Origin::ALL[origin], days)
             })
@@ -179,7 +179,7 @@ mod tests {
                 }
             }
             for row in &rows {
-                let of_pod: Vec<&Held> = rows.iter().filter(|other| other.pod == row.pod).collect();
+                let of_pod: Vec<&Kept> = rows.iter().filter(|other| other.pod == row.pod).collect();
                 let left = of_pod.iter().filter(|other| !gone.contains(&other.id)).count();
                 if stopped.contains(&row.pod) {
                     prop_assert!(left > 0, "a stopped pod has nothing to come back from");
@@ -193,7 +193,7 @@ mod tests {
                 }
             }
             // What is left is not too much a second time.
-            let rest: Vec<Held> = rows.into_iter().filter(|row| !gone.contains(&row.id)).collect();
+            let rest: Vec<Kept> = rows.into_iter().filter(|row| !gone.contains(&row.id)).collect();
             prop_assert!(expired(&rest, &stopped, &rules, 0).is_empty());
         }
     }

@@ -1,7 +1,7 @@
 //! Acts on schedules, one pod at a time, and deletes what has had its time.
 //!
-//! A checkpoint that is begun is written into the schedule's row in the transaction that writes its action, with the time
-//! after it. So a kill neither loses one nor makes it twice, and what was missed while pody was away is made once.
+//! A checkpoint that is begun is written into the schedule's row in the transaction that writes its action, with the
+//! time after it. So a kill neither loses one nor makes it twice, and what was missed while pody was away is made once.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,7 @@ use std::{
 
 use fail::fail_point;
 
-use super::retention::{self, Held, Reason, Rules};
+use super::retention::{self, Kept, Reason, Rules};
 use crate::{
     checkpoint::{CheckpointError, Checkpoints, caller_for, tell},
     db::{DbError, Outcome, Tx},
@@ -222,8 +222,8 @@ impl Checkpoints {
 /// What goes now.
 fn due(tx: &Tx, rules: &Rules, stopped: &HashSet<PodId>) -> Result<Vec<(CheckpointId, Reason)>, DbError> {
     let rows = tx.list_checkpoints(None)?.into_iter().filter(|row| row.status == CheckpointStatus::Ready);
-    let mut held: Vec<Held> = rows
-        .map(|row| Held { id: row.id, pod: row.pod, origin: row.origin, created_at: row.created_at, is_needed: false })
+    let mut held: Vec<Kept> = rows
+        .map(|row| Kept { id: row.id, pod: row.pod, origin: row.origin, created_at: row.created_at, is_needed: false })
         .collect();
     // Only of those that would go it has to be asked.
     let now = now();

@@ -1,5 +1,6 @@
-//! The writable layer of a container as a tar archive, by the program `tar`: it keeps extended attributes (opaque folders of
-//! overlayfs are one), whiteouts (0/0 devices), owners, holes and hard links. Sockets are left out; CRIU makes them anew.
+//! The writable layer of a container as a tar archive, by the program `tar`: it keeps extended attributes (opaque
+//! directories of overlayfs are one), whiteouts (0/0 devices), owners, holes and hard links. Sockets are left out; CRIU
+//! makes them anew.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 
@@ -15,22 +16,22 @@ use crate::{
 /// What is kept of files besides their content.
 const KEPT: [&str; 4] = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"];
 
-/// Packs a folder's content, names without this end. Files that change meanwhile are an error: the pod stands still.
-pub async fn pack(folder: &Path, archive: &Path, without: &str) -> Result<(), CheckpointError> {
+/// Packs a directory's content, names without this end. Files that change meanwhile are an error: the pod stands still.
+pub async fn pack(directory: &Path, archive: &Path, without: &str) -> Result<(), CheckpointError> {
     let mut tar = Command::new("tar");
     tar.args(["--create", RECORDS, "--sparse", "--warning=no-file-ignored"]).args(KEPT);
     // Names that were given for the time of the dump; as targets of hard links, too.
     tar.arg(format!("--transform=flags=rh;s/{}$//", without.replace('.', "[.]")));
-    tar.arg("--file").arg(archive).arg("--directory").arg(folder).arg(".");
+    tar.arg("--file").arg(archive).arg("--directory").arg(directory).arg(".");
     run(tar, archive).await
 }
 
-/// Unpacks an archive into an empty folder.
-pub async fn unpack(archive: &Path, folder: &Path) -> Result<(), CheckpointError> {
+/// Unpacks an archive into an empty directory.
+pub async fn unpack(archive: &Path, directory: &Path) -> Result<(), CheckpointError> {
     let mut tar = Command::new("tar");
     tar.args(["--extract", RECORDS, "--same-owner", "--preserve-permissions", "--delay-directory-restore"]).args(KEPT);
-    tar.arg("--file").arg(archive).arg("--directory").arg(folder);
-    run(tar, folder).await
+    tar.arg("--file").arg(archive).arg("--directory").arg(directory);
+    run(tar, directory).await
 }
 
 /// `to` is what it writes.
@@ -84,14 +85,15 @@ mod tests {
 
     use super::*;
 
-    /// Whiteouts, opaque folders, capabilities, owners: what a writable layer is made of. Needs root, as the daemon has it.
+    /// Whiteouts, opaque directories, capabilities, owners: what a writable layer is made of. Needs root, as the daemon
+    /// has it.
     #[tokio::test]
     async fn a_layer_comes_back_as_it_was() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         fs::create_dir_all(from.join("opaque")).unwrap();
         fs::create_dir(&to).unwrap();
         fs::write(from.join("file"), b"content").unwrap();
@@ -115,7 +117,7 @@ mod tests {
         attribute(&from.join("opaque"), "trusted.overlay.opaque", Some("y"));
         attribute(&from.join("file"), "user.note", Some("kept"));
 
-        let archive = folder.path().join("layer.tar");
+        let archive = directory.path().join("layer.tar");
         pack(&from, &archive, ".pody-link-x").await.unwrap();
         unpack(&archive, &to).await.unwrap();
 

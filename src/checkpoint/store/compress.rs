@@ -1,7 +1,7 @@
 //! Packing the large files of a checkpoint, after the pod goes on, and unpacking them for a restore.
 //!
-//! The manifest decides which file counts: a packed file is written beside the plain one, then the manifest is replaced,
-//! then the plain one removed. A kill in between leaves a file that the manifest does not name.
+//! The manifest decides which file counts: a packed file is written beside the plain one, then the manifest is
+//! replaced, then the plain one removed. A kill in between leaves a file that the manifest does not name.
 
 use std::{
     fs::{self, File},
@@ -31,13 +31,14 @@ const ZSTD_LEVEL: i32 = 1;
 
 const BUFFER: usize = 1 << 20;
 
-/// Packed by one thread at a time, where a codec has no threads of its own: lz4 frames and gzip members may follow each other.
+/// Packed by one thread at a time, where a codec has no threads of its own: lz4 frames and gzip members may follow each
+/// other.
 const BLOCK: usize = 4 << 20;
 
 /// Packs what saves a tenth at least, and puts the manifest right.
 pub fn pack_all(
     manifest: &mut Manifest,
-    folder: &Path,
+    directory: &Path,
     by: Compression,
     streams: usize,
     progress: &(dyn Fn(u64) + Sync),
@@ -48,7 +49,7 @@ pub fn pack_all(
     // One after the other: all threads are at work on each.
     for path in large {
         let packed_path = with_extension(&path, by);
-        let (plain, packed) = (folder.join(&path), folder.join(&packed_path));
+        let (plain, packed) = (directory.join(&path), directory.join(&packed_path));
         pack(&plain, &packed, by, streams, progress).map_err(DiskError::io("packing", &plain))?;
         let Some(entry) = manifest.files.get_mut(&path) else { continue };
         let size = fs::metadata(&packed).map_or(u64::MAX, |file| file.len());
@@ -63,7 +64,7 @@ pub fn pack_all(
     if packed_files.is_empty() {
         return Ok(());
     }
-    manifest.write(folder)?;
+    manifest.write(directory)?;
     for plain in packed_files {
         fs::remove_file(&plain).map_err(DiskError::io("removing", &plain))?;
     }
@@ -71,35 +72,36 @@ pub fn pack_all(
 }
 
 /// Removes files that the manifest does not name: what a kill left while files were packed.
-pub fn sweep(manifest: &Manifest, folder: &Path) -> Result<(), CheckpointError> {
-    for path in disk::files_below(folder).map_err(DiskError::io("reading", folder))? {
+pub fn sweep(manifest: &Manifest, directory: &Path) -> Result<(), CheckpointError> {
+    for path in disk::files_below(directory).map_err(DiskError::io("reading", directory))? {
         let is_named = manifest.files.iter().any(|(name, entry)| match &entry.packed {
             Some(packed) => packed.path == path,
             None => *name == path,
         });
         if !is_named && path != Path::new(store::MANIFEST) {
-            let full = folder.join(&path);
+            let full = directory.join(&path);
             fs::remove_file(&full).map_err(DiskError::io("removing", &full))?;
         }
     }
     Ok(())
 }
 
-/// Where each file is to be read from: packed ones are unpacked into `scratch`, several at a time, with size and hash looked
-/// at again.
+/// Where each file is to be read from: packed ones are unpacked into `scratch`, several at a time, with size and hash
+/// looked at again.
 pub fn unpack_all(
     manifest: &Manifest,
-    folder: &Path,
+    directory: &Path,
     scratch: &Path,
     streams: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<(PathBuf, PathBuf)>, CheckpointError> {
     let (packed, plain): (Vec<_>, Vec<_>) = manifest.files.iter().partition(|(_, entry)| entry.packed.is_some());
-    let files: Vec<(PathBuf, PathBuf)> = plain.into_iter().map(|(path, _)| (path.clone(), folder.join(path))).collect();
+    let files: Vec<(PathBuf, PathBuf)> =
+        plain.into_iter().map(|(path, _)| (path.clone(), directory.join(path))).collect();
     let files = Mutex::new(files);
     parallel::for_each(streams, &packed, |(path, entry)| {
         let Some(packed) = &entry.packed else { return Ok(()) };
-        let (from, to) = (folder.join(&packed.path), scratch.join(path));
+        let (from, to) = (directory.join(&packed.path), scratch.join(path));
         let damaged =
             |why: String| CheckpointError::Damaged { id: manifest.id, file: packed.path.display().to_string(), why };
         to.parent().map_or(Ok(()), fs::create_dir_all).map_err(DiskError::io("making the folder of", &to))?;
@@ -155,8 +157,8 @@ fn pack(from: &Path, to: &Path, by: Compression, streams: usize, progress: &(dyn
     output.get_ref().sync_all()
 }
 
-/// Packs blocks on threads of their own and writes them in their order. There are never more than twice as many in memory as
-/// there are threads.
+/// Packs blocks on threads of their own and writes them in their order. There are never more than twice as many in
+/// memory as there are threads.
 fn pack_blocks(
     input: &mut File,
     output: &mut impl Write,
@@ -247,14 +249,14 @@ mod tests {
 
     #[test]
     fn every_codec_gives_back_what_it_took() {
-        let folder = tempfile::tempdir().unwrap();
-        let plain = folder.path().join("pages-1.img");
+        let directory = tempfile::tempdir().unwrap();
+        let plain = directory.path().join("pages-1.img");
         for length in [0, 1, BLOCK, 3_000_000 * 4, 5 * BLOCK] {
             let numbers = (0..u32::try_from(length / 4 + 1).unwrap()).flat_map(|n| (n / 1000).to_le_bytes());
             let content: Vec<u8> = numbers.take(length).collect();
             fs::write(&plain, &content).unwrap();
             for (by, streams) in Compression::ALL.iter().flat_map(|by| [(*by, 1), (*by, 3)]) {
-                let (packed, again) = (folder.path().join("packed"), folder.path().join("again"));
+                let (packed, again) = (directory.path().join("packed"), directory.path().join("again"));
                 pack(&plain, &packed, by, streams, &|_| {}).unwrap();
                 unpack(&packed, &again, by, content.len() as u64, &|_| {}).unwrap();
                 assert!(fs::read(&again).unwrap() == content, "{by} {streams} {length}");
@@ -269,8 +271,8 @@ mod tests {
 
     #[test]
     fn what_earlier_versions_packed_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let (packed, again) = (folder.path().join("packed"), folder.path().join("again"));
+        let directory = tempfile::tempdir().unwrap();
+        let (packed, again) = (directory.path().join("packed"), directory.path().join("again"));
         let content: Vec<u8> = (0..3_000_000u32).flat_map(|n| (n / 1000).to_le_bytes()).collect();
         let mut one = lz4_flex::frame::FrameEncoder::new(Vec::new());
         one.write_all(&content).unwrap();

@@ -14,7 +14,7 @@ use crate::{
     checkpoint::CheckpointError,
     criu::runc::IMAGES,
     host::{
-        disk::{DiskError, files_below, sync_folder},
+        disk::{DiskError, files_below, sync_directory},
         parallel,
     },
     model::checkpoint::Compression,
@@ -26,16 +26,16 @@ const CHUNK: usize = 4 << 20;
 /// Chunks that are read ahead of the hash.
 const AHEAD: usize = 2;
 
-/// Hashes every file below the folder and writes it through to the disk, several at a time.
+/// Hashes every file below the directory and writes it through to the disk, several at a time.
 pub fn hash_and_sync(
-    folder: &Path,
+    directory: &Path,
     streams: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<BTreeMap<PathBuf, FileEntry>, CheckpointError> {
-    let found = files_below(folder).map_err(DiskError::io("reading", folder))?;
+    let found = files_below(directory).map_err(DiskError::io("reading", directory))?;
     let files = Mutex::new(BTreeMap::new());
     let work = |path: &PathBuf| {
-        let full = folder.join(path);
+        let full = directory.join(path);
         let entry = || {
             let file = File::open(&full)?;
             let blake3 = hash(&full, progress)?;
@@ -47,9 +47,9 @@ pub fn hash_and_sync(
         Ok::<(), CheckpointError>(())
     };
     parallel::for_each(streams, &found, work)?;
-    let images = folder.join(IMAGES);
+    let images = directory.join(IMAGES);
     if images.is_dir() {
-        sync_folder(&images).map_err(DiskError::io("syncing", &images))?;
+        sync_directory(&images).map_err(DiskError::io("syncing", &images))?;
     }
     Ok(files.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
@@ -111,7 +111,7 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// A file as CRIU and tar need it; `packed` as it lies in the folder, where that differs.
+/// A file as CRIU and tar need it; `packed` as it lies in the directory, where that differs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileEntry {
     pub size: u64,
@@ -129,7 +129,7 @@ pub struct Packed {
 }
 
 impl FileEntry {
-    /// The file that lies in the folder: path, size and hash.
+    /// The file that lies in the directory: path, size and hash.
     pub fn stored<'a>(&'a self, path: &'a Path) -> (&'a Path, u64, &'a str) {
         match &self.packed {
             Some(packed) => (&packed.path, packed.size, &packed.blake3),
@@ -144,10 +144,10 @@ mod tests {
 
     #[test]
     fn every_length_hashes_as_a_whole() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 77] {
             let content: Vec<u8> = (0..length).map(|at| (at % 253) as u8).collect();
-            let path = folder.path().join(format!("{length}"));
+            let path = directory.path().join(format!("{length}"));
             std::fs::write(&path, &content).unwrap();
             let seen = std::sync::atomic::AtomicU64::new(0);
             let found = hash(&path, &|read| {
@@ -156,7 +156,7 @@ mod tests {
             assert_eq!(found.unwrap(), blake3::hash(&content).to_hex().to_string(), "{length}");
             assert_eq!(seen.into_inner(), length as u64);
         }
-        let all = hash_and_sync(folder.path(), 3, &|_| {}).unwrap();
+        let all = hash_and_sync(directory.path(), 3, &|_| {}).unwrap();
         assert_eq!(all.len(), 6);
     }
 }

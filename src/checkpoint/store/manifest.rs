@@ -1,5 +1,5 @@
-//! What a checkpoint consists of: `manifest.json`, written last. A checkpoint without one, or with one that does not read,
-//! does not exist; a file that is not as it says is named, and CRIU never sees it.
+//! What a checkpoint consists of: `manifest.json`, written last. A checkpoint without one, or with one that does not
+//! read, does not exist; a file that is not as it says is named, and CRIU never sees it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     checkpoint::{CheckpointError, gpu::SavedGpus},
-    criu::{namespace_setup::MemoryFiles, network::sockets::Sockets, thread_attributes::Tuning},
+    criu::{namespace_setup::MemoryFiles, network::sockets::Sockets, thread_attributes::ThreadAttributes},
     host::{
-        disk::{DiskError, sync_folder},
+        disk::{DiskError, sync_directory},
         parallel,
     },
     model::{
@@ -73,7 +73,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<SavedGpus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tuning: Vec<Tuning>,
+    pub tuning: Vec<ThreadAttributes>,
     /// The kernel's settings of the pod's network, by their paths below /proc/sys.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub network: BTreeMap<String, String>,
@@ -84,7 +84,7 @@ pub struct Manifest {
     pub losses: Vec<String>,
     /// How long the pod stood still, milliseconds.
     pub frozen_ms: u64,
-    /// By path from the folder.
+    /// By path from the directory.
     pub files: BTreeMap<PathBuf, FileEntry>,
     /// All that the engine said of the container.
     pub container: Value,
@@ -119,15 +119,15 @@ impl Manifest {
         self.files.values().map(|entry| entry.size).sum()
     }
 
-    /// The files as they lie in the folder: path, size and hash.
+    /// The files as they lie in the directory: path, size and hash.
     pub fn stored(&self) -> impl Iterator<Item = (&Path, u64, &str)> {
         self.files.iter().map(|(path, entry)| entry.stored(path))
     }
 
-    /// Reads the manifest of a folder and checks that it is this checkpoint's.
-    pub fn read(folder: &Path, id: CheckpointId) -> Result<Self, CheckpointError> {
+    /// Reads the manifest of a directory and checks that it is this checkpoint's.
+    pub fn read(directory: &Path, id: CheckpointId) -> Result<Self, CheckpointError> {
         let damaged = |why: String| CheckpointError::Damaged { id, file: MANIFEST.to_owned(), why };
-        let file = File::open(folder.join(MANIFEST)).map_err(|error| damaged(error.to_string()))?;
+        let file = File::open(directory.join(MANIFEST)).map_err(|error| damaged(error.to_string()))?;
         let mut text = Vec::new();
         file.take(MAX_SIZE).read_to_end(&mut text).map_err(|error| damaged(error.to_string()))?;
         Self::parse(&text, id).map_err(damaged)
@@ -146,7 +146,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Nothing in it leads out of the folder, and nothing is larger than it can be.
+    /// Nothing in it leads out of the directory, and nothing is larger than it can be.
     fn check(&self) -> Result<(), String> {
         if self.files.len() > MAX_FILES || self.losses.len() > MAX_LOSSES {
             return Err(format!("it names more than {MAX_FILES} files or {MAX_LOSSES} losses"));
@@ -198,10 +198,10 @@ impl Manifest {
         serde_json::to_vec_pretty(self)
     }
 
-    /// Writes it so that it is there whole or not at all, also after a power cut. One that would not be read again is not
-    /// written: the pod may be stopped for it.
-    pub fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let path = folder.join(MANIFEST);
+    /// Writes it so that it is there whole or not at all, also after a power cut. One that would not be read again is
+    /// not written: the pod may be stopped for it.
+    pub fn write(&self, directory: &Path) -> Result<(), CheckpointError> {
+        let path = directory.join(MANIFEST);
         let text = self.text().map_err(io::Error::from).map_err(DiskError::io("writing", &path))?;
         if text.len() as u64 > MAX_SIZE {
             let why = format!("it has {} bytes, {MAX_SIZE} at most are read", text.len());
@@ -209,21 +209,21 @@ impl Manifest {
         }
         Self::parse(&text, self.id).map_err(CheckpointError::Unreadable)?;
         let written = || {
-            let new = folder.join(format!("{MANIFEST}.new"));
+            let new = directory.join(format!("{MANIFEST}.new"));
             let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
-            sync_folder(folder)
+            sync_directory(directory)
         };
         Ok(written().map_err(DiskError::io("writing", &path))?)
     }
 
-    /// Looks at every file that it names, several at a time: there, of its size, and with its hash. One that is not so is
-    /// named.
+    /// Looks at every file that it names, several at a time: there, of its size, and with its hash. One that is not so
+    /// is named.
     pub fn verify(
         &self,
-        folder: &Path,
+        directory: &Path,
         streams: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), CheckpointError> {
@@ -235,20 +235,20 @@ impl Manifest {
         let files: Vec<(&Path, u64, &str)> = self.stored().collect();
         // Sizes of all files first: that costs nothing and tells most damages.
         for (path, size, _) in &files {
-            check_size(folder, path, *size).map_err(|why| damaged((path, why)))?;
+            check_size(directory, path, *size).map_err(|why| damaged((path, why)))?;
         }
         let look = |(path, _, blake3): &(&Path, u64, &str)| {
-            check_hash(folder, path, blake3, progress).map_err(|why| damaged((path, why)))
+            check_hash(directory, path, blake3, progress).map_err(|why| damaged((path, why)))
         };
         parallel::for_each(streams, &files, look)
     }
 
-    /// The files in the folder that are not as they must be: path, size and hash.
-    pub fn damaged_files(&self, folder: &Path, streams: usize) -> Vec<(PathBuf, u64, String)> {
+    /// The files in the directory that are not as they must be: path, size and hash.
+    pub fn damaged_files(&self, directory: &Path, streams: usize) -> Vec<(PathBuf, u64, String)> {
         let files: Vec<(&Path, u64, &str)> = self.stored().collect();
         let found = std::sync::Mutex::new(Vec::new());
         let look = |(path, size, blake3): &(&Path, u64, &str)| {
-            let good = check_size(folder, path, *size).and_then(|()| check_hash(folder, path, blake3, &|_| {}));
+            let good = check_size(directory, path, *size).and_then(|()| check_hash(directory, path, blake3, &|_| {}));
             if good.is_err() {
                 let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 found.push((path.to_path_buf(), *size, (*blake3).to_owned()));
@@ -260,8 +260,8 @@ impl Manifest {
     }
 }
 
-fn check_size(folder: &Path, path: &Path, size: u64) -> Result<(), String> {
-    match fs::symlink_metadata(folder.join(path)) {
+fn check_size(directory: &Path, path: &Path, size: u64) -> Result<(), String> {
+    match fs::symlink_metadata(directory.join(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is missing".to_owned()),
         Err(error) => Err(error.to_string()),
         Ok(found) if !found.is_file() => Err("it is no file".to_owned()),
@@ -270,8 +270,8 @@ fn check_size(folder: &Path, path: &Path, size: u64) -> Result<(), String> {
     }
 }
 
-fn check_hash(folder: &Path, path: &Path, blake3: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<(), String> {
-    let found = hash(&folder.join(path), progress).map_err(|error| error.to_string())?;
+fn check_hash(directory: &Path, path: &Path, blake3: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<(), String> {
+    let found = hash(&directory.join(path), progress).map_err(|error| error.to_string())?;
     if found == blake3 { Ok(()) } else { Err("its content changed".to_owned()) }
 }
 

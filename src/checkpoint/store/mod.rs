@@ -1,4 +1,4 @@
-//! Where checkpoints lie: one folder each, named by its id.
+//! Where checkpoints lie: one directory each, named by its id.
 //!
 //! ```text
 //! checkpoints/                     0700, root's: it holds the memory of pods
@@ -25,7 +25,7 @@ use std::{
 use super::CheckpointError;
 use crate::{
     criu::runc::IMAGES,
-    host::disk::{DiskError, free, remove, sync_folder},
+    host::disk::{DiskError, free, remove, sync_directory},
     model::ids::CheckpointId,
 };
 
@@ -36,22 +36,22 @@ pub const MANIFEST: &str = "manifest.json";
 
 pub const ROOTFS: &str = "rootfs-diff.tar";
 
-/// Folders of checkpoints in the making.
+/// Directories of checkpoints in the making.
 const UNDER_WAY: &str = ".tmp-";
 
-/// Folders for a restore: unpacked files, CRIU's log.
+/// Directories for a restore: unpacked files, CRIU's log.
 const SCRATCH: &str = ".restore-";
 
-/// The folder of all checkpoints. Cheap to clone.
+/// The directory of all checkpoints. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store(PathBuf);
 
 impl Store {
-    pub fn new(folder: PathBuf) -> Self {
-        Self(folder)
+    pub fn new(directory: PathBuf) -> Self {
+        Self(directory)
     }
 
-    /// Makes the folder where it is not there, and resolves it: links into it are followed from elsewhere.
+    /// Makes the directory where it is not there, and resolves it: links into it are followed from elsewhere.
     pub fn ensure(&self) -> Result<PathBuf, CheckpointError> {
         let made = fs::create_dir_all(&self.0)
             .and_then(|()| fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)))
@@ -63,47 +63,48 @@ impl Store {
         &self.0
     }
 
-    /// A complete checkpoint's folder.
-    pub fn folder(&self, id: CheckpointId) -> PathBuf {
+    /// A complete checkpoint's directory.
+    pub fn directory(&self, id: CheckpointId) -> PathBuf {
         self.0.join(id.to_string())
     }
 
-    /// The folder while it is being made.
-    pub fn folder_under_way(&self, id: CheckpointId) -> PathBuf {
+    /// The directory while it is being made.
+    pub fn directory_under_way(&self, id: CheckpointId) -> PathBuf {
         self.0.join(format!("{UNDER_WAY}{id}"))
     }
 
-    /// A folder for a restore, gone when that ends.
+    /// A directory for a restore, gone when that ends.
     pub fn scratch(&self, action: crate::model::ids::ActionId) -> PathBuf {
         self.0.join(format!("{SCRATCH}{action}"))
     }
 
-    /// A new, empty folder for a checkpoint.
+    /// A new, empty directory for a checkpoint.
     pub fn begin(&self, id: CheckpointId) -> Result<PathBuf, CheckpointError> {
-        let folder = self.ensure()?.join(format!("{UNDER_WAY}{id}"));
-        remove(&folder)?;
-        let made = fs::create_dir(&folder).and_then(|()| fs::create_dir(folder.join(IMAGES)));
-        made.map_err(DiskError::io("making the folder", &folder))?;
-        Ok(folder)
+        let directory = self.ensure()?.join(format!("{UNDER_WAY}{id}"));
+        remove(&directory)?;
+        let made = fs::create_dir(&directory).and_then(|()| fs::create_dir(directory.join(IMAGES)));
+        made.map_err(DiskError::io("making the folder", &directory))?;
+        Ok(directory)
     }
 
-    /// Gives the folder its name; it is complete from then on.
+    /// Gives the directory its name; it is complete from then on.
     pub fn commit(&self, id: CheckpointId) -> Result<PathBuf, CheckpointError> {
-        let (from, to) = (self.folder_under_way(id), self.folder(id));
-        let renamed = sync_folder(&from).and_then(|()| fs::rename(&from, &to)).and_then(|()| sync_folder(&self.0));
+        let (from, to) = (self.directory_under_way(id), self.directory(id));
+        let renamed =
+            sync_directory(&from).and_then(|()| fs::rename(&from, &to)).and_then(|()| sync_directory(&self.0));
         renamed.map_err(DiskError::io("renaming", &from))?;
         Ok(to)
     }
 
     /// Whether a checkpoint was completed.
     pub fn is_complete(&self, id: CheckpointId) -> bool {
-        self.folder(id).join(MANIFEST).is_file()
+        self.directory(id).join(MANIFEST).is_file()
     }
 
     /// Removes all that there is of a checkpoint.
     pub fn remove(&self, id: CheckpointId) -> Result<(), CheckpointError> {
-        remove(&self.folder_under_way(id))?;
-        Ok(remove(&self.folder(id))?)
+        remove(&self.directory_under_way(id))?;
+        Ok(remove(&self.directory(id))?)
     }
 
     /// Removes what was being made, and what restores left, but for those at work.
@@ -132,8 +133,8 @@ mod tests {
 
     #[test]
     fn only_what_is_complete_has_a_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path().join("checkpoints"));
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().join("checkpoints"));
         let (made, left) = (CheckpointId::generate(), CheckpointId::generate());
         store.begin(left).unwrap();
         let path = store.begin(made).unwrap();
@@ -146,7 +147,7 @@ mod tests {
         let mode = fs::metadata(store.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         store.sweep(|_| false).unwrap();
-        assert!(!store.folder_under_way(left).exists() && store.is_complete(made));
+        assert!(!store.directory_under_way(left).exists() && store.is_complete(made));
         store.remove(made).unwrap();
         assert!(!store.is_complete(made));
     }

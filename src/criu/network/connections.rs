@@ -1,4 +1,5 @@
-//! What becomes of TCP connections in a restore, and which addresses the pod has for that: decided from the manifest alone.
+//! What becomes of TCP connections in a restore, and which addresses the pod has for that: decided from the manifest
+//! alone.
 
 use std::net::Ipv4Addr;
 
@@ -27,31 +28,31 @@ impl Tcp {
 
 /// Which addresses the pod's network has when its sockets are made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Addresses {
+pub enum AddressPolicy {
     /// The one of then from the engine, as others know it. What its sockets were bound to besides is its own alone.
-    Again,
+    Original,
     /// Whatever the engine gives it. What its sockets were bound to is its own alone.
-    Another,
+    New,
 }
 
 /// One way to bring the sockets back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     pub tcp: Tcp,
-    pub addresses: Addresses,
+    pub addresses: AddressPolicy,
 }
 
 impl Way {
     /// What to try, in this order.
     pub fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [Self] {
-        const fn way(tcp: Tcp, addresses: Addresses) -> Way {
+        const fn way(tcp: Tcp, addresses: AddressPolicy) -> Way {
             Way { tcp, addresses }
         }
-        const AGAIN: Way = way(Tcp::Established, Addresses::Again);
-        const INSIDE: Way = way(Tcp::Established, Addresses::Another);
-        const CLOSED_AGAIN: Way = way(Tcp::Close, Addresses::Again);
-        const CLOSED: Way = way(Tcp::Close, Addresses::Another);
-        const CUT_OFF: Way = way(Tcp::CloseOutside, Addresses::Another);
+        const AGAIN: Way = way(Tcp::Established, AddressPolicy::Original);
+        const INSIDE: Way = way(Tcp::Established, AddressPolicy::New);
+        const CLOSED_AGAIN: Way = way(Tcp::Close, AddressPolicy::Original);
+        const CLOSED: Way = way(Tcp::Close, AddressPolicy::New);
+        const CUT_OFF: Way = way(Tcp::CloseOutside, AddressPolicy::New);
         // Only one pod can have the address, and others may know it.
         let again = in_place && sockets.need_their_address();
         match (wanted, sockets.outside, in_place) {
@@ -72,25 +73,25 @@ impl Way {
 
 impl Sockets {
     /// The one that the engine had given the pod.
-    pub fn address_of_then(&self) -> Option<Ipv4Addr> {
+    pub fn original_address(&self) -> Option<Ipv4Addr> {
         self.address.as_ref()?.parse().ok()
     }
 
     /// Whether others are connected with the pod, or reach a program of it, by its address of then.
     pub fn need_their_address(&self) -> bool {
-        self.address_of_then().is_some_and(|address| self.bound.contains(&address))
+        self.original_address().is_some_and(|address| self.bound.contains(&address))
     }
 
     /// All that its programs may know the pod by, but for the loopback's.
     pub fn own_addresses(&self) -> Vec<Ipv4Addr> {
-        self.bound.iter().copied().chain(self.address_of_then()).collect()
+        self.bound.iter().copied().chain(self.original_address()).collect()
     }
 
     /// Those that no engine gives the pod: of earlier lives, or all.
-    pub fn addresses_to_add(&self, addresses: Addresses) -> Vec<Ipv4Addr> {
+    pub fn addresses_to_add(&self, addresses: AddressPolicy) -> Vec<Ipv4Addr> {
         let from_engine = match addresses {
-            Addresses::Again => self.address_of_then(),
-            Addresses::Another => None,
+            AddressPolicy::Original => self.original_address(),
+            AddressPolicy::New => None,
         };
         self.bound.iter().copied().filter(|address| Some(*address) != from_engine).collect()
     }
@@ -108,7 +109,7 @@ mod tests {
     #[test]
     fn a_clone_does_not_take_the_connections_of_another() {
         let [inside, cut_off, closed] =
-            [Tcp::Established, Tcp::CloseOutside, Tcp::Close].map(|tcp| Way { tcp, addresses: Addresses::Another });
+            [Tcp::Established, Tcp::CloseOutside, Tcp::Close].map(|tcp| Way { tcp, addresses: AddressPolicy::New });
         assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, None), [inside, closed]);
         assert_eq!(Way::choices(&sockets(3, 1, &[2]), false, None), [cut_off, closed]);
         assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, Some(Connections::Close)), [closed]);
@@ -118,20 +119,20 @@ mod tests {
     fn a_connection_with_others_goes_on_with_the_address_of_then_alone() {
         for (outside, wanted) in [(1, None), (2, Some(Connections::Keep))] {
             for way in Way::choices(&sockets(3, outside, &[2]), true, wanted) {
-                assert!(way.tcp != Tcp::Established || way.addresses == Addresses::Again, "{way:?}");
+                assert!(way.tcp != Tcp::Established || way.addresses == AddressPolicy::Original, "{way:?}");
             }
         }
         // What is bound to it is reached by others again.
-        assert_eq!(Way::choices(&sockets(0, 0, &[2]), true, None)[0].addresses, Addresses::Again);
+        assert_eq!(Way::choices(&sockets(0, 0, &[2]), true, None)[0].addresses, AddressPolicy::Original);
         // Nobody needs it, or it was that of an earlier life.
-        assert_eq!(Way::choices(&sockets(3, 0, &[]), true, None)[0].addresses, Addresses::Another);
-        assert_eq!(Way::choices(&sockets(3, 0, &[7]), true, None)[0].addresses, Addresses::Another);
+        assert_eq!(Way::choices(&sockets(3, 0, &[]), true, None)[0].addresses, AddressPolicy::New);
+        assert_eq!(Way::choices(&sockets(3, 0, &[7]), true, None)[0].addresses, AddressPolicy::New);
     }
 
     #[test]
     fn addresses_of_earlier_lives_are_added_and_the_engines_own_is_not() {
         let of = |addresses| sockets(1, 1, &[2, 7]).addresses_to_add(addresses);
-        assert_eq!(of(Addresses::Again), [Ipv4Addr::new(172, 17, 0, 7)]);
-        assert_eq!(of(Addresses::Another), [Ipv4Addr::new(172, 17, 0, 2), Ipv4Addr::new(172, 17, 0, 7)]);
+        assert_eq!(of(AddressPolicy::Original), [Ipv4Addr::new(172, 17, 0, 7)]);
+        assert_eq!(of(AddressPolicy::New), [Ipv4Addr::new(172, 17, 0, 2), Ipv4Addr::new(172, 17, 0, 7)]);
     }
 }

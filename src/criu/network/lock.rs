@@ -1,9 +1,9 @@
 //! A pod's network, closed for as long as it stands still.
 //!
-//! The kernel answers for programs that stand still: it would acknowledge what others send after their sockets were written
-//! down, and nobody would ever send that again. And at the end of a pod that is stopped it would tell others that their
-//! connections are over, which are to go on after the restore. CRIU closes the network too, but only while it dumps. With
-//! the pod, its network goes, and the lock with it.
+//! The kernel answers for programs that stand still: it would acknowledge what others send after their sockets were
+//! written down, and nobody would ever send that again. And at the end of a pod that is stopped it would tell others
+//! that their connections are over, which are to go on after the restore. CRIU closes the network too, but only while
+//! it dumps. With the pod, its network goes, and the lock with it.
 
 use std::{fs, process::Stdio, time::Duration};
 
@@ -32,8 +32,8 @@ pub enum NetworkLock {
     Ports,
 }
 
-/// No packet passes any more, until [`unlock`] or the pod's end. Of a pod that goes on, and hangs on no bridge, CRIU's lock
-/// is enough.
+/// No packet passes any more, until [`unlock`] or the pod's end. Of a pod that goes on, and hangs on no bridge, CRIU's
+/// lock is enough.
 pub async fn lock(pid: i32, is_stopped: bool) -> NetworkLock {
     match bridge::set_ports(pid, State::Disabled) {
         Ok(true) => return NetworkLock::Ports,

@@ -1,6 +1,6 @@
-//! Unix sockets with another name in the file system than they were bound under: bound under a name for the moment, then linked
-//! or renamed to the one that is known, as supervisord does. CRIU binds the first name again and takes it away, so the dump's
-//! images get the name of now ([`crate::checkpoint::corrections`]).
+//! Unix sockets with another name in the file system than they were bound under: bound under a name for the moment,
+//! then linked or renamed to the one that is known, as supervisord does. CRIU binds the first name again and takes it
+//! away, so the dump's images get the name of now ([`crate::checkpoint::corrections`]).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,7 +15,7 @@ use std::{
 use nix::{errno::Errno, libc};
 
 use super::sockets;
-use crate::host::{life, process};
+use crate::host::{pidfd, process};
 
 /// The longest name that a socket can be bound under, bytes: `sun_path` (unix(7)) less the zero behind it.
 pub const LONGEST: usize = 107;
@@ -25,10 +25,10 @@ const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
 /// A file, wherever its name is: device and inode.
 type FileId = (u64, u64);
 
-/// The names of now, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod. A name is looked for
-/// in the folder of the first one; what is not there, in the writable layer where that is given, which takes as long as it has
-/// files.
-pub fn of_now(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, String> {
+/// The names of now, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod. A name is
+/// looked for in the directory of the first one; what is not there, in the writable layer where that is given, which
+/// takes as long as it has files.
+pub fn current(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, String> {
     let table = process::read(format!("/proc/{init}/net/unix")).unwrap_or_default();
     let root = PathBuf::from(format!("/proc/{init}/root"));
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
@@ -41,7 +41,7 @@ pub fn of_now(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, St
     let held = pids.iter().flat_map(|&pid| process::descriptors(pid).map(move |held| (pid, held)));
     let files = held.filter_map(|(pid, (number, target))| {
         let inode = sockets::inode(&target).filter(|inode| gone.contains_key(inode))?;
-        let socket = life::descriptor(pid, number.parse().ok()?).ok()?;
+        let socket = pidfd::descriptor(pid, number.parse().ok()?).ok()?;
         Some((inode, id_of(&file_of(&socket).ok()?.metadata().ok()?)))
     });
     let mut files: HashMap<u64, FileId> = files.collect();
@@ -57,8 +57,8 @@ pub fn of_now(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, St
         });
         files.is_empty()
     };
-    let folders: HashSet<&Path> = gone.values().filter_map(|path| Path::new(path).parent()).collect();
-    let beside = folders.into_iter().flat_map(|folder| sockets_in(folder, &inside(folder)));
+    let directories: HashSet<&Path> = gone.values().filter_map(|path| Path::new(path).parent()).collect();
+    let beside = directories.into_iter().flat_map(|directory| sockets_in(directory, &inside(directory)));
     if !look_among(beside.collect())
         && let Some(upper) = upper
     {
@@ -70,13 +70,13 @@ pub fn of_now(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, St
 }
 
 /// What is told of those that cannot get their name again.
-pub fn losses(of_now: &BTreeMap<u64, String>) -> Vec<String> {
+pub fn losses(current: &BTreeMap<u64, String>) -> Vec<String> {
     let told = |name: &String| {
         format!(
             "the socket {name} was given its name after it was bound, and {LONGEST} bytes are the longest that one can be bound under; after a restore its program is not reached there: restart that program then"
         )
     };
-    of_now.values().filter(|name| name.len() > LONGEST).map(told).collect()
+    current.values().filter(|name| name.len() > LONGEST).map(told).collect()
 }
 
 /// Inodes of sockets, and the absolute paths that they were bound under: the last two columns, where there are so many.
@@ -100,8 +100,8 @@ fn id_of(file: &fs::Metadata) -> FileId {
 }
 
 /// Sockets in a writable layer, as the pod names them.
-fn sockets_below(folder: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+fn sockets_below(directory: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => sockets_below(&entry.path(), upper, found),
             Ok(kind) if kind.is_socket() => {
@@ -113,11 +113,11 @@ fn sockets_below(folder: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Sockets in a folder of the pod, which the host has under another name.
-fn sockets_in(folder: &Path, there: &Path) -> Vec<PathBuf> {
+/// Sockets in a directory of the pod, which the host has under another name.
+fn sockets_in(directory: &Path, there: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(there).into_iter().flatten().filter_map(Result::ok);
     let sockets = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()));
-    sockets.map(|entry| folder.join(entry.file_name())).collect()
+    sockets.map(|entry| directory.join(entry.file_name())).collect()
 }
 
 #[cfg(test)]
@@ -137,8 +137,8 @@ mod tests {
 
     #[test]
     fn the_name_of_now_is_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let of = |name: &str| folder.path().join(name);
+        let directory = tempfile::tempdir().unwrap();
+        let of = |name: &str| directory.path().join(name);
         let bind = |name: &str| UnixListener::bind(of(name)).unwrap();
         let (linked, renamed, plain, gone) = (bind("first"), bind("second"), bind("plain"), bind("gone"));
         fs::hard_link(of("first"), of("linked")).unwrap();
@@ -146,7 +146,7 @@ mod tests {
         fs::rename(of("second"), of("renamed")).unwrap();
         fs::remove_file(of("gone")).unwrap();
         let me = i32::try_from(std::process::id()).unwrap();
-        let found = of_now(me, None, &[me]);
+        let found = current(me, None, &[me]);
         let name = |socket: &UnixListener| {
             let target = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
             found.get(&sockets::inode(target.to_str().unwrap()).unwrap()).cloned()
@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn only_names_that_are_too_long_are_told_of() {
         let long = format!("/{}", "x".repeat(LONGEST));
-        let of_now = BTreeMap::from([(1, long.clone()), (2, long[..LONGEST].to_owned())]);
-        let told = losses(&of_now);
+        let current = BTreeMap::from([(1, long.clone()), (2, long[..LONGEST].to_owned())]);
+        let told = losses(&current);
         assert!(told.len() == 1 && told[0].contains(&long) && told[0].contains("107 bytes"), "{told:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! The sockets of a pod: which TCP connections stay inside it, which of its addresses programs are bound to, and which unix
-//! sockets have their other end outside.
+//! The sockets of a pod: which TCP connections stay inside it, which of its addresses programs are bound to, and which
+//! unix sockets have their other end outside.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -16,7 +16,7 @@ use std::{
 use nix::{errno::Errno, libc};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{life, netlink};
+use crate::host::{netlink, pidfd};
 
 /// States of /proc/net/tcp.
 const TIME_WAIT: &str = "06";
@@ -139,15 +139,15 @@ pub struct Held {
     pub let_go: HashSet<u64>,
 }
 
-/// The unix sockets of a pod whose other end no program to be saved holds: by inode, with the path of the connection where it
-/// has one.
+/// The unix sockets of a pod whose other end no program to be saved holds: by inode, with the path of the connection
+/// where it has one.
 pub struct Outside(HashMap<u64, Option<String>>);
 
 impl Outside {
     /// `held` looks who holds sockets now.
     pub fn find(pid: i32, held: impl Fn() -> Held) -> Self {
-        // Asked first who is connected, then who holds it: what was accepted by then is seen. What was closed in between is
-        // not there in the second round.
+        // Asked first who is connected, then who holds it: what was accepted by then is seen. What was closed in
+        // between is not there in the second round.
         let first = ends(pid, &held);
         let lasting = if first.is_empty() { first } else { &first & &ends(pid, &held) };
         let text = |file: &str| fs::read_to_string(file).unwrap_or_default();
@@ -207,7 +207,7 @@ pub fn end_repair(pids: &[i32]) {
             let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
             // One that is closed by now needs nothing.
             if let (true, Some(number)) = (is_tcp, number)
-                && let Ok(socket) = life::descriptor(pid, number)
+                && let Ok(socket) = pidfd::descriptor(pid, number)
                 && let Err(error) = leave_repair(&socket)
             {
                 tracing::warn!(pid, number, %error, "a connection may be left that nothing is received on");

@@ -7,19 +7,19 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Filled, Loose, V2Error, ensure_this_host, pod_ref};
+use super::{EmptyAsNone, QuotedId, V2Error, ensure_this_host, pod_ref};
 use crate::{
     agents::reports::ensure_plain,
     app::App,
     checkpoint::CheckpointError,
     http::{
-        endpoint::Cx,
+        endpoint::Ctx,
         json::Json,
         params::{Body, NoParams, sentence},
     },
     model::{
         action::{Action, ActionFilter, ActionStatus},
-        agent::ToldAction,
+        agent::ReportedAction,
         checkpoint::{Compression, Connections, Kind, LeaveRunning, NewCheckpoint, Origin},
         ids::{ActionId, CheckpointId, PodId},
         names::{PodRef, clipped},
@@ -62,9 +62,9 @@ struct ActionView {
 }
 
 impl ActionView {
-    fn new(app: &App, action: Action, reason: Option<String>, told: Option<&ToldAction>) -> Self {
+    fn new(app: &App, action: Action, reason: Option<String>, reported: Option<&ReportedAction>) -> Self {
         let saved = action.kind == ActionKind::Checkpoint && action.status == ActionStatus::Done;
-        let reason = told.and_then(|told| told.reason.clone()).or(reason);
+        let reason = reported.and_then(|reported| reported.reason.clone()).or(reason);
         let copy = action.remote.as_ref();
         Self {
             status: match step(&action) {
@@ -78,8 +78,8 @@ impl ActionView {
                 "frozen_ms": action.frozen_ms,
                 "losses": action.losses,
                 "error": action.error,
-                "told": told.and_then(|told| told.upload.as_ref()),
-                "restore_info": told.and_then(|told| told.info.as_ref()),
+                "told": reported.and_then(|reported| reported.upload.as_ref()),
+                "restore_info": reported.and_then(|reported| reported.info.as_ref()),
                 "remote": copy.map(|copy| &copy.state),
                 "remote_bytes": copy.and_then(|copy| copy.bytes),
                 "remote_total_bytes": copy.and_then(|copy| copy.total_bytes),
@@ -149,22 +149,22 @@ fn step(action: &Action) -> Step {
 
 params! { List { ; r#type: String } }
 
-pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
-    let caller = cx.caller();
+pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let caller = ctx.caller();
     let kind = params.r#type.filter(|kind| !kind.is_empty()).map(|kind| kind.parse()).transpose();
     let kind: Option<ActionKind> = kind.map_err(|error| V2Error::BadRequest(format!("type: {error}")))?;
     let filter = ActionFilter { kind, all: caller.is_admin, limit: LIMIT, ..ActionFilter::default() };
-    let actions = cx.app.checkpoints.list_actions(caller, filter).await?;
-    let told = cx.app.registry.told_of_actions(caller).await?;
-    let entries = cx.app.registry.list(caller, None).await?;
+    let actions = ctx.app.checkpoints.list_actions(caller, filter).await?;
+    let reported = ctx.app.reports.told_of_actions(caller).await?;
+    let entries = ctx.app.reports.list(caller, None).await?;
     let reason_of = |checkpoint: CheckpointId| {
         let row = entries.iter().find(|entry| entry.id == checkpoint)?.ours.as_ref()?;
         row.reason.clone()
     };
     let view = |action: Action| {
         let reason = if action.kind == ActionKind::Checkpoint { reason_of(action.checkpoint) } else { None };
-        let told = told.get(&action.id);
-        ActionView::new(&cx.app, action, reason, told)
+        let reported = reported.get(&action.id);
+        ActionView::new(&ctx.app, action, reason, reported)
     };
     Ok(Json(actions.into_iter().map(view).collect::<Vec<_>>()))
 }
@@ -172,21 +172,21 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error>
 params! { OfPod { id: String } }
 
 /// Also of a pod that is deleted, by its id or its name; and of one that only an agent knows.
-pub async fn of_pod(cx: Cx, params: OfPod) -> Result<String, V2Error> {
-    let caller = cx.caller();
-    if let Some(action) = newest_here(&cx.app, caller, &params.id).await? {
+pub async fn of_pod(ctx: Ctx, params: OfPod) -> Result<String, V2Error> {
+    let caller = ctx.caller();
+    if let Some(action) = newest_here(&ctx.app, caller, &params.id).await? {
         return Ok(action.id.to_string());
     }
-    let told = cx.app.registry.action_of_told_pod(caller, plain_id(&params.id)).await?;
+    let reported = ctx.app.reports.action_of_told_pod(caller, plain_id(&params.id)).await?;
     let not_found = || V2Error::NotFound(format!("there is no action of a pod {} of yours", clipped(&params.id)));
-    Ok(told.ok_or_else(not_found)?.to_string())
+    Ok(reported.ok_or_else(not_found)?.to_string())
 }
 
 /// The newest action of a pod of this host.
 async fn newest_here(app: &App, caller: &Caller, pod: &str) -> Result<Option<Action>, V2Error> {
     let mut filter = ActionFilter { all: caller.is_admin, limit: 1, ..ActionFilter::default() };
-    match (pod.parse::<Loose<PodId>>(), pod.parse::<PodRef>()) {
-        (Ok(Loose(id)), _) => filter.pod = Some(id),
+    match (pod.parse::<QuotedId<PodId>>(), pod.parse::<PodRef>()) {
+        (Ok(QuotedId(id)), _) => filter.pod = Some(id),
         (_, Ok(wanted)) => match app.pods.name_of(caller, &wanted) {
             Ok(name) => filter.container_name = Some(name),
             Err(_) => return Ok(None),
@@ -198,14 +198,14 @@ async fn newest_here(app: &App, caller: &Caller, pod: &str) -> Result<Option<Act
 
 /// An id in the one spelling that is kept; other names as they are.
 fn plain_id(id: &str) -> String {
-    id.parse::<Loose<Uuid>>().map_or_else(|_| id.to_owned(), |Loose(id)| id.to_string())
+    id.parse::<QuotedId<Uuid>>().map_or_else(|_| id.to_owned(), |QuotedId(id)| id.to_string())
 }
 
 /// What an agent tells of an action.
 #[derive(Deserialize, ToSchema)]
 pub struct Upload {
     #[schema(value_type = String)]
-    action_id: Loose<ActionId>,
+    action_id: QuotedId<ActionId>,
     status: String,
     pod_id: Option<String>,
     pod_spec: Option<Value>,
@@ -214,7 +214,7 @@ pub struct Upload {
 }
 
 /// The pod that is named is one of the action's from then on.
-pub async fn upload(cx: Cx, (_, Body(body)): (NoParams, Body<Upload>)) -> Result<String, V2Error> {
+pub async fn upload(ctx: Ctx, (_, Body(body)): (NoParams, Body<Upload>)) -> Result<String, V2Error> {
     let pod = body.pod_id.filter(|id| !id.is_empty()).map(|id| plain_id(&id));
     ensure_plain("status", &body.status)?;
     if let Some(pod) = &pod {
@@ -228,7 +228,7 @@ pub async fn upload(cx: Cx, (_, Body(body)): (NoParams, Body<Upload>)) -> Result
         ("persistent_volume_claim", body.persistent_volume_claim),
     ];
     let upload = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-    cx.app.registry.tell(cx.caller(), body.action_id.0, |told| told.upload = Some(upload)).await?;
+    ctx.app.reports.tell(ctx.caller(), body.action_id.0, |reported| reported.upload = Some(upload)).await?;
     Ok("Success".to_owned())
 }
 
@@ -241,10 +241,10 @@ struct Status {
 }
 
 /// What is no id is no action's: the editions know no 400 here.
-pub async fn status(cx: Cx, params: One) -> Result<Json<impl Serialize>, V2Error> {
-    let id = params.action_id.parse::<Loose<ActionId>>();
-    let Loose(id) = id.map_err(|_| CheckpointError::NoAction(clipped(&params.action_id)))?;
-    let action = cx.app.checkpoints.action(cx.caller(), id).await?;
+pub async fn status(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, V2Error> {
+    let id = params.action_id.parse::<QuotedId<ActionId>>();
+    let QuotedId(id) = id.map_err(|_| CheckpointError::NoAction(clipped(&params.action_id)))?;
+    let action = ctx.app.checkpoints.action(ctx.caller(), id).await?;
     let details = match (&action.error, action.status) {
         (Some(error), _) => Some(error.clone()),
         (None, ActionStatus::Running) => Some(action.phase.to_string()),
@@ -265,10 +265,10 @@ pub struct Save {
     runc_root: Option<String>,
     #[schema(value_type = Option<String>)]
     #[serde(default)]
-    kind: Filled<Kind>,
+    kind: EmptyAsNone<Kind>,
     #[schema(inline, value_type = Option<Reason>)]
     #[serde(default)]
-    reason: Filled<Reason>,
+    reason: EmptyAsNone<Reason>,
     #[schema(inline)]
     #[serde(default, deserialize_with = "super::object")]
     overrides: Option<Overrides>,
@@ -283,13 +283,13 @@ struct Overrides {
     streams: Option<i32>,
 }
 
-pub async fn save(cx: Cx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<String, V2Error> {
-    let (app, caller) = (&cx.app, cx.caller());
+pub async fn save(ctx: Ctx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<String, V2Error> {
+    let (app, caller) = (&ctx.app, ctx.caller());
     ensure_this_host(app, body.cluster_id.as_deref())?;
     let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
     let pod = match (named(&body.pod_id), named(&body.pod_name)) {
-        (Some(id), _) => match id.parse::<Loose<PodId>>() {
-            Ok(Loose(id)) => app.pods.find_by_id(caller, id)?,
+        (Some(id), _) => match id.parse::<QuotedId<PodId>>() {
+            Ok(QuotedId(id)) => app.pods.find_by_id(caller, id)?,
             Err(_) => app.pods.find(caller, &pod_ref(&id, None)?)?,
         },
         (None, Some(name)) => app.pods.find(caller, &pod_ref(&name, named(&body.namespace).as_deref())?)?,
@@ -359,7 +359,7 @@ fn ensure_runc_root(root: &str, pod: &Pod) -> Result<(), V2Error> {
 fn ensure_directory(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
     match wanted {
         None | Some("") => Ok(()),
-        Some(path) if Path::new(path) == app.registry.store() => Ok(()),
+        Some(path) if Path::new(path) == app.reports.store() => Ok(()),
         Some(_) => Err(V2Error::BadRequest(
             "overrides.directory: checkpoints are kept where this host keeps them; leave it out".to_owned(),
         )),
@@ -382,8 +382,8 @@ pub struct CriuOptions {
 }
 
 impl CriuOptions {
-    /// A JSON object of booleans, under CRIU's names in either spelling. What is done anyway is taken, what cannot be obeyed is
-    /// refused with its reason.
+    /// A JSON object of booleans, under CRIU's names in either spelling. What is done anyway is taken, what cannot be
+    /// obeyed is refused with its reason.
     pub fn parse(text: Option<&str>, what: For) -> Result<Self, V2Error> {
         let mut options = Self { leave_running: true, connections: None };
         let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(options) };

@@ -4,18 +4,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Filled, Loose, NoUuid, V2Error, gpu, platform, pod_ref};
+use super::{EmptyAsNone, NoUuid, QuotedId, V2Error, gpu, platform, pod_ref};
 use crate::{
     agents::reports::{Entry, Info},
     app::App,
     checkpoint::Manifest,
     http::{
-        endpoint::Cx,
+        endpoint::Ctx,
         json::Json,
         params::{BadParam, Body, Input, NoParams, Param, Params},
     },
     model::{
-        agent::ToldStatus,
+        agent::ReportedStatus,
         checkpoint::CheckpointStatus,
         ids::{ActionId, CheckpointId},
         names::PodRef,
@@ -45,27 +45,29 @@ struct CheckpointView {
 }
 
 fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView {
-    let (ours, told) = (entry.ours.as_ref(), entry.told.as_ref());
-    let status = match (ours.map(|row| row.status), told.map(|told| told.status)) {
+    let (ours, reported) = (entry.ours.as_ref(), entry.reported.as_ref());
+    let status = match (ours.map(|row| row.status), reported.map(|reported| reported.status)) {
         (Some(CheckpointStatus::Creating), _) => "initializing",
         (Some(CheckpointStatus::Ready), _) => "ready",
         (Some(CheckpointStatus::Deprecated | CheckpointStatus::Deleting), _) => "deprecated",
         (None, Some(status)) => status.as_str(),
-        (None, None) => ToldStatus::Initializing.as_str(),
+        (None, None) => ReportedStatus::Initializing.as_str(),
     };
     let unknown = |is_ours: bool, here: String| if is_ours { here } else { String::new() };
     CheckpointView {
         id: entry.id,
         name: ours.and_then(|row| row.name.as_ref()).map(|name| name.as_str().to_owned()),
         status,
-        gpu: told.and_then(|told| told.gpu.clone()).unwrap_or_else(|| unknown(ours.is_some(), gpu(app))),
-        platform: told.and_then(|told| told.platform.clone()).unwrap_or_else(|| unknown(ours.is_some(), platform())),
+        gpu: reported.and_then(|reported| reported.gpu.clone()).unwrap_or_else(|| unknown(ours.is_some(), gpu(app))),
+        platform: reported
+            .and_then(|reported| reported.platform.clone())
+            .unwrap_or_else(|| unknown(ours.is_some(), platform())),
         checksum: manifest.map(checksum),
         image_name_with_tag: manifest.map(|manifest| manifest.shape.image.clone()),
         process_info: manifest
             .map_or(Value::Null, |manifest| json!({"frozen_ms": manifest.frozen_ms, "losses": manifest.losses})),
-        info: told.and_then(|told| told.info.clone()).unwrap_or_default(),
-        path: app.registry.path(entry),
+        info: reported.and_then(|reported| reported.info.clone()).unwrap_or_default(),
+        path: app.reports.path(entry),
         pody: ours.map_or(Value::Null, |row| json!(row)),
         source: if ours.is_some() { "pody" } else { "agent" },
     }
@@ -92,17 +94,17 @@ impl Params for List {
     }
 }
 
-pub async fn list(cx: Cx, List(ids): List) -> Result<Json<impl Serialize>, V2Error> {
+pub async fn list(ctx: Ctx, List(ids): List) -> Result<Json<impl Serialize>, V2Error> {
     let ids = Some(parse_ids(&ids)?).filter(|ids| !ids.is_empty());
-    let entries = cx.app.registry.list(cx.caller(), ids).await?;
+    let entries = ctx.app.reports.list(ctx.caller(), ids).await?;
     let mut shown = Vec::with_capacity(entries.len());
     for entry in &entries {
         let is_complete = entry.ours.as_ref().is_some_and(|row| row.status != CheckpointStatus::Creating);
         let manifest = match is_complete {
-            true => cx.app.checkpoints.manifest(cx.caller(), entry.id).await.ok(),
+            true => ctx.app.checkpoints.manifest(ctx.caller(), entry.id).await.ok(),
             false => None,
         };
-        shown.push(view(&cx.app, entry, manifest.as_ref()));
+        shown.push(view(&ctx.app, entry, manifest.as_ref()));
     }
     Ok(Json(shown))
 }
@@ -112,14 +114,14 @@ fn parse_ids(ids: &[String]) -> Result<Vec<CheckpointId>, V2Error> {
         return Err(V2Error::BadRequest(format!("ids: at most {MAX_IDS} of them in one question")));
     }
     let bad = |error: NoUuid| V2Error::BadRequest(format!("ids: {error}; write some with a comma between them"));
-    ids.iter().map(|id| id.parse().map(|Loose(id)| id).map_err(bad)).collect()
+    ids.iter().map(|id| id.parse().map(|QuotedId(id)| id).map_err(bad)).collect()
 }
 
-pub async fn create(cx: Cx, _: NoParams) -> Result<String, V2Error> {
-    Ok(cx.app.registry.create(cx.caller()).await?.to_string())
+pub async fn create(ctx: Ctx, _: NoParams) -> Result<String, V2Error> {
+    Ok(ctx.app.reports.create(ctx.caller()).await?.to_string())
 }
 
-params! { One { id: Loose<CheckpointId> } }
+params! { One { id: QuotedId<CheckpointId> } }
 
 #[derive(Deserialize, ToSchema)]
 pub struct NewInfo {
@@ -128,9 +130,9 @@ pub struct NewInfo {
     info: Option<Value>,
 }
 
-pub async fn put_info(cx: Cx, (params, Body(body)): (One, Body<NewInfo>)) -> Result<String, V2Error> {
+pub async fn put_info(ctx: Ctx, (params, Body(body)): (One, Body<NewInfo>)) -> Result<String, V2Error> {
     let info = Info { gpu: body.gpu, platform: body.platform, info: body.info };
-    cx.app.registry.put_info(cx.caller(), params.id.0, info).await?;
+    ctx.app.reports.put_info(ctx.caller(), params.id.0, info).await?;
     Ok(params.id.0.to_string())
 }
 
@@ -139,46 +141,46 @@ pub struct Uploaded {
     restore_path: Option<String>,
 }
 
-pub async fn uploaded(cx: Cx, (params, Body(body)): (One, Body<Uploaded>)) -> Result<String, V2Error> {
-    cx.app.registry.uploaded(cx.caller(), params.id.0, body.restore_path).await?;
+pub async fn uploaded(ctx: Ctx, (params, Body(body)): (One, Body<Uploaded>)) -> Result<String, V2Error> {
+    ctx.app.reports.uploaded(ctx.caller(), params.id.0, body.restore_path).await?;
     Ok(params.id.0.to_string())
 }
 
-pub async fn deprecate(cx: Cx, params: One) -> Result<String, V2Error> {
-    cx.app.registry.deprecate(cx.caller(), params.id.0).await?;
+pub async fn deprecate(ctx: Ctx, params: One) -> Result<String, V2Error> {
+    ctx.app.reports.deprecate(ctx.caller(), params.id.0).await?;
     Ok(params.id.0.to_string())
 }
 
 // The editions name none of its parameters: all that a checkpoint can be known by.
-params! { Which { ; name: String, checkpoint_id: Filled<Loose<CheckpointId>>, action_id: Filled<Loose<ActionId>>,
+params! { Which { ; name: String, checkpoint_id: EmptyAsNone<QuotedId<CheckpointId>>, action_id: EmptyAsNone<QuotedId<ActionId>>,
 pod_id: String, pod_name: String, namespace: String } }
 
 /// Of the newest that is ready.
-pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
-    let caller = cx.caller();
+pub async fn path(ctx: Ctx, mut which: Which) -> Result<String, V2Error> {
+    let caller = ctx.caller();
     for text in [&mut which.name, &mut which.pod_id, &mut which.pod_name, &mut which.namespace] {
         // Clients send an empty one for a field that nobody filled in.
         *text = text.take().filter(|text| !text.is_empty());
     }
-    let checkpoint = which.checkpoint_id.and_then(|id| id.0).map(|Loose(id)| id);
-    let action = which.action_id.and_then(|id| id.0).map(|Loose(id)| id);
+    let checkpoint = which.checkpoint_id.and_then(|id| id.0).map(|QuotedId(id)| id);
+    let action = which.action_id.and_then(|id| id.0).map(|QuotedId(id)| id);
     let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
     if which.name.is_none() && checkpoint.is_none() && action.is_none() && !is_of_pod {
         let say = "name the checkpoint: name, checkpoint_id, action_id, pod_id, or pod_name and its owner as namespace";
         return Err(V2Error::BadRequest(say.to_owned()));
     }
     let of_action = match action {
-        Some(id) => Some(cx.app.checkpoints.action(caller, id).await?.checkpoint),
+        Some(id) => Some(ctx.app.checkpoints.action(caller, id).await?.checkpoint),
         None => None,
     };
     let ids = checkpoint.into_iter().chain(of_action).collect::<Vec<_>>();
     let entries = match ids[..] {
         [one, other] if one != other => Vec::new(),
-        _ => cx.app.registry.list(caller, Some(ids).filter(|ids| !ids.is_empty())).await?,
+        _ => ctx.app.reports.list(caller, Some(ids).filter(|ids| !ids.is_empty())).await?,
     };
-    let newest = entries.iter().find(|entry| is_meant(&cx.app, entry, &which, caller));
+    let newest = entries.iter().find(|entry| is_meant(&ctx.app, entry, &which, caller));
     let newest = newest.ok_or_else(|| V2Error::NotFound("there is no checkpoint like this of yours".to_owned()))?;
-    cx.app.registry.path(newest).ok_or_else(|| {
+    ctx.app.reports.path(newest).ok_or_else(|| {
         let say = "told no restore_path; tell it with POST /v2/checkpoints/uploaded/";
         V2Error::NotFound(format!("the agent of checkpoint {0} {say}{0}", newest.id))
     })
@@ -187,7 +189,7 @@ pub async fn path(cx: Cx, mut which: Which) -> Result<String, V2Error> {
 fn is_meant(app: &App, entry: &Entry, which: &Which, caller: &Caller) -> bool {
     let Some(row) = &entry.ours else {
         // An agent's own has no name and no pod here.
-        let is_ready = entry.told.as_ref().is_some_and(|told| told.status == ToldStatus::Ready);
+        let is_ready = entry.reported.as_ref().is_some_and(|reported| reported.status == ReportedStatus::Ready);
         let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
         return is_ready && which.checkpoint_id.is_some_and(|id| id.0.is_some()) && which.name.is_none() && !is_of_pod;
     };
@@ -200,6 +202,6 @@ fn is_meant(app: &App, entry: &Entry, which: &Which, caller: &Caller) -> bool {
         |name: &String| row.container_name == *name || pod_ref(name, which.namespace.as_deref()).is_ok_and(is_pod);
     row.status == CheckpointStatus::Ready
         && which.name.as_ref().is_none_or(|name| row.name.as_ref().is_some_and(|known| known.as_str() == name))
-        && which.pod_id.as_ref().is_none_or(|id| id.parse().is_ok_and(|Loose(id)| row.pod == id) || is_named(id))
+        && which.pod_id.as_ref().is_none_or(|id| id.parse().is_ok_and(|QuotedId(id)| row.pod == id) || is_named(id))
         && which.pod_name.as_ref().is_none_or(is_named)
 }

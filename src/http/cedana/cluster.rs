@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{Filled, Loose, V2Error};
+use super::{EmptyAsNone, QuotedId, V2Error};
 use crate::{
     agents::NewSync,
     http::{
-        endpoint::Cx,
+        endpoint::Ctx,
         json::Json,
         params::{Body, NoParams},
     },
@@ -28,9 +28,9 @@ struct ClusterView {
 }
 
 /// This host first, then what the caller's agents tell of.
-pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
-    let clusters = &cx.app.clusters;
-    let age = cx.app.engine.inventory().age().map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    let clusters = &ctx.app.clusters;
+    let age = ctx.app.engine.inventory().age().map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     let host = ClusterView {
         id: clusters.host(),
         name: clusters.host_name(),
@@ -38,14 +38,14 @@ pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> 
         last_sync: age.map(|age| rfc3339(now() - age)),
         metadata: json!({"source": "pody", "version": crate::VERSION}),
     };
-    let told = clusters.list(cx.caller()).await?.into_iter().map(|cluster| ClusterView {
+    let reported = clusters.list(ctx.caller()).await?.into_iter().map(|cluster| ClusterView {
         id: cluster.id,
         name: cluster.name,
         status: "active",
         last_sync: cluster.synced_at.map(rfc3339),
         metadata: json!({"source": "agent", "user": cluster.user, "agent": cluster.metadata}),
     });
-    Ok(Json(std::iter::once(host).chain(told).collect::<Vec<_>>()))
+    Ok(Json(std::iter::once(host).chain(reported).collect::<Vec<_>>()))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -53,8 +53,8 @@ pub struct Create {
     cluster_name: String,
 }
 
-pub async fn create(cx: Cx, (_, Body(body)): (NoParams, Body<Create>)) -> Result<String, V2Error> {
-    Ok(cx.app.clusters.create(cx.caller(), body.cluster_name).await?.to_string())
+pub async fn create(ctx: Ctx, (_, Body(body)): (NoParams, Body<Create>)) -> Result<String, V2Error> {
+    Ok(ctx.app.clusters.create(ctx.caller(), body.cluster_name).await?.to_string())
 }
 
 /// What an agent tells. The older edition sends its organisation too, which is nothing here.
@@ -62,7 +62,7 @@ pub async fn create(cx: Cx, (_, Body(body)): (NoParams, Body<Create>)) -> Result
 pub struct Sync {
     #[schema(value_type = Option<String>, format = "uuid")]
     #[serde(default)]
-    cluster_id: Filled<Loose<ClusterId>>,
+    cluster_id: EmptyAsNone<QuotedId<ClusterId>>,
     metadata: Option<Value>,
     #[schema(value_type = Option<Object>)]
     resource: Option<Map<String, Value>>,
@@ -70,17 +70,17 @@ pub struct Sync {
 
 impl From<Sync> for NewSync {
     fn from(body: Sync) -> Self {
-        Self { cluster: body.cluster_id.0.map(|Loose(id)| id), metadata: body.metadata, resource: body.resource }
+        Self { cluster: body.cluster_id.0.map(|QuotedId(id)| id), metadata: body.metadata, resource: body.resource }
     }
 }
 
 /// The newer edition answers with a message whose text is the id.
-pub async fn sync(cx: Cx, (_, Body(body)): (NoParams, Body<Sync>)) -> Result<Json<impl Serialize>, V2Error> {
-    let id = cx.app.clusters.sync(cx.caller(), body.into()).await?;
+pub async fn sync(ctx: Ctx, (_, Body(body)): (NoParams, Body<Sync>)) -> Result<Json<impl Serialize>, V2Error> {
+    let id = ctx.app.clusters.sync(ctx.caller(), body.into()).await?;
     Ok(Json(json!({"message": id, "code": "200", "details": null})))
 }
 
 /// The older edition answers with the id as text.
-pub async fn sync_text(cx: Cx, (_, Body(body)): (NoParams, Body<Sync>)) -> Result<String, V2Error> {
-    Ok(cx.app.clusters.sync(cx.caller(), body.into()).await?.to_string())
+pub async fn sync_text(ctx: Ctx, (_, Body(body)): (NoParams, Body<Sync>)) -> Result<String, V2Error> {
+    Ok(ctx.app.clusters.sync(ctx.caller(), body.into()).await?.to_string())
 }

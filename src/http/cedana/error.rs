@@ -1,7 +1,7 @@
 //! The dialect's one error: a status and `{"message", "code", "details"}`.
 //!
-//! What any dialect can meet has its status from [`ApiError`], whose match over the domain errors is exhaustive; what only
-//! this dialect can meet has it here, exhaustively too.
+//! What any dialect can meet has its status from [`ApiError`], whose match over the domain errors is exhaustive; what
+//! only this dialect can meet has it here, exhaustively too.
 
 use axum::{
     http::StatusCode,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     account::{AccountError, AuthError},
-    agents::{ClusterError, reports::RegistryError},
+    agents::{ClusterError, reports::ReportError},
     checkpoint::CheckpointError,
     db::DbError,
     files::FileError,
@@ -39,7 +39,7 @@ pub enum V2Error {
     #[error(transparent)]
     File(FileError),
     #[error(transparent)]
-    Registry(RegistryError),
+    Reports(ReportError),
 }
 
 impl V2Error {
@@ -59,14 +59,14 @@ impl V2Error {
                 ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
                 ClusterError::Db(error) => db_status(error),
             },
-            Self::Registry(error) => match error {
-                RegistryError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-                RegistryError::Control(_) => StatusCode::BAD_REQUEST,
-                RegistryError::TooMany { .. } => StatusCode::FORBIDDEN,
-                RegistryError::Checkpoint(_) | RegistryError::Db(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Reports(error) => match error {
+                ReportError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                ReportError::Control(_) => StatusCode::BAD_REQUEST,
+                ReportError::TooMany { .. } => StatusCode::FORBIDDEN,
+                ReportError::Checkpoint(_) | ReportError::Db(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::File(error) => match error {
-                FileError::NotFound(_) | FileError::NoFolder(_) => StatusCode::NOT_FOUND,
+                FileError::NotFound(_) | FileError::NoDirectory(_) => StatusCode::NOT_FOUND,
                 FileError::Precondition(_) => StatusCode::PRECONDITION_FAILED,
                 FileError::Symlink(_) | FileError::Total { .. } | FileError::Cut { .. } => StatusCode::BAD_REQUEST,
                 FileError::BadLink
@@ -132,12 +132,12 @@ impl From<FileError> for V2Error {
     }
 }
 
-impl From<RegistryError> for V2Error {
-    fn from(error: RegistryError) -> Self {
+impl From<ReportError> for V2Error {
+    fn from(error: ReportError) -> Self {
         match error {
-            RegistryError::Checkpoint(error) => error.into(),
-            RegistryError::Db(error) => error.into(),
-            error => Self::Registry(error),
+            ReportError::Checkpoint(error) => error.into(),
+            ReportError::Db(error) => error.into(),
+            error => Self::Reports(error),
         }
     }
 }

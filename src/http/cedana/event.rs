@@ -3,10 +3,10 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Filled, V2Error};
+use super::{EmptyAsNone, V2Error};
 use crate::{
     db::{EventSearch, FoundEvent},
-    http::{endpoint::Cx, json::Json},
+    http::{endpoint::Ctx, json::Json},
     model::time::now,
     params,
 };
@@ -51,11 +51,11 @@ impl From<FoundEvent> for Event {
     }
 }
 
-params! { List { ; time: Filled<u32>, operation: Filled<String>, resource_type: Filled<String> } }
+params! { List { ; time: EmptyAsNone<u32>, operation: EmptyAsNone<String>, resource_type: EmptyAsNone<String> } }
 
 /// Members see their own, admins everybody's.
-pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
-    let caller = cx.caller();
+pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let caller = ctx.caller();
     let window = params.time.and_then(|time| time.0).unwrap_or(WINDOW);
     if window > MAX_WINDOW {
         return Err(V2Error::BadRequest(format!("time: at most {MAX_WINDOW} s are looked back, this is {window}")));
@@ -67,6 +67,6 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error>
         verb: params.operation.and_then(|operation| operation.0),
         limit: LIMIT,
     };
-    let found = cx.app.db.read::<_, crate::db::DbError>(move |tx| tx.find_events(&search)).await?;
+    let found = ctx.app.db.read::<_, crate::db::DbError>(move |tx| tx.find_events(&search)).await?;
     Ok(Json(found.into_iter().map(Event::from).collect::<Vec<_>>()))
 }

@@ -17,13 +17,13 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use super::{
-    Filled, V2Error,
+    EmptyAsNone, V2Error,
     conditions::{self, Wanted, wanted},
 };
 use crate::{
     app::App,
     files::{Begin, FileError, FilePath, Link, Opened, Owner, Upload, Verb},
-    http::{endpoint::Cx, json::Json, params::Streamed},
+    http::{endpoint::Ctx, json::Json, params::RawBody},
     model::{
         names::{UserName, clipped},
         user::{Actor, Caller},
@@ -43,71 +43,75 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 // Admins may name another user.
-params! { One { path: FilePath; user: Filled<UserName> } }
+params! { One { path: FilePath; user: EmptyAsNone<UserName> } }
 
 /// Whose files are meant.
-async fn owner(app: &App, caller: &Caller, user: Option<Filled<UserName>>) -> Result<Owner, FileError> {
+async fn owner(app: &App, caller: &Caller, user: Option<EmptyAsNone<UserName>>) -> Result<Owner, FileError> {
     app.files.owner(caller, user.and_then(|user| user.0)).await
 }
 
-pub async fn sign_read(cx: Cx, params: One) -> Result<String, V2Error> {
-    let owner = owner(&cx.app, cx.caller(), params.user).await?;
-    if let Some(remote) = cx.app.files.remote()? {
+pub async fn sign_read(ctx: Ctx, params: One) -> Result<String, V2Error> {
+    let owner = owner(&ctx.app, ctx.caller(), params.user).await?;
+    if let Some(remote) = ctx.app.files.remote()? {
         return Ok(remote.sign(&owner, Verb::Get, &params.path).await?);
     }
     // A URL to nothing would only be found out later.
-    cx.app.files.open(owner.clone(), params.path.clone()).await?;
-    let link = cx.app.files.sign(&owner, Verb::Get, params.path)?;
-    url(&cx, &link)
+    ctx.app.files.open(owner.clone(), params.path.clone()).await?;
+    let link = ctx.app.files.sign(&owner, Verb::Get, params.path)?;
+    url(&ctx, &link)
 }
 
-pub async fn sign_write(cx: Cx, params: One) -> Result<String, V2Error> {
-    let owner = owner(&cx.app, cx.caller(), params.user).await?;
-    if let Some(remote) = cx.app.files.remote()? {
+pub async fn sign_write(ctx: Ctx, params: One) -> Result<String, V2Error> {
+    let owner = owner(&ctx.app, ctx.caller(), params.user).await?;
+    if let Some(remote) = ctx.app.files.remote()? {
         return Ok(remote.sign(&owner, Verb::Put, &params.path).await?);
     }
-    let link = cx.app.files.sign(&owner, Verb::Put, params.path)?;
-    url(&cx, &link)
+    let link = ctx.app.files.sign(&owner, Verb::Put, params.path)?;
+    url(&ctx, &link)
 }
 
-pub async fn delete(cx: Cx, params: One) -> Result<String, V2Error> {
-    let owner = owner(&cx.app, cx.caller(), params.user).await?;
+pub async fn delete(ctx: Ctx, params: One) -> Result<String, V2Error> {
+    let owner = owner(&ctx.app, ctx.caller(), params.user).await?;
     let path = params.path.to_string();
-    cx.app.files.delete(Actor::from(cx.caller()), owner, params.path).await?;
+    ctx.app.files.delete(Actor::from(ctx.caller()), owner, params.path).await?;
     Ok(path)
 }
 
-params! { Folder { path: String; user: Filled<UserName> } }
+params! { Directory { path: String; user: EmptyAsNone<UserName> } }
 
-/// A folder is named with or without a slash at its end, as lists show it.
-pub async fn list(cx: Cx, params: Folder) -> Result<Json<Vec<String>>, V2Error> {
+/// A directory is named with or without a slash at its end, as lists show it.
+pub async fn list(ctx: Ctx, params: Directory) -> Result<Json<Vec<String>>, V2Error> {
     let path = params.path.strip_suffix('/').unwrap_or(&params.path);
-    // `dir/%2F` and `dir/.`, as clients make it of the whole folder.
+    // `dir/%2F` and `dir/.`, as clients make it of the whole directory.
     if matches!(path, "" | ".") {
-        return list_in(cx, None, params.user).await;
+        return list_in(ctx, None, params.user).await;
     }
     let path = path.parse().map_err(|error| V2Error::BadRequest(format!("path: {error}")))?;
-    list_in(cx, Some(path), params.user).await
+    list_in(ctx, Some(path), params.user).await
 }
 
-params! { Root { ; user: Filled<UserName> } }
+params! { Root { ; user: EmptyAsNone<UserName> } }
 
-pub async fn list_all(cx: Cx, params: Root) -> Result<Json<Vec<String>>, V2Error> {
-    list_in(cx, None, params.user).await
+pub async fn list_all(ctx: Ctx, params: Root) -> Result<Json<Vec<String>>, V2Error> {
+    list_in(ctx, None, params.user).await
 }
 
-async fn list_in(cx: Cx, path: Option<FilePath>, user: Option<Filled<UserName>>) -> Result<Json<Vec<String>>, V2Error> {
-    let owner = owner(&cx.app, cx.caller(), user).await?;
-    Ok(Json(cx.app.files.list(owner, path).await?))
+async fn list_in(
+    ctx: Ctx,
+    path: Option<FilePath>,
+    user: Option<EmptyAsNone<UserName>>,
+) -> Result<Json<Vec<String>>, V2Error> {
+    let owner = owner(&ctx.app, ctx.caller(), user).await?;
+    Ok(Json(ctx.app.files.list(owner, path).await?))
 }
 
 /// The URL of a link, at the address under which the client has reached this server.
-fn url(cx: &Cx, link: &Link) -> Result<String, V2Error> {
-    let config = cx.app.config.get();
+fn url(ctx: &Ctx, link: &Link) -> Result<String, V2Error> {
+    let config = ctx.app.config.get();
     let base = match config.files.public_url.trim_end_matches('/') {
         "" => {
             let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
-            format!("{scheme}://{}", host(cx.request.headers(), cx.request.uri())?)
+            format!("{scheme}://{}", host(ctx.request.headers(), ctx.request.uri())?)
         }
         url => url.to_owned(),
     };
@@ -141,12 +145,12 @@ impl From<Transfer> for Link {
     }
 }
 
-pub async fn read(cx: Cx, params: Transfer) -> Result<Response, V2Error> {
+pub async fn read(ctx: Ctx, params: Transfer) -> Result<Response, V2Error> {
     let link = Link::from(params);
-    let owner = cx.app.files.admit(Verb::Get, &link).await?;
+    let owner = ctx.app.files.admit(Verb::Get, &link).await?;
     let path = link.path.to_string();
-    let Opened { mut file, size, tag } = cx.app.files.open(owner, link.path).await?;
-    let (status, part) = match wanted(cx.request.headers(), size, &tag) {
+    let Opened { mut file, size, tag } = ctx.app.files.open(owner, link.path).await?;
+    let (status, part) = match wanted(ctx.request.headers(), size, &tag) {
         Wanted::All => (StatusCode::OK, None),
         Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, Some(part)),
         Wanted::Nothing => {
@@ -188,18 +192,18 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// `Content-Range: bytes FIRST-LAST/TOTAL` is a part, `bytes */TOTAL` asks how much is here, none of it is the whole.
-pub async fn write(cx: Cx, (params, Streamed): (Transfer, Streamed)) -> Result<Response, V2Error> {
+pub async fn write(ctx: Ctx, (params, RawBody): (Transfer, RawBody)) -> Result<Response, V2Error> {
     let link = Link::from(params);
-    let expects = cx.request.headers().contains_key(header::EXPECT);
-    let idle = Duration::from_secs(cx.app.config.get().server.body_timeout_seconds.max(1));
-    let actor = Actor { name: link.user.to_string(), source: cx.peer.ip().to_string() };
-    let (parts, body) = cx.request.into_parts();
+    let expects = ctx.request.headers().contains_key(header::EXPECT);
+    let idle = Duration::from_secs(ctx.app.config.get().server.body_timeout_seconds.max(1));
+    let actor = Actor { name: link.user.to_string(), source: ctx.peer.ip().to_string() };
+    let (parts, body) = ctx.request.into_parts();
     let mut body = body.into_data_stream();
     let begun = async {
-        let owner = cx.app.files.admit(Verb::Put, &link).await?;
+        let owner = ctx.app.files.admit(Verb::Put, &link).await?;
         Ok::<_, V2Error>(match announced(&parts.headers)? {
-            None => Err(cx.app.files.received(owner, link.path).await?),
-            Some(begin) => Ok(cx.app.files.begin(actor, owner, link.path, begin).await?),
+            None => Err(ctx.app.files.received(owner, link.path).await?),
+            Some(begin) => Ok(ctx.app.files.begin(actor, owner, link.path, begin).await?),
         })
     };
     match begun.await {

@@ -1,8 +1,8 @@
 //! The `/v2` dialect: the API of a checkpoint service, in the shapes of its three editions. One file per resource.
 //!
 //! A "pod" here is one of ours, its namespace is its owner, and the cluster and the node are this host; what an outside
-//! agent tells of other clusters is listed beside them and named as such. Answers that are one id are plain text. Ids are
-//! taken with and without quotes around them, since clients send back what they were shown.
+//! agent tells of other clusters is listed beside them and named as such. Answers that are one id are plain text. Ids
+//! are taken with and without quotes around them, since clients send back what they were shown.
 
 pub mod action;
 pub mod checkpoint;
@@ -36,14 +36,14 @@ use crate::{
 
 /// An id that may have come with quotes around it.
 #[derive(Clone, Copy, Debug)]
-pub struct Loose<T>(pub T);
+pub struct QuotedId<T>(pub T);
 
 /// Why a text is no id.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no UUID")]
 pub struct NoUuid(String);
 
-impl<T: FromStr> FromStr for Loose<T> {
+impl<T: FromStr> FromStr for QuotedId<T> {
     type Err = NoUuid;
 
     fn from_str(s: &str) -> Result<Self, NoUuid> {
@@ -53,7 +53,7 @@ impl<T: FromStr> FromStr for Loose<T> {
     }
 }
 
-impl<T: FromStr> Parameter for Loose<T> {
+impl<T: FromStr> Parameter for QuotedId<T> {
     const KIND: &'static str = "string";
 
     fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
@@ -61,7 +61,7 @@ impl<T: FromStr> Parameter for Loose<T> {
     }
 }
 
-impl<'de, T: FromStr> Deserialize<'de> for Loose<T> {
+impl<'de, T: FromStr> Deserialize<'de> for QuotedId<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Cow::<str>::deserialize(deserializer)?.parse().map_err(Error::custom)
     }
@@ -69,15 +69,15 @@ impl<'de, T: FromStr> Deserialize<'de> for Loose<T> {
 
 /// A filter or an optional field: clients send an empty text where nobody filled it in.
 #[derive(Clone, Copy, Debug)]
-pub struct Filled<T>(pub Option<T>);
+pub struct EmptyAsNone<T>(pub Option<T>);
 
-impl<T> Default for Filled<T> {
+impl<T> Default for EmptyAsNone<T> {
     fn default() -> Self {
         Self(None)
     }
 }
 
-impl<T: Parameter> Parameter for Filled<T> {
+impl<T: Parameter> Parameter for EmptyAsNone<T> {
     const KIND: &'static str = T::KIND;
 
     fn parse(name: &'static str, text: &str) -> Result<Self, BadParam> {
@@ -88,7 +88,7 @@ impl<T: Parameter> Parameter for Filled<T> {
     }
 }
 
-impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Filled<T> {
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for EmptyAsNone<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = match Value::deserialize(deserializer)? {
             Value::Null => return Ok(Self(None)),

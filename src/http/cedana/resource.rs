@@ -1,12 +1,13 @@
-//! `/v2/pods`, `/v2/nodes`, `/v2/jobs`: ours, and behind them what outside agents tell of. `source` says which is which.
+//! `/v2/pods`, `/v2/nodes`, `/v2/jobs`: ours, and behind them what outside agents tell of. `source` says which is
+//! which.
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Filled, Loose, V2Error};
+use super::{EmptyAsNone, QuotedId, V2Error};
 use crate::{
     app::App,
-    http::{endpoint::Cx, json::Json, params::NoParams},
+    http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
         agent::{Kind, Resource},
         pod::Pod,
@@ -77,11 +78,11 @@ struct Count {
 }
 
 // The editions do not say whose id it is: a cluster's, or the thing's own.
-params! { List { ; id: Filled<Loose<Uuid>> } }
+params! { List { ; id: EmptyAsNone<QuotedId<Uuid>> } }
 
 impl List {
     fn wants(&self, own: &str, cluster: &str) -> bool {
-        self.id.and_then(|id| id.0).is_none_or(|Loose(id)| [own, cluster].contains(&id.to_string().as_str()))
+        self.id.and_then(|id| id.0).is_none_or(|QuotedId(id)| [own, cluster].contains(&id.to_string().as_str()))
     }
 }
 
@@ -90,21 +91,21 @@ fn pods_of(app: &App, caller: &Caller) -> Vec<std::sync::Arc<Pod>> {
     if caller.is_admin { app.pods.list_all() } else { app.pods.list(&caller.user) }
 }
 
-pub async fn list_pods(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
-    let mut pods = all_pods(&cx.app, cx.caller()).await?;
+pub async fn list_pods(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let mut pods = all_pods(&ctx.app, ctx.caller()).await?;
     pods.retain(|pod| params.wants(&pod.id, &pod.cluster_id));
     Ok(Json(pods))
 }
 
-pub async fn count_pods(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
-    Ok(Json(Count { total_count: all_pods(&cx.app, cx.caller()).await?.len() }))
+pub async fn count_pods(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    Ok(Json(Count { total_count: all_pods(&ctx.app, ctx.caller()).await?.len() }))
 }
 
 async fn all_pods(app: &App, caller: &Caller) -> Result<Vec<PodView>, V2Error> {
     app.pods.wait_ready().await;
     let ours = pods_of(app, caller).into_iter().map(|pod| our_pod(app, &pod)).collect::<Vec<_>>();
-    let told = app.clusters.list_resources(caller, Kind::Pod).await?;
-    Ok(ours.into_iter().chain(told.iter().map(told_pod)).collect())
+    let reported = app.clusters.list_resources(caller, Kind::Pod).await?;
+    Ok(ours.into_iter().chain(reported.iter().map(reported_pod)).collect())
 }
 
 /// The engine's word as Kubernetes would say it.
@@ -138,7 +139,7 @@ fn our_pod(app: &App, pod: &Pod) -> PodView {
     }
 }
 
-fn told_pod(pod: &Resource) -> PodView {
+fn reported_pod(pod: &Resource) -> PodView {
     let (ready, all) = pod.ready();
     PodView {
         id: pod.id.to_string(),
@@ -156,10 +157,10 @@ fn told_pod(pod: &Resource) -> PodView {
     }
 }
 
-pub async fn list_nodes(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2Error> {
-    let clusters = &cx.app.clusters;
+pub async fn list_nodes(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Error> {
+    let clusters = &ctx.app.clusters;
     let (host, name) = (clusters.host().to_string(), clusters.host_name());
-    let gpus = cx.app.gpus.snapshot();
+    let gpus = ctx.app.gpus.snapshot();
     let ours = NodeView {
         id: host.clone(),
         status: "Ready".to_owned(),
@@ -171,12 +172,12 @@ pub async fn list_nodes(cx: Cx, params: List) -> Result<Json<impl Serialize>, V2
         cluster_id: host,
         source: OURS,
     };
-    let told = clusters.list_resources(cx.caller(), Kind::Node).await?;
-    let nodes = std::iter::once(ours).chain(told.iter().map(told_node));
+    let reported = clusters.list_resources(ctx.caller(), Kind::Node).await?;
+    let nodes = std::iter::once(ours).chain(reported.iter().map(reported_node));
     Ok(Json(nodes.filter(|node| params.wants(&node.id, &node.cluster_id)).collect::<Vec<_>>()))
 }
 
-fn told_node(node: &Resource) -> NodeView {
+fn reported_node(node: &Resource) -> NodeView {
     let product = node.label(&["nvidia.com/gpu.product"]);
     NodeView {
         id: node.id.to_string(),
@@ -191,12 +192,12 @@ fn told_node(node: &Resource) -> NodeView {
     }
 }
 
-pub async fn list_jobs(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
-    Ok(Json(all_jobs(&cx.app, cx.caller()).await?))
+pub async fn list_jobs(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    Ok(Json(all_jobs(&ctx.app, ctx.caller()).await?))
 }
 
-pub async fn count_jobs(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
-    Ok(Json(Count { total_count: all_jobs(&cx.app, cx.caller()).await?.len() }))
+pub async fn count_jobs(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
+    Ok(Json(Count { total_count: all_jobs(&ctx.app, ctx.caller()).await?.len() }))
 }
 
 /// A job of ours is a pod that runs: its name lives on when the pod is made anew or restored.
@@ -226,11 +227,11 @@ async fn all_jobs(app: &App, caller: &Caller) -> Result<Vec<JobView>, V2Error> {
     });
     let ours = ours.collect::<Vec<_>>();
     let pods = app.clusters.list_resources(caller, Kind::Pod).await?;
-    let told = app.clusters.list_resources(caller, Kind::Job).await?;
-    Ok(ours.into_iter().chain(told.iter().map(|job| told_job(job, &pods))).collect())
+    let reported = app.clusters.list_resources(caller, Kind::Job).await?;
+    Ok(ours.into_iter().chain(reported.iter().map(|job| reported_job(job, &pods))).collect())
 }
 
-fn told_job(job: &Resource, pods: &[Resource]) -> JobView {
+fn reported_job(job: &Resource, pods: &[Resource]) -> JobView {
     JobView {
         jid: job.name.clone(),
         r#type: "kubernetes",

@@ -5,14 +5,14 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Filled, Loose, NoUuid, V2Error,
+    EmptyAsNone, NoUuid, QuotedId, V2Error,
     action::{CriuOptions, For},
     ensure_this_host,
 };
 use crate::{
     checkpoint::CheckpointError,
     http::{
-        endpoint::Cx,
+        endpoint::Ctx,
         params::{Body, NoParams},
     },
     model::{
@@ -37,7 +37,7 @@ pub struct Restore {
     cluster_id: Option<String>,
     #[schema(inline, value_type = Option<Reason>)]
     #[serde(default)]
-    reason: Filled<Reason>,
+    reason: EmptyAsNone<Reason>,
     #[schema(inline)]
     #[serde(default, deserialize_with = "super::object")]
     overrides: Option<Overrides>,
@@ -50,11 +50,11 @@ struct Overrides {
     pod_name: Option<String>,
 }
 
-pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Result<String, V2Error> {
-    let (app, caller) = (&cx.app, cx.caller());
+pub async fn restore(ctx: Ctx, (_, Body(body)): (NoParams, Body<Restore>)) -> Result<String, V2Error> {
+    let (app, caller) = (&ctx.app, ctx.caller());
     ensure_this_host(app, body.cluster_id.as_deref())?;
     let bad = |error: NoUuid| V2Error::BadRequest(format!("action_id: {error}"));
-    let Loose(id) = body.action_id.parse::<Loose<ActionId>>().map_err(bad)?;
+    let QuotedId(id) = body.action_id.parse::<QuotedId<ActionId>>().map_err(bad)?;
     let overrides = body.overrides.unwrap_or_default();
     let options = CriuOptions::parse(overrides.criu_opts.as_deref(), For::Restore)?;
     let name = overrides.pod_name.filter(|name| !name.is_empty());
@@ -64,7 +64,7 @@ pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Resu
     let checkpoint = match app.checkpoints.action(caller, id).await {
         Ok(action) => action.checkpoint,
         Err(CheckpointError::NoAction(_)) => {
-            let Loose(id) = body.action_id.parse::<Loose<CheckpointId>>().map_err(bad)?;
+            let QuotedId(id) = body.action_id.parse::<QuotedId<CheckpointId>>().map_err(bad)?;
             let is_one = app.checkpoints.find(caller, id).await;
             is_one.map_err(|_| CheckpointError::NoAction(id.to_string()))?.id
         }
@@ -73,12 +73,12 @@ pub async fn restore(cx: Cx, (_, Body(body)): (NoParams, Body<Restore>)) -> Resu
     let new = NewRestore { checkpoint: Some(checkpoint), pod: None, restore_as, connections: options.connections };
     let action = app.checkpoints.begin_restore(caller, new).await?;
     if let Some(reason) = body.reason.0 {
-        app.registry.tell(caller, action.id, move |told| told.reason = Some(reason.as_str().to_owned())).await?;
+        app.reports.tell(caller, action.id, move |reported| reported.reason = Some(reason.as_str().to_owned())).await?;
     }
     Ok(action.id.to_string())
 }
 
-params! { One { id: Loose<ActionId> } }
+params! { One { id: QuotedId<ActionId> } }
 
 #[derive(Deserialize, Serialize, ToSchema)]
 pub struct Info {
@@ -88,12 +88,12 @@ pub struct Info {
     total_io: Option<i64>,
 }
 
-pub async fn put_info(cx: Cx, (params, Body(body)): (One, Body<Info>)) -> Result<String, V2Error> {
+pub async fn put_info(ctx: Ctx, (params, Body(body)): (One, Body<Info>)) -> Result<String, V2Error> {
     let id = params.id.0;
-    if cx.app.checkpoints.action(cx.caller(), id).await?.kind != ActionKind::Restore {
+    if ctx.app.checkpoints.action(ctx.caller(), id).await?.kind != ActionKind::Restore {
         return Err(V2Error::NotFound(format!("{id} is the action of a checkpoint; there is no restore of that id")));
     }
     let info = serde_json::to_value(&body).unwrap_or_default();
-    cx.app.registry.tell(cx.caller(), id, |told| told.info = Some(info)).await?;
+    ctx.app.reports.tell(ctx.caller(), id, |reported| reported.info = Some(info)).await?;
     Ok(id.to_string())
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::{AccountError, UserChange},
-    http::{endpoint::Cx, json::Json, params::NoParams},
+    http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
         names::UserName,
         quota::{CoresChange, CountChange, GpusChange, Quota, QuotaChange, SizeChange, StoredQuota},
@@ -15,8 +15,8 @@ use crate::{
     params,
 };
 
-pub async fn list_users(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(cx.app.accounts.list_users().await.map_err(AccountError::Remote)?))
+pub async fn list_users(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(ctx.app.accounts.list_users().await.map_err(AccountError::Remote)?))
 }
 
 params! { AddUser { username: UserName; password: String, admin: bool } }
@@ -29,30 +29,30 @@ struct Added {
     password: Option<String>,
 }
 
-pub async fn add_user(cx: Cx, params: AddUser) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn add_user(ctx: Ctx, params: AddUser) -> Result<Json<impl Serialize>, ApiError> {
     let made_up = params.password.is_none().then(|| BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 15]>()));
     let password = params.password.or_else(|| made_up.clone()).unwrap_or_default();
     let name = params.username;
-    cx.app.accounts.add_user(Actor::from(cx.caller()), name.clone(), &password, params.admin == Some(true)).await?;
+    ctx.app.accounts.add_user(Actor::from(ctx.caller()), name.clone(), &password, params.admin == Some(true)).await?;
     Ok(Json(Added { message: format!("User {name} added"), password: made_up }))
 }
 
 params! { UpdateUser { username: UserName; password: String, admin: bool, disabled: bool } }
 
-pub async fn update_user(cx: Cx, params: UpdateUser) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn update_user(ctx: Ctx, params: UpdateUser) -> Result<Json<impl Serialize>, ApiError> {
     let name = params.username;
     let change = UserChange { password: params.password, is_admin: params.admin, disabled: params.disabled };
     if change.password.is_none() && change.is_admin.is_none() && change.disabled.is_none() {
         return Err(ApiError::BadRequest("nothing to change: name password, admin or disabled".to_owned()));
     }
-    cx.app.accounts.update_user(Actor::from(cx.caller()), name.clone(), change).await?;
+    ctx.app.accounts.update_user(Actor::from(ctx.caller()), name.clone(), change).await?;
     Ok(Message::new(format!("User {name} updated")))
 }
 
 params! { OneUser { username: UserName } }
 
-pub async fn delete_user(cx: Cx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
-    cx.app.accounts.delete_user(Actor::from(cx.caller()), params.username.clone()).await?;
+pub async fn delete_user(ctx: Ctx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
+    ctx.app.accounts.delete_user(Actor::from(ctx.caller()), params.username.clone()).await?;
     Ok(Message::new(format!("User {} deleted", params.username)))
 }
 
@@ -62,8 +62,8 @@ struct Purged {
     pods: Vec<String>,
 }
 
-pub async fn purge_user(cx: Cx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
-    let pods = cx.app.purge_user(Actor::from(cx.caller()), params.username.clone()).await?;
+pub async fn purge_user(ctx: Ctx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
+    let pods = ctx.app.purge_user(Actor::from(ctx.caller()), params.username.clone()).await?;
     Ok(Json(Purged { message: format!("User {} deleted", params.username), pods }))
 }
 
@@ -78,16 +78,16 @@ struct QuotaRow {
     stored: StoredQuota,
 }
 
-pub async fn list_quotas(cx: Cx, params: ListQuotas) -> Result<Json<impl Serialize>, ApiError> {
-    let users = cx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
+pub async fn list_quotas(ctx: Ctx, params: ListQuotas) -> Result<Json<impl Serialize>, ApiError> {
+    let users = ctx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
     let names: Vec<UserName> = match params.username {
         Some(name) if users.iter().any(|user| user.name == name) => vec![name],
         Some(name) => return Err(AccountError::NoUser(name).into()),
         None => users.into_iter().map(|user| user.name).collect(),
     };
     let rows = names.into_iter().map(|name| QuotaRow {
-        quota: cx.app.accounts.quota(&name),
-        stored: cx.app.accounts.stored_quota(&name),
+        quota: ctx.app.accounts.quota(&name),
+        stored: ctx.app.accounts.stored_quota(&name),
         name,
     });
     Ok(Json(rows.collect::<Vec<_>>()))
@@ -100,9 +100,9 @@ params! { UpdateQuota { username: UserName;
     checkpoint_count: CountChange, checkpoint_size: SizeChange,
 } }
 
-pub async fn update_quota(cx: Cx, params: UpdateQuota) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn update_quota(ctx: Ctx, params: UpdateQuota) -> Result<Json<impl Serialize>, ApiError> {
     let name = params.username;
-    if cx.app.accounts.find_user(&name).await.map_err(AccountError::Remote)?.is_none() {
+    if ctx.app.accounts.find_user(&name).await.map_err(AccountError::Remote)?.is_none() {
         return Err(AccountError::NoUser(name).into());
     }
     let change = QuotaChange {
@@ -126,11 +126,11 @@ pub async fn update_quota(cx: Cx, params: UpdateQuota) -> Result<Json<impl Seria
             "nothing to change: name at least one limit, for example max_pods=5".to_owned(),
         ));
     }
-    cx.app.accounts.update_quota(Actor::from(cx.caller()), name.clone(), change).await?;
+    ctx.app.accounts.update_quota(Actor::from(ctx.caller()), name.clone(), change).await?;
     Ok(Message::new(format!("Quota of {name} updated")))
 }
 
-pub async fn reset_quota(cx: Cx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
-    cx.app.accounts.reset_quota(Actor::from(cx.caller()), params.username.clone()).await?;
+pub async fn reset_quota(ctx: Ctx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
+    ctx.app.accounts.reset_quota(Actor::from(ctx.caller()), params.username.clone()).await?;
     Ok(Message::new(format!("Quota of {} reset", params.username)))
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Log};
 use crate::{
     checkpoint::Manifest,
-    http::{endpoint::Cx, json::Json},
+    http::{endpoint::Ctx, json::Json},
     model::{
         checkpoint::{
             Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, NewCheckpoint, NewRestore,
@@ -20,39 +20,39 @@ use crate::{
 params! { Create { ins: PodRef; kind: Kind, leave_running: bool, compression: Compression, name: CheckpointName,
 remote: bool } }
 
-pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn create(ctx: Ctx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
     let new = NewCheckpoint {
         kind: params.kind.unwrap_or(Kind::Rootfs),
         leave_running: if params.leave_running == Some(false) { LeaveRunning::No } else { LeaveRunning::Yes },
-        compression: params.compression.unwrap_or(cx.app.config.get().checkpoint.compression),
+        compression: params.compression.unwrap_or(ctx.app.config.get().checkpoint.compression),
         name: params.name,
         reason: None,
         origin: Origin::Hand,
         remote: params.remote == Some(true),
         streams: None,
     };
-    Ok(Json(cx.app.checkpoints.begin(cx.caller(), &params.ins, new).await?))
+    Ok(Json(ctx.app.checkpoints.begin(ctx.caller(), &params.ins, new).await?))
 }
 
 params! { Restore { ins: PodRef; checkpoint: CheckpointId, r#as: InstanceName } }
 
-pub async fn restore(cx: Cx, params: Restore) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn restore(ctx: Ctx, params: Restore) -> Result<Json<impl Serialize>, ApiError> {
     let new =
         NewRestore { checkpoint: params.checkpoint, pod: Some(params.ins), restore_as: params.r#as, connections: None };
-    Ok(Json(cx.app.checkpoints.begin_restore(cx.caller(), new).await?))
+    Ok(Json(ctx.app.checkpoints.begin_restore(ctx.caller(), new).await?))
 }
 
 params! { List { ; ins: PodRef, all: bool, user: UserName } }
 
-pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
+pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
     let others = params.all == Some(true) || params.user.as_ref().is_some_and(|user| user != &caller.user);
     if others && !caller.is_admin {
         return Err(ApiError::AdminsOnly);
     }
     let all = params.all == Some(true);
     let filter = CheckpointFilter { user: params.user, all, pod: params.ins, ..CheckpointFilter::default() };
-    Ok(Json(cx.app.checkpoints.list(caller, filter).await?))
+    Ok(Json(ctx.app.checkpoints.list(caller, filter).await?))
 }
 
 params! { One { checkpoint: CheckpointId } }
@@ -109,41 +109,41 @@ impl From<Manifest> for Content {
     }
 }
 
-pub async fn inspect(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    let checkpoint = cx.app.checkpoints.find(cx.caller(), params.checkpoint).await?;
-    let content = cx.app.checkpoints.manifest(cx.caller(), params.checkpoint).await.ok().map(Content::from);
+pub async fn inspect(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let checkpoint = ctx.app.checkpoints.find(ctx.caller(), params.checkpoint).await?;
+    let content = ctx.app.checkpoints.manifest(ctx.caller(), params.checkpoint).await.ok().map(Content::from);
     Ok(Json(Inspected { checkpoint, content }))
 }
 
-pub async fn delete(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    cx.app.checkpoints.delete(cx.caller(), params.checkpoint).await?;
+pub async fn delete(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    ctx.app.checkpoints.delete(ctx.caller(), params.checkpoint).await?;
     Ok(Json(Log { log: format!("Checkpoint {} deleted", params.checkpoint) }))
 }
 
 params! { Remote { ; user: UserName } }
 
 /// What the remote store has.
-pub async fn list_remote(cx: Cx, params: Remote) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
+pub async fn list_remote(ctx: Ctx, params: Remote) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
     if params.user.as_ref().is_some_and(|user| user != &caller.user) && !caller.is_admin {
         return Err(ApiError::AdminsOnly);
     }
-    Ok(Json(cx.app.checkpoints.list_remote(caller, params.user).await?))
+    Ok(Json(ctx.app.checkpoints.list_remote(caller, params.user).await?))
 }
 
 params! { Fetch { checkpoint: CheckpointId; user: UserName } }
 
 /// Takes one in that this host does not know.
-pub async fn fetch(cx: Cx, params: Fetch) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
+pub async fn fetch(ctx: Ctx, params: Fetch) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
     if params.user.as_ref().is_some_and(|user| user != &caller.user) && !caller.is_admin {
         return Err(ApiError::AdminsOnly);
     }
-    Ok(Json(cx.app.checkpoints.take_in(caller, params.user, params.checkpoint).await?))
+    Ok(Json(ctx.app.checkpoints.take_in(caller, params.user, params.checkpoint).await?))
 }
 
 params! { Check { ins: PodRef; kind: Kind } }
 
-pub async fn check(cx: Cx, params: Check) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(cx.app.checkpoints.check(cx.caller(), &params.ins, params.kind.unwrap_or(Kind::Rootfs)).await?))
+pub async fn check(ctx: Ctx, params: Check) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(ctx.app.checkpoints.check(ctx.caller(), &params.ins, params.kind.unwrap_or(Kind::Rootfs)).await?))
 }

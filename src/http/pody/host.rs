@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     gpu::{Device, GpuProcess, Health, Library, MigInstance, Owner},
     host::clock::Moment,
-    http::{endpoint::Cx, json::Json, params::NoParams},
+    http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
         names::{UserName, clipped},
         time::rfc3339,
@@ -80,9 +80,9 @@ impl ProcessView {
 // One edition of the documents calls it `gpu-id`.
 params! { Processes { ; id: String, gpu_id: String } }
 
-pub async fn gpu_processes(cx: Cx, params: Processes) -> Result<Json<impl Serialize>, ApiError> {
-    let snapshot = cx.app.gpus.look().await;
-    let config = cx.app.config.get();
+pub async fn gpu_processes(ctx: Ctx, params: Processes) -> Result<Json<impl Serialize>, ApiError> {
+    let snapshot = ctx.app.gpus.look().await;
+    let config = ctx.app.config.get();
     let wanted = match params.id.or(params.gpu_id) {
         None => None,
         Some(list) => {
@@ -101,7 +101,7 @@ pub async fn gpu_processes(cx: Cx, params: Processes) -> Result<Json<impl Serial
     }
     let is_wanted = |device: &&Device| wanted.as_ref().is_none_or(|list| list.contains(&device.index));
     let rows = snapshot.devices.iter().filter(is_wanted).map(|device| {
-        let processes = device.processes.iter().map(|process| ProcessView::new(process, cx.caller(), &config));
+        let processes = device.processes.iter().map(|process| ProcessView::new(process, ctx.caller(), &config));
         (device.index, processes.collect::<Vec<_>>())
     });
     Ok(Json(rows.collect::<BTreeMap<_, _>>()))
@@ -144,9 +144,9 @@ struct DeviceView {
     mig: Vec<MigInstance>,
 }
 
-pub async fn gpus(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let snapshot = cx.app.gpus.look().await;
-    let config = cx.app.config.get();
+pub async fn gpus(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let snapshot = ctx.app.gpus.look().await;
+    let config = ctx.app.config.get();
     let gpus = snapshot.devices.iter().map(|device| {
         let mut users: Vec<UserName> =
             device.processes.iter().filter_map(|process| process.owner.user().cloned()).collect();
@@ -164,17 +164,21 @@ pub async fn gpus(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError>
             reason,
             reading: device.health.clone(),
             users,
-            processes: device.processes.iter().map(|process| ProcessView::new(process, cx.caller(), &config)).collect(),
+            processes: device
+                .processes
+                .iter()
+                .map(|process| ProcessView::new(process, ctx.caller(), &config))
+                .collect(),
             mig: device.mig.clone(),
         }
     });
     let age = Moment::now().since(snapshot.at).max(0) as f64 / 1000.0;
-    let pods = match cx.caller().is_admin {
-        true => cx.app.pods.list_all(),
-        false => cx.app.pods.list(&cx.caller().user),
+    let pods = match ctx.caller().is_admin {
+        true => ctx.app.pods.list_all(),
+        false => ctx.app.pods.list(&ctx.caller().user),
     };
     let lost_pods = pods.iter().filter_map(|pod| {
-        let reason = cx.app.pods.gpu_trouble(pod)?;
+        let reason = ctx.app.pods.gpu_trouble(pod)?;
         Some(LostPod { pod: pod.container_name.clone(), user: pod.user.clone(), reason })
     });
     Ok(Json(GpusAnswer {
@@ -199,14 +203,14 @@ fn not_available() -> String {
     "N/A".to_owned()
 }
 
-pub async fn spec(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let docker_version = cx.app.engine.facts().await.map_or_else(|_| not_available(), |facts| facts.version.clone());
+pub async fn spec(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let docker_version = ctx.app.engine.facts().await.map_or_else(|_| not_available(), |facts| facts.version.clone());
     let toolkit = tokio::process::Command::new("nvidia-ctk").arg("--version").kill_on_drop(true).output();
     let toolkit = tokio::time::timeout(VERSION_DEADLINE, toolkit).await.ok().and_then(Result::ok);
     Ok(Json(Spec {
         pody_version: crate::VERSION,
         docker_version,
-        nvidia_driver_version: match &cx.app.gpus.snapshot().library {
+        nvidia_driver_version: match &ctx.app.gpus.snapshot().library {
             Library::Working { driver } => driver.clone(),
             Library::Starting | Library::Absent | Library::Failing { .. } => not_available(),
         },

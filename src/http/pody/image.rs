@@ -4,24 +4,24 @@ use serde::Serialize;
 
 use super::{ApiError, Log};
 use crate::{
-    http::{endpoint::Cx, json::Json, params::NoParams},
+    http::{endpoint::Ctx, json::Json, params::NoParams},
     model::names::ImageRef,
     params,
 };
 
-pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    cx.app.pods.wait_ready().await;
-    Ok(Json(cx.app.pods.list_images(&cx.caller().user)))
+pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    ctx.app.pods.wait_ready().await;
+    Ok(Json(ctx.app.pods.list_images(&ctx.caller().user)))
 }
 
 params! { One { image: ImageRef } }
 
-pub async fn inspect(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    cx.app.pods.wait_ready().await;
-    Ok(Json(cx.app.pods.inspect_image(&cx.caller().user, &params.image)?))
+pub async fn inspect(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    ctx.app.pods.wait_ready().await;
+    Ok(Json(ctx.app.pods.inspect_image(&ctx.caller().user, &params.image)?))
 }
 
-pub async fn delete(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    let name = cx.app.pods.delete_image(cx.caller(), &params.image).await?;
+pub async fn delete(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let name = ctx.app.pods.delete_image(ctx.caller(), &params.image).await?;
     Ok(Json(Log { log: format!("Image {name} deleted") }))
 }

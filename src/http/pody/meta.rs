@@ -18,7 +18,7 @@ use super::ApiError;
 use crate::{
     engine::Health,
     http::{
-        endpoint::{Access, Cx, Route},
+        endpoint::{Access, Ctx, Route},
         json::Json,
         params::{BodyUse, NoParams},
     },
@@ -28,7 +28,7 @@ use crate::{
 /// The pody whose API this is: clients compare it with their own version.
 const API_VERSION: [u32; 3] = [0, 4, 1];
 
-pub async fn version(_: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn version(_: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
     Ok(Json(API_VERSION))
 }
 
@@ -43,16 +43,16 @@ struct HealthAnswer {
     database: String,
 }
 
-pub async fn health(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let docker = match cx.app.engine.health() {
+pub async fn health(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let docker = match ctx.app.engine.health() {
         Health::Up => "ok".to_owned(),
         Health::Unknown => "not asked yet".to_owned(),
         Health::Down(_) => "down".to_owned(),
     };
-    let read = cx.app.db.read(|tx| tx.is_empty().map(|_| ())).await.and_then(|()| cx.app.db.ensure_in_place());
+    let read = ctx.app.db.read(|tx| tx.is_empty().map(|_| ())).await.and_then(|()| ctx.app.db.ensure_in_place());
     let database = read.map_or_else(|error| error.to_string(), |()| "ok".to_owned());
     let status = if docker == "down" || database != "ok" { "degraded" } else { "ok" };
-    let inventory_age = cx.app.engine.inventory().age().map(|age| (age.as_secs_f64() * 10.0).round() / 10.0);
+    let inventory_age = ctx.app.engine.inventory().age().map(|age| (age.as_secs_f64() * 10.0).round() / 10.0);
     Ok(Json(HealthAnswer { status, version: crate::VERSION, docker, inventory_age, database }))
 }
 
@@ -72,10 +72,10 @@ struct HelpParam {
     optional: bool,
 }
 
-pub async fn help(cx: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn help(ctx: Ctx, params: Help) -> Result<Json<impl Serialize>, ApiError> {
     let wanted = params.path.as_deref().map(|path| path.split('?').next().unwrap_or_default().to_owned());
     let wanted = wanted.map(|path| if path.starts_with('/') { path } else { format!("/{path}") });
-    let rows = cx.routes.iter().filter(|route| route.listed).filter(|route| match &wanted {
+    let rows = ctx.routes.iter().filter(|route| route.listed).filter(|route| match &wanted {
         None => true,
         Some(prefix) if prefix.ends_with('/') => route.path.starts_with(prefix.as_str()),
         Some(path) => route.path == path,
@@ -89,8 +89,8 @@ pub async fn help(cx: Cx, params: Help) -> Result<Json<impl Serialize>, ApiError
     Ok(Json(rows.collect::<Vec<_>>()))
 }
 
-pub async fn openapi(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(describe(&cx.routes)))
+pub async fn openapi(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(describe(&ctx.routes)))
 }
 
 /// The list of routes as an OpenAPI document.
@@ -114,7 +114,7 @@ fn describe(routes: &[Route]) -> OpenApi {
             let body = RequestBodyBuilder::new().content("application/json", Content::new(Some(schema())));
             operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
         }
-        if !matches!(route.access, Access::Open | Access::Url) {
+        if !matches!(route.access, Access::Open | Access::SignedUrl) {
             for scheme in ["basic", "bearer"].into_iter().skip(usize::from(route.access == Access::Node)) {
                 operation = operation.security(SecurityRequirement::new(scheme, Vec::<String>::new()));
             }
@@ -164,8 +164,8 @@ fn responses(route: &Route) -> utoipa::openapi::Responses {
     all.into_iter().fold(ResponsesBuilder::new(), add).build()
 }
 
-pub async fn metrics(cx: Cx, _: NoParams) -> Result<Response, ApiError> {
-    let text = cx.app.metrics.render(&cx.app.pods, &cx.app.gpus, &cx.app.engine);
+pub async fn metrics(ctx: Ctx, _: NoParams) -> Result<Response, ApiError> {
+    let text = ctx.app.metrics.render(&ctx.app.pods, &ctx.app.gpus, &ctx.app.engine);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -11,7 +11,7 @@ pub use super::shell::shell;
 use super::{ApiError, Log};
 use crate::{
     engine::LogOptions,
-    http::{endpoint::Cx, json::Json, params::NoParams},
+    http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
         ids::SessionId,
         names::{CommitTag, ImageRef, PodRef, UserName},
@@ -27,39 +27,39 @@ const LOG_LINES: u32 = 100;
 
 const LOG_BYTES: usize = 4 << 20;
 
-pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let pods = cx.app.pods.list(&cx.caller().user);
+pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let pods = ctx.app.pods.list(&ctx.caller().user);
     Ok(Json(pods.iter().map(|pod| pod.instance.clone()).collect::<Vec<_>>()))
 }
 
-pub async fn list_all(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let pods = cx.app.pods.list_all();
+pub async fn list_all(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let pods = ctx.app.pods.list_all();
     Ok(Json(pods.iter().map(|pod| pod.container_name.clone()).collect::<Vec<_>>()))
 }
 
 params! { Ps { ; all: bool, user: UserName } }
 
-pub async fn ps(cx: Cx, params: Ps) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
+pub async fn ps(ctx: Ctx, params: Ps) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
     let others = params.all == Some(true) || params.user.as_ref().is_some_and(|user| user != &caller.user);
     if others && !caller.is_admin {
         return Err(ApiError::AdminsOnly);
     }
-    cx.app.pods.wait_ready().await;
+    ctx.app.pods.wait_ready().await;
     let pods = match (&params.user, params.all) {
-        (Some(user), _) => cx.app.pods.list(user),
-        (None, Some(true)) => cx.app.pods.list_all(),
-        (None, _) => cx.app.pods.list(&caller.user),
+        (Some(user), _) => ctx.app.pods.list(user),
+        (None, Some(true)) => ctx.app.pods.list_all(),
+        (None, _) => ctx.app.pods.list(&caller.user),
     };
-    Ok(Json(pods.iter().map(|pod| cx.app.pods.view(pod)).collect::<Vec<_>>()))
+    Ok(Json(pods.iter().map(|pod| ctx.app.pods.view(pod)).collect::<Vec<_>>()))
 }
 
 params! { One { ins: PodRef } }
 
-pub async fn inspect(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    let pod = cx.app.pods.find(cx.caller(), &params.ins)?;
-    cx.app.pods.wait_ready().await;
-    Ok(Json(cx.app.pods.view(&pod)))
+pub async fn inspect(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let pod = ctx.app.pods.find(ctx.caller(), &params.ins)?;
+    ctx.app.pods.wait_ready().await;
+    Ok(Json(ctx.app.pods.view(&pod)))
 }
 
 params! { Create { ins: PodRef, image: ImageRef; gpus: GpuRequest } }
@@ -70,48 +70,48 @@ struct Created {
     info: PodView,
 }
 
-pub async fn create(cx: Cx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
+pub async fn create(ctx: Ctx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
     let PodRef { prefix, user, instance } = params.ins;
     let owner = user.unwrap_or_else(|| caller.user.clone());
-    let other_prefix = prefix.is_some() && prefix != cx.app.config.get().name_prefix;
+    let other_prefix = prefix.is_some() && prefix != ctx.app.config.get().name_prefix;
     if other_prefix || owner != caller.user && !caller.is_admin {
         return Err(ApiError::BadRequest(format!("ins: name only the instance; the pod will be {}'s", caller.user)));
     }
-    if owner != caller.user && !matches!(cx.app.accounts.find_user(&owner).await, Ok(Some(_))) {
+    if owner != caller.user && !matches!(ctx.app.accounts.find_user(&owner).await, Ok(Some(_))) {
         return Err(crate::account::AccountError::NoUser(owner).into());
     }
-    let pod = cx
+    let pod = ctx
         .app
         .pods
         .create(Actor::from(caller), NewPod { owner, instance, image: params.image, gpus: params.gpus })
         .await?;
     let log = match &pod.container {
-        Some(container) => cx.app.pods.last_output(container).await,
+        Some(container) => ctx.app.pods.last_output(container).await,
         None => String::new(),
     };
-    Ok(Json(Created { log, info: cx.app.pods.view(&pod) }))
+    Ok(Json(Created { log, info: ctx.app.pods.view(&pod) }))
 }
 
-pub async fn delete(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    let name = cx.app.pods.delete(cx.caller(), &params.ins).await?;
+pub async fn delete(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    let name = ctx.app.pods.delete(ctx.caller(), &params.ins).await?;
     Ok(Json(Log { log: format!("Container {name} deleted") }))
 }
 
-pub async fn start(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    act(cx, params, Action::Start).await
+pub async fn start(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    act(ctx, params, Action::Start).await
 }
 
-pub async fn stop(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    act(cx, params, Action::Stop).await
+pub async fn stop(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    act(ctx, params, Action::Stop).await
 }
 
-pub async fn restart(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    act(cx, params, Action::Restart).await
+pub async fn restart(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    act(ctx, params, Action::Restart).await
 }
 
-async fn act(cx: Cx, params: One, action: Action) -> Result<Json<Log>, ApiError> {
-    Ok(Json(Log { log: cx.app.pods.act(cx.caller(), &params.ins, action).await? }))
+async fn act(ctx: Ctx, params: One, action: Action) -> Result<Json<Log>, ApiError> {
+    Ok(Json(Log { log: ctx.app.pods.act(ctx.caller(), &params.ins, action).await? }))
 }
 
 params! { Exec { ins: PodRef, cmd: String; timeout: u64, detach: bool } }
@@ -130,13 +130,13 @@ struct ExecAnswer {
     session: Option<SessionId>,
 }
 
-pub async fn exec(cx: Cx, params: Exec) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn exec(ctx: Ctx, params: Exec) -> Result<Json<impl Serialize>, ApiError> {
     if params.detach == Some(true) {
-        let session = Some(cx.app.pods.exec_detached(cx.caller(), &params.ins, params.cmd).await?);
+        let session = Some(ctx.app.pods.exec_detached(ctx.caller(), &params.ins, params.cmd).await?);
         return Ok(Json(ExecAnswer { exit_code: 0, log: String::new(), truncated: false, output: None, session }));
     }
-    let limit = cx.app.config.get().exec.output_limit;
-    Ok(Json(match cx.app.pods.exec(cx.caller(), &params.ins, params.cmd, params.timeout).await? {
+    let limit = ctx.app.config.get().exec.output_limit;
+    Ok(Json(match ctx.app.pods.exec(ctx.caller(), &params.ins, params.cmd, params.timeout).await? {
         Executed::Ended { exit_code, mut output, truncated } => {
             if truncated {
                 output.push_str(&format!("\n[pody: the output was cut after {limit}]"));
@@ -150,8 +150,8 @@ pub async fn exec(cx: Cx, params: Exec) -> Result<Json<impl Serialize>, ApiError
     }))
 }
 
-pub async fn sessions(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(cx.app.pods.list_sessions(cx.caller(), &params.ins).await?))
+pub async fn sessions(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(ctx.app.pods.list_sessions(ctx.caller(), &params.ins).await?))
 }
 
 params! { Commit { ins: PodRef; tag: CommitTag, msg: String } }
@@ -162,16 +162,16 @@ struct CommitAnswer {
     log: String,
 }
 
-pub async fn commit(cx: Cx, params: Commit) -> Result<Json<impl Serialize>, ApiError> {
-    let done = cx.app.pods.commit(cx.caller(), &params.ins, params.tag, params.msg).await?;
+pub async fn commit(ctx: Ctx, params: Commit) -> Result<Json<impl Serialize>, ApiError> {
+    let done = ctx.app.pods.commit(ctx.caller(), &params.ins, params.tag, params.msg).await?;
     let log = format!("Container {} committed to image: {}", done.pod, done.image);
     Ok(Json(CommitAnswer { image_name: done.image, log }))
 }
 
 params! { Logs { ins: PodRef; tail: u32, since: Span, follow: bool } }
 
-pub async fn logs(cx: Cx, params: Logs) -> Result<Response, ApiError> {
-    let container = cx.app.pods.log_source(cx.caller(), &params.ins)?;
+pub async fn logs(ctx: Ctx, params: Logs) -> Result<Response, ApiError> {
+    let container = ctx.app.pods.log_source(ctx.caller(), &params.ins)?;
     let since = params
         .since
         .map(|span| (crate::model::time::now() / 1000 - span.0 as i64).clamp(0, i64::from(i32::MAX)) as i32);
@@ -179,13 +179,13 @@ pub async fn logs(cx: Cx, params: Logs) -> Result<Response, ApiError> {
     let tail = params.tail.or_else(|| since.is_none().then_some(LOG_LINES));
     let options = LogOptions { tail, since, follow };
     if follow {
-        let stream = cx.app.pods.follow_logs(&container, options)?;
+        let stream = ctx.app.pods.follow_logs(&container, options)?;
         return Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(stream)).into_response());
     }
-    let log = cx.app.pods.logs(&container, options, LOG_BYTES).await?;
+    let log = ctx.app.pods.logs(&container, options, LOG_BYTES).await?;
     Ok(Json(Log { log }).into_response())
 }
 
-pub async fn stats(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(cx.app.pods.stats(cx.caller(), &params.ins).await?))
+pub async fn stats(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(ctx.app.pods.stats(ctx.caller(), &params.ins).await?))
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    http::{endpoint::Cx, json::Json},
+    http::{endpoint::Ctx, json::Json},
     model::{
         names::{PodRef, UserName},
         schedule::{Interval, Keep, PodSchedule, Rule},
@@ -22,19 +22,19 @@ enum Answer {
     Ended { message: String },
 }
 
-pub async fn set(cx: Cx, params: Set) -> Result<Json<impl Serialize>, ApiError> {
-    let checkpoints = &cx.app.checkpoints;
+pub async fn set(ctx: Ctx, params: Set) -> Result<Json<impl Serialize>, ApiError> {
+    let checkpoints = &ctx.app.checkpoints;
     match (params.every, params.keep, params.off == Some(true)) {
         (Some(every), Some(keep), false) => {
-            Ok(Json(Answer::Set(checkpoints.set_schedule(cx.caller(), &params.ins, Rule { every, keep }).await?)))
+            Ok(Json(Answer::Set(checkpoints.set_schedule(ctx.caller(), &params.ins, Rule { every, keep }).await?)))
         }
         (None, None, true) => {
-            checkpoints.end_schedule(cx.caller(), &params.ins).await?;
+            checkpoints.end_schedule(ctx.caller(), &params.ins).await?;
             Ok(Json(Answer::Ended { message: format!("Schedule of {} ended", params.ins) }))
         }
         _ => {
             // Whether there is such a pod is told first, as everywhere.
-            cx.app.pods.find(cx.caller(), &params.ins)?;
+            ctx.app.pods.find(ctx.caller(), &params.ins)?;
             Err(ApiError::BadRequest(
                 "name both every and keep, for example every=6h&keep=4, or off=true alone".to_owned(),
             ))
@@ -44,14 +44,14 @@ pub async fn set(cx: Cx, params: Set) -> Result<Json<impl Serialize>, ApiError> 
 
 params! { One { ins: PodRef } }
 
-pub async fn find(cx: Cx, params: One) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(cx.app.checkpoints.find_schedule(cx.caller(), &params.ins)?))
+pub async fn find(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(ctx.app.checkpoints.find_schedule(ctx.caller(), &params.ins)?))
 }
 
 params! { List { ; all: bool, user: UserName } }
 
-pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
+pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
     let others = params.all == Some(true) || params.user.as_ref().is_some_and(|user| user != &caller.user);
     if others && !caller.is_admin {
         return Err(ApiError::AdminsOnly);
@@ -61,5 +61,5 @@ pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError
         (None, Some(true)) => None,
         (None, _) => Some(caller.user.clone()),
     };
-    Ok(Json(cx.app.checkpoints.list_schedules(user.as_ref())))
+    Ok(Json(ctx.app.checkpoints.list_schedules(user.as_ref())))
 }

@@ -1,8 +1,8 @@
 //! `/pod/shell`: a terminal over a WebSocket.
 //!
-//! Binary frames are the terminal's bytes, both ways. A text frame to the server is `{"resize": {"rows": 24, "cols": 80}}`;
-//! the server's last text frame is `{"exit_code": 0}`, or `{"detached": {"session": ID}}` where the command goes on in the
-//! pod without us, before a checkpoint for example, and can be come back to by that id.
+//! Binary frames are the terminal's bytes, both ways. A text frame to the server is `{"resize": {"rows": 24, "cols":
+//! 80}}`; the server's last text frame is `{"exit_code": 0}`, or `{"detached": {"session": ID}}` where the command goes
+//! on in the pod without us, before a checkpoint for example, and can be come back to by that id.
 
 use axum::{
     extract::{
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::ApiError;
 use crate::{
-    http::{endpoint::Cx, identity::refuse_other_sites},
+    http::{endpoint::Ctx, identity::refuse_other_sites},
     model::{ids::SessionId, names::PodRef},
     params,
     pod::{self, NewShell, ShellEvent},
@@ -24,20 +24,20 @@ use crate::{
 
 params! { Shell { ins: PodRef; rows: u16, cols: u16, cmd: String, session: SessionId } }
 
-pub async fn shell(cx: Cx, params: Shell) -> Result<Response, ApiError> {
-    let (mut parts, _) = cx.request.into_parts();
+pub async fn shell(ctx: Ctx, params: Shell) -> Result<Response, ApiError> {
+    let (mut parts, _) = ctx.request.into_parts();
     refuse_other_sites(&parts.headers, &parts.uri)?;
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
     let upgrade =
         upgrade.map_err(|_| ApiError::BadRequest("this route is a WebSocket; use `pody shell`".to_owned()))?;
-    let caller = cx.caller.ok_or(ApiError::NotAuthenticated)?;
+    let caller = ctx.caller.ok_or(ApiError::NotAuthenticated)?;
     let new = NewShell {
         command: params.cmd,
         session: params.session,
         rows: params.rows.unwrap_or(24),
         columns: params.cols.unwrap_or(80),
     };
-    let shell = cx.app.pods.open_shell(&caller, &params.ins, new).await?;
+    let shell = ctx.app.pods.open_shell(&caller, &params.ins, new).await?;
     Ok(upgrade.on_upgrade(move |socket| relay(shell, socket)))
 }
 

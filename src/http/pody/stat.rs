@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::ApiError;
 use crate::{
-    http::{endpoint::Cx, json::Json},
+    http::{endpoint::Ctx, json::Json},
     model::{
         names::{PodRef, UserName, clipped},
         quantities::Span,
@@ -28,18 +28,22 @@ const JOULES_PER_KWH: f64 = 3_600_000.0;
 
 params! { Times { ; user: String, t: Span } }
 
-pub async fn cpu_time(cx: Cx, params: Times) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(seconds(cx, params, |(cpu, _)| cpu).await?))
+pub async fn cpu_time(ctx: Ctx, params: Times) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(seconds(ctx, params, |(cpu, _)| cpu).await?))
 }
 
-pub async fn gpu_time(cx: Cx, params: Times) -> Result<Json<impl Serialize>, ApiError> {
-    Ok(Json(seconds(cx, params, |(_, gpu)| gpu).await?))
+pub async fn gpu_time(ctx: Ctx, params: Times) -> Result<Json<impl Serialize>, ApiError> {
+    Ok(Json(seconds(ctx, params, |(_, gpu)| gpu).await?))
 }
 
-async fn seconds(cx: Cx, params: Times, pick: impl Fn((f64, f64)) -> f64) -> Result<BTreeMap<UserName, f64>, ApiError> {
+async fn seconds(
+    ctx: Ctx,
+    params: Times,
+    pick: impl Fn((f64, f64)) -> f64,
+) -> Result<BTreeMap<UserName, f64>, ApiError> {
     let wanted = params.user.map(names);
-    cx.app.usage.catch_up().await;
-    let sums = query::seconds_by_user(&cx.app.db, Window::last(params.t.map(|span| span.0))).await?;
+    ctx.app.usage.catch_up().await;
+    let sums = query::seconds_by_user(&ctx.app.db, Window::last(params.t.map(|span| span.0))).await?;
     let sums = sums.into_iter().map(|(user, both)| (user, pick(both)));
     Ok(sums.filter(|(user, seconds)| *seconds > 0.0 && is_wanted(wanted.as_ref(), user.as_str())).collect())
 }
@@ -153,19 +157,19 @@ impl Split {
     }
 }
 
-pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
+pub async fn usage(ctx: Ctx, params: Usage) -> Result<Response, ApiError> {
     let split = Split::parse(params.by.as_deref().unwrap_or("user"))?;
     let wanted = params.user.map(names);
-    cx.app.usage.catch_up().await;
+    ctx.app.usage.catch_up().await;
     let window = Window::last(params.t.map(|span| span.0));
     let mut sums: BTreeMap<Key, Amount> = BTreeMap::new();
     if split.period.is_some() {
-        let (_, rows) = query::series(&cx.app.db, window).await?;
+        let (_, rows) = query::series(&ctx.app.db, window).await?;
         for row in rows.iter().filter(|row| is_wanted(wanted.as_ref(), row.subject.user.as_str())) {
             sums.entry(split.key(row.at, &row.subject)).or_default().add(&row.amount);
         }
     } else {
-        for (subject, amount) in query::totals(&cx.app.db, window).await? {
+        for (subject, amount) in query::totals(&ctx.app.db, window).await? {
             if is_wanted(wanted.as_ref(), subject.user.as_str()) {
                 sums.entry(split.key(0, &subject)).or_default().add(&amount);
             }
@@ -174,8 +178,8 @@ pub async fn usage(cx: Cx, params: Usage) -> Result<Response, ApiError> {
     let mut free: BTreeMap<Key, f64> = BTreeMap::new();
     if split.is_of_gpus() && wanted.is_none() {
         let rows = match split.period {
-            Some(_) => query::gpu_series(&cx.app.db, window).await?.1,
-            None => query::gpu_parts(&cx.app.db, window).await?,
+            Some(_) => query::gpu_series(&ctx.app.db, window).await?.1,
+            None => query::gpu_parts(&ctx.app.db, window).await?,
         };
         for row in rows {
             *free.entry(split.key_of_gpu(row.at, row.gpu)).or_default() += row.amount.free_seconds;
@@ -243,11 +247,11 @@ struct PodPoint {
     gpu_memory: f64,
 }
 
-pub async fn pod_series(cx: Cx, params: PodSeries) -> Result<Json<impl Serialize>, ApiError> {
-    let pod = cx.app.pods.find(cx.caller(), &params.ins)?;
-    cx.app.usage.catch_up().await;
+pub async fn pod_series(ctx: Ctx, params: PodSeries) -> Result<Json<impl Serialize>, ApiError> {
+    let pod = ctx.app.pods.find(ctx.caller(), &params.ins)?;
+    ctx.app.usage.catch_up().await;
     let window = Window::last(Some(params.t.map_or(SERIES, |span| span.0)));
-    let (step, rows) = query::series(&cx.app.db, window).await?;
+    let (step, rows) = query::series(&ctx.app.db, window).await?;
     let mut points: BTreeMap<i64, Amount> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.subject.pod == pod.container_name && row.subject.user == pod.user) {
         points.entry(row.at).or_default().add(&row.amount);
@@ -281,10 +285,10 @@ struct GpuPoint {
     free: Option<f64>,
 }
 
-pub async fn host_series(cx: Cx, params: HostSeries) -> Result<Json<impl Serialize>, ApiError> {
-    cx.app.usage.catch_up().await;
+pub async fn host_series(ctx: Ctx, params: HostSeries) -> Result<Json<impl Serialize>, ApiError> {
+    ctx.app.usage.catch_up().await;
     let window = Window::last(Some(params.t.map_or(SERIES, |span| span.0)));
-    let (step, rows) = query::gpu_series(&cx.app.db, window).await?;
+    let (step, rows) = query::gpu_series(&ctx.app.db, window).await?;
     let points = rows.into_iter().map(|row| {
         let GpuAmount { known_seconds, free_seconds, busy_seconds, memory_byte_seconds, joules } = row.amount;
         let mean = |sum: f64| (known_seconds > 0.0).then(|| sum / known_seconds);

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::UserChange,
-    http::{endpoint::Cx, identity::refuse_other_sites, json::Json, params::NoParams},
+    http::{endpoint::Ctx, identity::refuse_other_sites, json::Json, params::NoParams},
     model::{names::UserName, quota::Quota, user::Actor},
     params,
 };
@@ -23,24 +23,24 @@ struct InfoUser {
     is_admin: u8,
 }
 
-pub async fn info(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let caller = cx.caller();
-    let quota = cx.app.accounts.quota(&caller.user);
+pub async fn info(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let caller = ctx.caller();
+    let quota = ctx.app.accounts.quota(&caller.user);
     Ok(Json(Info { user: InfoUser { name: caller.user.clone(), is_admin: u8::from(caller.is_admin) }, quota }))
 }
 
-pub async fn list(cx: Cx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
-    let users = cx.app.accounts.list_users().await.map_err(crate::account::AccountError::Remote)?;
+pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
+    let users = ctx.app.accounts.list_users().await.map_err(crate::account::AccountError::Remote)?;
     Ok(Json(users.into_iter().map(|user| user.name).collect::<Vec<_>>()))
 }
 
 params! { ChangePassword { passwd: String } }
 
-pub async fn change_password(cx: Cx, params: ChangePassword) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn change_password(ctx: Ctx, params: ChangePassword) -> Result<Json<impl Serialize>, ApiError> {
     // The one change that is also a GET, which another site's page could make a browser send.
-    refuse_other_sites(cx.request.headers(), cx.request.uri())?;
-    let caller = cx.caller();
+    refuse_other_sites(ctx.request.headers(), ctx.request.uri())?;
+    let caller = ctx.caller();
     let change = UserChange { password: Some(params.passwd), ..UserChange::default() };
-    cx.app.accounts.update_user(Actor::from(caller), caller.user.clone(), change).await?;
+    ctx.app.accounts.update_user(Actor::from(caller), caller.user.clone(), change).await?;
     Ok(Message::new("Password updated"))
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::{AccountError, UserChange},
-    http::{endpoint::Cx, json::Json},
+    http::{endpoint::Ctx, json::Json},
     model::{
         names::UserName,
         user::{Actor, UserInfo},
@@ -30,48 +30,48 @@ impl From<Option<UserInfo>> for WireUser {
     }
 }
 
-fn writable(cx: &Cx) -> Result<Actor, ApiError> {
-    match cx.app.config.get().remote_user_profile.service.readonly {
+fn writable(ctx: &Ctx) -> Result<Actor, ApiError> {
+    match ctx.app.config.get().remote_user_profile.service.readonly {
         true => Err(ApiError::Service(423, "User profile service is in read-only mode")),
-        false => Ok(Actor::node(cx.peer.ip())),
+        false => Ok(Actor::node(ctx.peer.ip())),
     }
 }
 
 params! { Add { username: UserName, password: String; is_admin: bool } }
 
-pub async fn add(cx: Cx, params: Add) -> Result<Json<impl Serialize>, ApiError> {
-    let actor = writable(&cx)?;
+pub async fn add(ctx: Ctx, params: Add) -> Result<Json<impl Serialize>, ApiError> {
+    let actor = writable(&ctx)?;
     let name = params.username;
-    cx.app.accounts.add_user(actor, name.clone(), &params.password, params.is_admin == Some(true)).await?;
+    ctx.app.accounts.add_user(actor, name.clone(), &params.password, params.is_admin == Some(true)).await?;
     Ok(Message::new(format!("User '{name}' added successfully")))
 }
 
 params! { Update { username: UserName; password: String, is_admin: bool } }
 
-pub async fn update(cx: Cx, params: Update) -> Result<Json<impl Serialize>, ApiError> {
-    let actor = writable(&cx)?;
+pub async fn update(ctx: Ctx, params: Update) -> Result<Json<impl Serialize>, ApiError> {
+    let actor = writable(&ctx)?;
     let name = params.username;
     if params.password.is_none() && params.is_admin.is_none() {
         return Err(ApiError::BadRequest("No fields to update".to_owned()));
     }
     let change = UserChange { password: params.password, is_admin: params.is_admin, disabled: None };
-    cx.app.accounts.update_user(actor, name.clone(), change).await?;
+    ctx.app.accounts.update_user(actor, name.clone(), change).await?;
     Ok(Message::new(format!("User '{name}' updated successfully")))
 }
 
 params! { Delete { username: UserName } }
 
-pub async fn delete(cx: Cx, params: Delete) -> Result<Json<impl Serialize>, ApiError> {
-    let actor = writable(&cx)?;
+pub async fn delete(ctx: Ctx, params: Delete) -> Result<Json<impl Serialize>, ApiError> {
+    let actor = writable(&ctx)?;
     let name = params.username;
-    cx.app.accounts.delete_user(actor, name.clone()).await?;
+    ctx.app.accounts.delete_user(actor, name.clone()).await?;
     Ok(Message::new(format!("User '{name}' deleted successfully")))
 }
 
 params! { Get { ; user_id: i64, username: String } }
 
-pub async fn get(cx: Cx, params: Get) -> Result<Json<impl Serialize>, ApiError> {
-    let users = cx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
+pub async fn get(ctx: Ctx, params: Get) -> Result<Json<impl Serialize>, ApiError> {
+    let users = ctx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
     let mut users = users.into_iter();
     let found = match (params.user_id, params.username) {
         (None, None) => return Err(ApiError::BadRequest("Either user_id or username must be provided".to_owned())),
@@ -86,17 +86,17 @@ pub async fn get(cx: Cx, params: Get) -> Result<Json<impl Serialize>, ApiError> 
 
 params! { Check { credential: String; username: UserName } }
 
-pub async fn check(cx: Cx, params: Check) -> Result<Json<impl Serialize>, ApiError> {
-    let found = cx.app.accounts.check_credential(&params.credential, params.username.as_ref(), cx.peer.ip()).await?;
+pub async fn check(ctx: Ctx, params: Check) -> Result<Json<impl Serialize>, ApiError> {
+    let found = ctx.app.accounts.check_credential(&params.credential, params.username.as_ref(), ctx.peer.ip()).await?;
     Ok(Json(WireUser::from(found)))
 }
 
 params! { List { ; usernames: String } }
 
-pub async fn list(cx: Cx, params: List) -> Result<Json<impl Serialize>, ApiError> {
+pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, ApiError> {
     let wanted: Option<Vec<String>> =
         params.usernames.map(|list| list.split(',').map(|name| name.trim().to_owned()).collect());
-    let users = cx.app.accounts.list_users().await.map_err(AccountError::Remote)?.into_iter();
+    let users = ctx.app.accounts.list_users().await.map_err(AccountError::Remote)?.into_iter();
     let users =
         users.filter(|user| wanted.as_ref().is_none_or(|list| list.iter().any(|name| name == user.name.as_str())));
     Ok(Json(users.map(|user| WireUser::from(Some(user))).collect::<Vec<_>>()))

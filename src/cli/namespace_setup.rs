@@ -1,4 +1,4 @@
-//! `pody settle-in`, which CRIU starts during a restore: see `pody::checkpoint::settle_in`.
+//! `pody namespace-setup`, which CRIU starts during a restore: see `pody::criu::namespace_setup`.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use super::exit;
 use crate::criu::namespace_setup;
 
 #[derive(Debug, Args)]
-pub struct SettleInArgs {
+pub struct NamespaceSetupArgs {
     /// The file that says what to do
     plan: PathBuf,
     /// The first process of the pod
     pid: i32,
 }
 
-impl SettleInArgs {
+impl NamespaceSetupArgs {
     pub fn run(self) -> u8 {
         match namespace_setup::set_up(&self.plan, self.pid) {
             Ok(()) => exit::OK,

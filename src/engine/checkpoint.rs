@@ -16,7 +16,7 @@ use crate::model::{ids::ContainerId, pod::RestartRule};
 
 /// What a checkpoint needs to know about a container.
 #[derive(Clone, Debug)]
-pub struct Anatomy {
+pub struct ContainerInspect {
     pub status: String,
     /// Host PID of the first process; 0 when there is none.
     pub pid: i32,
@@ -37,7 +37,7 @@ pub struct Anatomy {
 
 impl Engine {
     /// Inspects the container; `None` if there is no such container.
-    pub async fn anatomy(&self, id: &ContainerId) -> Result<Option<Anatomy>, EngineError> {
+    pub async fn inspect(&self, id: &ContainerId) -> Result<Option<ContainerInspect>, EngineError> {
         let name = id.to_string();
         let inspect = self
             .call(SHORT, |docker| async move { docker.inspect_container(&name, None::<InspectContainerOptions>).await })
@@ -61,7 +61,7 @@ impl Engine {
             (host.pid_mode.as_deref().is_some_and(|mode| !mode.is_empty()), "another's PID namespace"),
             (host.network_mode.as_deref() == Some("host"), "the host's network"),
         ];
-        Ok(Some(Anatomy {
+        Ok(Some(ContainerInspect {
             status: state.status.map(|status| status.to_string()).unwrap_or_default(),
             pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0),
             exit_code: state.exit_code.unwrap_or(0),
@@ -166,7 +166,7 @@ impl Engine {
     }
 
     /// The directory in which the engine keeps a container's data, including its checkpoints.
-    pub async fn container_folder(&self, id: &ContainerId) -> Result<PathBuf, EngineError> {
+    pub async fn container_directory(&self, id: &ContainerId) -> Result<PathBuf, EngineError> {
         let info = self.call(LONG, |docker| async move { docker.info().await }).await?;
         let root = info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned());
         Ok(PathBuf::from(root).join("containers").join(id.as_str()))

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{DbError, Tx, collect, parsed};
 use crate::model::{
-    agent::{ToldAction, ToldCheckpoint},
+    agent::{ReportedAction, ReportedCheckpoint},
     checkpoint::CheckpointStatus,
     ids::{ActionId, CheckpointId},
     names::UserName,
@@ -13,8 +13,8 @@ use crate::model::{
 
 const CHECKPOINT: &str = "id, user, own, status, gpu, platform, info, restore_path, deprecated_at";
 
-fn read(row: &Row) -> Result<ToldCheckpoint, DbError> {
-    Ok(ToldCheckpoint {
+fn read(row: &Row) -> Result<ReportedCheckpoint, DbError> {
+    Ok(ReportedCheckpoint {
         id: parsed(row.get(0)?)?,
         user: parsed(row.get(1)?)?,
         own: row.get(2)?,
@@ -27,8 +27,8 @@ fn read(row: &Row) -> Result<ToldCheckpoint, DbError> {
     })
 }
 
-fn read_action(row: &Row) -> Result<ToldAction, DbError> {
-    Ok(ToldAction {
+fn read_action(row: &Row) -> Result<ReportedAction, DbError> {
+    Ok(ReportedAction {
         id: parsed(row.get(0)?)?,
         user: parsed(row.get(1)?)?,
         reason: row.get(2)?,
@@ -46,43 +46,43 @@ fn text(value: Option<&Value>) -> Option<String> {
 }
 
 impl Tx<'_> {
-    pub fn find_told_checkpoint(&self, id: CheckpointId) -> Result<Option<ToldCheckpoint>, DbError> {
+    pub fn find_told_checkpoint(&self, id: CheckpointId) -> Result<Option<ReportedCheckpoint>, DbError> {
         let query = format!("SELECT {CHECKPOINT} FROM told_checkpoints WHERE id = ?1");
         Ok(collect(&self.0, &query, [id.to_string()], read)?.pop())
     }
 
     /// One user's, or everybody's, newest first.
-    pub fn list_told_checkpoints(&self, user: Option<&UserName>) -> Result<Vec<ToldCheckpoint>, DbError> {
+    pub fn list_told_checkpoints(&self, user: Option<&UserName>) -> Result<Vec<ReportedCheckpoint>, DbError> {
         let query = format!("SELECT {CHECKPOINT} FROM told_checkpoints WHERE ?1 IS NULL OR user = ?1 ORDER BY id DESC");
         collect(&self.0, &query, [user.map(UserName::as_str)], read)
     }
 
-    pub fn upsert_told_checkpoint(&self, told: &ToldCheckpoint) -> Result<(), DbError> {
+    pub fn upsert_told_checkpoint(&self, reported: &ReportedCheckpoint) -> Result<(), DbError> {
         self.0.execute(
             &format!(
                 "INSERT OR REPLACE INTO told_checkpoints ({CHECKPOINT}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
             ),
             params![
-                told.id.to_string(),
-                told.user.as_str(),
-                told.own,
-                told.status.as_str(),
-                told.gpu,
-                told.platform,
-                text(told.info.as_ref()),
-                told.restore_path,
-                told.deprecated_at,
+                reported.id.to_string(),
+                reported.user.as_str(),
+                reported.own,
+                reported.status.as_str(),
+                reported.gpu,
+                reported.platform,
+                text(reported.info.as_ref()),
+                reported.restore_path,
+                reported.deprecated_at,
             ],
         )?;
         Ok(())
     }
 
-    pub fn list_told_actions(&self, user: Option<&UserName>) -> Result<Vec<ToldAction>, DbError> {
+    pub fn list_told_actions(&self, user: Option<&UserName>) -> Result<Vec<ReportedAction>, DbError> {
         let query = "SELECT id, user, reason, upload, info FROM told_actions WHERE ?1 IS NULL OR user = ?1";
         collect(&self.0, query, [user.map(UserName::as_str)], read_action)
     }
 
-    pub fn find_told_action(&self, id: ActionId) -> Result<Option<ToldAction>, DbError> {
+    pub fn find_told_action(&self, id: ActionId) -> Result<Option<ReportedAction>, DbError> {
         let query = "SELECT id, user, reason, upload, info FROM told_actions WHERE id = ?1";
         Ok(collect(&self.0, query, [id.to_string()], read_action)?.pop())
     }
@@ -96,15 +96,15 @@ impl Tx<'_> {
         Ok(collect(&self.0, query, params![user.map(UserName::as_str), pod], read)?.pop())
     }
 
-    pub fn upsert_told_action(&self, told: &ToldAction) -> Result<(), DbError> {
+    pub fn upsert_told_action(&self, reported: &ReportedAction) -> Result<(), DbError> {
         self.0.execute(
             "INSERT OR REPLACE INTO told_actions (id, user, reason, upload, info) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![
-                told.id.to_string(),
-                told.user.as_str(),
-                told.reason,
-                text(told.upload.as_ref()),
-                text(told.info.as_ref()),
+                reported.id.to_string(),
+                reported.user.as_str(),
+                reported.reason,
+                text(reported.upload.as_ref()),
+                text(reported.info.as_ref()),
             ],
         )?;
         Ok(())

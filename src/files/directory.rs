@@ -27,9 +27,9 @@ const MAX_LISTED: usize = 100_000;
 /// Attempts to move a file into place when its directory is removed in between.
 const TRIES: u32 = 10;
 
-pub struct Folder(OwnedFd);
+pub struct Directory(OwnedFd);
 
-impl Folder {
+impl Directory {
     /// Opens the directory and creates it if it is missing.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         // The parent directory is only ours, so a symbolic link here was made by an admin and is no attack.
@@ -50,7 +50,7 @@ impl Folder {
         openat2(&self.0, path, how).map_err(|errno| FileError::of(errno, path))
     }
 
-    fn subfolder(&self, path: Option<&FilePath>) -> Result<OwnedFd, FileError> {
+    fn subdirectory(&self, path: Option<&FilePath>) -> Result<OwnedFd, FileError> {
         let path = path.map_or(".", FilePath::as_str);
         self.beneath(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())
     }
@@ -74,9 +74,9 @@ impl Folder {
 
     pub fn list(&self, path: Option<&FilePath>) -> Result<Vec<String>, FileError> {
         let shown = path.map_or(".", FilePath::as_str);
-        let mut folder = Dir::from_fd(self.subfolder(path)?).map_err(|errno| FileError::of(errno, shown))?;
+        let mut directory = Dir::from_fd(self.subdirectory(path)?).map_err(|errno| FileError::of(errno, shown))?;
         let mut names = Vec::new();
-        for entry in folder.iter().take(MAX_LISTED) {
+        for entry in directory.iter().take(MAX_LISTED) {
             let entry = entry.map_err(|errno| FileError::of(errno, shown))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             match entry.file_type() {
@@ -96,15 +96,15 @@ impl Folder {
     pub fn remove(&self, path: &FilePath) -> Result<Option<u64>, FileError> {
         let size = self.remove_one(path)?;
         let mut left = path.split().0;
-        while let Some(folder) = left.filter(|folder| self.remove_one(folder).is_ok()) {
-            left = folder.split().0;
+        while let Some(directory) = left.filter(|directory| self.remove_one(directory).is_ok()) {
+            left = directory.split().0;
         }
         Ok(size)
     }
 
     fn remove_one(&self, path: &FilePath) -> Result<Option<u64>, FileError> {
         let (above, name) = path.split();
-        let above = self.subfolder(above.as_ref())?;
+        let above = self.subdirectory(above.as_ref())?;
         let failed = |errno| FileError::of(errno, path.as_str());
         let found = fstatat(&above, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
         if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
@@ -140,7 +140,7 @@ impl Folder {
                 Err(errno) => return Err(failed(errno)),
             }
         }
-        let above = self.subfolder(above.as_ref())?;
+        let above = self.subdirectory(above.as_ref())?;
         let replaced = match fstatat(&above, to, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(found) if is_file(&found) => Some(found.st_size.unsigned_abs()),
             Ok(_) => return Err(FileError::NotAFile(path.to_string())),
@@ -158,13 +158,13 @@ fn is_file(found: &FileStat) -> bool {
 }
 
 /// Syncs the entries of a directory to disk.
-fn sync(folder: &OwnedFd) -> io::Result<()> {
-    File::from(folder.try_clone()?).sync_all()
+fn sync(directory: &OwnedFd) -> io::Result<()> {
+    File::from(directory.try_clone()?).sync_all()
 }
 
 /// Adds the files of a directory and its subdirectories; nothing if it does not exist.
-pub fn count(folder: &Path, used: &mut Used) -> io::Result<()> {
-    let entries = match fs::read_dir(folder) {
+pub fn count(directory: &Path, used: &mut Used) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };

@@ -37,12 +37,12 @@ pub struct Detail {
     /// Bytes; `None` = no limit.
     pub memory: Option<u64>,
     pub shm: Option<u64>,
-    pub host_config: HostSide,
+    pub host_config: HostConfig,
 }
 
 /// What is needed to adopt a container that another program created.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct HostSide {
+pub struct HostConfig {
     pub hostname: String,
     pub network: String,
     pub pids: Option<u64>,
@@ -130,7 +130,7 @@ impl Container {
                 gpus,
                 memory: unsigned(host.memory),
                 shm: unsigned(host.shm_size),
-                host_config: HostSide {
+                host_config: HostConfig {
                     hostname: config.hostname.unwrap_or_default(),
                     network: host.network_mode.unwrap_or_default(),
                     pids: unsigned(host.pids_limit),

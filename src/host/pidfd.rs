@@ -23,12 +23,12 @@ use crate::model::ids::ProcessId;
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A process identified beyond its PID.
-pub struct Life {
+pub struct PidFd {
     pub id: ProcessId,
     descriptor: Option<OwnedFd>,
 }
 
-impl Life {
+impl PidFd {
     /// The process that has the PID now; `None` if there is none.
     pub fn of(pid: i32) -> Option<Self> {
         let descriptor = match open(pid) {
@@ -59,13 +59,13 @@ impl Life {
 }
 
 /// Which of them have exited, in their order. With a descriptor, this includes zombies.
-pub fn ended<'a>(lives: impl IntoIterator<Item = &'a Life> + Clone) -> Vec<bool> {
+pub fn ended<'a>(lives: impl IntoIterator<Item = &'a PidFd> + Clone) -> Vec<bool> {
     let descriptors = lives.clone().into_iter().filter_map(|life| life.descriptor.as_ref());
     let mut asked: Vec<PollFd> =
         descriptors.map(|descriptor| PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)).collect();
     let is_answered = poll(&mut asked, PollTimeout::ZERO).is_ok();
     let mut answers = asked.iter();
-    let is_ended = |life: &Life| {
+    let is_ended = |life: &PidFd| {
         let answer = life.descriptor.as_ref().and_then(|_| answers.next()).filter(|_| is_answered);
         match answer {
             Some(answer) => answer.any().unwrap_or(true),
@@ -103,18 +103,18 @@ mod tests {
     fn exited_processes_are_recognized_with_and_without_descriptors() {
         let mut children: Vec<_> = (0..3).map(|_| Command::new("sleep").arg("600").spawn().unwrap()).collect();
         let pid = |child: &std::process::Child| i32::try_from(child.id()).unwrap();
-        let mut lives: Vec<Life> = children.iter().map(|child| Life::of(pid(child)).unwrap()).collect();
+        let mut lives: Vec<PidFd> = children.iter().map(|child| PidFd::of(pid(child)).unwrap()).collect();
         assert!(lives.iter().all(|life| life.descriptor.is_some()), "this kernel has pidfds");
         // Each once more, as on a kernel without pidfds.
-        lives.extend(children.iter().map(|child| Life { descriptor: None, ..Life::of(pid(child)).unwrap() }));
+        lives.extend(children.iter().map(|child| PidFd { descriptor: None, ..PidFd::of(pid(child)).unwrap() }));
         assert_eq!(ended(&lives), [false; 6]);
         children[1].kill().unwrap();
         children[1].wait().unwrap();
         assert_eq!(ended(&lives), [false, true, false, false, true, false]);
-        assert!(Life::of(pid(&children[1])).is_none());
+        assert!(PidFd::of(pid(&children[1])).is_none());
         // The same PID with another start time is another process.
         let id = ProcessId { started: lives[0].id.started + 1, ..lives[0].id };
-        assert_eq!(ended(&[Life { id, descriptor: None }]), [true]);
+        assert_eq!(ended(&[PidFd { id, descriptor: None }]), [true]);
         for mut child in children {
             let _ = child.kill();
             let _ = child.wait();
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_zombie_counts_as_exited() {
         let mut child = Command::new("true").spawn().unwrap();
-        let life = Life::of(i32::try_from(child.id()).unwrap());
+        let life = PidFd::of(i32::try_from(child.id()).unwrap());
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
         // `None` if it exited before we looked.
         while life.as_ref().is_some_and(|life| !ended([life])[0]) {
