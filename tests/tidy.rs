@@ -82,6 +82,7 @@ fn policy_is_pure() {
         "src/pod/admission.rs",
         "src/model/quota.rs",
         "src/gpu/enforcement.rs",
+        "src/gpu/ledger.rs",
         "src/usage/gpu_time.rs",
         "src/model/buckets.rs",
         "src/checkpoint/admission.rs",
