@@ -3,9 +3,8 @@
 //! answered with the end of the connection. So the bridge claims the pod's hardware address until the pod goes on
 //! ([`crate::host::bridge`]).
 
-use super::restore::RestoreJob;
 use crate::{
-    checkpoint::CheckpointError,
+    checkpoint::{CheckpointError, Checkpoints},
     host::bridge,
     model::action::{Action, HeldTraffic},
 };
@@ -39,17 +38,16 @@ impl Drop for TrafficHold {
     }
 }
 
-impl RestoreJob {
-    /// Begins the silence, written down before.
-    pub(in crate::checkpoint) async fn hold_traffic(
-        &mut self,
-        held_traffic: HeldTraffic,
-    ) -> Result<TrafficHold, CheckpointError> {
-        self.action.journal.held_traffic = Some(held_traffic.clone());
-        self.ctx.write_action(&self.action).await?;
-        held_traffic.begin();
-        Ok(TrafficHold(held_traffic))
-    }
+/// Holds the traffic back. What is held is written down before.
+pub(in crate::checkpoint) async fn begin(
+    ctx: &Checkpoints,
+    action: &mut Action,
+    held_traffic: HeldTraffic,
+) -> Result<TrafficHold, CheckpointError> {
+    action.journal.held_traffic = Some(held_traffic.clone());
+    ctx.write_action(action).await?;
+    held_traffic.begin();
+    Ok(TrafficHold(held_traffic))
 }
 
 /// Ends what a killed daemon has left.
