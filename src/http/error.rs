@@ -189,9 +189,26 @@ fn engine_status(error: &EngineError) -> StatusCode {
         EngineError::Unavailable(_) | EngineError::TimedOut(_) | EngineError::AnswerLost(_) | EngineError::DiskFull => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
-        EngineError::Failed { status: 400, .. } => StatusCode::BAD_REQUEST,
-        EngineError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        EngineError::PortTaken(_) => StatusCode::CONFLICT,
+        EngineError::NoImage(answer)
+        | EngineError::NoNetwork(answer)
+        | EngineError::NoPids(answer)
+        | EngineError::CannotExecute { answer, .. }
+        | EngineError::AlreadyPaused(answer)
+        | EngineError::NotPaused(answer)
+        | EngineError::Paused(answer)
+        | EngineError::NotRunning(answer)
+        | EngineError::RemovalInProgress(answer)
+        | EngineError::StorageOptUnsupported(answer)
+        | EngineError::NoGpuDriver(answer)
+        | EngineError::NotFrozen(answer)
+        | EngineError::NotFound(answer)
+        | EngineError::Conflict(answer)
+        | EngineError::Failed(answer) => match answer.status {
+            404 | 409 => StatusCode::CONFLICT,
+            400 => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        },
     }
 }
 
@@ -294,7 +311,9 @@ impl ApiError {
             {
                 Self::internal(&error)
             }
-            Self::Pod(PodError::Engine(error @ EngineError::Failed { status: 500.., .. })) => Self::internal(&error),
+            Self::Pod(PodError::Engine(error)) if error.status().is_some_and(|status| status >= 500) => {
+                Self::internal(&error)
+            }
             Self::Checkpoint(error) if checkpoint_status(&error) == StatusCode::INTERNAL_SERVER_ERROR => {
                 Self::internal(&error)
             }
