@@ -40,25 +40,33 @@ pub const SHORT: Duration = Duration::from_secs(7);
 pub const LONG: Duration = Duration::from_secs(600);
 
 /// Why a call to the engine failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum EngineError {
     #[error("Docker does not answer{}", detail(.0))]
+    #[strum(serialize = "docker_unavailable")]
     Unavailable(String),
     /// The deadline passed: the engine may have done the work, or may do it later.
     #[error("Docker did not finish within {} s", .0.as_secs())]
+    #[strum(serialize = "docker_timed_out")]
     TimedOut(Duration),
     #[error("Docker found no such object: {0}")]
+    #[strum(serialize = "docker_not_found")]
     NotFound(String),
     #[error("Docker refused: {0}")]
+    #[strum(serialize = "docker_conflict")]
     Conflict(String),
     #[error("port {0} of this host is in use by another program")]
     PortTaken(u16),
     #[error("the disk that holds Docker's data is full")]
+    #[strum(serialize = "docker_disk_full")]
     DiskFull,
     #[error("Docker answered {status}: {message}")]
+    #[strum(serialize = "docker_failed")]
     Failed { status: u16, message: String },
     /// The connection broke or the response could not be parsed: the work may have been done.
     #[error("Docker's response was lost: {0}")]
+    #[strum(serialize = "docker_response_lost")]
     AnswerLost(String),
 }
 

@@ -149,6 +149,7 @@ fn help_finds_one_route_or_a_prefix() {
     assert_snapshot!(server.anon().get("/help"), @r#"
     401
     {
+      "code": "not_authenticated",
       "detail": "Not authenticated"
     }
     "#);
@@ -223,18 +224,21 @@ fn what_is_no_route_is_404_and_another_method_405() {
     assert_snapshot!(server.anon().get("/nothing"), @r#"
     404
     {
+      "code": "no_route",
       "detail": "Not Found"
     }
     "#);
     assert_snapshot!(server.anon().get("/pod/list/"), @r#"
     404
     {
+      "code": "no_route",
       "detail": "Not Found"
     }
     "#);
     assert_snapshot!(server.anon().get("/pod/../user/info"), @r#"
     404
     {
+      "code": "no_route",
       "detail": "Not Found"
     }
     "#);
@@ -248,8 +252,10 @@ fn what_is_no_route_is_404_and_another_method_405() {
                 let answer = server.anon().send(method, &path, &[]);
                 assert_eq!(answer.status, 405, "{method} {path}: {answer}");
                 let expected = match path.starts_with("/v2/") {
-                    true => json!({"message": "Method Not Allowed", "code": "405", "details": null}),
-                    false => json!({"detail": "Method Not Allowed"}),
+                    true => {
+                        json!({"message": "Method Not Allowed", "code": "405", "details": null, "reason": "method_not_allowed"})
+                    }
+                    false => json!({"detail": "Method Not Allowed", "code": "method_not_allowed"}),
                 };
                 assert_eq!(answer.json(), expected);
                 let allow = answer.header("allow").unwrap_or_default().to_owned();
