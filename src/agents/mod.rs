@@ -60,12 +60,12 @@ pub enum ClusterError {
     #[strum(serialize = "cluster_is_this_host")]
     ThisHost(ClusterId),
     #[error("a cluster's name has 1 to {MAX_NAME} characters and no control characters")]
-    #[strum(serialize = "cluster_name")]
+    #[strum(serialize = "invalid_cluster_name")]
     Name,
     #[error("a user may have at most {MAX_CLUSTERS} clusters, and you have {MAX_CLUSTERS}; use one of them")]
     TooManyClusters,
     #[error(transparent)]
-    #[strum(serialize = "resource_invalid")]
+    #[strum(serialize = "invalid_resource")]
     Resource(#[from] ResourceError),
     #[error("a resource may have at most {MAX_RESOURCE_BYTES} bytes of JSON, this has {0}; leave out managedFields")]
     #[strum(serialize = "resource_too_large")]

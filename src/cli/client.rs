@@ -64,7 +64,7 @@ pub struct Refusal {
     pub status: StatusCode,
     /// What the server says, usually a sentence.
     pub detail: Value,
-    /// What the server calls the error; a server of before the codes, and a proxy, give none.
+    /// What the server calls the error. An older server and a proxy give none.
     pub code: Option<String>,
     pub method: Method,
     pub url: String,
@@ -347,19 +347,13 @@ async fn refuse_failure(method: Method, response: Response) -> Result<Response, 
     let retry_after =
         response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let body = response.text().await.map_err(ClientError::BrokeOff)?;
-    let parsed = serde_json::from_str::<Value>(&body).unwrap_or_default();
-    let code = error_code(&parsed);
-    let detail = match parsed.get("detail").cloned() {
+    let mut parsed = serde_json::from_str::<Value>(&body).unwrap_or_default();
+    let code = parsed["code"].as_str().map(str::to_owned);
+    let detail = match parsed.get_mut("detail").map(Value::take) {
         Some(detail) => missing_parameters(&detail).map_or(detail, Value::String),
         None => Value::String(body.trim().to_owned()),
     };
     Err(ClientError::Refused(Box::new(Refusal { status, detail, code, method, url, retry_after })))
-}
-
-/// The error's code: under `code`, or in /v2, where that is the HTTP status, under `reason`.
-fn error_code(body: &Value) -> Option<String> {
-    let name = if body.get("detail").is_some() { "code" } else { "reason" };
-    body.get(name)?.as_str().map(str::to_owned)
 }
 
 /// `Missing query parameters: a, b`, if these are the only problems.

@@ -163,6 +163,11 @@ fn openapi_describes_all_routes() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+            let name = if path.starts_with("/v2/") { "V2Error" } else { "Error" };
+            for (status, response) in operation["responses"].as_object().unwrap().iter().filter(|(s, _)| *s != "200") {
+                let schema = &response["content"]["application/json"]["schema"]["$ref"];
+                assert_eq!(schema, &json!(format!("#/components/schemas/{name}")), "{method} {path} {status}");
+            }
             let params = operation["parameters"].as_array().cloned().unwrap_or_default();
             let params = params.iter().map(|param| {
                 let name = param["name"].as_str().unwrap();
@@ -180,6 +185,9 @@ fn openapi_describes_all_routes() {
         ((route.method.to_string(), route.path.to_owned()), params.collect())
     });
     assert_eq!(shown, listed.collect());
+    let required = |name: &str| document["components"]["schemas"][name]["required"].clone();
+    assert_eq!(required("Error"), json!(["detail", "code"]));
+    assert_eq!(required("V2Error"), json!(["message", "code", "details", "reason"]));
 }
 
 #[test]

@@ -37,6 +37,11 @@ fn other_refusals_are_exit_code_1_with_retry_after_as_a_hint() {
     assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
     let shown = r#"{"error":"Docker does not answer","code":"docker_unavailable","hint":"try again in 7 s"}"#;
     assert_eq!(refused.stderr, format!("{shown}\n"));
+
+    // A proxy, or an older server.
+    fake.on_text("/pod/ps", 502, "Bad Gateway");
+    let refused = fake.run(&["ps", "--json"]);
+    assert_eq!(refused.stderr, "{\"error\":\"Bad Gateway\",\"code\":null,\"hint\":null}\n");
 }
 
 #[test]
