@@ -243,6 +243,7 @@ fn every_status_is_documented() {
         ("REQUEST_TIMEOUT", 408),
         ("CONFLICT", 409),
         ("PAYLOAD_TOO_LARGE", 413),
+        ("LOCKED", 423),
         ("UNPROCESSABLE_ENTITY", 422),
         ("TOO_MANY_REQUESTS", 429),
         ("INTERNAL_SERVER_ERROR", 500),

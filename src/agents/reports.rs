@@ -59,19 +59,25 @@ pub struct Info {
 }
 
 /// Why a report was not stored.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum ReportError {
     #[error("a report may have at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT} bytes, this one has more")]
+    #[strum(serialize = "report_too_large")]
     TooLarge,
     #[error("{0} must not contain control characters; leave them out")]
+    #[strum(serialize = "control_characters")]
     Control(&'static str),
     #[error(
         "the agents of one user may report {MAX_CHECKPOINTS} checkpoints in {MAX_BYTES} bytes; yours have reported {checkpoints} in {bytes}; deprecate some"
     )]
+    #[strum(serialize = "too_many_reports")]
     TooMany { checkpoints: u64, bytes: u64 },
     #[error(transparent)]
+    #[strum(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
 }
 

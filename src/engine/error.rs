@@ -17,6 +17,12 @@ pub struct Answer {
     message: String,
 }
 
+impl Answer {
+    pub fn new(status: u16, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
 impl std::fmt::Display for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { status, message } = self;
@@ -29,59 +35,79 @@ impl std::fmt::Display for Answer {
 }
 
 /// Why a call to the engine failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum EngineError {
     #[error("Docker does not answer{}", detail(.0))]
+    #[strum(serialize = "docker_unavailable")]
     Unavailable(String),
     /// The deadline passed: the engine may have done the work, or may do it later.
     #[error("Docker did not finish within {} s", .0.as_secs())]
+    #[strum(serialize = "docker_timed_out")]
     TimedOut(Duration),
     /// The connection broke or the response could not be parsed: the work may have been done.
     #[error("Docker's response was lost: {0}")]
+    #[strum(serialize = "docker_response_lost")]
     AnswerLost(String),
     #[error("port {0} of this host is in use by another program")]
     PortTaken(u16),
     #[error("the disk that holds Docker's data is full")]
+    #[strum(serialize = "docker_disk_full")]
     DiskFull,
     #[error("{0}")]
+    #[strum(serialize = "docker_no_image")]
     NoImage(Answer),
     #[error("{0}")]
+    #[strum(serialize = "docker_no_network")]
     NoNetwork(Answer),
     /// A limit on processes is reached, the container's or the host's.
     #[error("{0}")]
+    #[strum(serialize = "docker_no_pids")]
     NoPids(Answer),
     /// The program of a command or of a container does not exist, or cannot be executed.
     #[error("{answer}")]
+    #[strum(serialize = "docker_cannot_execute")]
     CannotExecute { program: String, answer: Answer },
     #[error("{0}")]
+    #[strum(serialize = "docker_already_paused")]
     AlreadyPaused(Answer),
     #[error("{0}")]
+    #[strum(serialize = "docker_not_paused")]
     NotPaused(Answer),
     /// The container is paused, and the call needs its processes to run.
     #[error("{0}")]
+    #[strum(serialize = "docker_paused")]
     Paused(Answer),
     #[error("{0}")]
+    #[strum(serialize = "docker_not_running")]
     NotRunning(Answer),
     /// Another call is removing the container.
     #[error("{0}")]
+    #[strum(serialize = "docker_removal_in_progress")]
     RemovalInProgress(Answer),
     /// The storage driver cannot limit a container's disk space.
     #[error("{0}")]
+    #[strum(serialize = "docker_no_storage_limit")]
     StorageOptUnsupported(Answer),
     /// Docker cannot give GPUs to containers.
     #[error("{0}")]
+    #[strum(serialize = "docker_no_gpu_driver")]
     NoGpuDriver(Answer),
     /// The processes did not freeze in time. The runtime has resumed all of them.
     #[error("{0}")]
+    #[strum(serialize = "docker_not_frozen")]
     NotFrozen(Answer),
     /// Another 404: mostly, there is no such container.
     #[error("{0}")]
+    #[strum(serialize = "docker_not_found")]
     NotFound(Answer),
     /// Another 409.
     #[error("{0}")]
+    #[strum(serialize = "docker_conflict")]
     Conflict(Answer),
     /// Any other error status.
     #[error("{0}")]
+    #[strum(serialize = "docker_failed")]
     Failed(Answer),
 }
 

@@ -13,14 +13,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter},
 };
+use utoipa::PartialSchema;
 
 use super::{
-    cedana::{self, V2Error},
+    cedana::{self, V2Error, V2ErrorBody},
     endpoint::{Access, Ctx, Dialect, Route, route},
     error::ApiError,
     identity::{identify, refuse_other_sites},
     params::{BodyUse, Input},
-    pody,
+    pody::{self, ErrorBody},
 };
 use crate::{app::App, engine::Health, model::names::clipped};
 
@@ -45,10 +46,17 @@ static DIALECTS: [Dialect; 2] = [
     Dialect {
         prefix: "/v2",
         refuse: |error| V2Error::from(error).into_response(),
+        error: ("V2Error", V2ErrorBody::schema),
         ignores_last_slash: true,
         knows_422: false,
     },
-    Dialect { prefix: "", refuse: ApiError::into_response, ignores_last_slash: false, knows_422: true },
+    Dialect {
+        prefix: "",
+        refuse: ApiError::into_response,
+        error: ("Error", ErrorBody::schema),
+        ignores_last_slash: false,
+        knows_422: true,
+    },
 ];
 
 fn dialect_of(path: &str) -> &'static Dialect {
@@ -335,9 +343,10 @@ async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, fmt::Write as _, path::Path};
+    use std::{collections::HashSet, fmt::Write as _};
 
     use super::*;
+    use crate::http::document;
 
     /// The table in docs/API.md.
     fn table() -> String {
@@ -368,19 +377,9 @@ mod tests {
         text
     }
 
-    /// The document shows the list as it is. `UPDATE_DOCS=1 cargo test` writes it anew.
     #[test]
     fn the_document_lists_every_route() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/API.md");
-        let document = std::fs::read_to_string(&path).expect("docs/API.md");
-        let (before, rest) = document.split_once("<!-- routes -->\n").expect("the mark before the table");
-        let (shown, after) = rest.split_once("<!-- end of routes -->").expect("the mark behind the table");
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            let updated = format!("{before}<!-- routes -->\n{}<!-- end of routes -->{after}", table());
-            std::fs::write(&path, updated).expect("docs/API.md is written");
-        } else {
-            assert_eq!(shown, table(), "run `UPDATE_DOCS=1 cargo test the_document` and look at the change");
-        }
+        document::check("routes", &table());
     }
 
     #[test]

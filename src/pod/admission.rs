@@ -17,7 +17,8 @@ pub struct HeldQuota {
 }
 
 /// Which rule refuses, with its numbers.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     #[error("{}", too_many("max_pods", *.limit, .pods, "pody rm NAME"))]
     MaxPods { limit: u64, pods: Vec<String> },
@@ -38,6 +39,7 @@ pub enum Refusal {
     #[error("{}", too_many("commit_count", *.limit, .images, "pody post image/delete image:NAME"))]
     CommitCount { limit: u64, images: Vec<String> },
     #[error("commit_size_limit is {} and the pod has written {}; delete files in it, or move them to a volume", ByteSize(*.limit), ByteSize(*.size))]
+    #[strum(serialize = "commit_size_limit")]
     CommitSize { limit: u64, size: u64 },
 }
 

@@ -91,23 +91,30 @@ pub mod label {
 }
 
 /// Why an operation on a pod failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum PodError {
     #[error("there is no pod {0}")]
+    #[strum(serialize = "pod_not_found")]
     NotFound(String),
     #[error("{}", .0.refusal())]
     Draining(Box<Drain>),
     #[error("pod {0} already exists; choose another name, or delete it with `pody rm {0}`")]
+    #[strum(serialize = "pod_exists")]
     Exists(String),
     #[error("a container named {0} exists that pody did not create; choose another name")]
+    #[strum(serialize = "foreign_container")]
     Foreign(String),
     #[error("{pod} is busy: {what}; try again in a moment")]
+    #[strum(serialize = "pod_busy")]
     Busy { pod: String, what: &'static str },
     #[error(transparent)]
+    #[strum(transparent)]
     Refused(#[from] Refusal),
     #[error("{image} is not an image that you may use; {}", if .allowed.is_empty() {
         "there are none yet: ask an admin to list one under [[images]] in config.toml and to build or pull it".to_owned()
     } else { format!("choose one of: {}", .allowed.join(", ")) })]
+    #[strum(serialize = "image_not_allowed")]
     Image { image: ImageRef, allowed: Vec<String> },
     #[error("{0} is not your image; only your own commits can be deleted")]
     NotYourImage(String),
@@ -118,42 +125,54 @@ pub enum PodError {
     #[error(
         "no free port: the pod needs {needed}, and {free} of the {all} ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     )]
+    #[strum(serialize = "no_free_port")]
     NoPort { needed: usize, free: usize, all: usize },
     #[error("{pod} is {status}; {next}")]
+    #[strum(serialize = "pod_not_running")]
     NotRunning { pod: String, status: String, next: &'static str },
     #[error("/bin/bash does not run in {pod}; install it in the image")]
     NoShell { pod: String },
     #[error("{pod} has no session {session}; `pody shell NAME --list` lists its sessions")]
+    #[strum(serialize = "session_not_found")]
     NoSession { pod: String, session: SessionId },
     #[error(
         "{pod} was created before pods could run commands in the background; create it again, or end the command line with &"
     )]
     NoInit { pod: String },
     #[error("a command line has at most {max} bytes and no NUL; put a longer one into a file in the pod and run that")]
+    #[strum(serialize = "command_too_long")]
     Command { max: usize },
     #[error("a command's timeout is 1 to {max} s, you asked for {asked}")]
+    #[strum(serialize = "timeout_out_of_range")]
     Timeout { asked: u64, max: u64 },
     #[error("cannot create the directory {path} of a volume: {source}")]
+    #[strum(serialize = "volume_failed")]
     Volume { path: std::path::PathBuf, source: std::io::Error },
     #[error(
         "cannot write the init program of pods below {path}: {source}; check that its disk has space and is writable"
     )]
+    #[strum(serialize = "init_failed")]
     Init { path: std::path::PathBuf, source: std::io::Error },
     #[error("{pod} has reached its pids_limit of {limit} processes; end some of them, or restart it")]
+    #[strum(serialize = "pids_limit")]
     NoPids { pod: String, limit: u64 },
     #[error(
         "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
     )]
+    #[strum(serialize = "storage_size_unsupported")]
     StorageUnsupported,
     #[error(
         "Docker cannot give GPUs to pods on this host; ask an admin to install the NVIDIA Container Toolkit and restart Docker, or to set the quota gpus to none"
     )]
     NoGpuDriver,
     #[error("the network {0} of the config does not exist; ask an admin to create it with `docker network create {0}`")]
+    #[strum(serialize = "network_not_found")]
     Network(String),
     #[error(transparent)]
+    #[strum(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
 }
 
