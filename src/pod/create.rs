@@ -301,7 +301,7 @@ impl Pods {
 
     /// The last step: from here on the pod exists.
     pub(super) async fn finish_create(&self, mut pod: Pod, container: ContainerId) -> Result<Arc<Pod>, PodError> {
-        pod.become_state(State::Running);
+        pod.state = State::Running;
         pod.container = Some(container);
         let row = pod.clone();
         self.db
