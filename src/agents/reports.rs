@@ -217,10 +217,14 @@ impl Reports {
                 if reported.status == ReportedStatus::Deprecated && tx.is_held_by_drain(id)? {
                     return Err(CheckpointError::HeldByDrain(id).into());
                 }
-                if let (Some(row), ReportedStatus::Deprecated) = (&ours, reported.status)
-                    && !tx.deprecate_checkpoint(id)?
-                {
-                    return Err(CheckpointError::NotReady { id, status: row.status }.into());
+                if let (Some(row), ReportedStatus::Deprecated) = (&ours, reported.status) {
+                    tx.update_checkpoint(id, CheckpointStatus::Deprecated, row.size).map_err(|error| {
+                        match error.is_too_late() {
+                            // It is not complete.
+                            true => ReportError::from(CheckpointError::NotReady { id, status: row.status }),
+                            false => error.into(),
+                        }
+                    })?;
                 }
                 tx.upsert_told_checkpoint(&reported)?;
                 check_limits(tx, &reported.user)?;

@@ -22,15 +22,15 @@ pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), Ch
 /// Admits one that may take the place of `own`, oldest first, beside the others. Returns how many of them have to go,
 /// for which it is reason enough that it is complete.
 pub fn admit_in_place_of(quota: &Quota, others: &[u64], own: &[u64], size: u64) -> Result<usize, CheckpointError> {
-    let mut refused = None;
-    for gone in 0..=own.len() {
+    let admit_without = |gone: usize| {
         let held: Vec<u64> = others.iter().chain(&own[gone..]).copied().collect();
-        match admit_checkpoint(quota, &held, size) {
-            Ok(()) => return Ok(gone),
-            Err(error) => refused = refused.or(Some(error)),
-        }
+        admit_checkpoint(quota, &held, size)
+    };
+    match admit_without(0) {
+        Ok(()) => Ok(0),
+        // The refusal names all that the user has.
+        Err(refused) => (1..=own.len()).find(|gone| admit_without(*gone).is_ok()).ok_or(refused),
     }
-    Err(refused.unwrap_or(CheckpointError::NothingNamed))
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod schedules;
 mod schema;
 mod snapshot;
 mod ssh_keys;
+mod states;
 mod tokens;
 mod usage;
 mod users;
@@ -84,6 +85,19 @@ pub enum DbError {
     #[error("cannot open {path}")]
     #[strum(serialize = "internal")]
     Open { path: PathBuf, source: std::io::Error },
+    /// The table of the states in [`crate::model`] does not have it; the row is unchanged.
+    #[error("{what} {id} cannot go from {from} to {to}")]
+    Transition { what: &'static str, id: String, from: String, to: &'static str },
+    /// Nothing to update.
+    #[error("{what} {id} has no row")]
+    NoRow { what: &'static str, id: String },
+}
+
+impl DbError {
+    /// Whether an update came too late: the row is gone, or in a state that the new one does not follow on.
+    pub fn is_too_late(&self) -> bool {
+        matches!(self, Self::Transition { .. } | Self::NoRow { .. })
+    }
 }
 
 impl From<rusqlite::Error> for DbError {

@@ -90,7 +90,7 @@ impl Tx<'_> {
             self.0.execute(&format!("DELETE FROM {table} WHERE user = ?1"), [name.as_str()])?;
         }
         // Checkpoints of their pods' memory must not pass to another user who gets the same name.
-        self.0.execute("UPDATE checkpoints SET status = 'deleting' WHERE user = ?1", [name.as_str()])?;
+        self.delete_checkpoints_later(name)?;
         self.0.execute("DELETE FROM actions WHERE user = ?1 AND status != 'running'", [name.as_str()])?;
         self.0.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])?;
         Ok(())

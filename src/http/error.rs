@@ -307,9 +307,13 @@ pub fn object_status(error: &ObjectError) -> StatusCode {
 pub fn db_status(error: &DbError) -> StatusCode {
     match error {
         DbError::Busy | DbError::Full | DbError::Gone => StatusCode::SERVICE_UNAVAILABLE,
-        DbError::Damaged(_) | DbError::Other(_) | DbError::Row(_) | DbError::Newer { .. } | DbError::Open { .. } => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        DbError::Damaged(_)
+        | DbError::Other(_)
+        | DbError::Row(_)
+        | DbError::Newer { .. }
+        | DbError::Open { .. }
+        | DbError::Transition { .. }
+        | DbError::NoRow { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

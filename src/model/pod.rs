@@ -1,4 +1,17 @@
 //! A pod: its row, its specification, and its states.
+//!
+//! ```text
+//!  insert ───► creating ───────────────► running ◄─── insert: adopted
+//!                 │ cannot be created      │ │
+//!                 ▼                        │ │ its container was removed outside pody
+//!              deleting ◄──── delete ──────┘ │
+//!                 │ │                        │
+//!        rollback │ └──────► deleted ◄───────┘
+//!                 ▼
+//!               failed
+//! ```
+//!
+//! `deleted` and `failed` are final: such a row stays, and frees the pod's name and ports.
 
 use std::{fmt, path::PathBuf};
 
@@ -8,28 +21,30 @@ use super::{
     ids::{ContainerId, OpId, PodId, WorkloadId},
     names::{InstanceName, UserName},
     quantities::GpuSet,
+    transitions::transitions,
+    words::words,
 };
 
-/// Where a pod is in its life cycle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    Creating,
-    Running,
-    Deleting,
-    Deleted,
-    Failed,
+words! {
+    /// Where a pod is in its life cycle.
+    State, "state of a pod" {
+        Creating = "creating",
+        Running = "running",
+        /// Also a pod that could not be created, while it is rolled back.
+        Deleting = "deleting",
+        Deleted = "deleted",
+        /// It was never created.
+        Failed = "failed",
+    }
 }
 
-impl State {
-    pub const ALL: [Self; 5] = [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed];
-
-    /// The transitions of the module's diagram.
-    pub fn may_become(self, next: Self) -> bool {
-        use State::{Creating, Deleted, Deleting, Failed, Running};
-        matches!(
-            (self, next),
-            (Creating, Running | Deleting) | (Running, Deleting | Deleted) | (Deleting, Deleted | Failed)
-        )
+transitions! {
+    State of "pod" from [Creating, Running] {
+        Creating => [Running, Deleting],
+        Running => [Deleting, Deleted],
+        Deleting => [Deleted, Failed],
+        Deleted => [],
+        Failed => [],
     }
 }
 
@@ -179,14 +194,6 @@ pub struct Pod {
     pub created_at: i64,
 }
 
-impl Pod {
-    /// Changes the state. A transition that the table does not allow is a bug of ours.
-    pub fn become_state(&mut self, next: State) {
-        assert!(self.state.may_become(next), "a pod cannot go from {:?} to {next:?}", self.state);
-        self.state = next;
-    }
-}
-
 /// A port of the host that is published to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
@@ -324,27 +331,5 @@ mod tests {
         let other = ContainerStatus::from("stopping");
         assert!(!other.is_up() && !other.is_stopped() && other.to_string() == "stopping");
         assert_eq!(serde_json::to_value(&other).unwrap(), "stopping");
-    }
-
-    /// Every pair of states, against the module's diagram.
-    #[test]
-    fn only_the_transitions_of_the_diagram_are_allowed() {
-        let allowed: Vec<(State, State)> = State::ALL
-            .iter()
-            .flat_map(|from| State::ALL.iter().map(move |to| (*from, *to)))
-            .filter(|(from, to)| from.may_become(*to))
-            .collect();
-        use State::*;
-        assert_eq!(
-            allowed,
-            [
-                (Creating, Running),
-                (Creating, Deleting),
-                (Running, Deleting),
-                (Running, Deleted),
-                (Deleting, Deleted),
-                (Deleting, Failed)
-            ]
-        );
     }
 }

@@ -122,7 +122,7 @@ impl Pods {
         }
         tracing::warn!(pod = pod.container_name, "the container was removed outside pody");
         let mut row = pod.clone();
-        row.become_state(State::Deleted);
+        row.state = State::Deleted;
         row.reason = Some("its container was removed outside pody".to_owned());
         self.write_urgent(move |tx| {
             let event = begin_event(tx, &Actor::daemon(), "pod.lost", &row.container_name, &row.user)?;

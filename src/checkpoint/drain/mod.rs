@@ -3,12 +3,7 @@
 //! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and
 //! so does one after a reboot.
 //!
-//! ```text
-//!            drain              all settled                 undrain               all back
-//!  (no row) ───────► draining ─────────────► drained ─────────────► undraining ───────────► (no row)
-//!                       ▲  └──── undrain ──────────────────────────────▲ │ └──► ended: some did not come back
-//!                       └─────────────── drain ──────────────────────────┘        └── undrain: tried again
-//! ```
+//! The states of a drain and of a pod in it, and what leads from one to another: [`crate::model::drain`].
 //!
 //! While there is a row that is not `ended`, no pod is created, started or restored: each of these looks at the row in
 //! the transaction that writes it down.

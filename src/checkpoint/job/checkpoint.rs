@@ -354,8 +354,12 @@ impl Checkpoints {
             None
         });
         let also = move |tx: &Tx| {
-            tx.update_checkpoint(id, CheckpointStatus::Ready, size)?;
-            copy.as_ref().map_or(Ok(()), |copy| tx.put_copy(copy))
+            match tx.update_checkpoint(id, CheckpointStatus::Ready, size) {
+                Ok(()) => copy.as_ref().map_or(Ok(()), |copy| tx.insert_copy(copy)),
+                // Its user was deleted meanwhile. It stays marked for deletion and gets no copy; only the action ends.
+                Err(error) if error.is_too_late() => Ok(()),
+                Err(error) => Err(error),
+            }
         };
         self.end_action(action, Ok(()), also).await?;
         self.0.copies.resume();

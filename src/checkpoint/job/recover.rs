@@ -27,7 +27,7 @@ use crate::{
     engine::{ContainerInspect, Health},
     host::disk,
     model::{
-        action::Action,
+        action::{Action, ActionStatus},
         checkpoint::{CheckpointStatus, LeaveRunning},
         ids::{ActionId, CheckpointId, ContainerId, PodId},
         phase::{ActionKind, Phase},
@@ -125,12 +125,20 @@ impl Checkpoints {
         let mut left: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         left.retain(|action| action.pod == pod && !self.live().contains_key(&action.id));
         for action in left {
-            match action.kind {
-                ActionKind::Checkpoint => self.settle_checkpoint(&action).await?,
-                ActionKind::Restore => self.settle_restore(&action).await?,
-            }
+            self.settle(action.id).await?;
         }
         Ok(())
+    }
+
+    /// Brings an action to its end that nobody is at work on. The pod's lock is held.
+    async fn settle(&self, id: ActionId) -> Result<(), CheckpointError> {
+        // Read again: it may have ended, with nobody at work on it any more, since it was listed.
+        let action: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
+        let Some(action) = action.filter(|action| action.status == ActionStatus::Running) else { return Ok(()) };
+        match action.kind {
+            ActionKind::Checkpoint => self.settle_checkpoint(&action).await,
+            ActionKind::Restore => self.settle_restore(&action).await,
+        }
     }
 
     async fn settle_all(&self) -> Result<(), CheckpointError> {
@@ -144,11 +152,7 @@ impl Checkpoints {
                 self.settle_later();
                 continue;
             };
-            let settled = match action.kind {
-                ActionKind::Checkpoint => self.settle_checkpoint(&action).await,
-                ActionKind::Restore => self.settle_restore(&action).await,
-            };
-            if let Err(error) = settled {
+            if let Err(error) = self.settle(action.id).await {
                 tracing::warn!(action = %action.id, pod = action.container_name, %error, "not settled, tried again");
                 self.settle_later();
             }

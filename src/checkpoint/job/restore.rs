@@ -107,7 +107,19 @@ impl RestoreJob {
             Phase::Start => self.start().await,
             Phase::GpuOn => self.gpu_on().await,
             Phase::Check => self.check().await,
-            _ => self.finish().await,
+            Phase::Clean => self.finish().await,
+            // `fetch` is a part of `verify`; the others are a checkpoint's.
+            Phase::Fetch
+            | Phase::Preflight
+            | Phase::GpuOff
+            | Phase::Pause
+            | Phase::Dump
+            | Phase::Rootfs
+            | Phase::Resume
+            | Phase::Hash
+            | Phase::Commit
+            | Phase::Stop
+            | Phase::Compress => Ok(()),
         }
     }
 
@@ -217,14 +229,14 @@ impl RestoreJob {
         if !self.manifest.kind.has_processes() {
             return Ok(self.ctx.0.engine.start(&container).await?);
         }
-        let choices = Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
+        let (mut way, mut others) =
+            Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
         let mut why = match self.connections {
             Some(Connections::Close) => "it was asked for".to_owned(),
             _ => "the pod's address is another".to_owned(),
         };
-        for (at, way) in choices.iter().enumerate() {
-            let is_last = at + 1 == choices.len();
-            match self.start_by(&container, *way).await {
+        loop {
+            let error = match self.start_by(&container, way).await {
                 Ok(()) => {
                     let sockets = &self.manifest.sockets;
                     let count = match way.tcp {
@@ -237,19 +249,23 @@ impl RestoreJob {
                     }
                     return Ok(());
                 }
-                Err(CheckpointError::AddressGone { address, why: gone }) if !is_last => {
+                Err(error) => error,
+            };
+            let Some((next, rest)) = others.split_first() else { return Err(error) };
+            match error {
+                CheckpointError::AddressGone { address, why: gone } => {
                     tracing::info!(pod = self.pod.container_name, %address, gone, "brought back with another address");
                     if self.connections.is_none() {
                         why = format!("the pod's address of then, {address}, cannot be had: {gone}");
                     }
                 }
-                Err(CheckpointError::Criu(failure)) if failure.kind == FailureKind::AddressTaken && !is_last => {
+                CheckpointError::Criu(failure) if failure.kind == FailureKind::AddressTaken => {
                     tracing::info!(pod = self.pod.container_name, %failure, "tried again with its connections closed");
                 }
-                Err(error) => return Err(error),
+                error => return Err(error),
             }
+            (way, others) = (*next, rest);
         }
-        Err(CheckpointError::NothingNamed)
     }
 
     /// Starts it this way, and once more where something passing stood against it.
