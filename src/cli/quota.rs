@@ -171,3 +171,112 @@ fn cell(limit: &Limit, quota: &StoredQuota) -> String {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+    use crate::{
+        db::Db,
+        http::router::routes,
+        model::quota::{Change, CountLimit, CpuLimit, SizeLimit},
+    };
+
+    fn update(words: &[&str]) -> Result<QuotaChange, clap::Error> {
+        let command = QuotaChange::augment_args(Command::new("update"));
+        QuotaChange::from_arg_matches(&command.try_get_matches_from([&["update"], words].concat())?)
+    }
+
+    /// A quota with another value in each limit.
+    fn quota() -> StoredQuota {
+        let mut quota = StoredQuota::default();
+        for (number, limit) in (1..).zip(Limit::ALL) {
+            let value = match limit.unit {
+                Unit::Count | Unit::Bytes | Unit::Cores => LimitValue::Integer(number),
+                Unit::Gpus => LimitValue::Text(number.to_string()),
+            };
+            limit.set(&mut quota, value).unwrap();
+        }
+        quota
+    }
+
+    #[test]
+    fn every_limit_is_stored_and_read() {
+        let home = tempfile::tempdir().unwrap();
+        let db = Db::open(home.path()).unwrap();
+        let name: UserName = "alice".parse().unwrap();
+        let stored = db.write_blocking(|tx| {
+            tx.upsert_quota(&name, &quota())?;
+            tx.find_quota(&name)
+        });
+        assert_eq!(stored.unwrap(), quota());
+        let emptied = db.write_blocking(|tx| {
+            tx.upsert_quota(&name, &StoredQuota::default())?;
+            tx.find_quota(&name)
+        });
+        assert_eq!(emptied.unwrap(), StoredQuota::default());
+    }
+
+    #[test]
+    fn every_limit_is_a_parameter_an_option_a_key_and_documented() {
+        let routes = routes();
+        let route = routes.iter().find(|route| route.path == "/admin/quota/update").unwrap();
+        let parameters: BTreeSet<&str> = route.params.iter().map(|param| param.name).collect();
+        let limits: BTreeSet<&str> = Limit::ALL.iter().map(|limit| limit.name).collect();
+        assert_eq!(parameters, &limits | &BTreeSet::from(["username"]));
+
+        let shown = serde_json::to_value(quota()).unwrap();
+        assert_eq!(shown.as_object().unwrap().keys().map(String::as_str).collect::<BTreeSet<_>>(), limits);
+
+        let read = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let example = read("config.toml.example");
+        let keys: toml::Table = toml::from_str(&example).unwrap();
+        let keys = keys["default_quota"].as_table().unwrap();
+        assert_eq!(keys.keys().map(String::as_str).collect::<BTreeSet<_>>(), limits, "config.toml.example");
+
+        let document = read("docs/API.md");
+        for limit in Limit::ALL {
+            let flag = format!("--{}", limit.name.replace('_', "-"));
+            let mut expected = QuotaChange::default();
+            limit.change(&mut expected, "unlimited").unwrap();
+            assert_eq!(update(&[&flag, "unlimited"]).unwrap(), expected, "{flag}");
+            assert!(document.contains(&format!("| `{}` |", limit.name)), "{} in docs/API.md", limit.name);
+        }
+    }
+
+    #[test]
+    fn options_take_what_the_parameters_take() {
+        let change = update(&["--max-pods", "3", "--memory-limit", "1.5g", "--cpu-limit", "0.5", "--gpu-count", "-1"]);
+        assert_eq!(
+            change.unwrap(),
+            QuotaChange {
+                max_pods: Some(Change::To(CountLimit(Some(3)))),
+                memory_limit: Some(Change::To(SizeLimit(Some(3 << 29)))),
+                cpu_limit: Some(Change::To(CpuLimit(Some(500)))),
+                gpu_count: Some(Change::Default),
+                ..QuotaChange::default()
+            }
+        );
+        assert_eq!(update(&[]).unwrap(), QuotaChange::default());
+        assert_eq!(
+            update(&["--max-pods", "many"]).unwrap_err().to_string(),
+            "error: invalid value 'many' for '--max-pods <N>': \"many\" is not a count; write a whole number, \
+             \"default\" or \"unlimited\"\n\nFor more information, try '--help'.\n"
+        );
+    }
+
+    #[test]
+    fn cells_are_in_the_unit_of_the_limit() {
+        let mut quota = StoredQuota::default();
+        for (limit, text) in Limit::ALL.iter().zip(["5", "unlimited", "0,1", "1.5g", "none"]) {
+            let mut change = QuotaChange::default();
+            limit.change(&mut change, text).unwrap();
+            quota.apply(change);
+        }
+        quota.cpu_limit = Some(CpuLimit(Some(1500)));
+        let cells: Vec<String> = Limit::ALL.iter().map(|limit| cell(limit, &quota)).collect();
+        assert_eq!(cells[..6], ["5", "unlimited", "0,1", "1.5G", "0B", "-"]);
+        assert_eq!(cells[9], "1.5");
+    }
+}

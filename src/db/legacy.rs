@@ -146,3 +146,32 @@ impl Tx<'_> {
         Ok(rows.into_iter().collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        quantities::GpuSet,
+        quota::{CountLimit, SizeLimit},
+    };
+
+    #[test]
+    fn limits_are_taken_by_their_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Connection::open(directory.path().join("quota.db")).unwrap();
+        // An older edition without `tmpfs_size` and the limits on commits, and with a column that is unknown here.
+        let rows = "CREATE TABLE quota (username TEXT, shm_size INTEGER, max_pods INTEGER, gpu_count INTEGER, gpus TEXT,
+                        memory_limit INTEGER, storage_size INTEGER, note TEXT);
+                    INSERT INTO quota VALUES ('alice', 0, 3, -1, '0,1', 1024, -1, 'x'), ('bob', -1, -1, -1, '', -1, -1, '')";
+        database.execute_batch(rows).unwrap();
+        let alice = StoredQuota {
+            max_pods: Some(CountLimit(Some(3))),
+            gpus: Some(GpuSet::Only([0, 1].into())),
+            memory_limit: Some(SizeLimit(Some(1024))),
+            shm_size: Some(SizeLimit(Some(0))),
+            ..StoredQuota::default()
+        };
+        let quotas = OldInstallation::new(directory.path()).list_quotas().unwrap();
+        assert_eq!(quotas, [("alice".to_owned(), alice), ("bob".to_owned(), StoredQuota::default())]);
+    }
+}

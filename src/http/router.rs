@@ -335,11 +335,17 @@ async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, fmt::Write as _, path::Path};
+    use std::{
+        collections::HashSet,
+        fmt::Write as _,
+        path::Path,
+        sync::{Mutex, PoisonError},
+    };
 
     use super::*;
+    use crate::model::quota::{Limit, LimitValue, Quota, StoredQuota, Unit};
 
-    /// The table in docs/API.md.
+    /// The table of routes in docs/API.md.
     fn table() -> String {
         let mut text = String::from("| route | who | parameters | what |\n| --- | --- | --- | --- |\n");
         for route in routes() {
@@ -368,19 +374,53 @@ mod tests {
         text
     }
 
-    /// The document shows the list as it is. `UPDATE_DOCS=1 cargo test` writes it anew.
-    #[test]
-    fn the_document_lists_every_route() {
+    /// The table of limits in docs/API.md.
+    fn limits() -> String {
+        let mut text = String::from("| limit | value | default | what |\n| --- | --- | --- | --- |\n");
+        let default = StoredQuota::from(Quota::default());
+        for limit in Limit::ALL {
+            let value = match limit.unit {
+                Unit::Count => "count",
+                Unit::Bytes => "size",
+                Unit::Cores => "cores",
+                Unit::Gpus => "GPUs",
+            };
+            let default = match limit.get(&default).expect("a default") {
+                LimitValue::Text(text) => text,
+                LimitValue::Integer(..0) => "unlimited".to_owned(),
+                LimitValue::Integer(0) if limit.unit == Unit::Bytes => "none".to_owned(),
+                LimitValue::Integer(number) => number.to_string(),
+            };
+            let _ = writeln!(text, "| `{}` | {value} | {default} | {} |", limit.name, limit.description);
+        }
+        text
+    }
+
+    /// docs/API.md shows `table` between its marks. `UPDATE_DOCS=1 cargo test` writes it.
+    fn assert_documented(mark: &str, table: &str) {
+        // Several tests write the document.
+        static DOCUMENT: Mutex<()> = Mutex::new(());
+        let _turn = DOCUMENT.lock().unwrap_or_else(PoisonError::into_inner);
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/API.md");
         let document = std::fs::read_to_string(&path).expect("docs/API.md");
-        let (before, rest) = document.split_once("<!-- routes -->\n").expect("the mark before the table");
-        let (shown, after) = rest.split_once("<!-- end of routes -->").expect("the mark behind the table");
+        let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->"));
+        let (before, rest) = document.split_once(&begin).expect("the mark before the table");
+        let (shown, after) = rest.split_once(&end).expect("the mark behind the table");
         if std::env::var_os("UPDATE_DOCS").is_some() {
-            let updated = format!("{before}<!-- routes -->\n{}<!-- end of routes -->{after}", table());
-            std::fs::write(&path, updated).expect("docs/API.md is written");
+            std::fs::write(&path, format!("{before}{begin}{table}{end}{after}")).expect("docs/API.md is written");
         } else {
-            assert_eq!(shown, table(), "run `UPDATE_DOCS=1 cargo test the_document` and look at the change");
+            assert_eq!(shown, table, "run `UPDATE_DOCS=1 cargo test the_document` and look at the change");
         }
+    }
+
+    #[test]
+    fn the_document_lists_every_route() {
+        assert_documented("routes", &table());
+    }
+
+    #[test]
+    fn the_document_lists_every_limit() {
+        assert_documented("limits", &limits());
     }
 
     #[test]
