@@ -252,13 +252,7 @@ impl Accounts {
 
     /// The effective limits of a user.
     pub fn quota(&self, user: &UserName) -> Quota {
-        let default = Quota::from(&self.config.get().default_quota);
-        self.db
-            .snapshot()
-            .accounts
-            .quotas
-            .get(user)
-            .map_or_else(|| default.clone(), |stored| stored.or_default(&default))
+        self.stored_quota(user).or_default(&self.config.get().default_quota)
     }
 
     /// The stored limits of a user.

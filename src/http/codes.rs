@@ -177,7 +177,14 @@ mod tests {
     }
 
     fn databases() -> Vec<DbError> {
-        vec![DbError::Busy, DbError::Full, DbError::Gone, DbError::Row("a sentence".to_owned())]
+        vec![
+            DbError::Busy,
+            DbError::Full,
+            DbError::Gone,
+            DbError::Row("a sentence".to_owned()),
+            DbError::Transition { what: "pod", id: ID.to_owned(), from: "deleted".to_owned(), to: "running" },
+            DbError::NoRow { what: "pod", id: ID.to_owned() },
+        ]
     }
 
     fn engines() -> Vec<EngineError> {

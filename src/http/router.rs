@@ -346,9 +346,12 @@ mod tests {
     use std::{collections::HashSet, fmt::Write as _};
 
     use super::*;
-    use crate::http::document;
+    use crate::{
+        http::document,
+        model::quota::{Limit, LimitValue, Quota, StoredQuota, Unit},
+    };
 
-    /// The table in docs/API.md.
+    /// The table of routes in docs/API.md.
     fn table() -> String {
         let mut text = String::from("| route | who | parameters | what |\n| --- | --- | --- | --- |\n");
         for route in routes() {
@@ -377,9 +380,36 @@ mod tests {
         text
     }
 
+    /// The table of limits in docs/API.md.
+    fn limits() -> String {
+        let mut text = String::from("| limit | value | default | what |\n| --- | --- | --- | --- |\n");
+        let default = StoredQuota::from(Quota::default());
+        for limit in Limit::ALL {
+            let value = match limit.unit {
+                Unit::Count => "count",
+                Unit::Bytes => "size",
+                Unit::Cores => "cores",
+                Unit::Gpus => "GPUs",
+            };
+            let default = match limit.get(&default).expect("a default") {
+                LimitValue::Text(text) => text,
+                LimitValue::Integer(..0) => "unlimited".to_owned(),
+                LimitValue::Integer(0) if limit.unit == Unit::Bytes => "none".to_owned(),
+                LimitValue::Integer(number) => number.to_string(),
+            };
+            let _ = writeln!(text, "| `{}` | {value} | {default} | {} |", limit.name, limit.description);
+        }
+        text
+    }
+
     #[test]
     fn the_document_lists_every_route() {
         document::check("routes", &table());
+    }
+
+    #[test]
+    fn the_document_lists_every_limit() {
+        document::check("limits", &limits());
     }
 
     #[test]
