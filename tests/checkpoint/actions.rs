@@ -130,7 +130,7 @@ fn a_restore_protects_its_checkpoint_and_excludes_a_second_restore() {
     let action = begun.json()["id"].as_str().unwrap().to_owned();
     let second = alice.post("/pod/restore?ins=main");
     assert_eq!(second.status, 409, "{second}");
-    assert!(second.detail().contains(&format!("`pody actions --follow {action}` shows how far it is")), "{second}");
+    assert!(second.detail().contains(&format!("`pody actions --follow {action}` shows its progress")), "{second}");
     let refused = alice.post(&format!("/checkpoint/delete?checkpoint={id}"));
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("in use by a checkpoint or restore in progress"), "{refused}");

@@ -88,7 +88,7 @@ fn damaged_files_are_refused_by_name() {
             &|| {
                 fs::copy(folder(&server, &foreign).join("manifest.json"), path.join("manifest.json")).unwrap();
             },
-            format!("manifest.json: it is that of checkpoint {foreign}"),
+            format!("manifest.json: it belongs to checkpoint {foreign}"),
         ),
         (
             "a link in place of a file",
@@ -146,7 +146,7 @@ fn a_restore_that_fails_rolls_the_files_back() {
     let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).ok());
     assert_eq!((action["status"].as_str(), action["phase"].as_str()), (Some("error"), Some("start")), "{action}");
     let error = action["error"].as_str().unwrap();
-    assert!(error.contains("a file on a volume changed since the checkpoint"), "{error}");
+    assert!(error.contains("a file on a volume that a program had open has changed since the checkpoint"), "{error}");
     assert_clean(&server);
     alice.post("/pod/start?ins=main").ok();
     assert_eq!(exec(&alice, "main", "cat /root/later"), "later");

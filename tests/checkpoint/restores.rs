@@ -121,7 +121,7 @@ fn a_restore_whose_criu_is_killed_is_retried() {
         saved(&server, &COUNTER.replace("os.urandom(4 << 20)", "os.urandom(1 << 20) * 300"), "");
     let action = restore_with(&server, &alice, &id, Signal::SIGKILL);
     if action["status"] == "done" {
-        assert!(server.log().contains("tried again"), "{action}");
+        assert!(server.log().contains("retrying"), "{action}");
         assert_clean(&server);
         let (from, same) = count(&alice, "main");
         assert_eq!(same, identity);
