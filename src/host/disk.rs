@@ -1,4 +1,4 @@
-//! Disks: the room that is left, directories measured, removed and synced.
+//! Disks: free space; directories measured, removed and synced.
 
 use std::{
     fs::{self, File},

@@ -1,7 +1,7 @@
 //! The dialect's one error: a status and `{"message", "code", "details"}`.
 //!
-//! What any dialect can meet has its status from [`ApiError`], whose match over the domain errors is exhaustive; what
-//! only this dialect can meet has it here, exhaustively too.
+//! Errors that any dialect can meet get their status from [`ApiError`], whose match over the domain errors is
+//! exhaustive; those of this dialect alone get it here, also exhaustively.
 
 use axum::{
     http::StatusCode,
@@ -23,7 +23,7 @@ use crate::{
     pod::PodError,
 };
 
-/// Every answer that is not a success.
+/// Every response that is not a success.
 #[derive(Debug, thiserror::Error)]
 pub enum V2Error {
     #[error(transparent)]
@@ -32,7 +32,7 @@ pub enum V2Error {
     BadRequest(String),
     #[error("{0}")]
     NotFound(String),
-    #[error("the file has {size} bytes, and none of those that Range asks for; its bytes count from 0")]
+    #[error("the file has {size} bytes, none of them in the requested Range; bytes count from 0")]
     Range { size: u64 },
     #[error(transparent)]
     Cluster(ClusterError),
@@ -85,7 +85,7 @@ impl V2Error {
         }
     }
 
-    /// The sentence, and more where there is more to say.
+    /// The sentence, and details if there are any.
     fn message(&self) -> (String, Value) {
         match self {
             Self::Request(ApiError::Unprocessable(list)) => {
@@ -99,7 +99,7 @@ impl V2Error {
                 Value::String(sentence) => (sentence, Value::Null),
                 other => (error.to_string(), other),
             },
-            // Where an upload can be gone on with.
+            // The offset at which an upload can be resumed.
             Self::File(
                 error @ (FileError::Offset { have: found, .. }
                 | FileError::Cut { found, .. }
@@ -110,7 +110,7 @@ impl V2Error {
     }
 }
 
-/// Errors of the database are told in one way, whoever met them.
+/// Database errors are rendered in one way, wherever they occur.
 impl From<ClusterError> for V2Error {
     fn from(error: ClusterError) -> Self {
         match error {
@@ -142,7 +142,7 @@ impl From<ReportError> for V2Error {
     }
 }
 
-/// Those that [`ApiError`] has a variant for.
+/// Errors that have a variant in [`ApiError`].
 macro_rules! through_request {
     ($($error:ty),*) => {
         $(impl From<$error> for V2Error {
