@@ -7,7 +7,7 @@ use rusqlite::{Row, params};
 use super::{DbError, Tx, collect, parsed};
 use crate::model::{
     buckets::spread,
-    usage::{Amount, GpuAmount, GpuUuid, STEPS, Seated, Subject},
+    usage::{Amount, GpuAmount, GpuCursor, GpuUuid, STEPS, Subject},
 };
 
 /// The position up to which a container's CPU time is counted.
@@ -28,7 +28,7 @@ pub struct UsageBatch {
     pub pods: Vec<(i64, i64, Subject, Amount)>,
     pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
     pub cpu: Vec<CpuCursor>,
-    pub seats: Vec<(String, Seated)>,
+    pub cursors: Vec<(String, GpuCursor)>,
     pub last_gpu_snapshot: Option<i64>,
 }
 
@@ -150,8 +150,8 @@ impl Tx<'_> {
         let mut add = self
             .0
             .prepare_cached("INSERT INTO gpu_seats (seat, user, pod, counted, active) VALUES (?1, ?2, ?3, ?4, ?5)")?;
-        for (seat, seated) in &batch.seats {
-            add.execute(params![seat, seated.user.as_str(), seated.pod, seated.counted, seated.active])?;
+        for (key, cursor) in &batch.cursors {
+            add.execute(params![key, cursor.user.as_str(), cursor.pod, cursor.counted, cursor.active])?;
         }
         if let Some(at) = batch.last_gpu_snapshot {
             self.0.execute("INSERT OR REPLACE INTO gpu_snapshots (id, at) VALUES (1, ?1)", [at])?;
@@ -178,11 +178,11 @@ impl Tx<'_> {
         Ok(rows.into_iter().map(|cursor| (cursor.container.clone(), cursor)).collect())
     }
 
-    pub fn list_seats(&self) -> Result<Vec<(String, Seated)>, DbError> {
+    pub fn list_gpu_cursors(&self) -> Result<Vec<(String, GpuCursor)>, DbError> {
         collect(&self.0, "SELECT seat, user, pod, counted, active FROM gpu_seats", [], |row| {
             Ok((
                 row.get(0)?,
-                Seated { user: parsed(row.get(1)?)?, pod: row.get(2)?, counted: row.get(3)?, active: row.get(4)? },
+                GpuCursor { user: parsed(row.get(1)?)?, pod: row.get(2)?, counted: row.get(3)?, active: row.get(4)? },
             ))
         })
     }

@@ -12,6 +12,7 @@
 mod attribution;
 pub mod enforcement;
 pub mod health;
+pub mod ledger;
 mod nvml;
 mod old_memory;
 mod poller;
@@ -28,7 +29,7 @@ use arc_swap::ArcSwap;
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
 
-pub use self::poller::run;
+pub use self::{ledger::GpuLoad, poller::run};
 use crate::{
     config::LiveConfig,
     db::Db,
@@ -37,7 +38,6 @@ use crate::{
     model::{
         ids::{ContainerId, PodId, ProcessId},
         names::UserName,
-        pod::Pod,
         quantities::GpuSet,
         usage::GpuUuid,
     },
@@ -45,10 +45,6 @@ use crate::{
 
 /// A client counts as watching until this long after its last read.
 const INTEREST: Duration = Duration::from_secs(15);
-
-/// The load of a pod that was assigned a GPU, in addition to that of its processes: more than the memory use of an idle
-/// GPU.
-const GIVEN: f64 = 0.5;
 
 /// The state of the driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -250,24 +246,11 @@ impl Gpus {
         self.snapshot()
     }
 
-    /// The load of each GPU: its memory, its utilization, the number of its processes, and the pods that it is assigned
-    /// to, which may start to use it.
+    /// The load of each GPU, see [`ledger`].
     pub fn loads(&self) -> Vec<GpuLoad> {
         let rows = self.0.db.snapshot();
-        let given = |index: u32| {
-            let has = |pod: &&Arc<Pod>| matches!(&pod.spec.gpus, Some(GpuSet::Only(ids)) if ids.contains(&index));
-            rows.pods.iter().filter(has).count() as f64 * GIVEN
-        };
-        let load = |device: &Device| match &device.health {
-            // Assigned last.
-            Health::Unknown { .. } => f64::INFINITY,
-            Health::Known(reading) => {
-                let memory = reading.memory_used.unwrap_or(0) as f64 / reading.memory_total.unwrap_or(1).max(1) as f64;
-                device.processes.len() as f64 + memory + f64::from(reading.utilization.unwrap_or(0)) / 100.0
-            }
-        };
-        let loads = |device: &Device| GpuLoad { index: device.index, load: load(device) + given(device.index) };
-        self.snapshot().devices.iter().map(loads).collect()
+        let assigned: Vec<&GpuSet> = rows.pods.iter().filter_map(|pod| pod.spec.gpus.as_ref()).collect();
+        ledger::loads(&self.snapshot().devices, &assigned)
     }
 
     /// Snapshots taken since the start.
@@ -295,11 +278,4 @@ impl Gpus {
         let seconds = if self.is_watched() { limits.poll_seconds } else { limits.idle_poll_seconds };
         Duration::from_secs_f64(seconds.max(0.1))
     }
-}
-
-/// A GPU of the host and how much it is used: the smaller the load, the sooner it is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GpuLoad {
-    pub index: u32,
-    pub load: f64,
 }

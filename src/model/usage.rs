@@ -112,7 +112,7 @@ impl GpuAmount {
 
 /// A process on a GPU as of the last snapshot.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seated {
+pub struct GpuCursor {
     pub user: UserName,
     pub pod: String,
     /// Milliseconds since 1970 up to which its use is counted.

@@ -1,9 +1,7 @@
 //! Whether a user may have one more pod, GPU or commit. Pure: numbers in, a reason out.
 
-use std::collections::BTreeSet;
-
 use crate::{
-    gpu::GpuLoad,
+    gpu::ledger::{GpuLoad, least_used},
     model::{
         quantities::{ByteSize, GpuRequest, GpuSet},
         quota::{Limit, Quota},
@@ -100,13 +98,8 @@ pub fn choose_gpus(quota: &Quota, request: &GpuRequest, gpus: &[GpuLoad]) -> Res
             Err(Refusal::Gpus { allowed: GpuSet::Only(there), asked: GpuSet::Only(ids.clone()) })
         }
         GpuRequest::Count(count) => {
-            let mut there: Vec<&GpuLoad> = gpus.iter().filter(|gpu| is_allowed(&gpu.index)).collect();
-            there.sort_by(|a, b| a.load.total_cmp(&b.load).then(a.index.cmp(&b.index)));
-            let chosen: BTreeSet<u32> = there.iter().take(*count as usize).map(|gpu| gpu.index).collect();
-            match chosen.len() == *count as usize {
-                true => Ok(GpuSet::Only(chosen)),
-                false => Err(Refusal::TooFewGpus { there: there.len(), asked: *count }),
-            }
+            let chosen = least_used(gpus, *count as usize, |index| is_allowed(&index));
+            chosen.map(GpuSet::Only).map_err(|there| Refusal::TooFewGpus { there, asked: *count })
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     model::{
         ids::ProcessId,
         names::UserName,
-        usage::{Amount, GpuAmount, GpuUuid, Seated, Subject},
+        usage::{Amount, GpuAmount, GpuCursor, GpuUuid, Subject},
     },
 };
 
@@ -23,7 +23,7 @@ const MAX_GUESS: i64 = 30_000;
 const MAX_UNKNOWN: i64 = 60_000;
 
 /// The processes on each GPU.
-pub type Seats = HashMap<GpuUuid, HashMap<ProcessId, Seated>>;
+pub type GpuCursors = HashMap<GpuUuid, HashMap<ProcessId, GpuCursor>>;
 
 /// What was used between two snapshots.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,13 +32,13 @@ pub struct Used {
     pub pods: Vec<(i64, i64, Subject, Amount)>,
     pub gpus: Vec<(i64, i64, GpuUuid, GpuAmount)>,
     /// Whether a process was added, was removed or changed its owner.
-    pub is_reseated: bool,
+    pub has_moved: bool,
 }
 
 /// Follows the snapshots.
 #[derive(Debug, Default)]
 pub struct GpuClock {
-    seats: Seats,
+    cursors: GpuCursors,
     /// The last snapshot's time; `None` before the first.
     last: Option<i64>,
     watch: ClockWatch,
@@ -46,20 +46,20 @@ pub struct GpuClock {
 
 impl GpuClock {
     /// Continues where an earlier clock stopped.
-    pub fn resume(seats: Seats, last: Option<i64>) -> Self {
-        Self { seats, last, ..Self::default() }
+    pub fn resume(cursors: GpuCursors, last: Option<i64>) -> Self {
+        Self { cursors, last, ..Self::default() }
     }
 
-    pub fn seats(&self) -> &Seats {
-        &self.seats
+    pub fn cursors(&self) -> &GpuCursors {
+        &self.cursors
     }
 
     pub fn last(&self) -> Option<i64> {
         self.last
     }
 
-    fn move_seats(&mut self, to: impl Fn(i64) -> i64) {
-        self.seats.values_mut().flat_map(HashMap::values_mut).for_each(|seated| seated.counted = to(seated.counted));
+    fn move_cursors(&mut self, to: impl Fn(i64) -> i64) {
+        self.cursors.values_mut().flat_map(HashMap::values_mut).for_each(|cursor| cursor.counted = to(cursor.counted));
     }
 
     /// Counts up to this snapshot. Entries are changed in place: there may be a thousand per second.
@@ -69,12 +69,12 @@ impl GpuClock {
         let set_by = self.watch.set_by(snapshot.at);
         self.last = self.last.map(|last| last + set_by);
         if set_by != 0 {
-            self.move_seats(|counted| counted + set_by);
+            self.move_cursors(|counted| counted + set_by);
         }
         let last = self.last.unwrap_or(at);
         if at <= last && self.last.is_some() {
             // The clock was set back between snapshots: nothing is counted for the time that did not pass.
-            self.move_seats(|_| at);
+            self.move_cursors(|_| at);
             self.last = Some(at);
             return used;
         }
@@ -82,11 +82,11 @@ impl GpuClock {
         for device in &snapshot.devices {
             let Health::Known(reading) = &device.health else { continue };
             known.insert(&device.uuid);
-            let mut seats = self.seats.remove(&device.uuid).unwrap_or_default();
-            count_device(device, reading, last, at, &mut used, &mut seats);
-            count_gone(&device.uuid, at, &mut used, &mut seats);
-            if !seats.is_empty() {
-                self.seats.insert(device.uuid.clone(), seats);
+            let mut cursors = self.cursors.remove(&device.uuid).unwrap_or_default();
+            count_device(device, reading, last, at, &mut used, &mut cursors);
+            count_gone(&device.uuid, at, &mut used, &mut cursors);
+            if !cursors.is_empty() {
+                self.cursors.insert(device.uuid.clone(), cursors);
             }
             let seconds = (at - last) as f64 / 1000.0;
             let free = device.processes.is_empty();
@@ -102,11 +102,11 @@ impl GpuClock {
             }
         }
         // The processes on the other GPUs are unknown now; they are counted, or not, when those GPUs are known again.
-        self.seats.retain(|gpu, seats| {
+        self.cursors.retain(|gpu, cursors| {
             if !known.contains(gpu) {
-                seats.retain(|_, seated| at - seated.counted < MAX_UNKNOWN);
+                cursors.retain(|_, cursor| at - cursor.counted < MAX_UNKNOWN);
             }
-            !seats.is_empty()
+            !cursors.is_empty()
         });
         self.last = Some(at);
         used
@@ -120,7 +120,7 @@ fn count_device(
     last: i64,
     at: i64,
     used: &mut Used,
-    seats: &mut HashMap<ProcessId, Seated>,
+    cursors: &mut HashMap<ProcessId, GpuCursor>,
 ) {
     // Per pod: since when, whether it computes, how much GPU memory it holds.
     struct Share<'a> {
@@ -134,19 +134,19 @@ fn count_device(
     for process in &device.processes {
         let Owner::Pod { user, name, .. } = &*process.owner else { continue };
         let active = is_active(process, reading.utilization, any_told);
-        let begin = match seats.get_mut(&process.id) {
-            Some(seated) => {
-                let begin = seated.counted.min(at);
-                if seated.user != *user || seated.pod != *name {
-                    (seated.user, seated.pod) = (user.clone(), name.clone());
-                    used.is_reseated = true;
+        let begin = match cursors.get_mut(&process.id) {
+            Some(cursor) => {
+                let begin = cursor.counted.min(at);
+                if cursor.user != *user || cursor.pod != *name {
+                    (cursor.user, cursor.pod) = (user.clone(), name.clone());
+                    used.has_moved = true;
                 }
-                (seated.counted, seated.active) = (at, active);
+                (cursor.counted, cursor.active) = (at, active);
                 begin
             }
             None => {
-                seats.insert(process.id, Seated { user: user.clone(), pod: name.clone(), counted: at, active });
-                used.is_reseated = true;
+                cursors.insert(process.id, GpuCursor { user: user.clone(), pod: name.clone(), counted: at, active });
+                used.has_moved = true;
                 last.max(at - (process.uptime * 1000.0) as i64).min(at)
             }
         };
@@ -174,16 +174,16 @@ fn count_device(
 
 /// Counts the processes that have left a GPU since the last snapshot, and forgets them. Those still there were already
 /// counted up to `at`.
-fn count_gone(gpu: &GpuUuid, at: i64, used: &mut Used, seats: &mut HashMap<ProcessId, Seated>) {
-    seats.retain(|_, seated| {
-        let missed = at - seated.counted;
+fn count_gone(gpu: &GpuUuid, at: i64, used: &mut Used, cursors: &mut HashMap<ProcessId, GpuCursor>) {
+    cursors.retain(|_, cursor| {
+        let missed = at - cursor.counted;
         if missed == 0 {
             return true;
         }
-        let until = seated.counted + (missed / 2).min(MAX_GUESS);
-        let amount = seconds(until - seated.counted, seated.active);
-        used.pods.push((seated.counted, until, subject(&seated.user, &seated.pod, gpu), amount));
-        used.is_reseated = true;
+        let until = cursor.counted + (missed / 2).min(MAX_GUESS);
+        let amount = seconds(until - cursor.counted, cursor.active);
+        used.pods.push((cursor.counted, until, subject(&cursor.user, &cursor.pod, gpu), amount));
+        used.has_moved = true;
         false
     });
 }
@@ -293,7 +293,7 @@ mod tests {
             clock.advance(&snapshot(0, vec![])),
             clock.advance(&snapshot(5_000, vec![process(1, "a-x", 5.0, Some(1))])),
         ];
-        let mut resumed = GpuClock::resume(clock.seats().clone(), clock.last());
+        let mut resumed = GpuClock::resume(clock.cursors().clone(), clock.last());
         used.push(resumed.advance(&snapshot(65_000, vec![process(1, "a-x", 65.0, Some(1))])));
         assert_eq!(totals(&used)["a-x"], (65.0, 0.0));
     }
@@ -311,13 +311,13 @@ mod tests {
     #[test]
     fn a_change_is_reported_only_when_processes_appear_leave_or_change_owner() {
         let mut clock = GpuClock::default();
-        let mut reseated = |at, processes| clock.advance(&snapshot(at, processes)).is_reseated;
-        assert!(!reseated(0, vec![]));
-        assert!(reseated(1_000, vec![process(1, "a-x", 1.0, Some(1))]));
-        assert!(!reseated(2_000, vec![process(1, "a-x", 2.0, Some(0))]));
-        assert!(reseated(3_000, vec![process(1, "a-renamed", 3.0, Some(0))]));
-        assert!(reseated(4_000, vec![]));
-        assert!(!reseated(5_000, vec![]));
+        let mut moved = |at, processes| clock.advance(&snapshot(at, processes)).has_moved;
+        assert!(!moved(0, vec![]));
+        assert!(moved(1_000, vec![process(1, "a-x", 1.0, Some(1))]));
+        assert!(!moved(2_000, vec![process(1, "a-x", 2.0, Some(0))]));
+        assert!(moved(3_000, vec![process(1, "a-renamed", 3.0, Some(0))]));
+        assert!(moved(4_000, vec![]));
+        assert!(!moved(5_000, vec![]));
     }
 
     #[test]
@@ -346,14 +346,14 @@ mod tests {
     fn what_happened_in_a_long_gap_is_not_guessed() {
         let mut clock = GpuClock::default();
         clock.advance(&snapshot(0, vec![process(1, "a-x", 1.0, Some(1))]));
-        let mut resumed = GpuClock::resume(clock.seats().clone(), clock.last());
+        let mut resumed = GpuClock::resume(clock.cursors().clone(), clock.last());
         assert_eq!(totals(&[resumed.advance(&snapshot(36_000_000, vec![]))])["a-x"], (30.0, 0.0));
         let mut lost = snapshot(0, vec![]);
         lost.devices.clear();
         for at in [100_000, 200_000] {
             clock.advance(&Snapshot { at: Moment { wall: at, steady: at }, ..lost.clone() });
         }
-        assert!(clock.seats().is_empty());
+        assert!(clock.cursors().is_empty());
     }
 
     #[test]
@@ -376,7 +376,7 @@ mod tests {
     fn a_clock_set_back_between_snapshots_counts_nothing() {
         let mut clock = GpuClock::default();
         clock.advance(&snapshot(100_000, vec![process(1, "a-x", 1.0, Some(1))]));
-        let mut clock = GpuClock::resume(clock.seats().clone(), clock.last());
+        let mut clock = GpuClock::resume(clock.cursors().clone(), clock.last());
         assert_eq!(clock.advance(&snapshot(50_000, vec![process(1, "a-x", 2.0, Some(1))])), Used::default());
         let used = clock.advance(&snapshot(51_000, vec![process(1, "a-x", 3.0, Some(1))]));
         assert_eq!(totals(&[used])["a-x"], (1.0, 0.0));

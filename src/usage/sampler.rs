@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Usage,
-    gpu_time::{GpuClock, Seats},
+    gpu_time::{GpuClock, GpuCursors},
 };
 use crate::{
     config::LiveConfig,
@@ -185,11 +185,11 @@ fn push<T>(spans: &mut Vec<(i64, i64, T)>, begin: i64, end: i64, amount: T, add:
 }
 
 /// The stored form of a process on a GPU: `<gpu> <boot> <pid> <start>`.
-fn seat_key(gpu: &GpuUuid, id: &ProcessId) -> String {
+fn cursor_key(gpu: &GpuUuid, id: &ProcessId) -> String {
     format!("{} {} {} {}", gpu.0, process::boot_id(), id.pid, id.started)
 }
 
-fn parse_seat(key: &str) -> Option<(GpuUuid, ProcessId)> {
+fn parse_cursor_key(key: &str) -> Option<(GpuUuid, ProcessId)> {
     let mut parts = key.split(' ');
     let (gpu, boot) = (parts.next()?, parts.next()?);
     let id = ProcessId { pid: parts.next()?.parse().ok()?, started: parts.next()?.parse().ok()? };
@@ -201,15 +201,15 @@ impl Sampler {
     async fn resume(from: &Sources) -> Result<Self, DbError> {
         let (cpu, stored, last) = from
             .db
-            .read(|tx| Ok::<_, DbError>((tx.list_cpu_cursors()?, tx.list_seats()?, tx.last_gpu_snapshot()?)))
+            .read(|tx| Ok::<_, DbError>((tx.list_cpu_cursors()?, tx.list_gpu_cursors()?, tx.last_gpu_snapshot()?)))
             .await?;
-        let mut seats = Seats::new();
-        for (key, seated) in stored {
-            if let Some((gpu, id)) = parse_seat(&key) {
-                seats.entry(gpu).or_default().insert(id, seated);
+        let mut cursors = GpuCursors::new();
+        for (key, cursor) in stored {
+            if let Some((gpu, id)) = parse_cursor_key(&key) {
+                cursors.entry(gpu).or_default().insert(id, cursor);
             }
         }
-        Ok(Self { clock: GpuClock::resume(seats, last), cpu, ..Self::default() })
+        Ok(Self { clock: GpuClock::resume(cursors, last), cpu, ..Self::default() })
     }
 
     /// How long pending amounts may stay unwritten.
@@ -219,7 +219,7 @@ impl Sampler {
 
     fn follow(&mut self, snapshot: &Snapshot) {
         let used = self.clock.advance(snapshot);
-        self.is_changed |= used.is_reseated;
+        self.is_changed |= used.has_moved;
         for (begin, end, subject, amount) in used.pods {
             push(self.pending.pods.entry(subject).or_default(), begin, end, amount, Amount::add);
         }
@@ -306,16 +306,15 @@ impl Sampler {
         let gpus = self.pending.gpus.iter().flat_map(|(gpu, spans)| {
             spans.iter().map(move |(begin, end, amount)| (*begin, *end, gpu.clone(), *amount))
         });
-        let seats = self
-            .clock
-            .seats()
-            .iter()
-            .flat_map(|(gpu, seats)| seats.iter().map(move |(id, seated)| (seat_key(gpu, id), seated.clone())));
+        let cursors =
+            self.clock.cursors().iter().flat_map(|(gpu, cursors)| {
+                cursors.iter().map(move |(id, cursor)| (cursor_key(gpu, id), cursor.clone()))
+            });
         let batch = UsageBatch {
             pods: pods.collect(),
             gpus: gpus.collect(),
             cpu: self.cpu.values().cloned().collect(),
-            seats: seats.collect(),
+            cursors: cursors.collect(),
             last_gpu_snapshot: self.clock.last(),
         };
         from.db.write(move |tx| tx.write_usage(&batch)).await?;

@@ -16,7 +16,6 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
-use super::restore::RestoreJob;
 use crate::{
     checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread},
     engine::{Engine, Placeholder},
@@ -24,6 +23,7 @@ use crate::{
         action::Action,
         drain::DrainedPod,
         ids::{ActionId, ContainerId},
+        pod::Pod,
     },
 };
 
@@ -68,61 +68,59 @@ impl Drop for ReservedAddresses {
     }
 }
 
-impl RestoreJob {
-    /// Makes the engine assign the container, if it is started next, the address that it had.
-    pub(in crate::checkpoint) async fn reserve_lower_addresses(
-        &mut self,
-        container: &ContainerId,
-        address: Ipv4Addr,
-    ) -> Result<ReservedAddresses, CheckpointError> {
-        let ctx = self.ctx.clone();
-        let engine = &ctx.0.engine;
-        let closed = |why: String| CheckpointError::AddressGone { address, why };
-        let turn = ctx.0.addresses.clone().lock_owned().await;
-        let mut held =
-            ReservedAddresses { engine: engine.clone(), placeholders: Vec::new(), bridge: None, turn: Some(turn) };
-        let inspect = engine.inspect(container).await?.ok_or_else(|| closed("the pod is gone".to_owned()))?;
-        let network = inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
-        let (free_below, bridge) =
-            free_below(engine, network, address, &self.pod.container_name).await?.map_err(&closed)?;
-        held.bridge = bridge;
-        if free_below > MOST {
-            return Err(closed(format!(
-                "{free_below} lower addresses are free and would be assigned first, and only up to {MOST} can be reserved"
-            )));
-        }
-        if free_below == 0 {
-            return Ok(held);
-        }
-        tracing::info!(pod = self.pod.container_name, %address, placeholders = free_below, "reserved lower addresses");
-        let program = ctx.0.pods.init_program()?;
-        let first = self.action.journal.placeholders;
-        let count = u32::try_from(free_below).unwrap_or(0);
-        self.action.journal.placeholders = first + count;
-        ctx.write_action(&self.action).await?;
-        let action = self.action.id;
-        let made = stream::iter(first..first + count).map(|number| {
-            let (program, image) = (&program, &inspect.image_id);
-            async move {
-                let label = (LABEL, action.to_string());
-                let name = name(action, number);
-                engine.hold_address(&Placeholder { name, label, image, network, program, lasts: LASTS }).await
-            }
-        });
-        let made: Vec<_> = made.buffer_unordered(AT_A_TIME).collect().await;
-        let mut own = Vec::new();
-        for made in made {
-            match made {
-                Ok((id, Some(given))) if given == address => own.push(id),
-                Ok((id, _)) => held.placeholders.push(id),
-                Err(error) => tracing::warn!(%error, "a placeholder is missing"),
-            }
-        }
-        fail::fail_point!("restore-held");
-        // One was freed meanwhile, and is now the lowest.
-        remove_all(engine, own).await;
-        Ok(held)
+/// Makes the engine assign the container, if it is started next, the address that it had.
+pub(in crate::checkpoint) async fn reserve_lower(
+    ctx: &Checkpoints,
+    action: &mut Action,
+    pod: &Pod,
+    container: &ContainerId,
+    address: Ipv4Addr,
+) -> Result<ReservedAddresses, CheckpointError> {
+    let engine = &ctx.0.engine;
+    let closed = |why: String| CheckpointError::AddressGone { address, why };
+    let turn = ctx.0.addresses.clone().lock_owned().await;
+    let mut held =
+        ReservedAddresses { engine: engine.clone(), placeholders: Vec::new(), bridge: None, turn: Some(turn) };
+    let inspect = engine.inspect(container).await?.ok_or_else(|| closed("the pod is gone".to_owned()))?;
+    let network = inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+    let (free_below, bridge) = free_below(engine, network, address, &pod.container_name).await?.map_err(&closed)?;
+    held.bridge = bridge;
+    if free_below > MOST {
+        return Err(closed(format!(
+            "{free_below} lower addresses are free and would be assigned first, and only up to {MOST} can be reserved"
+        )));
     }
+    if free_below == 0 {
+        return Ok(held);
+    }
+    tracing::info!(pod = pod.container_name, %address, placeholders = free_below, "reserved lower addresses");
+    let program = ctx.0.pods.init_program()?;
+    let first = action.journal.placeholders;
+    let count = u32::try_from(free_below).unwrap_or(0);
+    action.journal.placeholders = first + count;
+    ctx.write_action(action).await?;
+    let id = action.id;
+    let made = stream::iter(first..first + count).map(|number| {
+        let (program, image) = (&program, &inspect.image_id);
+        async move {
+            let label = (LABEL, id.to_string());
+            let name = name(id, number);
+            engine.hold_address(&Placeholder { name, label, image, network, program, lasts: LASTS }).await
+        }
+    });
+    let made: Vec<_> = made.buffer_unordered(AT_A_TIME).collect().await;
+    let mut own = Vec::new();
+    for made in made {
+        match made {
+            Ok((id, Some(given))) if given == address => own.push(id),
+            Ok((id, _)) => held.placeholders.push(id),
+            Err(error) => tracing::warn!(%error, "a placeholder is missing"),
+        }
+    }
+    fail::fail_point!("restore-held");
+    // One was freed meanwhile, and is now the lowest.
+    remove_all(engine, own).await;
+    Ok(held)
 }
 
 /// How many free addresses come before it, and the network's bridge; or why it is not available.

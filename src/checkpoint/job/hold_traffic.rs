@@ -2,9 +2,8 @@
 //! first, and CRIU closes it a moment later; a packet of a peer that arrives in between would be answered with the end
 //! of the connection. So the bridge claims the pod's hardware address until the pod resumes ([`crate::host::bridge`]).
 
-use super::restore::RestoreJob;
 use crate::{
-    checkpoint::CheckpointError,
+    checkpoint::{CheckpointError, Checkpoints},
     host::bridge,
     model::action::{Action, HeldTraffic},
 };
@@ -38,17 +37,16 @@ impl Drop for TrafficHold {
     }
 }
 
-impl RestoreJob {
-    /// Begins to hold traffic, recorded before.
-    pub(in crate::checkpoint) async fn hold_traffic(
-        &mut self,
-        held_traffic: HeldTraffic,
-    ) -> Result<TrafficHold, CheckpointError> {
-        self.action.journal.held_traffic = Some(held_traffic.clone());
-        self.ctx.write_action(&self.action).await?;
-        held_traffic.begin();
-        Ok(TrafficHold(held_traffic))
-    }
+/// Holds traffic back. The hold is recorded first.
+pub(in crate::checkpoint) async fn begin(
+    ctx: &Checkpoints,
+    action: &mut Action,
+    held_traffic: HeldTraffic,
+) -> Result<TrafficHold, CheckpointError> {
+    action.journal.held_traffic = Some(held_traffic.clone());
+    ctx.write_action(action).await?;
+    held_traffic.begin();
+    Ok(TrafficHold(held_traffic))
 }
 
 /// Ends a hold that a killed daemon has left.

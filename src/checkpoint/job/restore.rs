@@ -12,7 +12,10 @@ use std::{
 use fail::fail_point;
 use tokio::sync::OwnedMutexGuard;
 
-use super::address::ReservedAddresses;
+use super::{
+    address::{self, ReservedAddresses},
+    hold_traffic,
+};
 use crate::{
     checkpoint::{
         ActionGuard, CheckpointError, Checkpoints, Progress, off_thread,
@@ -257,13 +260,15 @@ impl RestoreJob {
         let (mut engine_failures, mut races) = (0, 0);
         loop {
             let held = match again {
-                Some(address) => Some(self.reserve_lower_addresses(container, address).await?),
+                Some(address) => {
+                    Some(address::reserve_lower(&self.ctx, &mut self.action, &self.pod, container, address).await?)
+                }
                 None => None,
             };
             // A peer may send at any moment.
             let held_traffic = match (again, held.as_ref().and_then(|held| held.bridge.clone())) {
                 (Some(address), Some(bridge)) if way.tcp == Tcp::Established && self.manifest.sockets.outside > 0 => {
-                    Some(self.hold_traffic(HeldTraffic { bridge, address }).await?)
+                    Some(hold_traffic::begin(&self.ctx, &mut self.action, HeldTraffic { bridge, address }).await?)
                 }
                 _ => None,
             };
