@@ -185,7 +185,7 @@ fn a_criu_log_that_a_full_disk_cut_off_is_reported_as_a_full_disk() {
         let (phase, cause) = error.split_once(": ").unwrap_or_default();
         assert!(matches!(phase, "dump" | "hash"), "{room}: {error}");
         assert!(cause.starts_with(&format!("the disk is full: {place}")), "{room}: {error}");
-        assert!(error.contains("make room there"), "{room}: {error}");
+        assert!(error.contains("free space there"), "{room}: {error}");
         assert_eq!(status(&alice, "main"), "running");
         std::fs::remove_file(disk.path().join("filler")).unwrap();
     }

@@ -96,7 +96,7 @@ fn damaged_files_are_refused_by_name() {
                 fs::rename(&image, path.join("elsewhere")).unwrap();
                 std::os::unix::fs::symlink(path.join("elsewhere"), &image).unwrap();
             },
-            format!("{name}: it is no file"),
+            format!("{name}: it is not a regular file"),
         ),
     ];
     for (what, damage, named) in damages {
@@ -110,7 +110,7 @@ fn damaged_files_are_refused_by_name() {
     // It also contains the owner.
     let manifest = fs::read_to_string(path.join("manifest.json")).unwrap();
     fs::write(path.join("manifest.json"), manifest.replace("\"user\": \"alice\"", "\"user\": \"bob\"")).unwrap();
-    assert!(restore(&alice, &id).contains("it is bob's"));
+    assert!(restore(&alice, &id).contains("it belongs to bob"));
     fs::write(path.join("manifest.json"), manifest).unwrap();
 
     // Whole again, it works.

@@ -256,7 +256,7 @@ const CANNOT: &[(&str, &str, &str)] = &[
     (
         "no_file",
         "import os, subprocess\nfd = os.memfd_create('mine', 0)\nos.write(fd, open('/bin/sleep', 'rb').read())\nsubprocess.Popen(['/proc/self/fd/%d' % fd, '100000'], pass_fds=[fd])",
-        "runs a program that is no file (/memfd:mine",
+        "runs a program that has no file (/memfd:mine",
     ),
     (
         "queue",

@@ -121,8 +121,8 @@ fn a_pod_is_restored_from_a_copy_in_a_directory_when_the_checkpoint_is_lost() {
     bad[good.len() / 2] ^= 1;
     let manifest = fs::read(there.join("manifest.json")).unwrap();
     let damages: [(&dyn Fn(), String); 3] = [
-        (&|| fs::write(&image, &bad).unwrap(), format!("{name}: of its copy in the remote store: its content changed")),
-        (&|| fs::write(&image, &good[..1000]).unwrap(), format!("{name}: of its copy in the remote store: expected")),
+        (&|| fs::write(&image, &bad).unwrap(), format!("{name}: in its copy in the remote store: its content changed")),
+        (&|| fs::write(&image, &good[..1000]).unwrap(), format!("{name}: in its copy in the remote store: expected")),
         (&|| fs::remove_file(&image).unwrap(), format!("{name}: it is also missing in the remote store")),
     ];
     for (damage, words) in damages {
@@ -139,7 +139,7 @@ fn a_pod_is_restored_from_a_copy_in_a_directory_when_the_checkpoint_is_lost() {
     let other = serde_json::to_vec_pretty(&other).unwrap();
     for (text, hash, words) in [
         (&manifest[1..], None, "its content changed"),
-        (&other[..], Some(blake3::hash(&other).to_hex().to_string()), "it is bob's"),
+        (&other[..], Some(blake3::hash(&other).to_hex().to_string()), "it belongs to bob"),
     ] {
         let _ = fs::remove_dir_all(&here);
         fs::write(there.join("manifest.json"), text).unwrap();

@@ -276,7 +276,7 @@ async fn read_manifest(storage: &Storage, user: &UserName, id: CheckpointId) -> 
         got => got?,
     };
     if blake3::hash(&text).to_hex().as_bytes() != &hash[..] {
-        return Err(damaged("its content has changed".to_owned()));
+        return Err(damaged("its content changed".to_owned()));
     }
     let manifest = Manifest::parse(&text, id).map_err(damaged)?;
     match manifest.user == *user {

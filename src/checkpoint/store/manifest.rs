@@ -272,7 +272,7 @@ fn check_size(directory: &Path, path: &Path, size: u64) -> Result<(), String> {
 
 fn check_hash(directory: &Path, path: &Path, blake3: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<(), String> {
     let found = hash(&directory.join(path), progress).map_err(|error| error.to_string())?;
-    if found == blake3 { Ok(()) } else { Err("its content has changed".to_owned()) }
+    if found == blake3 { Ok(()) } else { Err("its content changed".to_owned()) }
 }
 
 /// Foreign text on one short line.
