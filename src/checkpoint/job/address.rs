@@ -6,7 +6,7 @@
 //! published ports lead there, and neighbours find the original hardware address.
 //!
 //! Placeholders are removed as soon as the pod has its network. They are recorded before they are created
-//! ([`crate::checkpoint::Journal`]), and exit by themselves, so a kill leaves none.
+//! ([`crate::model::action::Journal`]), and exit by themselves, so a kill leaves none.
 
 use std::{
     net::Ipv4Addr,
