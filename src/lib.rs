@@ -8,7 +8,7 @@
 //! - [`model`]: rows, ids, names, quantities, quotas, states, times; pure, and shared by every layer
 //! - [`account`]: users, passwords, tokens, throttle, quotas
 //! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
-//! - [`checkpoint`]: running pods saved and brought back: phases, store, preflight, recovery
+//! - [`checkpoint`]: saves and restores running pods: phases, store, preflight, recovery
 //! - [`agents`]: this host as a cluster; the clusters, checkpoints and actions that outside agents report
 //! - [`criu`]: the mechanics of a dump and a restore: runc, CRIU, cuda-checkpoint, CRIU's images; knows no pod and no
 //!   row
@@ -17,11 +17,12 @@
 //! - [`files`]: files of members behind signed URLs
 //! - [`gpu`]: NVML behind one poller, the only place that knows nvml-wrapper; whose process is on which GPU
 //! - [`host`]: processes and cgroups as /proc and /sys show them; whether a pod may open a device
-//! - [`objects`]: a directory or a cloud's storage for copies of checkpoints, the only place that knows object_store
+//! - [`objects`]: a directory or a cloud's object store for copies of checkpoints, the only place that knows
+//!   object_store
 //! - [`http`]: the only place that knows axum; every route in one list, one directory per dialect
 //! - [`cli`]: one file per command
 //! - [`usage`]: sampler, accounting, time series
-//! - [`metrics`], [`tls`]: numbers for Prometheus; one choice of cryptography
+//! - [`metrics`], [`tls`]: metrics for Prometheus; one choice of cryptography
 
 pub mod account;
 pub mod agents;

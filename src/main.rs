@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(cli.run());
-    // A read of the standard input cannot be called off; do not wait for it.
+    // A blocked read of standard input cannot be cancelled; do not wait for it.
     runtime.shutdown_background();
     ExitCode::from(code)
 }

@@ -13,14 +13,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files below a directory with this extension, as (path from the root, text).
+/// Files below a directory with this extension (empty = any), as (path from the root, text).
 fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     fn walk(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).into_iter().flatten() {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 walk(&path, extension, found);
-            } else if path.extension().is_some_and(|e| e == extension) {
+            } else if extension.is_empty() || path.extension().is_some_and(|e| e == extension) {
                 found.push(path);
             }
         }
@@ -193,6 +193,78 @@ fn every_module_begins_with_a_comment() {
     for (path, text) in files("src", "rs").into_iter().chain(files("tests", "rs")) {
         assert!(text.starts_with("//!"), "{path} does not begin with a module comment");
     }
+}
+
+/// Phrases of an English that nobody else writes. A bar in each keeps this list from containing any.
+const BANNED_PHRASES: [&str; 32] = [
+    "of th|en",
+    "of n|ow",
+    "as of n|ow",
+    "goes o|n",
+    "let g|o",
+    "lets g|o",
+    "is to|ld",
+    "are to|ld",
+    "was to|ld",
+    "were to|ld",
+    "be to|ld",
+    "tell o|f",
+    "tells o|f",
+    "told o|f",
+    "hear|say",
+    "un|heard",
+    "stand st|ill",
+    "stands st|ill",
+    "stood st|ill",
+    "standing st|ill",
+    "an|ew",
+    "men|ded",
+    "men|ds",
+    "who|ever",
+    "come back to b|y",
+    "does not re|ad",
+    "without any|body",
+    "memory file sys|tem",
+    "memory file sys|tems",
+    "has had its t|ime",
+    "have had their t|ime",
+    "cannot be h|ad",
+];
+
+/// The prose and the names of a text as words with single spaces: line breaks, marks of comments and `_` are gaps.
+fn plain_words(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || "_/!#".contains(c));
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ").to_ascii_lowercase()
+}
+
+#[test]
+fn no_phrase_of_our_own_is_used() {
+    let mut texts = files("images", "");
+    for directory in ["src", "init/src", "tests", "docs"] {
+        texts.extend(["rs", "md", "sh", "py"].into_iter().flat_map(|extension| files(directory, extension)));
+    }
+    for name in ["README.md", "CONTRIBUTING.md", "install.sh", "config.toml.example"] {
+        texts.push((
+            name.to_owned(),
+            fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}")),
+        ));
+    }
+    let banned = BANNED_PHRASES.map(|phrase| phrase.replace('|', ""));
+    let mut wrong = Vec::new();
+    for (path, text) in texts {
+        let words = plain_words(&text);
+        for phrase in &banned {
+            for (at, _) in words.match_indices(phrase.as_str()) {
+                let end = at + phrase.len();
+                let is_part = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+                if !is_part(words[..at].chars().next_back()) && !is_part(words[end..].chars().next()) {
+                    let near = words.split_at(at).1.chars().take(phrase.len() + 40).collect::<String>();
+                    wrong.push(format!("{path} has {phrase:?}: {near}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

@@ -234,7 +234,7 @@ impl Reports {
     }
 
     /// Reports of actions, by id.
-    pub async fn told_of_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ReportedAction>, ReportError> {
+    pub async fn reported_actions(&self, caller: &Caller) -> Result<HashMap<ActionId, ReportedAction>, ReportError> {
         let user = (!caller.is_admin).then(|| caller.user.clone());
         let reported: Vec<ReportedAction> = self.db.read(move |tx| tx.list_told_actions(user.as_ref())).await?;
         Ok(reported.into_iter().map(|reported| (reported.id, reported)).collect())
@@ -292,7 +292,7 @@ impl Reports {
 impl Reports {
     async fn drop_deprecated(&self, before: i64) -> Result<(), DbError> {
         // Usually there is nothing to delete, and no write is needed.
-        if !self.db.read(move |tx| tx.is_told_to_drop(before)).await? {
+        if !self.db.read(move |tx| tx.has_deprecated(before)).await? {
             return Ok(());
         }
         let dropped = self.db.write(move |tx| tx.drop_deprecated(before)).await?;

@@ -3,7 +3,7 @@
 use super::CheckpointError;
 use crate::model::quota::Quota;
 
-/// Admits one of about `size` bytes beside those held, given by their sizes.
+/// Admits a checkpoint of about `size` bytes beside those held, given by their sizes.
 pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), CheckpointError> {
     if let Some(limit) = quota.checkpoint_count.0
         && held.len() as u64 >= limit
@@ -19,8 +19,8 @@ pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), Ch
     }
 }
 
-/// Admits one that may take the place of `own`, oldest first, beside the others. Returns how many of them have to go,
-/// for which it is reason enough that it is complete.
+/// Admits a checkpoint that may replace some of `own`, oldest first, beside the others. Returns how many of them have
+/// to be deleted, once the new one is complete.
 pub fn admit_in_place_of(quota: &Quota, others: &[u64], own: &[u64], size: u64) -> Result<usize, CheckpointError> {
     let admit_without = |gone: usize| {
         let held: Vec<u64> = others.iter().chain(&own[gone..]).copied().collect();
@@ -42,7 +42,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn checkpoints_never_pass_the_quota(
+        fn checkpoints_never_exceed_the_quota(
             count in prop::option::of(0u64..6), limit in prop::option::of(0u64..300),
             held in prop::collection::vec(0u64..100, 0..8), size in 0u64..200,
         ) {
@@ -56,9 +56,9 @@ mod tests {
             prop_assert_eq!(admit_checkpoint(&quota, &held, size).is_ok(), fits);
         }
 
-        /// As few of its own as are needed go, and none where that does not help.
+        /// As few of its own as needed are deleted, and none where that does not help.
         #[test]
-        fn no_more_go_than_are_in_the_way(
+        fn no_more_are_deleted_than_needed(
             count in prop::option::of(0u64..6), limit in prop::option::of(0u64..300),
             others in prop::collection::vec(0u64..100, 0..5), own in prop::collection::vec(0u64..100, 0..5), size in 0u64..200,
         ) {

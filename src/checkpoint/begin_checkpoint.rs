@@ -1,4 +1,4 @@
-//! The request side of a checkpoint: what can be told of the pod, quota and space, and the rows. [`super::save`] does
+//! The request side of a checkpoint: what can be checked of the pod, quota and space, and the rows. [`super::job`] does
 //! the rest.
 
 use std::sync::atomic::Ordering;
@@ -31,7 +31,7 @@ use crate::{
 };
 
 impl Checkpoints {
-    /// Looks whether a pod can be saved. Nothing is changed.
+    /// Checks whether a pod can be saved. Nothing is changed.
     pub async fn check(&self, caller: &Caller, wanted: &PodRef, kind: Kind) -> Result<Verdict, CheckpointError> {
         self.0.pods.wait_ready().await;
         let pod = self.0.pods.find(caller, wanted)?;
@@ -41,12 +41,12 @@ impl Checkpoints {
         Ok(self.examine(&pod, kind).await?.verdict)
     }
 
-    /// Checks, writes the action down and begins it. Returns at once.
+    /// Checks, records the action and begins it. Returns at once.
     pub async fn begin(&self, caller: &Caller, wanted: &PodRef, new: NewCheckpoint) -> Result<Action, CheckpointError> {
         self.begin_by(Actor::from(caller), caller, wanted, new).await
     }
 
-    /// The same with another written down as the doer.
+    /// The same on behalf of another actor.
     pub(super) async fn begin_by(
         &self,
         actor: Actor,
@@ -146,14 +146,14 @@ impl Checkpoints {
             } else {
                 0
             },
-            // Images grow a little while they are made.
+            // Images grow a little while they are written.
             space_needed: size + size / 100 * 15,
             space_free: self.0.store.free().saturating_sub(self.0.config.get().checkpoint.keep_free.0),
         };
         Ok(Examined { container, inspect, findings, verdict, criu, gpus })
     }
 
-    /// Takes what the quota allows, and writes checkpoint and action down.
+    /// Checks the quota, and records checkpoint and action.
     async fn reserve(
         &self,
         actor: Actor,
@@ -226,7 +226,7 @@ impl Checkpoints {
     }
 }
 
-/// Whether the quota allows it, by whose wish it is made.
+/// Whether the quota allows it, by who asked for it.
 fn admit(
     tx: &Tx,
     quota: &Quota,
@@ -238,7 +238,7 @@ fn admit(
     let sizes = |rows: &[Checkpoint]| rows.iter().map(|row| row.size).collect::<Vec<u64>>();
     match wanted.origin {
         Origin::Hand => admission::admit_checkpoint(quota, &sizes(&held), wanted.size)?,
-        // Maintenance is no wish of the user's: it neither fails for the quota nor is it lost by it.
+        // Maintenance is not the user's request: it neither fails for the quota nor deletes the user's checkpoints.
         Origin::Drain => {
             let (id, checkpoint) = (Some(action.id), Some(wanted.id));
             tx.upsert_drained(&DrainedPod { action: id, checkpoint, ..drained })?;

@@ -1,5 +1,5 @@
 //! The request side of a restore: which checkpoint, as which pod, and all that can be checked before anything is
-//! touched.
+//! changed.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -30,12 +30,12 @@ use crate::{
 };
 
 impl Checkpoints {
-    /// Checks, writes the action down and begins it. Returns at once.
+    /// Checks, records the action and begins it. Returns at once.
     pub async fn begin_restore(&self, caller: &Caller, new: NewRestore) -> Result<Action, CheckpointError> {
         self.begin_restore_by(AskedBy::Caller, caller, new).await
     }
 
-    /// The same for maintenance: only its own end brings pods back while it lasts.
+    /// The same for maintenance: while it lasts, only its own end restores pods.
     pub(super) async fn begin_restore_by(
         &self,
         by: AskedBy,
@@ -56,7 +56,7 @@ impl Checkpoints {
         let directory = self.0.store.directory(row.id);
         let manifest = match self.manifest_of(&row).await {
             Ok(manifest) => manifest,
-            // It may have been deleted while we looked: then it is not damaged but gone.
+            // It may have been deleted meanwhile: then it is not damaged but gone.
             Err(error) => return Err(self.find(caller, row.id).await.err().unwrap_or(error)),
         };
         check_belongs(&manifest, &row)?;
@@ -111,7 +111,7 @@ impl Checkpoints {
         Ok(action)
     }
 
-    /// The checkpoint that is named, or the newest of the pod that is.
+    /// The named checkpoint, or the newest of the named pod.
     async fn checkpoint_for(&self, caller: &Caller, new: &NewRestore) -> Result<Checkpoint, CheckpointError> {
         if let Some(id) = new.checkpoint {
             let row = self.find(caller, id).await?;
@@ -129,7 +129,7 @@ impl Checkpoints {
         newest.ok_or_else(|| CheckpointError::NoneOf(pod.to_string()))
     }
 
-    /// The pod as it is, stopped, to be filled anew.
+    /// The existing pod, stopped, to be filled from the checkpoint.
     async fn in_place(
         &self,
         caller: &Caller,
@@ -149,7 +149,7 @@ impl Checkpoints {
             return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: inspect.status });
         }
         check_memory(memory_needed(manifest), inspect.memory)?;
-        // A pod that was saved and stopped has had its rule changed: from now on it is a pod like others.
+        // A pod that was saved and stopped has had its restart policy changed: from now on it is a pod like others.
         let restart = match &inspect.restart {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
             rule => rule.clone(),
@@ -163,7 +163,7 @@ impl Checkpoints {
         Ok((guard, Pod::clone(&pod), journal))
     }
 
-    /// What is packed is unpacked into the store, and the pod's files into the engine's directory.
+    /// Packed files are unpacked into the store, and the pod's files into the engine's directory.
     async fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let keep = self.0.config.get().checkpoint.keep_free.0;
         let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
@@ -183,7 +183,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The very image, by its name of then where that still means it.
+    /// The same image, by its original name where that still means it.
     fn image_of(&self, manifest: &Manifest) -> Result<ImageRef, CheckpointError> {
         let gone = || CheckpointError::ImageGone(manifest.shape.image.clone());
         let images = self.0.engine.inventory().images();
@@ -231,7 +231,7 @@ impl Checkpoints {
             .db
             .write(move |tx| {
                 by.ensure_not_drained(tx)?;
-                // It may have been deleted while we looked at it.
+                // It may have been deleted meanwhile.
                 let status = tx.find_checkpoint(id)?.map(|row| row.status);
                 if status != Some(CheckpointStatus::Ready) {
                     return Err(CheckpointError::NotFound(id.to_string()));
@@ -252,14 +252,14 @@ impl Checkpoints {
     }
 }
 
-/// A manifest that is another's, or from another machine.
+/// A manifest of another user, checkpoint or machine.
 fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), CheckpointError> {
     let damaged = |why: String| CheckpointError::Damaged { id: row.id, file: store::MANIFEST.to_owned(), why };
     if manifest.user != row.user {
-        return Err(damaged(format!("it is {}'s", manifest.user)));
+        return Err(damaged(format!("it belongs to {}", manifest.user)));
     }
     if manifest.pod != row.pod || manifest.kind != row.kind {
-        return Err(damaged("it is that of another checkpoint".to_owned()));
+        return Err(damaged("it belongs to another checkpoint".to_owned()));
     }
     let (then, now) = (manifest.host.machine.clone(), std::env::consts::ARCH.to_owned());
     if then != now {
@@ -268,7 +268,7 @@ fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), Checkpoint
     let (then, now) = (manifest.host.cgroup, cgroup_root::version());
     if manifest.kind.has_processes() && then != now {
         // A pod has as many mounts as the host has hierarchies.
-        let told = |version: u8| format!("cgroups of version {version}");
+        let told = |version: u8| format!("cgroups version {version}");
         return Err(CheckpointError::OtherHost { then: told(then), now: told(now) });
     }
     Ok(())
@@ -295,7 +295,7 @@ fn check_memory(needed: u64, limit: Option<u64>) -> Result<(), CheckpointError> 
     }
 }
 
-/// CRIU finds files by the mounts of then: their targets must be the same.
+/// CRIU finds files by the mounts of the dump: their targets must be the same.
 fn check_mounts(saved: &PodSpec, now: &PodSpec) -> Result<(), CheckpointError> {
     let targets = |spec: &PodSpec| {
         let binds = spec.binds.iter().map(|bind| bind.target.clone());

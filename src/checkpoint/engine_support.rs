@@ -1,9 +1,9 @@
-//! Whether the engine can start containers from checkpoints at all: a pod that is saved and stopped must come back.
+//! Whether the engine can start containers from checkpoints at all: a pod that is saved and stopped must be restorable.
 
 use super::{CheckpointError, Checkpoints};
 use crate::engine::EngineFacts;
 
-/// Docker since 25.0.0 does not find a checkpoint that it was given, until 25.0.4 (moby #47456).
+/// Docker from 25.0.0 does not find a checkpoint that it was given, until 25.0.4 (moby #47456).
 const BROKEN: &str = "25.0.";
 const FIXED_IN: u32 = 4;
 

@@ -1,4 +1,4 @@
-//! Why something was not done with checkpoints.
+//! Why a checkpoint or restore failed or was refused.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -27,10 +27,10 @@ pub enum CheckpointError {
     #[error("there is no action {0}")]
     #[strum(serialize = "action_not_found")]
     NoAction(String),
-    #[error("there is no checkpoint of {0}; make one with `pody checkpoint {0}`")]
+    #[error("there is no checkpoint of {0}; create one with `pody checkpoint {0}`")]
     #[strum(serialize = "pod_has_no_checkpoint")]
     NoneOf(String),
-    #[error("name the pod, or the checkpoint, that is to be brought back")]
+    #[error("name the pod or the checkpoint to restore")]
     NothingNamed,
     /// The host lacks something.
     #[error("checkpoints are unavailable: {0}")]
@@ -40,11 +40,13 @@ pub enum CheckpointError {
     #[strum(serialize = "checkpoint_not_possible")]
     NotPossible { pod: String, problems: Vec<String> },
     #[error(
-        "a checkpoint or restore of {pod} is already in progress; `pody actions --follow {action}` shows how far it is"
+        "a checkpoint or restore of {pod} is already in progress; `pody actions --follow {action}` shows its progress"
     )]
     #[strum(serialize = "action_in_progress")]
     InProgress { pod: String, action: ActionId },
-    #[error("{pod} is {status}; only running pods can be saved, of others the files: --kind rootfsonly")]
+    #[error(
+        "{pod} is {status}; only running pods can be saved with their processes; save the files with --kind rootfsonly"
+    )]
     #[strum(serialize = "pod_not_running")]
     NotRunning { pod: String, status: ContainerStatus },
     #[error(
@@ -55,24 +57,22 @@ pub enum CheckpointError {
     #[error("checkpoint {id} is {status}; only one that is ready can be used")]
     #[strum(serialize = "checkpoint_not_ready")]
     NotReady { id: CheckpointId, status: CheckpointStatus },
-    #[error("checkpoint {0} is in use by a checkpoint or restore in progress; wait for its end")]
+    #[error("checkpoint {0} is in use by a checkpoint or restore in progress; wait until that ends")]
     #[strum(serialize = "checkpoint_in_use")]
     InUse(CheckpointId),
-    #[error("a drained pod is to come back from checkpoint {0}; delete it after `pody undrain`")]
+    #[error("checkpoint {0} is needed to restore a drained pod; delete it after `pody undrain`")]
     HeldByDrain(CheckpointId),
     #[error("{0} has no schedule; set one with `pody checkpoint schedule {0} \"every 6h keep 4\"`")]
     #[strum(serialize = "schedule_not_found")]
     NoSchedule(String),
-    #[error(
-        "a schedule may save a pod every {shortest} at the most, you ask for every {asked}; for example \"every 6h keep 4\""
-    )]
+    #[error("a schedule may save a pod at most every {shortest}, not every {asked}; for example \"every 6h keep 4\"")]
     #[strum(serialize = "schedule_too_often")]
     TooOften { asked: Interval, shortest: Interval },
-    #[error("a reason has 1 to {longest} characters and no line breaks; for example \"driver upgrade\"")]
+    #[error("a reason must have 1 to {longest} characters and no line breaks; for example \"driver upgrade\"")]
     #[strum(serialize = "reason_length")]
     Reason { longest: usize },
     #[error(
-        "this needs about {} in {path}, and {} of it may be used; delete old checkpoints, or make room there",
+        "this needs about {} in {path}, but only {} may be used; delete old checkpoints, or free space there",
         ByteSize(*.needed), ByteSize(*.free)
     )]
     #[strum(serialize = "not_enough_space")]
@@ -80,9 +80,9 @@ pub enum CheckpointError {
     #[error("checkpoint {id} is damaged ({file}: {why}); it was not started")]
     #[strum(serialize = "checkpoint_damaged")]
     Damaged { id: CheckpointId, file: String, why: String },
-    /// What a manifest would say.
+    /// What the user of its manifest would see.
     #[error(
-        "the checkpoint could not be read again: {0}; nothing was stopped for it. This is a fault of pody's: tell an admin"
+        "the checkpoint could not be read back: {0}; the pod was not stopped. This is a bug in pody: report it to an admin"
     )]
     #[strum(serialize = "checkpoint_unreadable")]
     Unreadable(String),
@@ -93,35 +93,35 @@ pub enum CheckpointError {
         ByteSize(*.limit), ByteSize(*.held), ByteSize(*.asked))]
     #[strum(serialize = "checkpoint_size")]
     Size { limit: u64, held: u64, asked: u64 },
-    #[error("the image {0} of the checkpoint is gone; load or pull it again")]
+    #[error("the image {0} of the checkpoint no longer exists; load or pull it again")]
     ImageGone(String),
     #[error(
-        "the folders that pods get have changed since the checkpoint (then: {then}; now: {now}); a restore needs the same: ask an admin to set volume_mappings as they were"
+        "the folders mounted into pods have changed since the checkpoint (saved: {then}; now: {now}); a restore needs the same ones: ask an admin to restore the old volume_mappings"
     )]
     MountsChanged { then: String, now: String },
     #[error(
-        "the checkpoint holds {} of memory, and the memory limit is {} now; ask an admin to raise it",
+        "the checkpoint holds {} of memory, but the memory limit is now {}; ask an admin to raise it",
         ByteSize(*.needed), ByteSize(*.limit)
     )]
     #[strum(serialize = "memory_limit")]
     Memory { needed: u64, limit: u64 },
     #[error(
-        "the checkpoint was made on a host with {then}, this one has {now}; it can only be restored on one like that"
+        "the checkpoint was made on a host with {then}, this one has {now}; it can only be restored on a host like that"
     )]
     OtherHost { then: String, now: String },
-    /// Those that the checkpoint's programs were on, and those of now.
+    /// The GPUs that the checkpoint's programs were on, compared with the current ones.
     #[error("{0}")]
     GpusDiffer(String),
-    /// What NVIDIA's program said, as a sentence.
+    /// The message of cuda-checkpoint, as a sentence.
     #[error("{0}")]
     #[strum(serialize = "cuda_failed")]
     Cuda(String),
-    /// What CRIU or runc said, as a sentence.
+    /// The message of CRIU or runc, as a sentence.
     #[error("{0}")]
     #[strum(serialize = "criu_failed")]
     Criu(CriuFailure),
     #[error(
-        "the pod's address of then, {address}, cannot be had: {why}; its connections with others need it: free it, or restore with its connections closed"
+        "the pod's original address {address} is not available: {why}; its connections with others need it: free it, or restore with its connections closed"
     )]
     AddressGone { address: Ipv4Addr, why: String },
     #[error("{what} did not end within {} s and was ended", .limit.as_secs())]
@@ -132,7 +132,7 @@ pub enum CheckpointError {
     )]
     #[strum(serialize = "pod_ended_meanwhile")]
     EndedMeanwhile(String),
-    #[error("{0} was let go while it was saved, by something other than pody (docker unpause); try again")]
+    #[error("{0} was unpaused during the checkpoint by something other than pody (docker unpause); try again")]
     #[strum(serialize = "pod_resumed_meanwhile")]
     LetGo(String),
     #[error("the pod ended at once with exit code {0}")]
@@ -144,9 +144,9 @@ pub enum CheckpointError {
     #[error("{program} failed: {message}")]
     #[strum(serialize = "program_failed")]
     Program { program: &'static str, message: String },
-    #[error("pody was ended while it {0}")]
+    #[error("pody was stopped while it {0}")]
     Interrupted(&'static str),
-    #[error("checkpoint {0} is on this host already; see `pody checkpoints`")]
+    #[error("checkpoint {0} already exists on this host; see `pody checkpoints`")]
     #[strum(serialize = "checkpoint_known")]
     Known(CheckpointId),
     #[error(transparent)]

@@ -4,15 +4,14 @@
 //! - [`begin_checkpoint`], [`begin_restore`]: the request side: everything that can be checked, and the rows
 //! - [`job`]: the phases, and recovery; [`crate::model::phase`] has their table
 //! - [`store`]: the directory of a checkpoint
-//! - [`preflight`]: what can be said before a pod is touched; [`admission`]: quota; [`engine_support`]: what Docker
+//! - [`preflight`]: what can be checked before a pod is touched; [`admission`]: quota; [`engine_support`]: what Docker
 //!   must support
-//! - [`gpu`]: what a checkpoint knows of programs on GPUs
+//! - [`gpu`]: programs on GPUs in a checkpoint and a restore
 //! - [`remote`]: copies in the remote store
 //! - [`schedules`]: `every 6h keep 4`, and retention; [`drain`]: maintenance of the host
 //!
-//! A request checks everything that can be checked, writes the action down and answers; a task of its own does the
-//! phases, each written into the action's row before it begins. The pod's lock is held while its container is
-//! concerned.
+//! A request checks everything that can be checked, records the action and responds; a background task then runs the
+//! phases, each written into the action's row before it begins. The pod's lock is held while its container is involved.
 
 mod admission;
 mod begin_checkpoint;
@@ -64,10 +63,10 @@ use crate::{
     pod::Pods,
 };
 
-/// Actions of the past that are kept.
+/// Finished actions that are kept.
 const KEPT_ACTIONS: u32 = 10_000;
 
-/// Everything that is done with checkpoints. Cheap to clone.
+/// The front door for checkpoints and restores. Cheap to clone.
 #[derive(Clone)]
 pub struct Checkpoints(Arc<Inner>);
 
@@ -79,28 +78,28 @@ struct Inner {
     pods: Pods,
     gpus: Gpus,
     store: Store,
-    /// Pods saved or brought back at a time.
+    /// Limits how many pods are saved or restored at a time.
     turns: Semaphore,
-    /// Actions that a task of ours is at work on.
+    /// Actions that a task of this daemon is working on.
     live: Mutex<HashMap<ActionId, Arc<Progress>>>,
     copies: remote::copying::Copies,
-    /// Held by who brings files back from the remote store.
+    /// Held while files are downloaded from the remote store.
     fetches: tokio::sync::Mutex<()>,
-    /// Held by the restore that needs the next address of the engine.
+    /// Held by the restore that needs the engine's next address.
     addresses: Arc<tokio::sync::Mutex<()>>,
-    /// Rows may be left that nobody is at work on.
+    /// Rows may be left that nothing works on.
     unsettled: AtomicBool,
-    /// Bytes a second of the last dump.
+    /// Bytes per second of the last dump.
     rate: AtomicU64,
 }
 
-/// How far an action is.
+/// The progress of an action.
 struct Progress {
     pod: PodId,
     checkpoint: CheckpointId,
     bytes: AtomicU64,
     total: u64,
-    /// On their way to or from GPUs.
+    /// Bytes that are copied to or from GPUs.
     gpu_bytes: u64,
     frozen_since: Mutex<Option<Instant>>,
 }
@@ -111,7 +110,7 @@ impl Progress {
     }
 }
 
-/// An action under way; it ends when dropped.
+/// An action in progress; it ends when dropped.
 struct ActionGuard(Checkpoints, ActionId);
 
 impl Drop for ActionGuard {
@@ -171,7 +170,7 @@ impl Checkpoints {
         self.with_copies(rows.into_iter().filter(wanted).collect()).await
     }
 
-    /// One checkpoint. Others' are not there for members.
+    /// One checkpoint. Members do not see those of others.
     pub async fn find(&self, caller: &Caller, id: CheckpointId) -> Result<Checkpoint, CheckpointError> {
         let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
         let row = row.filter(|row| may_see(caller, &row.user) && row.status != CheckpointStatus::Deleting);
@@ -214,7 +213,7 @@ impl Checkpoints {
         self.remove_deleted().await
     }
 
-    /// One action, with how far it is.
+    /// One action, with its progress.
     pub async fn action(&self, caller: &Caller, id: ActionId) -> Result<Action, CheckpointError> {
         let row: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
         let row = row.filter(|row| may_see(caller, &row.user)).map(|row| self.with_progress(row));
@@ -257,18 +256,18 @@ impl Checkpoints {
         (ActionGuard(self.clone(), action.id), live)
     }
 
-    /// The action that concerns this pod now.
+    /// The action in progress on this pod.
     fn at_work_on(&self, pod: PodId) -> Option<ActionId> {
         self.live().iter().find(|(_, live)| live.pod == pod).map(|(id, _)| *id)
     }
 
-    /// Writes down where an action is.
+    /// Records where an action is.
     async fn write_action(&self, action: &Action) -> Result<(), CheckpointError> {
         let row = action.clone();
         Ok(self.0.db.write(move |tx| tx.update_action(&row)).await?)
     }
 
-    /// The end of an action that has nothing left to be undone: the row, its event, and what `also` writes.
+    /// Ends an action that has nothing left to roll back: the row, its event, and what `also` writes.
     async fn end_action(
         &self,
         mut action: Action,
@@ -315,7 +314,7 @@ fn note(
     tell(tx, actor, action, object, Some(user), outcome, None)
 }
 
-/// What happens to the host as a whole.
+/// Records an event that concerns the host as a whole.
 fn note_of_host(tx: &Tx, actor: &Actor, action: &'static str, outcome: Outcome, detail: &str) -> Result<i64, DbError> {
     tell(tx, actor, action, "host".to_owned(), None, outcome, Some(detail))
 }
@@ -340,7 +339,7 @@ fn tell(
     })
 }
 
-/// The daemon itself, at a user's pods.
+/// The daemon itself, acting on a user's pods.
 fn caller_for(user: &UserName) -> Caller {
     Caller { user: user.clone(), is_admin: true, address: std::net::Ipv4Addr::LOCALHOST.into() }
 }

@@ -1,35 +1,35 @@
-//! The cgroup of a pod that is brought back, on version 2 of cgroups.
+//! The cgroup of a restored pod, on cgroups version 2.
 //!
-//! The path of a pod's cgroup has the id of its container in it. CRIU puts programs back into the one that they were
-//! in, and the engine of a new container knows nothing of that: limits would not hold, and systemd would take the new
-//! container's own, which is empty, for ended. So CRIU is told where the root is now. On version 1 runc does that
-//! itself.
+//! The path of a pod's cgroup contains the id of its container. CRIU puts programs back into the cgroup they were in,
+//! but the engine of a new container knows nothing of that one: limits would not apply, and systemd would take the new
+//! container's own cgroup, which is empty, for ended. So CRIU gets the current root as an option. On version 1 runc
+//! does that itself.
 
 use std::{fs, path::Path};
 
 use crate::model::ids::ContainerId;
 
-/// Which version programs are sorted by on this host.
+/// The version of cgroups that programs are sorted by on this host.
 pub fn version() -> u8 {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 }
 }
 
-/// The path of a process's cgroup on version 2, as it is seen from the host.
+/// The path of a process's cgroup on version 2, as the host sees it.
 pub fn of(pid: i32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned).filter(|_| version() == 2)
 }
 
-/// The line for CRIU's options. `then` is the path of then and `old` the container of then; `driver` is the engine's of
-/// now, and `parent` what the new container was given as the cgroup above its own.
-pub fn root_option(then: Option<&str>, old: &str, new: &ContainerId, driver: &str, parent: &str) -> String {
+/// The line for CRIU's options. `saved_path` is the cgroup's path at the dump and `old` the container at that time;
+/// `driver` is the engine's current cgroup driver, and `parent` the parent cgroup given to the new container.
+pub fn root_option(saved_path: Option<&str>, old: &str, new: &ContainerId, driver: &str, parent: &str) -> String {
     let is_systemd = driver == "systemd";
     let among_its_like = || {
-        // It may come from a stranger, and ends up among options.
+        // It may come from a stranger, and ends up among the options.
         let is_plain = |path: &&str| path.chars().all(|c| c.is_ascii_alphanumeric() || "/-_.:@\\".contains(c));
-        let then = then.filter(is_plain)?;
-        let is_likewise = then.starts_with('/') && then.ends_with(".scope") == is_systemd;
-        (is_likewise && !old.is_empty() && then.contains(old)).then(|| then.replace(old, new.as_str()))
+        let saved_path = saved_path.filter(is_plain)?;
+        let is_likewise = saved_path.starts_with('/') && saved_path.ends_with(".scope") == is_systemd;
+        (is_likewise && !old.is_empty() && saved_path.contains(old)).then(|| saved_path.replace(old, new.as_str()))
     };
     let root = among_its_like().unwrap_or_else(|| match (is_systemd, parent) {
         (true, "") => format!("/system.slice/docker-{new}.scope"),
@@ -40,7 +40,7 @@ pub fn root_option(then: Option<&str>, old: &str, new: &ContainerId, driver: &st
     format!("cgroup-root {root}\n")
 }
 
-/// Where systemd has a slice: below each that its name begins with (systemd.slice(5)).
+/// Where systemd keeps a slice: below each slice that its name begins with (systemd.slice(5)).
 fn directory_of(slice: &str) -> String {
     let name = slice.trim_end_matches(".slice");
     let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_is_the_one_of_now() {
+    fn the_root_is_in_the_current_container() {
         let (old, new) = ("a".repeat(64), "b".repeat(64));
         let id: ContainerId = new.parse().unwrap();
         let root = |then: Option<&str>, driver: &str, parent: &str| {
@@ -60,7 +60,7 @@ mod tests {
             option.strip_prefix("cgroup-root ").unwrap().trim_end().replace(&new, "NEW")
         };
         let scope = format!("/lab.slice/docker-{old}.scope");
-        assert_eq!(root(Some(&scope), "systemd", ""), "/lab.slice/docker-NEW.scope", "as it was then");
+        assert_eq!(root(Some(&scope), "systemd", ""), "/lab.slice/docker-NEW.scope", "as it was at the dump");
         assert_eq!(root(Some(&scope), "cgroupfs", ""), "/docker/NEW", "under another driver");
         assert_eq!(root(Some(&format!("/pods/{old}")), "cgroupfs", ""), "/pods/NEW");
         assert_eq!(root(None, "systemd", ""), "/system.slice/docker-NEW.scope");

@@ -1,11 +1,11 @@
-//! Short calls of other programs, and the variable that tells our processes from all others.
+//! Short calls of other programs, and the variable that marks our processes.
 
 use std::{process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-/// Tells the processes of an action from all others, also after the daemon was killed. CRIU wipes its environment out:
-/// it is known by its working directory, which is the checkpoint's, and by its log there.
+/// Marks the processes of an action, so that they are found after the daemon was killed. CRIU clears its environment:
+/// it is found by its working directory, which is the checkpoint's, and by its log there.
 pub const MARK: &str = "PODY_ACTION";
 
 pub async fn ask(program: &str, arguments: &[&str]) -> Result<String, String> {
@@ -16,7 +16,7 @@ pub async fn ask(program: &str, arguments: &[&str]) -> Result<String, String> {
         Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it fails").trim().to_owned())
+            Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed").trim().to_owned())
         }
     }
 }

@@ -1,7 +1,7 @@
-//! CRIU's options where they can only come from `/etc/criu/runc.conf`, the host's one such file: in a restore through
-//! Docker. It is ours only until CRIU has read it, under a lock, and then as it was before. runc hands it to CRIU in a
-//! dump, too, before the dump's own options: so a dump takes the lock until its CRIU has read the file as others left
-//! it.
+//! CRIU's options where they can only come from `/etc/criu/runc.conf`, the one such file of the host: in a restore
+//! through Docker. The file is ours only until CRIU has read it, under a lock; then its previous content is put back.
+//! runc also passes it to CRIU in a dump, before the dump's own options, so a dump takes the lock until its CRIU has
+//! read the file without our changes.
 
 use std::{
     fs::{self, File},
@@ -16,21 +16,21 @@ use crate::host::disk::DiskError;
 /// The host's one file of options for CRIU under runc.
 const CONF: &str = "/etc/criu/runc.conf";
 
-/// What was there before ours.
+/// The content before ours.
 const CONF_BEFORE: &str = "/etc/criu/runc.conf.pody-before";
 
 const CONF_MARK: &str = "# pody: here for one restore; what was here before is in runc.conf.pody-before\n";
 
-/// One of all daemons of this host at a time.
+/// Held by one daemon of this host at a time.
 const CONF_LOCK: &str = "/run/pody-criu.lock";
 
-/// The host's file of options while it is ours. Dropped, it is as before.
+/// The host's file of options while it is ours. Dropping it restores the previous content.
 pub struct HostOptions {
     _lock: File,
 }
 
 impl HostOptions {
-    /// Waits for its turn and writes the file.
+    /// Waits for the lock and writes the file.
     pub async fn place(options: &str) -> Result<Self, CriuError> {
         let lock = lock_options().await?;
         let options = options.to_owned();
@@ -54,14 +54,14 @@ impl HostOptions {
         Ok(Self { _lock: lock })
     }
 
-    /// Waits for its turn, and leaves the file as it is when it is nobody's.
+    /// Waits for the lock, and keeps the file as the host's admin left it.
     pub async fn keep_free() -> Result<Self, CriuError> {
         let lock = lock_options().await?;
         put_options_back().map_err(DiskError::io("putting back", CONF))?;
         Ok(Self { _lock: lock })
     }
 
-    /// Puts right what a killed daemon left.
+    /// Restores the file after a daemon was killed.
     pub async fn recover() -> Result<(), CriuError> {
         Self::keep_free().await.map(drop)
     }
@@ -70,7 +70,7 @@ impl HostOptions {
 impl Drop for HostOptions {
     fn drop(&mut self) {
         if let Err(error) = put_options_back() {
-            tracing::error!(%error, file = CONF, "CRIU's options are not as before");
+            tracing::error!(%error, file = CONF, "could not restore the previous options of CRIU");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! NVIDIA's `cuda-checkpoint`: the only place that runs it.
 //!
-//! It asks a thread inside of the process, through the driver, to lock CUDA, to copy what is on the GPUs into the
-//! host's memory, and back. Killed in the middle it can leave a process between two states; so each call gets all the
-//! time that its bytes may need, and one that a daemon left behind is waited for before anything else is asked.
+//! It asks a thread inside the process, through the driver, to lock CUDA, to copy GPU memory into host memory, and
+//! back. If it is killed halfway, it can leave a process between two states. So each call gets all the time that its
+//! bytes may need, and a call that a previous daemon started is awaited before anything else is asked.
 
 use std::{
     env, fs, io,
@@ -24,25 +24,25 @@ use tokio::{
 
 use crate::{host::process, model::ids::ActionId};
 
-/// Its name, where the config names none.
+/// The program's name, where the config gives none.
 const NAME: &str = "cuda-checkpoint";
 
-/// Tells a call of an action from all others, also after the daemon was killed.
+/// Marks the calls of an action, so that they are found after the daemon was killed.
 const MARK: &str = "PODY_GPU_ACTION";
 
-/// The driver would show it other GPUs than the map of devices names.
+/// With it set, the driver would show the program other GPUs than the device map names.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
-/// How much of what it says is read.
+/// How much of its output is read, bytes.
 const SAID: u64 = 16 << 10;
 
-/// How long a killed call may take to be gone: one that waits in the driver cannot end.
+/// How long a killed call may take to exit: one that waits in the driver cannot.
 const GONE: Duration = Duration::from_secs(5);
 
-/// How long it may take to tell its version.
+/// How long it may take to print its version.
 const ASK: Duration = Duration::from_secs(10);
 
-/// The state of CUDA in a process, in the words that it prints.
+/// The state of CUDA in a process, in the tool's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CudaState {
     Running,
@@ -60,12 +60,12 @@ impl FromStr for CudaState {
             "locked" => Ok(Self::Locked),
             "checkpointed" => Ok(Self::Checkpointed),
             "failed" => Ok(Self::Failed),
-            other => Err(ToolError::Said(format!("a state that is not known: {:?}", short(other)))),
+            other => Err(ToolError::Said(format!("an unknown state: {:?}", short(other)))),
         }
     }
 }
 
-/// What it can be told to do with a process.
+/// What it can do with a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Lock,
@@ -85,7 +85,7 @@ impl Step {
     }
 }
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     #[error("{}: {source}", .program.display())]
@@ -96,11 +96,11 @@ pub enum ToolError {
     TimedOut(Duration),
 }
 
-/// What its help tells.
+/// What its help says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct About {
     pub version: String,
-    /// It knows `--action`; else only the older `--toggle`.
+    /// Whether it knows `--action`; otherwise only the older `--toggle`.
     pub has_actions: bool,
     pub maps_devices: bool,
 }
@@ -147,11 +147,11 @@ impl Tool {
         self.run(&["--get-state", "--pid", &pid.to_string()], action, limit).await?.parse()
     }
 
-    /// Waits up to `timeout` for the work under way on the GPU, and has the process wait before it gives any more.
+    /// Waits up to `timeout` for the work in progress on the GPU, and blocks the process from submitting more.
     pub async fn lock(&self, pid: i32, action: ActionId, timeout: Duration) -> Result<(), ToolError> {
         let millis = timeout.as_millis().to_string();
         let words = ["--action", Step::Lock.as_str(), "--pid", &pid.to_string(), "--timeout", &millis];
-        // It ends by itself then.
+        // It times out by itself.
         self.run(&words, Some(action), timeout + GONE).await.map(drop)
     }
 
@@ -174,7 +174,7 @@ impl Tool {
         let mut command = Command::new(&self.program);
         command.args(words).env_remove(VISIBLE).current_dir("/");
         command.envs(action.map(|action| (MARK, action.to_string())));
-        // Not killed with the daemon: a copy goes on to its end, and the next start waits for it.
+        // Not killed with the daemon: a copy runs to its end, and the next start waits for it.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(not_run)?;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok());
@@ -190,15 +190,14 @@ impl Tool {
         if status.map_err(not_run)?.success() {
             return Ok(output);
         }
-        // It complains on either.
+        // It prints errors to either.
         let said = [errors, output].concat();
-        let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it failed without a word");
+        let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it failed without a message");
         Err(ToolError::Said(short(line)))
     }
 }
 
-/// Waits for the calls of an action that a daemon began and did not live to see the end of; ends those that take
-/// longer.
+/// Waits for calls of an action that a previous daemon started; ends those that take longer.
 pub async fn wait_for_calls(action: ActionId, limit: Duration) {
     let mark = format!("{MARK}={action}");
     let calls = || -> Vec<i32> {
@@ -225,12 +224,12 @@ async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut from) = from else { return String::new() };
     let mut text = Vec::new();
     let _ = (&mut from).take(SAID).read_to_end(&mut text).await;
-    // The rest, or it would wait for a reader.
+    // Drain the rest, or it would block on a full pipe.
     let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// A stranger's words on one line.
+/// Foreign text on one line.
 fn short(text: &str) -> String {
     text.trim().chars().filter(|c| !c.is_control()).take(300).collect()
 }
@@ -240,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn its_help_tells_what_it_can_do() {
+    fn its_help_shows_what_it_can_do() {
         let help = "CUDA checkpoint and restore utility.\nVersion 570.86.10. Copyright (C) 2025 NVIDIA Corporation.\n\n\
                     Operations:\n--action lock | checkpoint | restore | unlock --pid <pid> [--timeout <ms>]\n";
         let about = About::parse(help);

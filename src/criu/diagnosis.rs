@@ -1,5 +1,5 @@
-//! Why CRIU failed, as a sentence with a remedy: from its log, from what runc said, and from the room that is left
-//! where it wrote. A log may be whole, cut by the very disk that is full, cut by a kill, empty, or not there at all.
+//! Why CRIU failed, as a sentence with a remedy: from its log, from what runc said, and from the space that is left
+//! where it wrote. A log may be whole, truncated by the very disk that is full, truncated by a kill, empty, or missing.
 
 use std::{
     fs::File,
@@ -13,171 +13,215 @@ use crate::{
     model::quantities::ByteSize,
 };
 
-/// A log of this size is CRIU in a loop, bytes.
+/// A log of this size means that CRIU is in a loop, bytes.
 pub const LOG_LIMIT: u64 = 64 << 20;
 
-/// A part of an error line, and what it means. `{pid}` and the like are not filled in: the line is shown beside it.
-const KNOWN: &[(&[&str], &str)] = &[
-    (&["anon_inode:[io_uring]"], "a program uses io_uring, which cannot be saved; start it with UV_USE_IO_URING=0"),
-    (
+/// Lines of CRIU that contain all of `parts`, and what they mean. The line is shown beside the meaning.
+struct Known {
+    parts: &'static [&'static str],
+    kind: FailureKind,
+    meaning: &'static str,
+}
+
+impl Known {
+    const fn kind(mut self, kind: FailureKind) -> Self {
+        self.kind = kind;
+        self
+    }
+}
+
+const fn known(parts: &'static [&'static str], meaning: &'static str) -> Known {
+    Known { parts, kind: FailureKind::Other, meaning }
+}
+
+const KNOWN: &[Known] = &[
+    known(
+        &["anon_inode:[io_uring]"],
+        "a program uses io_uring, which cannot be saved; start it with UV_USE_IO_URING=0",
+    ),
+    known(
         &["Can't open", "'s mapfile link"],
         "a program uses io_uring or a device's memory, which cannot be saved; end it, or start it with UV_USE_IO_URING=0",
     ),
-    (
+    known(
         &["Can't dump ghost file"],
         "a program holds a large deleted file open; end it, or ask an admin to raise [checkpoint] deleted_file_limit",
     ),
-    (&["External socket is used"], "a program is connected to a socket outside the pod; end that connection first"),
-    (
+    known(
+        &["External socket is used"],
+        "a program is connected to a socket outside the pod; end that connection first",
+    ),
+    known(
         &["Can't dump half of stream unix connection"],
         "a program is connected to a socket outside the pod; end that connection first",
     ),
-    (
+    known(
         &["fsnotify:", "cannot be opened"],
         "a program watches a file outside [checkpoint] watch_paths; end it, or put the file on a volume",
     ),
-    (
+    known(
         &["Can't dump that handle"],
         "a program watches a file outside [checkpoint] watch_paths; end it, or put the file on a volume",
     ),
-    (
+    known(
         &["Can't get rlimit"],
         "this host does not grant CAP_SYS_RESOURCE: programs of other users than root cannot be saved",
     ),
-    (
+    known(
         &["Can't get", "opt: Operation not supported"],
         "this CRIU cannot save network sockets on this kernel; upgrade CRIU to 4.2 or newer",
     ),
-    (&["/dev/nvidia"], "a program holds a GPU, which CRIU cannot save; end it first"),
-    (
+    known(&["/dev/nvidia"], "a program holds a GPU, which CRIU cannot save; end it first"),
+    known(
         &["mnt:", "unreachable sharing"],
-        "something was mounted in the pod behind the engine's back, as NVIDIA's older hook does; ask an admin to have Docker give GPUs by CDI",
+        "something was mounted in the pod without the engine, as NVIDIA's older hook does; ask an admin to have Docker pass GPUs by CDI",
     ),
-    (
+    known(
         &["Dangling connection"],
         "a program holds one end of a connection whose other end is outside the pod or was never accepted; end that connection first",
     ),
-    (&["Unix socket", "peer"], "a program is connected to a socket outside the pod; end that connection first"),
-    (&["name-less external socket"], "a program is connected to a socket outside the pod; end that connection first"),
-    (
+    known(&["Unix socket", "peer"], "a program is connected to a socket outside the pod; end that connection first"),
+    known(
+        &["name-less external socket"],
+        "a program is connected to a socket outside the pod; end that connection first",
+    ),
+    known(
         &["In-flight connection"],
-        "a connection waits that its program has not accepted yet; try again, or end the program",
+        "a program has not accepted a waiting connection yet; try again, or end the program",
+    )
+    .kind(FailureKind::Transient),
+    known(&["in-flight socket"], "a program has not accepted a waiting connection yet; try again, or end the program")
+        .kind(FailureKind::Transient),
+    known(
+        &["netlink:", "has data to read"],
+        "a program has not read a message from the kernel yet (netlink); try again",
+    )
+    .kind(FailureKind::Transient),
+    known(&["Unsupported proto 262"], "a program uses MPTCP, which cannot be saved; have it use TCP"),
+    known(&["Unknown socket collected"], "a program has a socket of a kind that cannot be saved; end it"),
+    known(
+        &["mqueue isn't empty"],
+        "the pod has a POSIX message queue, which cannot be saved; remove it from /dev/mqueue",
     ),
-    (&["in-flight socket"], "a connection waits that its program has not accepted yet; try again, or end the program"),
-    (&["netlink:", "has data to read"], "a program has not read a message of the kernel's (netlink); try again"),
-    (&["Unsupported proto 262"], "a program uses MPTCP, which cannot be saved; have it use TCP"),
-    (&["Unknown socket collected"], "a program has a socket of a kind that cannot be saved; end it"),
-    (&["mqueue isn't empty"], "the pod has a POSIX message queue, which cannot be saved; remove it from /dev/mqueue"),
-    (&["packetized mode for pipes"], "a program has a pipe with packets (O_DIRECT), which cannot be saved; end it"),
-    (&["File name too long"], "a program has a file open whose path is longer than 4096 characters; close it"),
-    (&["secretmem"], "a program has secret memory (memfd_secret), which cannot be saved; end it"),
-    (&["zombie", "found while seizing"], "another program traces the pod or saves it at the same time; try again"),
-    (&["Unseizable non-zombie"], "another program traces one of the pod, as gdb and strace do; end that first"),
-    (
+    known(
+        &["packetized mode for pipes"],
+        "a program has a pipe with packets (O_DIRECT), which cannot be saved; end it",
+    ),
+    known(&["File name too long"], "a program has a file open whose path is longer than 4096 characters; close it"),
+    known(&["secretmem"], "a program has secret memory (memfd_secret), which cannot be saved; end it"),
+    known(
+        &["zombie", "found while seizing"],
+        "another program is tracing or saving the pod at the same time; try again",
+    ),
+    known(
+        &["Unseizable non-zombie"],
+        "another program traces a program of the pod, as gdb and strace do; end the tracer first",
+    ),
+    known(
         &["Timeout reached. Try to interrupt"],
-        "a program of the pod does not stand still: it waits for a disk or a device; try again, or end it",
+        "a program of the pod cannot be frozen: it waits for a disk or a device; try again, or end it",
     ),
-    (
+    known(
         &["Unable to freeze"],
-        "a program of the pod does not stand still: it waits for a disk or a device; try again, or end it",
+        "a program of the pod cannot be frozen: it waits for a disk or a device; try again, or end it",
     ),
-    (&["Cannot allocate memory"], "there is too little memory, in the pod's memory limit or on the host"),
-    (
+    known(&["Cannot allocate memory"], "there is not enough memory, within the pod's memory limit or on the host"),
+    known(
         &["Can't lookup mount", "for fd"],
         "a program has a file open on a file system that was mounted after the pod's start; end it",
     ),
-    (
+    known(
         &["No mapping for"],
-        "a folder that the pod had when it was saved is not mounted now; restore the volume_mappings of then",
+        "a volume that the pod had at the checkpoint is not mounted; restore it with the original volume_mappings",
     ),
-    (
+    known(
         &["has bad size"],
-        "a file on a volume changed since the checkpoint, and a program had it open; put it back as it was",
+        "a file on a volume that a program had open has changed since the checkpoint; restore its old content",
     ),
-    (
+    known(
         &["Can't open file", "on restore: No such file"],
-        "a file is missing that a program had open; it was on a volume, or the checkpoint is without files (--kind simple)",
+        "a file that a program had open is missing; it was on a volume, or the checkpoint has no files (--kind simple)",
     ),
-    (
+    known(
         &["Can't bind inet socket"],
-        "the pod's address of then is not free now, and a connection or listener was bound to it",
-    ),
-    (
+        "the pod's original address is in use, and a connection or listener was bound to it",
+    )
+    .kind(FailureKind::AddressTaken),
+    known(
         &["Cannot assign requested address"],
-        "the pod's address of then is not free now, and a connection or listener was bound to it",
-    ),
-    (
+        "the pod's original address is in use, and a connection or listener was bound to it",
+    )
+    .kind(FailureKind::AddressTaken),
+    known(
         &["Can't restore", "tar"],
-        "the content of a memory file system could not be put back; is it larger than the quota allows now?",
+        "the content of a tmpfs could not be put back; is it larger than the current quota allows?",
     ),
-    (
+    known(
         &["killed by signal 9"],
-        "a program was killed in the middle of it, by somebody or for lack of memory; is the pod's memory limit smaller than it was?",
+        "a program was killed during the restore, by someone or for lack of memory; is the pod's memory limit smaller than it was?",
     ),
-    (
+    known(
         &["si_code=", "si_status=9"],
-        "a program of the pod was killed in the moment in which it was saved, by somebody or for lack of memory",
+        "a program of the pod was killed while it was saved, by someone or for lack of memory",
     ),
-    (
+    known(
         &["Zombies with threads"],
-        "the first thread of a program has ended and others go on, which cannot be saved; end that program",
+        "the first thread of a program has ended while others run, which cannot be saved; end that program",
     ),
-    (
+    known(
         &["Can't make VM id"],
         "two programs share their memory without being threads (clone with CLONE_VM), which cannot be saved; end them",
     ),
-    (
+    known(
         &["Can't make FS id"],
-        "two programs share their working folder (clone with CLONE_FS), which cannot be saved; end them",
+        "two programs share their working directory (clone with CLONE_FS), which cannot be saved; end them",
     ),
-    (
-        &["task interruption"],
-        "a program was interrupted by a signal of its own in the moment in which it was saved; try again",
-    ),
-    (&["Preadv", "returned 0"], "an image file is cut"),
-    (&["Unexpected EOF on"], "an image file is cut or missing"),
-    (&["cpuinfo"], "this host's processor lacks what the checkpoint was made with"),
-    (
+    known(&["task interruption"], "a program was interrupted by a signal of its own while it was saved; try again")
+        .kind(FailureKind::Transient),
+    known(&["Preadv", "returned 0"], "an image file is truncated"),
+    known(&["Unexpected EOF on"], "an image file is truncated or missing"),
+    known(&["cpuinfo"], "this host's processor lacks what the checkpoint was made with"),
+    known(
         &["Can't dump file", "of that type"],
-        "a program has something open of a kind that cannot be saved; end it, or have it close that",
+        "a program has a file open of a kind that cannot be saved; end it, or have it close the file",
     ),
 ];
 
-/// Parts of errors that another try may not meet.
+/// Parts of errors that a retry may not meet, known or not.
 const PASSING: [&str; 4] = ["In-flight connection", "in-flight socket", "has data to read", "task interruption"];
 
-/// Parts of errors about an address that sockets are bound to: CRIU's own line, or what it means.
+/// In a line of CRIU that is not known: it is about an address that sockets are bound to.
 const ADDRESS: &str = "address";
 
-/// A failure and its kind, named here and nowhere else.
-fn failure(log: String) -> CriuFailure {
-    let kind = match () {
-        () if PASSING.iter().any(|part| log.contains(part)) => FailureKind::Transient,
-        () if log.contains(ADDRESS) => FailureKind::AddressTaken,
-        () => FailureKind::Other,
-    };
-    CriuFailure { kind, log }
+/// The kind of a failure, by CRIU's own line.
+fn kind_of(line: &str) -> FailureKind {
+    match row(line) {
+        _ if PASSING.iter().any(|part| line.contains(part)) => FailureKind::Transient,
+        Some(known) => known.kind,
+        None if line.contains(ADDRESS) => FailureKind::AddressTaken,
+        None => FailureKind::Other,
+    }
 }
 
-/// What a disk that is full says, to CRIU and to everybody else.
+/// The errors of a full disk.
 const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
-/// With less than this left a disk is full, bytes: CRIU writes up to so much at a time.
+/// A disk with less than this left counts as full, bytes: CRIU writes up to this much at a time.
 const ROOM: u64 = 1 << 20;
 
-/// What runc says where it could not even begin with CRIU, and where CRIU went away.
+/// What runc prints when it could not even start CRIU, and when CRIU exited.
 const NEVER_BEGUN: &str = "CRIU version check failed";
 
 const GONE: &str = "unixpacket";
 
-/// CRIU's last words when all went well.
+/// CRIU's last line when all went well.
 const FINISHED: &str = "finished successfully";
 
 /// Where CRIU wrote.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     pub path: &'a Path,
-    /// Bytes that were left when it failed.
+    /// Bytes left when it failed.
     pub free: u64,
 }
 
@@ -186,9 +230,9 @@ impl Place<'_> {
         let echo = line.map(|line| format!(" (CRIU: {line})")).unwrap_or_default();
         match self.free < ROOM {
             true => format!("{}{echo}", DiskError::Full { path: self.path.to_owned(), free: self.free }),
-            // The pod's own, in memory; or somebody else made room meanwhile.
+            // The pod's own, in memory; or someone else freed space meanwhile.
             false => format!(
-                "a file system ran full: one in the pod's memory, or the disk of {}, which has {} left now{echo}",
+                "a file system is full: a tmpfs of the pod, or the disk of {}, which has {} left now{echo}",
                 self.path.display(),
                 ByteSize(self.free)
             ),
@@ -196,87 +240,98 @@ impl Place<'_> {
     }
 }
 
-/// The same as [`explain`], of a log in a file. `directory` is what people know the disk by that CRIU wrote to.
+/// The same as [`explain`], for a log in a file. `directory` names, for people, the disk that CRIU wrote to.
 pub fn of_log(log: &Path, said: &str, directory: &Path) -> Option<CriuFailure> {
-    explain(&read(log), said, Place { path: directory, free: left(directory) }).map(failure)
+    explain(&read(log), said, Place { path: directory, free: left(directory) })
 }
 
-/// As much of a log as there is; nothing where there is none.
+/// As much of a log as there is; empty where there is none.
 fn read(log: &Path) -> String {
     let mut text = Vec::new();
     let reading = File::open(log).and_then(|file| file.take(LOG_LIMIT).read_to_end(&mut text));
     match reading {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(log = %log.display(), %error, "CRIU's log does not read");
+            tracing::warn!(log = %log.display(), %error, "could not read CRIU's log");
         }
         _ => {}
     }
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// CRIU did not end in time: what it was at, if it told.
+/// CRIU did not end in time: what it did last, if its log shows it.
 pub fn timed_out(log: &Path, limit: std::time::Duration) -> CriuError {
     let error = CriuError::TimedOut { what: "CRIU", limit };
     match last_words(&read(log)) {
-        Some(words) => CriuError::Failed(failure(format!("{error}; its last words: {words}"))),
+        Some(words) => CriuError::Failed(CriuFailure {
+            kind: kind_of(words),
+            log: format!("{error}; the last line of its log: {words}"),
+        }),
         None => error,
     }
 }
 
-/// A sentence for what ended CRIU; `None` where nothing tells of it. `said` is what runc or the engine said.
-fn explain(log: &str, said: &str, place: Place) -> Option<String> {
-    // This one every restore has on hosts without CAP_SYS_RESOURCE, and goes on.
+/// What ended CRIU; `None` where nothing shows it. `said` is what runc or the engine said.
+fn explain(log: &str, said: &str, place: Place) -> Option<CriuFailure> {
+    // Every restore on a host without CAP_SYS_RESOURCE has this error, and continues.
     let is_harmless = |line: &&str| line.contains("rlimit: Can't setup RLIMIT_NOFILE");
     let errors: Vec<&str> = log.lines().filter(|line| !is_harmless(line)).filter_map(error_of).collect();
     // The rlimit line comes with every dump on some hosts and is the cause only where nothing else is wrong.
     let first = errors.iter().find(|line| !line.contains("rlimit")).or(errors.first()).copied();
-    let told_full = errors.iter().copied().find(|line| FULL.iter().any(|words| line.contains(words)));
-    // What stands behind the first error is often only its echo, but sometimes names the cause better.
-    let known = match (first.and_then(meaning), told_full) {
-        (Some(meaning), _) => Some(meaning),
+    let full = errors.iter().copied().find(|line| FULL.iter().any(|words| line.contains(words)));
+    // What follows the first error is often only its echo, but sometimes names the cause better.
+    let known = match (first.and_then(row), full) {
+        (Some(known), _) => Some(known),
         (None, Some(_)) => None,
-        (None, None) => errors.iter().filter(|line| !line.contains("rlimit")).find_map(|line| meaning(line)),
+        (None, None) => errors.iter().filter(|line| !line.contains("rlimit")).find_map(|line| row(line)),
     };
-    match (known, told_full, first) {
-        (Some(meaning), _, Some(first)) => Some(format!("{meaning} (CRIU: {first})")),
-        (_, Some(line), _) => Some(place.full(Some(line))),
-        // The log lies on the same disk: the line that would tell of it may be the one that did not fit.
-        (None, None, first) if place.free < ROOM => Some(place.full(first)),
-        (_, None, Some(first)) => Some(format!("CRIU: {first}")),
+    match (known, full, first) {
+        (Some(known), _, Some(first)) => {
+            let kind = if known.kind == FailureKind::Other { kind_of(first) } else { known.kind };
+            Some(CriuFailure { kind, log: format!("{} (CRIU: {first})", known.meaning) })
+        }
+        (_, Some(line), _) => Some(CriuFailure::other(place.full(Some(line)))),
+        // The log lies on the same disk: the line that would show it may be the one that did not fit.
+        (None, None, first) if place.free < ROOM => Some(CriuFailure::other(place.full(first))),
+        (_, None, Some(first)) => Some(CriuFailure { kind: kind_of(first), log: format!("CRIU: {first}") }),
         (_, None, None) => without_errors(log, said, place),
     }
 }
 
-/// Where the log has no error: it is not there, or CRIU did not come to write one.
-fn without_errors(log: &str, said: &str, place: Place) -> Option<String> {
+/// Where the log has no error: it does not exist, or CRIU ended before it wrote one.
+fn without_errors(log: &str, said: &str, place: Place) -> Option<CriuFailure> {
     let runc = words_of_runc(said);
     if FULL.iter().any(|words| said.contains(words)) {
-        return Some(place.full(None));
+        return Some(CriuFailure::other(place.full(None)));
     }
     if said.contains(NEVER_BEGUN) {
-        return Some(format!("CRIU ended before it began; `pody doctor` tells whether it works here (runc: {runc})"));
+        return Some(CriuFailure::other(format!(
+            "CRIU ended before it began; `pody doctor` shows whether it works here (runc: {runc})"
+        )));
     }
     let was_cut = !log.trim().is_empty() && !log.contains(FINISHED);
     match (was_cut, said.contains(GONE)) {
-        (true, _) => Some(format!(
-            "CRIU was ended in the middle of its work, by somebody or for lack of memory; try again (its last words: {})",
-            last_words(log).unwrap_or_default()
-        )),
-        (false, true) => {
-            Some("CRIU was ended before it wrote a log, by somebody or for lack of memory; try again".into())
+        (true, _) => {
+            let words = last_words(log).unwrap_or_default();
+            let log = format!(
+                "CRIU was killed in the middle of its work, by someone or for lack of memory; try again (the last line of its log: {words})"
+            );
+            Some(CriuFailure { kind: kind_of(words), log })
         }
+        (false, true) => Some(CriuFailure::other(
+            "CRIU was killed before it wrote a log, by someone or for lack of memory; try again",
+        )),
         (false, false) => None,
     }
 }
 
 /// The sentence in a line of runc's own log, `time="…" level=error msg="…\nlog file: …"`; else the last line.
 pub fn words_of_runc(said: &str) -> String {
-    let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it failed and said nothing");
+    let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a message");
     let message = line.split_once("msg=\"").map_or(line, |(_, rest)| rest.trim_end().trim_end_matches('"'));
     message.split("\\n").next().unwrap_or(message).replace("\\\"", "\"")
 }
 
-/// What CRIU wrote last, without its time.
+/// The last line of CRIU's log, without its time.
 pub fn last_words(log: &str) -> Option<&str> {
     let last = log.lines().rev().map(|line| line.trim_matches(['\0', ' '])).find(|line| !line.is_empty())?;
     let plain = last.strip_prefix('(').and_then(|rest| rest.split_once(") ")).map_or(last, |(_, rest)| rest).trim();
@@ -284,12 +339,12 @@ pub fn last_words(log: &str) -> Option<&str> {
     Some(&plain[..end])
 }
 
-fn meaning(line: &str) -> Option<&'static str> {
-    KNOWN.iter().find(|(parts, _)| parts.iter().all(|part| line.contains(part))).map(|(_, meaning)| *meaning)
+fn row(line: &str) -> Option<&'static Known> {
+    KNOWN.iter().find(|known| known.parts.iter().all(|part| line.contains(part)))
 }
 
 /// An error without time and place: `(00.012) Error (criu/files-ext.c:98): Can't dump …`. `None` for other lines, and
-/// for one that ends before it tells.
+/// for one that ends before its text.
 fn error_of(line: &str) -> Option<&str> {
     let (_, after) = line.split_once("Error (")?;
     let (_, text) = after.split_once("): ")?;
@@ -308,7 +363,7 @@ mod tests {
     const FAILED: &str = "time=\"2026-11-21T18:16:06Z\" level=error msg=\"criu failed: type NOTIFY errno 0\\nlog file: /srv/checkpoints/.tmp-1/work/dump.log\"\n";
 
     fn explain(log: &str, said: &str, free: u64) -> Option<String> {
-        super::explain(log, said, Place { path: Path::new("/srv/checkpoints"), free })
+        super::explain(log, said, Place { path: Path::new("/srv/checkpoints"), free }).map(|failure| failure.log)
     }
 
     fn explained(log: &str) -> Option<String> {
@@ -325,23 +380,63 @@ mod tests {
         assert!(sentence.contains("deleted_file_limit") && sentence.contains("/root/bigdel"), "{sentence}");
         for (line, words) in [
             ("unix: Dangling connection 4711", "whose other end is outside the pod or was never accepted"),
-            ("unix: Found a closed in-flight socket to 0x12", "has not accepted yet"),
-            ("unix: In-flight connection on non-listening socket 12", "has not accepted yet"),
+            ("unix: Found a closed in-flight socket to 0x12", "has not accepted a waiting connection"),
+            ("unix: In-flight connection on non-listening socket 12", "has not accepted a waiting connection"),
             ("unix: Unix socket 12 without peer 13", "outside the pod"),
             ("unix: Can't dump half of stream unix connection.", "outside the pod"),
-            ("Timeout reached. Try to interrupt: 0", "does not stand still"),
+            ("Timeout reached. Try to interrupt: 0", "cannot be frozen"),
             ("Unseizable non-zombie 77 found, state t, err -1/1", "gdb and strace"),
             (
                 "Can't dump file 3 of that type [600] (unknown anon_inode:[perf_event])",
                 "of a kind that cannot be saved",
             ),
             ("Can't dump file 3 of that type [600] (unknown anon_inode:[io_uring])", "UV_USE_IO_URING=0"),
-            ("Unexpected EOF on (empty-image)", "cut or missing"),
-            ("inet: Can't bind inet socket (id 21): Cannot assign requested address", "the pod's address of then"),
+            ("Unexpected EOF on (empty-image)", "truncated or missing"),
+            ("inet: Can't bind inet socket (id 21): Cannot assign requested address", "the pod's original address"),
         ] {
             let sentence = explained(&format!("{HARMLESS}(00.2) Error (criu/a.c:1): {line}\n")).unwrap();
             assert!(sentence.contains(words) && sentence.contains(line), "{line}: {sentence}");
         }
+    }
+
+    #[test]
+    fn each_failure_has_its_kind() {
+        let place = Place { path: Path::new("/srv/address"), free: ROOMY };
+        let kind = |text: &str| {
+            let log = format!("{HARMLESS}(00.2) Error (criu/a.c:1): {text}\n");
+            super::explain(&log, "", place).unwrap().kind
+        };
+        for line in [
+            "unix: In-flight connection on non-listening socket 12",
+            "unix: Found a closed in-flight socket to 0x12",
+            "netlink: The socket 12 has data to read",
+            "another socket has data to read",
+            "Unexpected task interruption",
+        ] {
+            assert_eq!(kind(line), FailureKind::Transient, "{line}");
+        }
+        for line in [
+            "inet: Can't bind inet socket (id 21): Permission denied",
+            "inet: Cannot assign requested address",
+            "inet: some other address is in use",
+        ] {
+            assert_eq!(kind(line), FailureKind::AddressTaken, "{line}");
+        }
+        for line in [
+            "unix: Dangling connection 4711",
+            "Can't write img file: No space left on device",
+            "Can't dump ghost file /root/address of 5 size",
+            "Address in capitals",
+            "Something new",
+        ] {
+            assert_eq!(kind(line), FailureKind::Other, "{line}");
+        }
+        // The known error may come after one that is not known.
+        assert_eq!(kind("Something new\n(00.3) Error (criu/a.c:1): In-flight connection"), FailureKind::Transient);
+        // Of a CRIU that was killed the last line counts.
+        let killed = |line: &str| super::explain(&format!("(00.2) {line}\n"), "", place).unwrap().kind;
+        assert_eq!(killed("inet: restoring an address"), FailureKind::AddressTaken);
+        assert_eq!(killed("Running network-lock scripts"), FailureKind::Other);
     }
 
     #[test]
@@ -354,7 +449,7 @@ mod tests {
 
     /// As CRIU 4.2.1 wrote them on file systems of 200 KiB to 1.8 MiB.
     #[test]
-    fn a_full_disk_is_told_with_its_place_and_room() {
+    fn a_full_disk_is_reported_with_its_path_and_space() {
         let whole = format!(
             "{HARMLESS}\
              (00.084080) Error (criu/page-xfer.c:263): page-xfer: Unable to spice data: No space left on device\n\
@@ -373,22 +468,22 @@ mod tests {
             assert!(sentence.contains("pody checkpoint rm ID") && !sentence.contains("(CRIU: c)"), "{sentence}");
         }
         assert!(explain(&whole, FAILED, NO_ROOM).unwrap().contains("(CRIU: page-xfer: Unable to spice data"));
-        // There is room: it was the pod's own, or there is again.
+        // There is space: a tmpfs of the pod was full, or space was freed.
         let elsewhere = explain(&whole, FAILED, ROOMY).unwrap();
         assert!(
-            elsewhere.starts_with("a file system ran full: ") && elsewhere.contains("has 5g left now"),
+            elsewhere.starts_with("a file system is full: ") && elsewhere.contains("has 5g left now"),
             "{elsewhere}"
         );
-        // What is known to be something else is not put down to the disk.
+        // A known other cause is not blamed on the disk.
         let other = format!("{HARMLESS}(00.1) Error (criu/sk-unix.c:1): unix: Dangling connection 5\n");
         assert!(explain(&other, FAILED, NO_ROOM).unwrap().contains("never accepted"));
         let quota = "(00.1) Error (criu/image.c:1): Can't write img file: Disk quota exceeded\n";
         assert!(explain(quota, FAILED, NO_ROOM).unwrap().starts_with("the disk is full"));
     }
 
-    /// As runc 1.1.5 said it of a CRIU that was killed at once, before its log, and in the middle.
+    /// As runc 1.1.5 reported a CRIU that was killed at once, before its log, and in the middle.
     #[test]
-    fn a_criu_that_was_ended_is_told_from_one_that_failed() {
+    fn a_criu_that_was_killed_is_distinguished_from_one_that_failed() {
         let never = "time=\"2026-11-21T18:16:44Z\" level=error msg=\"CRIU version check failed: read criu-xprt-cln: connection reset by peer\"\n";
         let sentence = explain("", never, ROOMY).unwrap();
         assert!(sentence.starts_with("CRIU ended before it began; `pody doctor`"), "{sentence}");
@@ -396,13 +491,13 @@ mod tests {
         let gone = "time=\"2026-11-21T18:17:20Z\" level=error msg=\"read unixpacket @->@: EOF\"\n";
         let log = format!("{HARMLESS}(00.202922) Running network-lock scripts\n(00.202924) \tRPC\n");
         let sentence = explain(&log, gone, ROOMY).unwrap();
-        assert!(sentence.starts_with("CRIU was ended in the middle of its work"), "{sentence}");
-        assert!(sentence.ends_with("(its last words: RPC)"), "{sentence}");
+        assert!(sentence.starts_with("CRIU was killed in the middle of its work"), "{sentence}");
+        assert!(sentence.ends_with("(the last line of its log: RPC)"), "{sentence}");
         assert!(explain("", gone, ROOMY).unwrap().contains("before it wrote a log"));
         assert_eq!(explain("", FAILED, ROOMY), None);
         assert_eq!(words_of_runc(FAILED), "criu failed: type NOTIFY errno 0");
         assert_eq!(words_of_runc("plain words\n\n"), "plain words");
-        assert_eq!(words_of_runc(""), "it failed and said nothing");
+        assert_eq!(words_of_runc(""), "it failed without a message");
         assert_eq!(last_words("(00.1) a\n(00.2) pie: 8: b\0\0\n"), Some("pie: 8: b"));
     }
 }

@@ -10,13 +10,13 @@ use crate::host::disk::DiskError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// An address that sockets are bound to is not there or not free: bring them back another way.
+    /// An address that sockets are bound to is missing or in use: bring the sockets back another way.
     AddressTaken,
     /// The engine gave the pod another address than the restore was made for: start it again.
     OtherAddress,
-    /// The content of a tmpfs was not put back by us: leave it to CRIU.
+    /// We could not put back the content of a tmpfs: leave it to CRIU.
     NotFilled,
-    /// The next try may not meet it, such as a connection that is not accepted yet.
+    /// A retry may succeed, e.g. after a connection was accepted.
     Transient,
     /// None of these: report it.
     Other,
@@ -31,7 +31,7 @@ pub struct CriuFailure {
 }
 
 impl CriuFailure {
-    /// One that nobody can do anything about but report it.
+    /// A failure that callers can only report.
     pub fn other(log: impl Into<String>) -> Self {
         Self { kind: FailureKind::Other, log: log.into() }
     }
@@ -43,7 +43,7 @@ impl fmt::Display for CriuFailure {
     }
 }
 
-/// Why a dump or a restore was not done.
+/// Why a dump or a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CriuError {
     /// The host lacks something.

@@ -1,9 +1,9 @@
-//! The freezer of a container's cgroup, beside Docker, for what CRIU leaves of it.
+//! The freezer of a container's cgroup, beside Docker, to repair what a killed CRIU leaves.
 //!
-//! CRIU holds all programs of a paused pod by ptrace, thaws their cgroup, and freezes it again before it lets go of
-//! them. A CRIU that is killed does not, and the kernel lets its programs run at once: with TCP sockets that CRIU has
-//! put into repair, on which each send is an error, and of which programs think that they are broken. So CRIU is
-//! watched while it works, and what it let go of is frozen before its end is told to anybody else.
+//! CRIU holds all programs of a paused pod by ptrace, thaws their cgroup, and freezes it again before it detaches. A
+//! killed CRIU does not, and the kernel lets its programs run at once: with TCP sockets that CRIU has put into repair
+//! mode, on which each send fails, so that programs take them for broken. So CRIU is watched while it works, and its
+//! programs are frozen before its end is reported to anyone.
 
 use std::{
     convert::Infallible,
@@ -18,21 +18,21 @@ use crate::host::{
     process::{self, Stat},
 };
 
-/// Freezes the cgroup of a container that Docker takes for paused: a CRIU that was killed leaves it thawed, and then
-/// Docker cannot unpause it.
+/// Freezes the cgroup of a container that Docker takes for paused: a killed CRIU leaves it thawed, and then Docker
+/// cannot unpause it.
 pub fn freeze(pid: i32) {
     write(pid, "FROZEN", "1");
 }
 
-/// Thaws the cgroup of a container that Docker takes for running: somebody else has had it go on meanwhile.
+/// Thaws the cgroup of a container that Docker takes for running: someone else has unpaused it meanwhile.
 pub fn thaw(pid: i32) {
     write(pid, "THAWED", "0");
 }
 
-/// Freezes the container of this process as soon as CRIU has ended, whose parent is this runc. For ever: somebody else
+/// Freezes the container of this process as soon as CRIU, a child of this runc, has ended. Never returns: the caller
 /// waits for runc's end.
 pub async fn freeze_after_criu(runc: i32, pid: i32) -> Infallible {
-    // Its own children are helpers, which come and go.
+    // CRIU's own children are helpers, which come and go.
     let is_its = |child: &i32| Stat::read(*child).is_some_and(|stat| stat.parent == runc);
     let lives: Vec<PidFd> = process::list().into_iter().filter(is_its).filter_map(PidFd::of).collect();
     let file = files(pid);
@@ -55,7 +55,7 @@ fn write_into(files: Vec<(PathBuf, Version)>, version_1: &str, version_2: &str) 
             Version::Two => version_2,
         };
         if let Err(error) = fs::write(&file, value) {
-            tracing::warn!(%error, file = %file.display(), value, "the freezer of a pod does not obey");
+            tracing::warn!(%error, file = %file.display(), value, "could not write to the freezer of a pod");
         }
     }
 }
@@ -66,7 +66,7 @@ enum Version {
     Two,
 }
 
-/// The files that freeze the processes beside this one.
+/// The files that freeze the processes in this one's cgroup.
 fn files(pid: i32) -> Vec<(PathBuf, Version)> {
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let file = |line: &str| {

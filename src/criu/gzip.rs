@@ -1,6 +1,6 @@
-//! `gzip` for CRIU's own `tar`. CRIU packs the content of memory file systems with `tar --gzip` while the pod stands
-//! still, at 25 to 45 MB/s. Under this name the program writes gzip's format (RFC 1952) with stored blocks (RFC 1951,
-//! 3.2.4): as fast as memory, and readable for any gzip. [`unpack`] is as fast, where gzip reads 200 MB/s.
+//! `gzip` for CRIU's own `tar`. CRIU packs the content of tmpfs mounts with `tar --gzip` while the pod is frozen, at 25
+//! to 45 MB/s. This program, found under the name `gzip`, writes gzip's format (RFC 1952) with stored blocks (RFC 1951,
+//! 3.2.4): as fast as memory, and readable by any gzip. [`unpack`] is as fast, where gzip reads 200 MB/s.
 
 use std::{
     fs::File,
@@ -13,11 +13,11 @@ use nix::{
     fcntl::{FcntlArg, SpliceFFlags, fcntl, splice},
 };
 
-/// Bytes of one stored block at most: its length has 16 bits.
+/// The largest stored block, bytes: its length has 16 bits.
 const BLOCK: usize = 65_535;
 /// Magic, deflate, no flags, no time, no extra flags, Unix.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
-/// Read at a time.
+/// Bytes per read.
 const CHUNK: usize = 1 << 20;
 
 /// Copies the input as one gzip member.
@@ -53,8 +53,7 @@ pub fn store(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     output.flush()
 }
 
-/// Copies what a gzip file holds into a pipe. The checksum is not looked at: whoever unpacks has looked at the file's
-/// own.
+/// Copies the content of a gzip file into a pipe. The checksum is not verified: the caller has verified the file's own.
 pub fn unpack(packed: &mut File, pipe: &mut (impl Write + AsFd)) -> io::Result<()> {
     let mut header = [0; HEADER.len()];
     packed.read_exact(&mut header)?;
@@ -74,8 +73,8 @@ pub fn unpack(packed: &mut File, pipe: &mut (impl Write + AsFd)) -> io::Result<(
     }
 }
 
-/// So many bytes of a file into a pipe: the kernel's own pages of it, not copies. `io::copy` does not, as somebody
-/// might change the file before the pipe is read; nobody changes this one.
+/// Moves this many bytes of a file into a pipe: the kernel's own pages, not copies. `io::copy` does not do that, as the
+/// file might change before the pipe is read; nothing changes this one.
 fn hand_on(file: &mut File, pipe: &mut (impl Write + AsFd), length: u64) -> io::Result<()> {
     let mut left = length;
     while left > 0 {
@@ -83,7 +82,7 @@ fn hand_on(file: &mut File, pipe: &mut (impl Write + AsFd), length: u64) -> io::
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(moved) => left -= moved as u64,
             Err(Errno::EINTR) => {}
-            // Not every file system can.
+            // Not every file system supports it.
             Err(Errno::EINVAL) => {
                 return match io::copy(&mut file.take(left), pipe)? == left {
                     true => Ok(()),
@@ -96,7 +95,7 @@ fn hand_on(file: &mut File, pipe: &mut (impl Write + AsFd), length: u64) -> io::
     Ok(())
 }
 
-/// The length of a stored block, by its head: the last one's mark, the length, and its bits turned over.
+/// The length of a stored block, by its header: the last-block flag, the length, and its complement.
 fn stored_length([mark, a, b, c, d]: [u8; 5]) -> io::Result<u64> {
     let (length, turned) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
     match mark <= 1 && length == !turned {
@@ -105,27 +104,27 @@ fn stored_length([mark, a, b, c, d]: [u8; 5]) -> io::Result<u64> {
     }
 }
 
-/// An archive of nothing.
+/// An empty archive.
 pub fn empty_archive() -> Vec<u8> {
     // tar ends with two blocks of 512 zeros.
     let mut packed = Vec::new();
     let written = store(&mut [0; 1024].as_slice(), &mut packed);
-    debug_assert!(written.is_ok(), "memory takes everything");
+    debug_assert!(written.is_ok(), "writing to memory cannot fail");
     packed
 }
 
-/// The program: packs, as tar calls it. Anything else is not its work.
+/// The program: packs, as tar calls it. Returns whether it was called like that.
 pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> bool {
     if arguments.into_iter().next().is_some() {
-        eprintln!("gzip of pody: only packs the standard input");
+        eprintln!("pody's gzip: only compresses standard input");
         return false;
     }
-    // A pipe as large as what is read at a time spares turns between the programs.
+    // A pipe as large as one read saves switches between the programs.
     let _ = fcntl(io::stdin(), FcntlArg::F_SETPIPE_SZ(CHUNK as i32));
     match store(&mut io::stdin().lock(), &mut io::stdout().lock()) {
         Ok(()) => true,
         Err(error) => {
-            eprintln!("gzip of pody: {error}");
+            eprintln!("pody's gzip: {error}");
             false
         }
     }

@@ -1,24 +1,24 @@
-//! CRIU's images: two magic numbers, then entries, each its length and a message of protocol buffers.
+//! CRIU's images: two magic numbers, then entries, each its length and a protobuf message.
 
 use std::ops::Range;
 
 /// The two magic numbers.
 pub const HEADER: usize = 8;
 const LENGTH: usize = 4;
-/// How a field begins whose value is bytes, with their length before them.
+/// The wire type of a field whose value is length-prefixed bytes.
 const BYTES: u64 = 2;
 pub const PAGE: u64 = 4 << 10;
-/// images/pagemap.proto: of the head the number of the image of pages; of an entry the address, the count of pages,
-/// whether a checkpoint before this one has them, flags, and the count again in newer ones, which has more bits.
+/// images/pagemap.proto: in the head the number of the pages image; in an entry the address, the page count, whether an
+/// earlier checkpoint has the pages, flags, and in newer images the count again with more bits.
 const PAGES: u64 = 1;
 const ADDRESS: u64 = 1;
 const COUNT: u64 = 2;
 const FLAGS: u64 = 4;
 const LONG_COUNT: u64 = 5;
-/// Its pages are in the image of pages.
+/// Its pages are in the pages image.
 const PRESENT: u64 = 4;
 
-/// Which memory of a process lies in which image of pages, in the order of that.
+/// Which memory of a process lies in which pages image, in the image's order.
 #[derive(Debug, PartialEq)]
 pub struct Pagemap {
     pub pages: u64,
@@ -45,12 +45,12 @@ impl Pagemap {
         map
     }
 
-    /// Bytes of the image of pages.
+    /// Bytes of the pages image.
     pub fn length(&self) -> u64 {
         self.ranges.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// The last so many bytes of the image of pages: where in it, and where in the process.
+    /// The last `most` bytes of the pages image: where in it, and where in the process.
     pub fn tail(&self, most: u64) -> Vec<(u64, Range<u64>)> {
         let mut offset = self.length();
         let mut left = most;
@@ -67,7 +67,7 @@ impl Pagemap {
     }
 }
 
-/// Where each entry of an image lies; `None` for one that is cut, which is the last.
+/// Where each entry of an image lies; `None` for a truncated one, which is the last.
 pub fn entries(image: &[u8]) -> impl Iterator<Item = Option<Range<usize>>> {
     let entry = |at: usize| {
         let length = image.get(at..at.checked_add(LENGTH)?)?.try_into().ok()?;
@@ -93,7 +93,7 @@ pub fn push_entry(image: &mut Vec<u8>, entry: &[u8]) {
     image.extend_from_slice(entry);
 }
 
-/// Where the value of a field begins and ends, in a message of protocol buffers that lies between two places.
+/// Where the value of a field begins and ends, in a protobuf message between two offsets.
 pub fn field(bytes: &[u8], begin: usize, end: usize, wanted: u64) -> Option<(usize, usize)> {
     let mut at = begin;
     while at < end {
@@ -106,14 +106,14 @@ pub fn field(bytes: &[u8], begin: usize, end: usize, wanted: u64) -> Option<(usi
     None
 }
 
-/// What a field of a message gets.
+/// The new value of a field.
 pub enum New<'a> {
     Bytes(&'a [u8]),
     Number(u64),
     Nothing,
 }
 
-/// A message with other values of some fields. What it does not have it does not get.
+/// A message with new values for some fields. Fields that it lacks are not added.
 pub fn with(message: &[u8], changes: &[(u64, New)]) -> Option<Vec<u8>> {
     let mut changed = Vec::with_capacity(message.len());
     let mut at = 0;
@@ -143,7 +143,7 @@ pub fn push_field(message: &mut Vec<u8>, field: u64, value: u64) {
     push_number(message, value);
 }
 
-/// All values of a field of numbers that may come several times.
+/// All values of a repeated number field.
 pub fn numbers(message: &[u8], wanted: u64) -> Option<Vec<u64>> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -173,7 +173,7 @@ fn next_field(bytes: &[u8], at: usize, end: usize) -> Option<(u64, Range<usize>)
     (value.end <= end).then_some((key >> 3, value))
 }
 
-/// A number in groups of seven bits, the lowest first, and where it ends.
+/// A varint (groups of seven bits, lowest first), and where it ends.
 pub fn number(bytes: &[u8], mut at: usize) -> Option<(u64, usize)> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
@@ -199,8 +199,8 @@ fn push_number(bytes: &mut Vec<u8>, mut value: u64) {
 mod tests {
     use super::*;
 
-    /// For pages 7: two pages that are there, one that is in a checkpoint before, three with a long count, as CRIU 4.2
-    /// writes it.
+    /// For pages 7: two pages that are present, one that is in an earlier checkpoint, three with a long count, as CRIU
+    /// 4.2 writes it.
     fn image() -> Vec<u8> {
         let entries: [&[u8]; 4] = [
             &[0x08, 7],

@@ -1,13 +1,13 @@
-//! Memory that images are caught in while a pod stands still.
+//! Memory that receives images while a pod is frozen.
 //!
-//! A page that is written to a file first needs memory for the file's cache. A host whose memory is in use has to empty
-//! other caches for it, and a virtual machine has to ask the host below for it, page by page: that was nine tenths of a
-//! freeze. So as much memory is taken, and touched, while the pod still runs. CRIU then finds pipes (fifo(7)) under the
-//! names of the large images, writes those from front to back as it would files, by splice(2) without a copy, and one
-//! thread copies what comes into the room. Files are made of it when the pod goes on. What does not fit goes to its
-//! file at once.
+//! A page that is written to a file first needs memory for the page cache. A host whose memory is in use has to evict
+//! other caches for it, and a virtual machine has to ask its host for it, page by page: that was nine tenths of a
+//! freeze. So that memory is allocated, and touched, while the pod still runs. CRIU then finds pipes (fifo(7)) under
+//! the names of the large images, writes them from front to back as it would files, by splice(2) without a copy, and
+//! one thread copies their content into the buffer. It is written to files when the pod runs again. What does not fit
+//! is written to its file at once.
 //!
-//! A pod that is stopped after it was saved gains nothing by it: it stands still until its files are on the disk.
+//! A pod that is stopped after its checkpoint gains nothing by it: it stays frozen until its files are on the disk.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -35,27 +35,27 @@ use nix::{
 
 use crate::host::{memory, parallel};
 
-/// Given back to the kernel one by one as their content is written.
+/// Returned to the kernel one by one as their content is written.
 const CHUNK: usize = 32 << 20;
 
-/// A pipe's size, and what is read at a time: the most that anybody may ask for (pipe(7)).
+/// A pipe's size, and the bytes per read: the most that an unprivileged process may ask for (pipe(7)).
 pub const PIPE: usize = 1 << 20;
 
 const PAGE: usize = 4 << 10;
 
-/// Of the memory that is available, one part of so many may be taken.
+/// At most one part in this many of the available memory is taken.
 const PART: u64 = 2;
 
-/// Images grow by one part of so many over what was reckoned.
+/// Images may exceed their estimate by one part in this many.
 const MARGIN: u64 = 16;
 
-/// Memory for images, with what was caught.
+/// Memory for images, with what was captured.
 pub struct ImageBuffer {
     chunks: Vec<Chunk>,
     /// The chunk that is being filled.
     at: usize,
     images: Vec<Image>,
-    /// Bytes caught so far, for whoever shows them.
+    /// Bytes captured so far, for progress.
     caught: Arc<AtomicU64>,
 }
 
@@ -65,7 +65,7 @@ struct Chunk {
     pieces: Vec<Piece>,
 }
 
-/// A part of an image, in the order in which they lie in the chunk.
+/// A part of an image, in the order in which the parts lie in the chunk.
 struct Piece {
     image: usize,
     offset: u64,
@@ -78,14 +78,14 @@ struct Image {
     length: u64,
 }
 
-/// A room that is being filled.
+/// A buffer that is being filled.
 pub struct Capture {
     thread: JoinHandle<io::Result<ImageBuffer>>,
     /// Closed when nothing more will come.
     end: PipeWriter,
 }
 
-/// A pipe in the place of an image. It is given its file when something comes.
+/// A pipe in the place of an image. Its file is made when the first data arrives.
 struct Pipe {
     path: PathBuf,
     file: File,
@@ -93,7 +93,7 @@ struct Pipe {
 }
 
 impl ImageBuffer {
-    /// Takes memory for images of so many bytes, or as much as may be taken, and touches it.
+    /// Allocates and touches memory for images of this many bytes, or as much of it as is allowed.
     pub fn take(bytes: u64, streams: usize) -> Self {
         let most = memory::available().unwrap_or(0) / PART;
         let wanted = (bytes + bytes / MARGIN).min(most).div_ceil(CHUNK as u64);
@@ -104,7 +104,7 @@ impl ImageBuffer {
             Ok::<_, io::Error>(())
         });
         if let Err(error) = taken {
-            tracing::info!(%error, "less memory than wanted is taken for images");
+            tracing::info!(%error, "got less memory for images than wanted");
         }
         let chunks = chunks.into_inner().unwrap_or_else(PoisonError::into_inner);
         Self { chunks, at: 0, images: Vec::new(), caught: Arc::default() }
@@ -114,8 +114,8 @@ impl ImageBuffer {
         self.caught.clone()
     }
 
-    /// Puts pipes in the place of images with these names, and catches what is written to them. What was caught before
-    /// is forgotten. After an error no pipe is left.
+    /// Puts pipes in the place of images with these names, and captures what is written to them. What was captured
+    /// before is discarded. After an error no pipe is left.
     pub fn catch(mut self, directory: &Path, names: Vec<String>) -> io::Result<Capture> {
         for chunk in &mut self.chunks {
             chunk.used = 0;
@@ -131,7 +131,7 @@ impl ImageBuffer {
         Ok(Capture { thread, end })
     }
 
-    /// Empties the pipes until the other end of `ended` is closed and nothing more is there.
+    /// Drains the pipes until the other end of `ended` is closed and they are empty.
     fn empty(mut self, mut pipes: Vec<Pipe>, ended: &PipeReader) -> io::Result<Self> {
         let mut is_over = false;
         let mut failed = None;
@@ -142,9 +142,9 @@ impl ImageBuffer {
             if is_over && ready.is_empty() {
                 break;
             }
-            // From the last one, since others take the places of those that go.
+            // From the last one, as `swap_remove` moves others.
             for at in ready.into_iter().rev() {
-                // CRIU would die of a pipe that is closed before its time: what failed is told when all is read.
+                // A pipe that is closed early would kill CRIU: read on, and report the failure at the end.
                 let more = match failed {
                     None => self.read(&mut pipes[at], &mut rest),
                     Some(_) => Ok(pipes[at].file.read(&mut rest).is_ok_and(|length| length > 0)),
@@ -164,12 +164,12 @@ impl ImageBuffer {
         }
         match failed {
             Some(error) => Err(error),
-            // What lies in the room is written into them later.
+            // The content of the buffer is written into them later.
             None => self.images.iter().try_for_each(|image| image.file.set_len(image.length)).map(|()| self),
         }
     }
 
-    /// Reads what a pipe has, into the room or its file; whether there may be more.
+    /// Reads what a pipe has, into the buffer or its file; returns whether there may be more.
     fn read(&mut self, pipe: &mut Pipe, rest: &mut [u8]) -> io::Result<bool> {
         let at = match pipe.image {
             Some(at) => at,
@@ -200,16 +200,16 @@ impl ImageBuffer {
         Ok(length > 0)
     }
 
-    /// How long an image is that was caught.
+    /// The length of a captured image.
     pub fn length_of(&self, image: &Path) -> Option<u64> {
         self.images.iter().find(|caught| caught.path == image).map(|caught| caught.length)
     }
 
-    /// Puts other content into an image that was caught.
+    /// Puts other content into a captured image.
     pub fn replace(&mut self, image: &Path, offset: u64, content: &[u8]) -> io::Result<()> {
         let Some(at) = self.images.iter().position(|caught| caught.path == image) else { return Ok(()) };
         if self.at >= self.chunks.len() {
-            // A part of it may be in its file; what is in the room comes over that once more.
+            // A part of it may be in its file; the buffer's content is written over that later.
             self.images[at].file.write_all_at(content, offset)?;
         }
         let end = offset + content.len() as u64;
@@ -228,7 +228,7 @@ impl ImageBuffer {
         Ok(())
     }
 
-    /// Writes what was caught to its files, and gives the memory back.
+    /// Writes what was captured to its files, and frees the memory.
     pub fn write_out(self) -> io::Result<()> {
         for chunk in self.chunks {
             let mut from = 0;
@@ -244,7 +244,7 @@ impl ImageBuffer {
 }
 
 impl Capture {
-    /// The room with all that was written, which is there when CRIU has ended.
+    /// Returns the buffer with all that was written, complete once CRIU has ended.
     pub fn end(self) -> io::Result<ImageBuffer> {
         drop(self.end);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -254,8 +254,8 @@ impl Capture {
 impl Chunk {
     fn take() -> io::Result<Self> {
         let mut memory = MmapMut::map_anon(CHUNK)?;
-        // Kernels that lack one of these do without. It is the memory of a pod: no copy of it goes to a child or a core
-        // file.
+        // Kernels that lack one of these do without. This is the memory of a pod: no copy of it goes to a child or a
+        // core file.
         for advice in [Advice::HugePage, Advice::DontFork, Advice::DontDump] {
             let _ = memory.advise(advice);
         }
@@ -277,12 +277,12 @@ impl Pipe {
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
         // Without waiting for a writer.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
-        // A smaller one only takes more turns.
+        // A smaller one only costs more reads.
         let _ = fcntl(&file, FcntlArg::F_SETPIPE_SZ(PIPE as i32));
         Ok(Self { path, file, image: None })
     }
 
-    /// The writer keeps the pipe, its name becomes a file's.
+    /// The writer keeps the pipe; its name becomes a file's.
     fn become_file(&self) -> io::Result<Image> {
         fs::remove_file(&self.path)?;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
@@ -290,8 +290,8 @@ impl Pipe {
     }
 }
 
-/// Waits for something to read: whether the other end of `ended` is closed, and which pipes have something or are at
-/// their end. One that nobody has opened yet is neither.
+/// Waits for something to read: whether the other end of `ended` is closed, and which pipes have data or are at their
+/// end. A pipe that nobody has opened yet is neither.
 fn wait(ended: &PipeReader, pipes: &[Pipe], is_over: bool) -> io::Result<(bool, Vec<usize>)> {
     let of = |file| PollFd::new(file, PollFlags::POLLIN);
     let mut all: Vec<PollFd> = pipes.iter().map(|pipe| of(pipe.file.as_fd())).collect();
@@ -336,13 +336,13 @@ mod tests {
         for chunks in 0..3 {
             let chunks = (0..chunks).map(|_| Chunk::take().unwrap()).collect();
             let buffer = ImageBuffer { chunks, at: 0, images: Vec::new(), caught: Arc::default() };
-            // Of a try that failed nothing is left.
+            // Nothing is left of a failed try.
             let buffer = write_and_catch(buffer, tempfile::tempdir().unwrap().path(), &images);
             let directory = tempfile::tempdir().unwrap();
             let mut buffer = write_and_catch(buffer, directory.path(), &images);
             let written: u64 = images.iter().map(|(_, content)| content.len() as u64).sum();
             assert_eq!(buffer.caught().load(Ordering::Relaxed), written);
-            // Over the end of a chunk, and a name that was not caught.
+            // Across the end of a chunk, and a name that was not captured.
             let new = vec![9; 20_000];
             buffer.replace(&directory.path().join("pages-1.img"), CHUNK as u64 - 10_000, &new).unwrap();
             buffer.replace(&directory.path().join("pages-5.img"), 0, &new).unwrap();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_an_error_and_the_writer_goes_on() {
+    fn what_cannot_be_written_is_an_error_and_the_writer_continues() {
         let directory = tempfile::tempdir().unwrap();
         let buffer = ImageBuffer { chunks: Vec::new(), at: 0, images: Vec::new(), caught: Arc::default() };
         let catching = buffer.catch(directory.path(), vec!["pages-1.img".to_owned()]).unwrap();

@@ -1,5 +1,4 @@
-//! The end of what was started: of a dump or a restore that hangs or failed, and of what a daemon that was killed left
-//! at work.
+//! Ends what was started: a dump or a restore that hangs or failed, and what a killed daemon left running.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,13 +25,13 @@ use crate::{
     model::ids::{ActionId, ContainerId},
 };
 
-/// A CRIU that has written nothing for so long, not even into its log, hangs.
+/// A CRIU that has written nothing for this long, not even to its log, hangs.
 const STALLED: Duration = Duration::from_secs(5);
 
-/// How long killed processes may take to be gone.
+/// How long killed processes may take to exit.
 const GONE: Duration = Duration::from_secs(5);
 
-/// Returns when what a daemon that was killed has started for a dump has ended by itself, or writes nothing any more.
+/// Returns when what a killed daemon started for a dump has ended by itself, or no longer writes anything.
 pub async fn wait_ended(action: ActionId, directory: &Path) {
     let (mut size, mut since) = (0, Instant::now());
     while since.elapsed() < STALLED && of_action(action, directory).into_iter().any(|pid| !is_zombie(pid)) {
@@ -44,7 +43,7 @@ pub async fn wait_ended(action: ActionId, directory: &Path) {
     }
 }
 
-/// Ends all that an action of ours, or of a daemon that was killed, has started.
+/// Ends all that an action of this daemon, or of a killed one, has started.
 pub async fn end_action(action: ActionId, directory: &Path) {
     end_all(|| of_action(action, directory)).await;
 }
@@ -61,8 +60,8 @@ fn of_action(action: ActionId, directory: &Path) -> Vec<i32> {
     process::list().into_iter().filter(|&pid| is_its(pid)).collect()
 }
 
-/// A CRIU that looks into the pod has its working directory there for the moment, but its log stays open. So does the
-/// one of a program of the pod that CRIU is at work in.
+/// A CRIU that looks into the pod has its working directory there for the moment, but keeps its log open. So does a
+/// program of the pod while CRIU's code runs in it.
 fn is_criu_of(pid: i32, directory: &Path) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     command.windows(4).any(|part| part == b"criu")
@@ -71,28 +70,28 @@ fn is_criu_of(pid: i32, directory: &Path) -> bool {
         && process::container_of(pid).is_none()
 }
 
-/// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a CRIU
-/// that is killed leaves it like that, and programs would run and meet errors when they send. So the pod is frozen
-/// first, and goes on when the network was put right.
+/// Ends a dump of a container that the engine paused. CRIU thaws the pod for its work and closes its network; a killed
+/// CRIU leaves it like that, and programs would run and get errors when they send. So the pod is frozen first, and
+/// resumes once the network is repaired.
 pub async fn end_dump(action: ActionId, directory: &Path, container: &ContainerId) {
     let Some(&any) = members(container).first() else { return end_action(action, directory).await };
     let stopped = of_action(action, directory);
     signal(&stopped, Signal::SIGSTOP);
     freezer::freeze(any);
-    // Whatever it looks like by now: programs that it holds would stand still for ever.
+    // In any case: programs that it holds would otherwise stay stopped for ever.
     signal(&stopped, Signal::SIGKILL);
     end_action(action, directory).await;
     sockets::end_repair(&members(container));
     lock::unlock(any).await;
 }
 
-/// Ends a restore that failed or hangs: runc and CRIU for this container, and all that they brought back of it.
+/// Ends a restore that failed or hangs: runc and CRIU for this container, and all processes that they restored.
 pub async fn end_restore(container: &ContainerId) {
-    // The engine clears its directory away as soon as they end.
+    // The engine removes its directory as soon as they end.
     leftovers::unmount(container);
     end_all(|| at_work("restore", container).into_iter().chain(members(container)).collect()).await;
     leftovers::unmount(container);
-    // A runc that was killed leaves its record of the container, and the next start says that it exists already.
+    // A killed runc leaves its record of the container, and the next start fails because that exists already.
     let exec_roots = fs::read_dir("/run/docker").into_iter().flatten().filter_map(Result::ok);
     let runtimes = exec_roots.filter(|entry| entry.file_name().to_string_lossy().starts_with("runtime-"));
     let roots = runtimes.map(|entry| entry.path().join("moby")).chain([PathBuf::from("/run/containerd/runc/moby")]);
@@ -102,17 +101,17 @@ pub async fn end_restore(container: &ContainerId) {
         let _ = ask("umount", &["--lazy", &mounted]).await;
         let root = root.display().to_string();
         if let Err(why) = ask("runc", &["--root", &root, "delete", "--force", container.as_str()]).await {
-            tracing::warn!(%container, why, "runc's record of a restore that was ended is not removed");
+            tracing::warn!(%container, why, "could not remove runc's record of a restore that was ended");
         }
     }
 }
 
-/// Ends a dump that the engine began and does not end.
+/// Ends a dump that the engine began and that hangs.
 pub async fn end_engine_dump(container: &ContainerId) {
     end_all(|| at_work("checkpoint", container)).await;
 }
 
-/// runc at that command for this container, with its children.
+/// The runc processes that run this command for this container, with their children.
 fn at_work(command: &str, container: &ContainerId) -> Vec<i32> {
     let all: Vec<Stat> = process::list().into_iter().filter_map(Stat::read).collect();
     let is_runc = |pid: i32| {
@@ -136,7 +135,7 @@ fn at_work(command: &str, container: &ContainerId) -> Vec<i32> {
     }
 }
 
-/// Whether a restore of this container is under way.
+/// Whether a restore of this container is in progress.
 pub fn is_restoring(container: &ContainerId) -> bool {
     !at_work("restore", container).is_empty()
 }

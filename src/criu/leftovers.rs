@@ -1,7 +1,8 @@
-//! CRIU's yards: what it mounts and makes on the host for a restore, and leaves there when it is killed.
+//! What CRIU mounts and creates on the host for a restore, and leaves there when it is killed; CRIU calls the
+//! directories *yards*.
 //!
-//! In one of them, in the engine's directory for the container, all the host's cgroups are mounted. The engine, which
-//! clears its directory away, would go through them.
+//! In one of them, in the engine's directory for the container, all cgroups of the host are mounted. The engine would
+//! walk through them when it removes its directory.
 
 use std::{
     fs,
@@ -19,20 +20,19 @@ const CGROUPS: &str = ".criu.cgyard.";
 /// criu/mount.c, below /tmp.
 const MOUNTS: &str = ".criu.mntns.";
 
-/// A yard of mounts that is so old and nowhere mounted is nobody's.
+/// A mount yard that is this old and mounted nowhere is abandoned.
 const OLD: Duration = Duration::from_secs(600);
 
-/// Takes the cgroups out of the engine's directory for this container.
+/// Unmounts the cgroups in the engine's directory for this container.
 pub fn unmount(container: &ContainerId) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for yard in of_container(&mounts, container) {
-        // With all that is mounted in it.
+        // With all that is mounted below it.
         if let Err(error) = umount2(&yard, MntFlags::MNT_DETACH) {
-            tracing::warn!(%error, yard = %yard.display(), "cgroups that CRIU mounted stay mounted");
+            tracing::warn!(%error, yard = %yard.display(), "could not unmount cgroups that CRIU mounted");
             continue;
         }
-        // Only what is empty. The engine gives a directory that it clears away a name with a dot, and comes no second
-        // time.
+        // Only if it is empty. The engine renames a directory that it removes, with a dot, and does not try again.
         let _ = fs::remove_dir(&yard);
         if let Some(directory) = yard.parent()
             && directory.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
@@ -56,7 +56,7 @@ fn of_container(mounts: &str, container: &ContainerId) -> Vec<PathBuf> {
     targets.filter(|path| is_its(path)).collect()
 }
 
-/// Removes directories that are empty, old, and of no restore that is under way, whosever it is.
+/// Removes directories that are empty, old, and belong to no restore in progress, of any daemon.
 pub fn sweep() {
     let is_old = |entry: &fs::DirEntry| {
         let changed = entry.metadata().and_then(|data| data.modified()).ok();
@@ -73,7 +73,7 @@ pub fn sweep() {
     if found.is_empty() {
         return;
     }
-    // Where it is mounted in a pod, the directory is in use though the host sees it empty.
+    // A directory that is mounted in a pod is in use though the host sees it empty.
     let mounts = |pid: i32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let is_used = process::list().into_iter().any(|pid| mounts(pid).contains(MOUNTS));
     for directory in found.iter().filter(|_| !is_used) {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_yard_of_a_container_is_known_before_and_after_the_engine_discards_it() {
+    fn the_yard_of_a_container_is_found_before_and_after_the_engine_discards_it() {
         let (ours, other) = ("a".repeat(64), "b".repeat(64));
         let line = |path: &str| format!("169 42 0:109 / /var/lib/docker/moby/{path} rw,relatime - tmpfs none rw\n");
         let mounts = [

@@ -1,6 +1,6 @@
-//! The directory that Docker starts a container from: *hollow*, the small images copied, the large ones as links.
-//! containerd copies such a directory twice; links it copies as links. They are relative, with more `..` than any
-//! directory is deep, because CRIU follows them when the pod's root is its own already.
+//! The directory that Docker starts a container from, with the small images as copies and the large ones as symbolic
+//! links. containerd copies such a directory twice, and copies links as links. They are relative, with more `..` than
+//! any directory is deep, because CRIU follows them when the root is already the pod's.
 
 use std::{
     collections::HashSet,
@@ -18,29 +18,29 @@ use crate::{
     model::ids::ActionId,
 };
 
-/// The file that tells the directory of one restore from all others has a name that begins so.
+/// The prefix of the file that identifies the directory of one restore.
 pub const NONCE: &str = "pody-nonce-";
 
 /// More than any directory is deep: `..` of the root is the root.
 const UP: usize = 32;
 
-/// Names of images that are large, and are linked.
+/// Prefixes of the images that are large, and are linked.
 const LARGE: [&str; 2] = ["pages-", "tmpfs-"];
 
-/// Makes the directory. `files` are names in the checkpoint and where each is to be read from; those that are `emptied`
-/// CRIU gets without content.
+/// Makes the directory. `files` are names in the checkpoint and where to read each from; CRIU gets those in `emptied`
+/// without content.
 pub fn make(
-    hollow: &Path,
+    start_directory: &Path,
     files: &[(PathBuf, PathBuf)],
     emptied: &HashSet<&Path>,
     action: ActionId,
 ) -> Result<(), CriuError> {
     let made = || {
-        fs::create_dir_all(hollow)?;
+        fs::create_dir_all(start_directory)?;
         for (name, source) in files {
             let is_emptied = emptied.contains(name.as_path());
             let Ok(name) = name.strip_prefix(runc::IMAGES) else { continue };
-            let to = hollow.join(name);
+            let to = start_directory.join(name);
             if is_emptied {
                 fs::write(to, gzip::empty_archive())?;
             } else if LARGE.iter().any(|large| name.to_string_lossy().starts_with(large)) {
@@ -51,14 +51,14 @@ pub fn make(
                 fs::copy(source, to)?;
             }
         }
-        // Two starts from the same bytes get into each other's way in containerd.
+        // Two starts from the same bytes collide in containerd.
         let content: [u8; 16] = rand::random();
-        fs::write(hollow.join(nonce(action)), hex::encode(content))
+        fs::write(start_directory.join(nonce(action)), hex::encode(content))
     };
-    Ok(made().map_err(DiskError::io("making", hollow))?)
+    Ok(made().map_err(DiskError::io("making", start_directory))?)
 }
 
-/// A file in the directory that Docker starts from, by which the engine's copies of it are known.
+/// A file in the directory that Docker starts from, by which the engine's copies of it are found.
 pub fn nonce(action: ActionId) -> String {
     format!("{NONCE}{action}")
 }
@@ -88,7 +88,7 @@ pub fn remove_engine_copies(action: ActionId) {
             && entry.path().join(&nonce).is_file()
             && let Err(error) = disk::remove(&entry.path())
         {
-            tracing::warn!(%error, "a copy that the engine left is not removed");
+            tracing::warn!(%error, "could not remove a copy that the engine left");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The mechanics of a dump and a restore. It knows no pod, no row and no Docker: what it needs it is given.
+//! The mechanics of a dump and a restore. This module knows no pod, no row and no Docker: callers pass what it needs.
 //!
 //! - [`runc`]: runs runc and CRIU, each call with a deadline; [`kill`] ends what they started, [`freezer`] and
 //!   [`leftovers`] clean up after a CRIU that was killed
@@ -7,7 +7,7 @@
 //!   from
 //! - [`namespace_setup`]: what a restore does in the pod's new namespaces before its first process exists
 //! - [`image`]: CRIU's image files, as far as they are read here; [`patches`]: what is changed in them
-//! - [`image_buffer`]: memory that takes images in while the pod is frozen; [`gzip`]: a stand-in for CRIU's `gzip`
+//! - [`image_buffer`]: memory that receives images while the pod is frozen; [`gzip`]: a stand-in for CRIU's `gzip`
 //! - [`stopped_tasks`], [`thread_attributes`]: what CRIU cannot attach to, and what it does not save
 //! - [`cgroup_root`]: the cgroup of a restored pod
 //! - [`network`]: sockets, addresses and packets

@@ -1,17 +1,17 @@
-//! What a restore does in the pod's new network and mounts when they are made and its processes are not: CRIU's script
-//! stage `post-setup-namespaces`. It is this program once more, begun by CRIU.
+//! What a restore does in the pod's new network and mount namespaces once they exist and its processes do not: CRIU's
+//! script stage `post-setup-namespaces`. It is this program again, started by CRIU.
 //!
 //! *Addresses.* Docker gives the pod another address than it had, and a socket that is bound to the old one cannot be
-//! made anew. The old one is added on the loopback interface: listeners come back, and what programs of the pod say to
-//! each other over it goes on, in any number of twins, since nobody outside sees it.
+//! created again. The old one is added on the loopback interface: listeners return, and connections between programs of
+//! the pod continue, in any number of clones, since nobody outside sees the address.
 //!
-//! *Settings.* Docker sets some of the kernel's values for the network of each container, but not for one that CRIU
-//! brings back: without them nobody could `ping`, and normal users could not listen on low ports.
+//! *Settings.* Docker sets some kernel parameters for the network of each container, but not for one that CRIU
+//! restores: without them nobody could `ping`, and normal users could not listen on low ports.
 //!
-//! *`/etc/hosts`.* The engine writes it anew at each start. What the pod's owner wrote into it is put back.
+//! *`/etc/hosts`.* The engine rewrites it at each start. What the pod's owner wrote into it is put back.
 //!
-//! *Memory file systems.* CRIU unpacks their content with `tar --gzip`, which is as slow as gzip. The large ones are
-//! left empty for CRIU and filled here, before any file in them is opened.
+//! *tmpfs.* CRIU unpacks their content with `tar --gzip`, which is as slow as gzip. The large ones are left empty for
+//! CRIU and filled here, before any file in them is opened.
 
 use std::{
     collections::BTreeMap,
@@ -49,18 +49,18 @@ const SCRIPT: &str = "namespace-setup.sh";
 
 const FAILURE: &str = "namespace-setup.error";
 
-/// There once the pod has its addresses.
+/// Exists once the pod has its addresses.
 const ADDRESSED: &str = "namespace-setup.addressed";
 
 const DONE: &str = "namespace-setup.done";
 
-/// Smaller ones CRIU unpacks in no time.
+/// CRIU unpacks smaller ones in no time, bytes.
 const LARGE: u64 = 4 << 20;
 
-/// A larger `/etc/hosts` is left as the engine makes it.
+/// A larger `/etc/hosts` is left as the engine writes it, bytes.
 const MOST_HOSTS: u64 = 64 << 10;
 
-/// The values of a network that Docker and pods' own settings change, below /proc/sys.
+/// The network parameters that Docker and pods' own settings change, below /proc/sys.
 const SETTINGS: [&str; 3] = ["net/ipv4/ping_group_range", "net/ipv4/ip_unprivileged_port_start", "net/mptcp/enabled"];
 
 /// Bytes of the pipe to tar, which takes them all at once.
@@ -68,10 +68,10 @@ const PIPE: i32 = 1 << 20;
 
 const RECORDS: &str = "--blocking-factor=2048";
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The one that the engine must have given the pod.
+    /// The address that the engine must have given the pod.
     pub again: Option<Ipv4Addr>,
     /// Added on the loopback interface.
     pub addresses: Vec<Ipv4Addr>,
@@ -82,25 +82,25 @@ pub struct Plan {
     pub hosts: Option<Hosts>,
 }
 
-/// A pod's `/etc/hosts`, as the host sees the file, and what it had in it.
+/// A pod's `/etc/hosts`: the file as the host sees it, and its content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hosts {
     pub file: PathBuf,
     pub content: String,
 }
 
-/// An archive, and the memory file system that it goes into.
+/// An archive, and the tmpfs that it goes into.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Filling {
     pub archive: PathBuf,
     /// Where the programs of the pod see it.
     pub target: PathBuf,
-    /// The number of the mount when the pod was saved: CRIU mounts it under that name first.
+    /// The number of the mount at the checkpoint: CRIU first mounts it under that name.
     pub mount: u32,
 }
 
 impl Plan {
-    /// The line for CRIU's options that has it done; none where there is nothing to do. `scratch` is the restore's own
+    /// The line for CRIU's options that has it done; empty where there is nothing to do. `scratch` is the restore's own
     /// directory.
     pub fn option(&self, scratch: &Path, nonce: &str) -> io::Result<String> {
         for old in [FAILURE, ADDRESSED, DONE, PLAN] {
@@ -111,8 +111,8 @@ impl Plan {
         }
         let (plan, script, failure) = (scratch.join(PLAN), scratch.join(SCRIPT), scratch.join(FAILURE));
         fs::write(&plan, serde_json::to_vec(self)?)?;
-        // The options are the host's: a restore that a killed daemon began may find them, too. It must not get what is
-        // another pod's, nor go on without what is its own.
+        // The options are the host's: a restore that a killed daemon began may find them, too. It must not get another
+        // pod's content, nor continue without its own.
         let text = format!(
             "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-setup-namespaces ] || exit 0\n\
              if [ ! -e \"$CRTOOLS_IMAGE_DIR/{nonce}\" ]; then\n  \
@@ -136,8 +136,8 @@ pub async fn wait_addressed(scratch: &Path) {
     }
 }
 
-/// Whether all that was planned for the last start was done. Where it was not, CRIU has not seen the options that it
-/// was started with, and what runs is not what was saved.
+/// Whether all that was planned for the last start was done. Where it was not, CRIU has not read the options that it
+/// was started with, and the running pod is not what was saved.
 pub fn is_done(scratch: &Path) -> bool {
     !scratch.join(PLAN).exists() || scratch.join(DONE).exists()
 }
@@ -149,18 +149,18 @@ pub fn failure(scratch: &Path) -> Option<CriuFailure> {
     Some(serde_json::from_str(line).unwrap_or_else(|_| CriuFailure::other(line)))
 }
 
-/// CRIU's name for the content of a memory file system, by the kernel's number of that.
+/// CRIU's name for the content of a tmpfs, by the kernel's device number.
 fn image_of(device: u64) -> String {
     format!("tmpfs-dev-{device}.tar.gz.img")
 }
 
-/// The names that CRIU will give the images of a pod's memory file systems.
+/// The names that CRIU will give the images of a pod's tmpfs mounts.
 pub fn memory_images(pid: i32) -> Vec<String> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     whole(&mounts).map(|mount| image_of(mount.device)).collect()
 }
 
-/// The large images of memory file systems, by the mounts of the pod as it stands still.
+/// The large tmpfs images, by the mounts of the frozen pod.
 pub fn memory_files(images: &Path, pid: i32) -> Vec<MemoryFiles> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let of_mount = |Mount { number, device, target, .. }| {
@@ -175,7 +175,7 @@ pub fn memory_files(images: &Path, pid: i32) -> Vec<MemoryFiles> {
     whole(&mounts).filter_map(of_mount).collect()
 }
 
-/// What a pod has in `/etc/hosts`, which is no file of its own but the engine's.
+/// The content of a pod's `/etc/hosts`, which is the engine's file and not one of the pod's layer.
 pub fn hosts(pid: i32) -> Option<String> {
     let mut content = String::new();
     let file = File::open(format!("/proc/{pid}/root/etc/hosts")).ok()?;
@@ -183,14 +183,14 @@ pub fn hosts(pid: i32) -> Option<String> {
     (content.len() as u64 <= MOST_HOSTS).then_some(content)
 }
 
-/// Gives the engine's line of the pod itself its address of now. The programs run by then, and never see the file
-/// empty.
-pub fn renew_hosts(file: &Path, then: &str, now: &str) -> io::Result<()> {
+/// Puts the pod's current address into the engine's line of `/etc/hosts`. The programs run by then, and never see the
+/// file empty.
+pub fn renew_hosts(file: &Path, saved: &str, current: &str) -> io::Result<()> {
     let text = fs::read_to_string(file)?;
     let renewed: String = text
         .split_inclusive('\n')
-        .map(|line| match line.strip_prefix(then) {
-            Some(rest) if rest.starts_with(['\t', ' ']) => format!("{now}{rest}"),
+        .map(|line| match line.strip_prefix(saved) {
+            Some(rest) if rest.starts_with(['\t', ' ']) => format!("{current}{rest}"),
             _ => line.to_owned(),
         })
         .collect();
@@ -202,7 +202,7 @@ pub fn renew_hosts(file: &Path, then: &str, now: &str) -> io::Result<()> {
     file.set_len(renewed.len() as u64)
 }
 
-/// What the kernel has for the network of a process. One that does not know a value has none of it.
+/// The parameters of a process's network. One that this kernel does not know is missing.
 pub fn network_settings(pid: i32) -> BTreeMap<String, String> {
     let read = || {
         let values = SETTINGS.iter().filter_map(|name| {
@@ -214,7 +214,7 @@ pub fn network_settings(pid: i32) -> BTreeMap<String, String> {
     netlink::in_network_of(pid, read).unwrap_or_default()
 }
 
-/// Gives the network of a process these values; what this kernel does not know is left.
+/// Sets parameters of a process's network; those that this kernel does not know are skipped.
 fn set_network(pid: i32, settings: &BTreeMap<String, String>) {
     let write = || {
         for name in SETTINGS {
@@ -255,7 +255,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// The memory file systems that are mounted whole, writable, once and with nothing over them.
+/// The tmpfs mounts that are mounted whole, writable, once, and with nothing mounted over them.
 fn whole(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     let all = mounts.clone();
@@ -265,8 +265,8 @@ fn whole(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     })
 }
 
-/// Where CRIU has made the mount that had this number: every mount of the pod lies flat in a directory of its own at
-/// this stage, `mnt-` and ten digits below `.criu.mntns.` and some letters (criu/mount-v2.c).
+/// Where CRIU has mounted the mount that had this number: at this stage every mount of the pod lies flat in a directory
+/// of its own, `mnt-` and ten digits below `.criu.mntns.` and some letters (criu/mount-v2.c).
 fn made_for(number: u32, mountinfo: &str) -> Option<&str> {
     let name = format!("mnt-{number:010}");
     let is_it = |mount: &Mount| {
@@ -277,24 +277,24 @@ fn made_for(number: u32, mountinfo: &str) -> Option<&str> {
     mountinfo.lines().filter_map(Mount::parse).find(is_it).map(|mount| mount.target)
 }
 
-/// Does what the plan says, for the pod whose first process this is. A process of its own: it is in the pod's cgroup
-/// from then on, which pays for the content.
+/// Does what the plan says, for the pod whose first process this is. It runs in a process of its own, which then enters
+/// the pod's cgroup, so that the content is charged to the pod.
 pub fn set_up(file: &Path, pid: i32) -> Result<(), CriuFailure> {
     let plan: Plan = fs::read(file)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
         .map_err(|error| CriuFailure::other(format!("reading {} failed: {error}", file.display())))?;
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
     let (routes, own) = (read("route"), sockets::own_addresses(&read("fib_trie")));
-    // Said at once: CRIU would say it after it has read all memory.
+    // Reported at once: CRIU would report it only after it has read all memory.
     if let Some(again) = plan.again
         && !own.contains(&again)
         && !own.is_empty()
     {
-        let log = format!("the engine gave the pod another address than its original one, {again}");
+        let log = format!("the engine gave the pod an address other than its original one, {again}");
         return Err(CriuFailure { kind: FailureKind::OtherAddress, log });
     }
     for address in &plan.addresses {
-        // With the gateway's the pod would not find its way out any more. CRIU says what that means.
+        // With the gateway's address the pod would no longer find its way out. CRIU's error says the rest.
         if own.contains(address) || gateways(&routes).any(|gateway| gateway == *address) {
             continue;
         }
@@ -308,7 +308,7 @@ pub fn set_up(file: &Path, pid: i32) -> Result<(), CriuFailure> {
         .map_err(|error| CriuFailure::other(format!("writing {} failed: {error}", addressed.display())))?;
     set_network(pid, &plan.network);
     if let Some(hosts) = &plan.hosts {
-        // As it is, not by a new file: it is mounted. CRIU takes no file that has another length than then.
+        // Written in place, not as a new file: it is mounted. CRIU refuses a file whose length has changed.
         fs::write(&hosts.file, &hosts.content)
             .map_err(|error| CriuFailure::other(format!("writing {} failed: {error}", hosts.file.display())))?;
     }
@@ -323,7 +323,7 @@ pub fn set_up(file: &Path, pid: i32) -> Result<(), CriuFailure> {
         filling.fill(pid).map_err(|why| CriuFailure {
             kind: FailureKind::NotFilled,
             log: format!(
-                "the content of {} could not be put back; is it larger than the quota allows now? ({why})",
+                "the content of {} could not be put back; is it larger than the current quota allows? ({why})",
                 filling.target.display()
             ),
         })?;
@@ -335,10 +335,10 @@ impl Filling {
     fn fill(&self, pid: i32) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(text)?;
-        let made = made_for(self.mount, &mounts).ok_or("CRIU's mount of it is not found")?;
+        let made = made_for(self.mount, &mounts).ok_or("CRIU's mount of it was not found")?;
         let target = File::open(format!("/proc/{pid}/root{made}")).map_err(text)?;
         let mut packed = File::open(&self.archive).map_err(text)?;
-        // As CRIU does, but for gzip. The directory stays open for it.
+        // As CRIU does, but without gzip. tar inherits the open directory.
         fcntl(&target, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| text(error.into()))?;
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--no-unquote", "--no-wildcards", "--directory"]);
@@ -353,24 +353,24 @@ impl Filling {
         let output = tar.wait_with_output().map_err(text)?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(format!("tar: {}", said.lines().next().unwrap_or("it was ended")));
+            return Err(format!("tar: {}", said.lines().next().unwrap_or("it was killed")));
         }
         unpacked.map_err(text)
     }
 }
 
-/// Gateways of /proc/net/route: `Iface Destination Gateway …`, words in the host's order.
+/// Gateways of /proc/net/route: `Iface Destination Gateway …`, 32-bit words in host byte order.
 fn gateways(routes: &str) -> impl Iterator<Item = Ipv4Addr> {
     let words = routes.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2));
     words.filter_map(|word| Some(Ipv4Addr::from(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())))
 }
 
-/// The content of a memory file system, in an image that is put back by us and not by CRIU.
+/// The content of a tmpfs, in an image that we put back instead of CRIU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryFiles {
-    /// Its path from the directory.
+    /// Its path in the checkpoint's directory.
     pub image: PathBuf,
-    /// Where it was mounted in the pod, and the kernel's number of that mount then.
+    /// Where it was mounted in the pod, and the kernel's number of that mount at the checkpoint.
     pub target: PathBuf,
     pub mount: u32,
 }
@@ -380,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_file_systems_are_found_where_they_are_mounted_whole_and_writable() {
+    fn tmpfs_mounts_are_found_where_they_are_mounted_whole_and_writable() {
         let mounts = "111 62 0:50 / / rw - overlay overlay rw\n113 111 0:54 / /dev rw,nosuid - tmpfs tmpfs rw\n\
                       127 113 0:58 / /dev/shm rw,nosuid - tmpfs shm rw\n68 112 0:54 /null /proc/keys rw - tmpfs tmpfs rw\n\
                       67 112 0:59 / /proc/acpi ro,relatime - tmpfs tmpfs ro\n131 111 0:61 / /scratch rw - tmpfs tmpfs rw\n\
@@ -391,14 +391,14 @@ mod tests {
     }
 
     #[test]
-    fn the_mounts_of_criu_are_told_by_the_numbers_of_then() {
+    fn the_mounts_of_criu_are_found_by_the_saved_numbers() {
         let mounts = "1346 1345 0:23 / /dev/shm rw - tmpfs tmpfs rw\n\
                       3352 1192 0:1161 / /tmp/.criu.mntns.NvAo4u rw,relatime - tmpfs none rw\n\
                       3375 3352 0:201 / /tmp/.criu.mntns.NvAo4u/mnt-0000003391 rw - overlay overlay rw\n\
                       3407 3352 0:1173 / /tmp/.criu.mntns.NvAo4u/mnt-0000003410 rw,nosuid - tmpfs shm rw\n\
                       3408 3352 0:1174 / /tmp/elsewhere/mnt-0000003411 rw,nosuid - tmpfs shm rw\n";
         assert_eq!(made_for(3410, mounts), Some("/tmp/.criu.mntns.NvAo4u/mnt-0000003410"));
-        assert_eq!(made_for(3391, mounts), None, "not a memory file system");
+        assert_eq!(made_for(3391, mounts), None, "not a tmpfs");
         assert_eq!(made_for(3411, mounts), None, "not CRIU's");
     }
 

@@ -1,14 +1,14 @@
-//! What CRIU does not note of a pod is put into the images of its dump, before they are hashed.
+//! Adds to the images of a dump, before they are hashed, what CRIU does not record of a pod.
 //!
-//! *Timers.* The kernel winds a periodic timerfd up again when its program reads that it has expired. One that was not
-//! read yet has no time left, and CRIU brings it back as one that does not run (fs/timerfd.c and CRIU's timerfd.c).
-//! With a nanosecond left it expires at once and goes on.
+//! *Timers.* The kernel rearms a periodic timerfd when its program reads that it has expired. One that was not read yet
+//! has no time left, and CRIU restores it disarmed (fs/timerfd.c and CRIU's timerfd.c). With a nanosecond left it
+//! expires at once and runs on.
 //!
-//! *Names of sockets.* CRIU notes the name that a unix socket was bound under; where it has another by now, that is the
-//! one that it must come back with: see [`super::network::socket_names`].
+//! *Names of sockets.* CRIU records the name that a unix socket was bound under; where it has another name now, it must
+//! be restored under that one: see [`super::network::socket_names`].
 //!
-//! *Time.* A pod that was brought back has a clock of its own (time_namespaces(7)), and what the engine execs in it has
-//! the host's. CRIU brings back one time for all programs or none: what such a command left behind gets the pod's.
+//! *Time.* A restored pod has a clock of its own (time_namespaces(7)), and what the engine execs in it has the host's.
+//! CRIU restores one time for all programs or none: what such a command left running gets the pod's.
 
 use std::{
     collections::BTreeMap,
@@ -23,23 +23,24 @@ use super::{
     network::socket_names::LONGEST,
 };
 
-/// The image of all that is open in a pod.
+/// The image of all open files of a pod.
 const FILES: &str = "files.img";
 
-/// images/fdinfo.proto: the parts of an entry that are of timers and of unix sockets.
+/// images/fdinfo.proto: the parts of an entry for timers and for unix sockets.
 const TIMER: u64 = 12;
 
 const UNIX_SOCKET: u64 = 16;
 
-/// images/timerfd.proto: how often it has expired since it was read, and seconds and nanoseconds that are left and
-/// between.
+/// images/timerfd.proto: how often it has expired since it was read; seconds and nanoseconds that are left; those of
+/// its interval.
 const TICKS: u64 = 5;
 
 const LEFT: [u64; 2] = [7, 8];
 
 const INTERVAL: [u64; 2] = [9, 10];
 
-/// images/sk-unix.proto: inode and name; the directory that a name begins in, and whether there is no such file.
+/// images/sk-unix.proto: inode and name; the directory that a relative name begins in, and whether its file was
+/// deleted.
 const INODE: u64 = 2;
 
 const NAME: u64 = 11;
@@ -48,8 +49,8 @@ const DIRECTORY: u64 = 14;
 
 const DELETED: u64 = 15;
 
-/// The part of an internet socket; of it (images/sk-inet.proto) protocol, state, ports, addresses, and which ways are
-/// shut.
+/// The part of an internet socket; in it (images/sk-inet.proto) protocol, state, ports, addresses, and which directions
+/// are shut down.
 const INTERNET_SOCKET: u64 = 4;
 
 const PROTOCOL: u64 = 5;
@@ -62,22 +63,22 @@ const ADDRESSES: [u64; 2] = [11, 12];
 
 const SHUT: u64 = 19;
 
-/// Of these, TCP, a socket that is closed, and both ways (images/sk-opts.proto).
+/// Values of these: TCP, a closed socket, and both directions (images/sk-opts.proto).
 const TCP: u64 = 6;
 
 const CLOSED: u64 = 7;
 
 const BOTH: u64 = 3;
 
-/// Images of what a process shares with others have names that begin so; this one is of the pod's first process.
+/// The prefix of the images of what a process shares with others; this one is of the pod's first process.
 const SHARED: &str = "ids-";
 
 const FIRST: &str = "ids-1.img";
 
-/// images/core.proto: the time.
+/// images/core.proto: the time namespace.
 const TIME: u64 = 12;
 
-/// Corrects the images in this directory. `names` are those of now, by the inode of the socket.
+/// Corrects the images in this directory. `names` are the current names, by the inode of the socket.
 pub fn correct(directory: &Path, names: &BTreeMap<u64, String>) -> io::Result<()> {
     change(&directory.join(FILES), |image| corrected(image, names))?;
     let first = fs::read(directory.join(FIRST))?;
@@ -91,8 +92,8 @@ pub fn correct(directory: &Path, names: &BTreeMap<u64, String>) -> io::Result<()
     Ok(())
 }
 
-/// In a copy of images: TCP connections with others are closed, as their programs find them that CRIU closes, and those
-/// between programs of the pod, which has these addresses, stay. CRIU alone closes all or none.
+/// In a copy of images: closes TCP connections with others, so that their programs find them as CRIU closes them, and
+/// keeps those between programs of the pod, which has these addresses. CRIU alone closes all or none.
 pub fn close_outside(directory: &Path, own: &[Ipv4Addr]) -> io::Result<()> {
     change(&directory.join(FILES), |image| {
         let mut closed = image.get(..image::HEADER)?.to_vec();
@@ -112,7 +113,7 @@ pub fn close_outside(directory: &Path, own: &[Ipv4Addr]) -> io::Result<()> {
     })
 }
 
-/// Whether a socket is a TCP connection with somebody who is no program of the pod.
+/// Whether a socket is a TCP connection whose other end is no program of the pod.
 fn leads_outside(socket: &[u8], own: &[Ipv4Addr]) -> Option<bool> {
     let first = |field| image::numbers(socket, field).map(|values| values.first().copied().unwrap_or(0));
     // Only a connection has another end.
@@ -141,7 +142,7 @@ fn change(path: &Path, correct: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::Re
     if corrected == image { Ok(()) } else { fs::write(path, corrected) }
 }
 
-/// Which time a process has; `None` where the kernel knows but one.
+/// The time namespace of a process; `None` where the kernel has only one.
 fn time_of(image: &[u8]) -> Option<u64> {
     let entry = &image[image::entries(image).next()??];
     Some(number(entry, field(entry, 0, entry.len(), TIME)?.0)?.0)
@@ -175,7 +176,7 @@ fn part(entry: &[u8], wanted: u64) -> Option<Range<usize>> {
     field(entry, 0, entry.len(), wanted).map(|(begin, end)| begin..end)
 }
 
-/// Gives a timer a nanosecond if it has expired, is periodic and was not read. One that does not run has not expired.
+/// Gives a timer a nanosecond if it has expired, is periodic and was not read. A disarmed one has not expired.
 fn wind_up(entry: &mut [u8], timer: Range<usize>) {
     let value = |wanted| {
         let (begin, end) = field(entry, timer.start, timer.end, wanted)?;
@@ -193,7 +194,7 @@ fn wind_up(entry: &mut [u8], timer: Range<usize>) {
     }
 }
 
-/// A unix socket under its name of now, if that is another.
+/// A unix socket under its current name, if that differs.
 fn renamed(socket: &[u8], names: &BTreeMap<u64, String>) -> Option<Vec<u8>> {
     let (begin, _) = field(socket, 0, socket.len(), INODE)?;
     let name = names.get(&number(socket, begin)?.0).filter(|name| name.len() <= LONGEST)?;
@@ -210,7 +211,7 @@ mod tests {
         image
     }
 
-    /// A file of this type with this part.
+    /// A file entry of this type with this part.
     fn entry(kind: u8, field: u64, part: &[u8]) -> Vec<u8> {
         let begin = [0x08, kind, 0x10, 3];
         let key = field << 3 | 2;
@@ -218,7 +219,7 @@ mod tests {
         [&begin[..], &key, &[part.len() as u8], part].concat()
     }
 
-    /// Ticks, seconds and nanoseconds left, and in between.
+    /// Ticks, seconds and nanoseconds left, and those of the interval.
     fn timer([ticks, seconds, nanoseconds, between_seconds, between_nanoseconds]: [u8; 5]) -> Vec<u8> {
         let part = [
             0x08,
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_periodic_timer_that_has_expired_is_wound_up() {
+    fn only_a_periodic_timer_that_has_expired_is_rearmed() {
         let timers = [[1, 0, 0, 0, 9], [1, 0, 0, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
         let expected = [[1, 0, 1, 0, 9], [1, 0, 1, 9, 0], [1, 0, 5, 0, 9], [0, 0, 0, 0, 9], [1, 0, 0, 0, 0]];
         assert_eq!(corrected(&image(&timers.map(timer)), &BTreeMap::new()).unwrap(), image(&expected.map(timer)));
@@ -287,12 +288,12 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_gets_its_name_of_now() {
+    fn a_socket_gets_its_current_name() {
         let socket = |inode: u8, name: &str, rest: &[u8]| {
             let part = [&[0x08, 3, 0x10, inode, 0x5a, name.len() as u8], name.as_bytes(), rest].concat();
             entry(5, UNIX_SOCKET, &part)
         };
-        // A directory "d", and that there is no such file.
+        // A directory "d", and the mark of a deleted file.
         let gone = [0x72, 1, b'd', 0x78, 1];
         let before = image(&[socket(1, "/a.1", &gone), socket(2, "/b.1", &gone), socket(3, "/c.1", &gone)]);
         let long = "x".repeat(LONGEST + 1);

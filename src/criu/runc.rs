@@ -1,14 +1,14 @@
-//! runc and CRIU: the only place that runs them, and the only one that ends what they leave.
+//! runc and CRIU: the only place that runs them.
 //!
-//! A dump goes to runc directly, beside Docker, while the container stands still: Docker's own way copies the images
-//! twice and holds the pod for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is concerned.
+//! A dump calls runc directly, beside Docker, while the container is frozen: Docker's own way copies the images twice
+//! and keeps the pod frozen for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is affected.
 //!
-//! A restore goes through Docker, whose child the pod must be; CRIU's options come from [`super::host_options`] there.
+//! A restore goes through Docker, as the pod must be Docker's child; CRIU's options come from [`super::conf`] there.
 //!
-//! A restored pod's cgroup is the one of now ([`group`]).
+//! [`super::cgroup_root`] puts a restored pod into its current cgroup.
 //!
-//! Every call has a deadline. What it started is known by a variable in the environment, or by the container's cgroup,
-//! and is ended by [`ending`]; [`freezer`] and [`yards`] put right what a CRIU leaves that is killed.
+//! Every call has a deadline. Its processes are found by a variable in the environment, or by the container's cgroup,
+//! and ended by [`super::kill`]; [`freezer`] and [`super::leftovers`] repair what a killed CRIU leaves.
 
 use std::{
     ffi::OsStr,
@@ -41,16 +41,16 @@ use crate::{
     model::ids::{ActionId, ContainerId},
 };
 
-/// Links of files that lost their names, see [`keep_links`].
+/// Links to files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
 
-/// How long CRIU may take with a process or a thread besides its memory, on a busy host. A hundred processes were seen
+/// The time CRIU may take for a process or a thread besides its memory, on a busy host. A hundred processes were seen
 /// to take ten seconds.
 const PER_PROCESS: Duration = Duration::from_millis(500);
 
 const PER_THREAD: Duration = Duration::from_millis(20);
 
-/// What a dump is made of.
+/// The input of a dump.
 pub struct Dump<'a> {
     pub action: ActionId,
     pub container: &'a ContainerId,
@@ -64,13 +64,13 @@ pub struct Dump<'a> {
     /// The writable layer, if it is saved too.
     pub upper: Option<&'a Path>,
     pub network: NetworkLock,
-    /// Given back when CRIU has begun.
+    /// Put back when CRIU has begun.
     pub options: Option<HostOptions>,
     pub config: &'a CheckpointConfig,
     pub deadline: Duration,
 }
 
-/// Has CRIU write the processes of a paused container. It stays paused.
+/// Has CRIU write the processes of a paused container, which stays paused.
 pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
     let work = dump.directory.join("work");
     let conf = dump.directory.join("criu.conf");
@@ -99,7 +99,7 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
     let run = async {
         let child = runc.spawn().map_err(|error| unavailable(format!("runc: {error}")))?;
         let runc = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
-        // Programs suffer when CRIU ends early: a kernel that is out of memory is to take somebody else.
+        // Programs suffer when CRIU is killed: a kernel that is out of memory should kill something else.
         let _ = fs::write(format!("/proc/{runc}/oom_score_adj"), "-1000");
         let output = child.wait_with_output();
         tokio::pin!(output);
@@ -133,20 +133,19 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
     if done.is_err() {
         kill::end_dump(dump.action, dump.directory, dump.container).await;
     }
-    // Kept for whoever wants to know how it went; the rest is of no use for a restore.
+    // Kept for diagnosis; the rest is of no use for a restore.
     let _ = fs::rename(&log, dump.directory.join(DUMP_LOG));
     let _ = disk::remove(&work);
     let _ = fs::remove_file(&conf);
     done
 }
 
-/// A script for CRIU. A file that was opened by a name that it lost, and has another, gets a name `link_remap.N` for
-/// the time of the dump; a restore needs it. The script gives it one more name, which goes into the archive as
-/// `link_remap.N`.
+/// A script for CRIU. A file that was opened by a name that it lost, and has another, is named `link_remap.N` during
+/// the dump; a restore needs that name. The script adds one more link, which goes into the archive as `link_remap.N`.
 fn keep_links(directory: &Path, upper: &Path) -> io::Result<PathBuf> {
     let script = directory.join("keep-links");
     let list = directory.join(LINKS);
-    // Names of directories may hold line breaks.
+    // Directory names may contain line breaks.
     let text = format!(
         "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e \"$CRTOOLS_IMAGE_DIR/remap-fpath.img\" ] || exit 0\n\
          find '{upper}' -xdev -name 'link_remap.*' ! -name '*{suffix}' -print0 > '{list}' || exit 1\n\
@@ -160,13 +159,13 @@ fn keep_links(directory: &Path, upper: &Path) -> io::Result<PathBuf> {
     Ok(script)
 }
 
-/// The end of names that are given for the time of the dump into this directory: no file of the pod has a name like it.
+/// The suffix of names that exist during the dump into this directory: no file of the pod has a name like it.
 pub fn link_suffix(directory: &Path) -> String {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     format!(".pody-link-{}", name.trim_start_matches(".tmp-"))
 }
 
-/// Takes the names back that [`keep_links`] gave.
+/// Removes the names that [`keep_links`] added.
 pub fn drop_links(directory: &Path) {
     let names = fs::read(directory.join(LINKS)).unwrap_or_default();
     for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
@@ -177,8 +176,8 @@ pub fn drop_links(directory: &Path) {
     let _ = fs::remove_file(directory.join("keep-links"));
 }
 
-/// Options for a dump into the directory; the rest runc hands on by itself. `upper` is the writable layer, if it is
-/// saved too.
+/// Options for a dump into the directory; runc passes the rest itself. `upper` is the writable layer, if it is saved
+/// too.
 pub fn dump_options(
     config: &CheckpointConfig,
     pid: i32,
@@ -186,7 +185,7 @@ pub fn dump_options(
     upper: Option<&Path>,
     network: NetworkLock,
 ) -> io::Result<String> {
-    // Directories that are not there end the dump.
+    // Directories that do not exist would end the dump.
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     let watched = config.watch_paths.iter().filter(|path| path != &Path::new("/") && inside(path).is_dir());
@@ -216,7 +215,7 @@ pub fn root_of(config: &CheckpointConfig, container: &ContainerId, pid: i32, run
     all.into_iter().find(|root| root.join(container.as_str()).join("state.json").is_file())
 }
 
-/// The directory with our `gzip`, put before all others on CRIU's PATH. The program is this one, as long as it runs.
+/// The directory with our `gzip`, put first on CRIU's PATH. The program is this one, as long as it runs.
 pub fn ensure_bin(store: &Path) -> Result<PathBuf, CriuError> {
     let bin = store.join(".bin");
     let link = bin.join("gzip");
@@ -239,7 +238,7 @@ fn unavailable(why: String) -> CriuError {
     CriuError::Unavailable(why)
 }
 
-/// Returns when the file has become as large as a log in a loop. For ever otherwise.
+/// Returns when the file is as large as the log of a CRIU in a loop. Otherwise never.
 pub async fn wait_runaway(log: &Path) {
     while fs::metadata(log).map_or(0, |file| file.len()) < diagnosis::LOG_LIMIT {
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -257,11 +256,10 @@ pub const IMAGES: &str = "checkpoint";
 
 pub const DUMP_LOG: &str = "dump.log";
 
-/// Records of 32 KiB: those of 10 KiB that tar has by itself take twice the time, and larger ones fill small archives
-/// up.
+/// Records of 32 KiB: tar's default of 10 KiB takes twice the time, and larger ones pad small archives.
 pub const RECORDS: &str = "--blocking-factor=64";
 
-/// What CRIU has to do.
+/// What CRIU has to process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Load {
     pub bytes: u64,

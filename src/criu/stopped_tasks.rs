@@ -1,15 +1,15 @@
-//! Programs that wait where CRIU cannot attach to them: those in vfork(2), and those that were stopped by a signal, a
-//! job under Ctrl-Z, a debugger's victim, `kill -STOP`.
+//! Programs that wait where CRIU cannot attach to them: those in vfork(2), and those that were stopped by a signal,
+//! e.g. a job under Ctrl-Z, a program in a debugger, `kill -STOP`.
 //!
-//! Cgroups of version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits
-//! for it to leave its stop, and it cannot before it is thawed), so CRIU would hang until its deadline. But a process
-//! that was told to go on while it is frozen can be attached to, and does not run: it is told to stop again before it
-//! is thawed. In CRIU's images it is noted as stopped, as CRIU itself would have done, so it comes back as it was.
+//! Cgroups version 1 on newer kernels freeze such a process in a way that nobody can attach to it (the kernel waits for
+//! it to leave its stop, which it cannot before it is thawed), so CRIU would hang until its deadline. But a process
+//! that got SIGCONT while it is frozen can be attached to, and does not run; it gets SIGSTOP again before it is thawed.
+//! In CRIU's images it is marked as stopped, as CRIU itself would have done, so it is restored as it was.
 //!
-//! A CRIU that is killed leaves each program in code of its own, from which the program finds back by itself as soon as
-//! it runs. One that was stopped there would stay there, with CRIU's log open, and could not be saved any more.
+//! A killed CRIU leaves each program in CRIU's own code, which returns to the program as soon as it runs. A program
+//! that was stopped there would stay there, with CRIU's log open, and could not be saved any more.
 //!
-//! Version 2 does not need this, and then nothing is found here: frozen processes keep the state that is looked at.
+//! Version 2 does not need this, and nothing is found there: frozen processes keep the state that is read here.
 
 use std::{
     fs, io,
@@ -29,20 +29,20 @@ use crate::{
     model::ids::{ContainerId, ProcessId},
 };
 
-/// What the kernel names as the place where a stopped process waits (kernel/signal.c).
+/// The kernel function in which a stopped process waits (kernel/signal.c).
 const STOP: &str = "do_signal_stop";
 
 const VFORK: &str = "kernel_clone";
 
-/// How long a program may take to find out of CRIU's code, on a busy host.
+/// How long a program may take to leave CRIU's code, on a busy host.
 const WAY_OUT: Duration = Duration::from_secs(2);
 
 const LOOK: Duration = Duration::from_millis(1);
 
-/// An image begins with two magic numbers and the length of its entry.
+/// An image begins with two magic numbers and the length of its entry, bytes.
 const HEADER: usize = 12;
 
-/// images/core.proto: the part of an entry that is of the process and not of a thread, and in it the state.
+/// images/core.proto: the part of an entry that is about the process and not a thread, and in it the state.
 const TASK: u64 = 3;
 
 const STATE: u64 = 1;
@@ -52,7 +52,7 @@ const ALIVE: u8 = 1;
 
 const STOPPED: u8 = 3;
 
-/// The processes of a container that stands still that CRIU could not attach to.
+/// The processes of a frozen container that CRIU could not attach to.
 pub fn find(container: &ContainerId) -> Vec<ProcessId> {
     let is_stuck = |pid: &i32| {
         let place = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
@@ -62,8 +62,8 @@ pub fn find(container: &ContainerId) -> Vec<ProcessId> {
     stuck.filter_map(|pid| Stat::read(pid).map(|stat| stat.id)).collect()
 }
 
-/// A program of a container that stands still in vfork(2): it waits for its child to begin another program, and cannot
-/// be attached to before. The kernel names the place kernel_clone (kernel/fork.c).
+/// A program of a frozen container in vfork(2): it waits for its child to execute another program, and cannot be
+/// attached to before. The kernel names the place kernel_clone (kernel/fork.c).
 pub fn in_vfork(container: &ContainerId) -> Option<String> {
     let waits = |thread: &Path| fs::read_to_string(thread.join("wchan")).is_ok_and(|place| place.trim() == VFORK);
     let is_in_it = |&pid: &i32| {
@@ -75,22 +75,22 @@ pub fn in_vfork(container: &ContainerId) -> Option<String> {
     Some(format!("{}[{}]", name.trim().escape_debug(), process::pid_inside(pid).unwrap_or(pid)))
 }
 
-/// Has them ready to be saved. They do not run: they are frozen.
+/// Makes them ready to be saved. They do not run: they are frozen.
 pub fn send_sigcont(processes: &[ProcessId]) {
     signal(processes, Signal::SIGCONT);
 }
 
-/// Has them stopped again, as soon as they are thawed.
+/// Stops them again, as soon as they are thawed.
 pub fn stop_again(processes: &[ProcessId]) {
     signal(processes, Signal::SIGSTOP);
 }
 
-/// Of these, those that are in code of CRIU's, and those that are not: CRIU's log is in this directory.
+/// Splits them into those in CRIU's code and the others: CRIU's log is in this directory.
 pub fn by_place(processes: &[ProcessId], directory: &Path) -> (Vec<ProcessId>, Vec<ProcessId>) {
     processes.iter().partition(|process| process::has_open_below(process.pid, directory))
 }
 
-/// Has those that are thawed stopped as soon as they are out of CRIU's code.
+/// Stops thawed processes as soon as they are out of CRIU's code.
 pub async fn stop_when_out(mut inside: Vec<ProcessId>, directory: &Path) {
     let begun = Instant::now();
     while !inside.is_empty() && begun.elapsed() < WAY_OUT {
@@ -104,14 +104,14 @@ pub async fn stop_when_out(mut inside: Vec<ProcessId>, directory: &Path) {
 
 fn signal(processes: &[ProcessId], signal: Signal) {
     for process in processes {
-        // Another process may have got the number.
+        // Another process may have got the PID.
         if Stat::read(process.pid).is_some_and(|stat| stat.id == *process) {
             let _ = kill(Pid::from_raw(process.pid), signal);
         }
     }
 }
 
-/// Notes in the images that they are stopped. What has no image is not saved.
+/// Marks them as stopped in the images. A process without an image is not saved.
 pub fn note(processes: &[ProcessId], images: &Path) -> io::Result<()> {
     for process in processes {
         let Some(inside) = process::pid_inside(process.pid) else { continue };
@@ -122,7 +122,7 @@ pub fn note(processes: &[ProcessId], images: &Path) -> io::Result<()> {
         };
         let unknown = || io::Error::other(format!("{} is not as CRIU writes it", path.display()));
         let at = state_in(&image).ok_or_else(unknown)?;
-        // One that ended meanwhile stays ended.
+        // One that has ended meanwhile stays ended.
         if image[at] == ALIVE {
             image[at] = STOPPED;
             fs::write(&path, image)?;
@@ -131,7 +131,7 @@ pub fn note(processes: &[ProcessId], images: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where in an image of a process its state is: one byte.
+/// The offset of the state in an image of a process: one byte.
 fn state_in(image: &[u8]) -> Option<usize> {
     let task = field(image, HEADER, image.len(), TASK)?;
     let state = field(image, task.0, task.1, STATE)?;

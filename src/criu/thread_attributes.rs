@@ -1,5 +1,5 @@
-//! What CRIU does not save of threads and can be set again from outside: the processors that they may run on
-//! (`taskset`) and their class at the disk (`ionice`). Only what differs from the pod's first process is kept.
+//! Attributes of threads that CRIU does not save and that can be set again from outside: the processors that they may
+//! run on (`taskset`) and their I/O class (`ionice`). Only what differs from the pod's first process is kept.
 
 use std::{collections::BTreeMap, fs};
 
@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{criu::kill, host::process, model::ids::ContainerId};
 
-/// linux/ioprio.h: the number that follows is one of a thread.
+/// linux/ioprio.h: the number that follows is a thread id.
 const OF_THREAD: i32 = 1;
 
-/// Threads of one kind.
+/// Threads with the same attributes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ThreadAttributes {
     /// As the kernel lists them: `0-3,8`.
     pub processors: String,
-    /// As ioprio_get(2) tells it.
+    /// As ioprio_get(2) returns it.
     pub disk: i32,
-    /// As the pod counts them.
+    /// Their ids inside the pod.
     pub threads: Vec<i32>,
 }
 
-/// Looks at the threads of a container whose first process has this number.
+/// Reads the attributes of a container's threads; `init` is its first process.
 pub fn look(container: &ContainerId, init: i32) -> Vec<ThreadAttributes> {
     let Some(usual) = of_thread(init, init).map(|(_, kind)| kind) else { return Vec::new() };
     let mut kinds: BTreeMap<(String, i32), Vec<i32>> = BTreeMap::new();
@@ -41,7 +41,7 @@ pub fn look(container: &ContainerId, init: i32) -> Vec<ThreadAttributes> {
     tunings.map(|((processors, disk), threads)| ThreadAttributes { processors, disk, threads }).collect()
 }
 
-/// Sets it again. What this host does not have is left as it is.
+/// Sets them again. What this host does not have is skipped.
 pub fn put_back(container: &ContainerId, tunings: &[ThreadAttributes]) {
     if tunings.is_empty() {
         return;
@@ -58,7 +58,7 @@ pub fn put_back(container: &ContainerId, tunings: &[ThreadAttributes]) {
     }
 }
 
-/// Process and thread, as the host counts them.
+/// Process and thread ids on the host.
 fn threads(container: &ContainerId) -> Vec<(i32, i32)> {
     let of_process = |pid: i32| {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -67,7 +67,7 @@ fn threads(container: &ContainerId) -> Vec<(i32, i32)> {
     kill::members(container).into_iter().flat_map(of_process).collect()
 }
 
-/// Its number in the pod, and what is set for it.
+/// Its id in the pod, and its attributes.
 fn of_thread(pid: i32, thread: i32) -> Option<(i32, (String, i32))> {
     let status = process::read(format!("/proc/{pid}/task/{thread}/status"))?;
     let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_processors_are_read() {
+    fn processor_lists_are_parsed() {
         let set = set_of("0-2,5").unwrap();
         let found: Vec<usize> = (0..8).filter(|&at| set.is_set(at).unwrap()).collect();
         assert_eq!(found, [0, 1, 2, 5]);

@@ -8,22 +8,23 @@ use std::{
 
 use super::{command::ask, error::CriuError};
 
-/// CRIU since 6.16 needs this one: older ones dump no process with an INET socket there.
+/// From kernel 6.16 on, CRIU before [`NEEDED_THERE`] dumps no process with an INET socket.
 const NEW_KERNEL: (u32, u32) = (6, 16);
 
 const NEEDED_THERE: (u32, u32) = (4, 2);
 
-/// Older ones end where runc's requests and scripts of ours come together (`BUG at criu/action-scripts.c`, CRIU's pull
-/// request 2217).
+/// Older ones abort where runc's requests and our scripts meet (`BUG at criu/action-scripts.c`, CRIU's pull request
+/// 2217).
 const OLDEST: (u32, u32) = (3, 19);
 
-/// From here on CRIU surely takes `network-lock skip`; an option that it does not know ends a dump.
+/// From here on CRIU supports `network-lock skip` for certain; an unknown option ends a dump.
 const SKIPS_LOCK: (u32, u32) = (4, 0);
 
-/// The kernel has only those without a filter suspend the filters of others, which all pods have (kernel/ptrace.c).
+/// The kernel lets only processes without a seccomp filter suspend the filters of others, which all pods have
+/// (kernel/ptrace.c).
 pub const FILTERED: &str = "the daemon runs under a seccomp filter, and the kernel lets nobody save programs from there; start it without: in a systemd unit take out SystemCallFilter=, LockPersonality=, RestrictRealtime= and the other settings that systemd.exec(5) says imply one, or run install.sh again";
 
-/// A CRIU that was found good is not asked again for so long.
+/// A CRIU that was found good is not checked again for this long.
 const GOOD_FOR: Duration = Duration::from_secs(300);
 
 /// CRIU's version, if it can save pods on this kernel.
@@ -66,12 +67,12 @@ pub fn too_old(version: &str, kernel: &str) -> Option<String> {
         .then(|| format!("CRIU {version} cannot save network sockets on kernel {kernel}; install CRIU 4.2 or newer"))
 }
 
-/// Whether a process, of which this is the status, is under seccomp (proc_pid_status(5)).
+/// Whether a process with this status is under seccomp (proc_pid_status(5)).
 pub fn is_filtered(status: &str) -> bool {
     status.lines().find_map(|line| line.strip_prefix("Seccomp:")).is_some_and(|mode| mode.trim() != "0")
 }
 
-/// Whether this CRIU can be told to leave the network alone.
+/// Whether this CRIU has an option to leave the network alone.
 pub fn knows_to_skip_lock(version: &str) -> bool {
     numbers(version).is_some_and(|found| found >= SKIPS_LOCK)
 }

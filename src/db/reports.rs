@@ -122,7 +122,7 @@ impl Tx<'_> {
     }
 
     /// Whether [`Self::drop_deprecated`] would find anything.
-    pub fn is_told_to_drop(&self, before: i64) -> Result<bool, DbError> {
+    pub fn has_deprecated(&self, before: i64) -> Result<bool, DbError> {
         let query = "SELECT EXISTS (SELECT 1 FROM told_checkpoints WHERE deprecated_at <= ?1)
                 OR EXISTS (SELECT 1 FROM told_checkpoints WHERE NOT own AND id NOT IN (SELECT id FROM checkpoints))
                 OR EXISTS (SELECT 1 FROM told_actions WHERE id NOT IN (SELECT id FROM actions))";

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_path_is_told_why() {
+    fn a_bad_path_is_refused_with_a_reason() {
         use FilePathError::*;
         let long_part = "x".repeat(256);
         let deep = ["a"; 33].join("/");

@@ -2,7 +2,7 @@
 //!
 //! What does not change during a process's life (its container, its PID inside, its command line) is determined once
 //! and cached under (PID, start time). Each poll only checks whether those processes are still alive, with one call for
-//! all of a GPU's ([`life`]); a process that has exited is never confused with one that reuses its PID. How much host
+//! all of a GPU's ([`crate::host::pidfd`]); a process that has exited is never confused with one that reuses its PID. How much host
 //! memory each holds is read only while a client is watching; it costs more than all the rest.
 //!
 //! A process that started after the driver was asked cannot be the one that the driver listed: it reuses the PID of one

@@ -1,4 +1,4 @@
-//! Disks: the room that is left, directories measured, removed and synced.
+//! Disks: free space; directories measured, removed and synced.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,7 @@ use crate::model::quantities::ByteSize;
 #[strum(serialize_all = "snake_case")]
 pub enum DiskError {
     #[error(
-        "the disk is full: {path} has {} left; delete checkpoints with `pody checkpoint rm ID`, or make room there",
+        "the disk is full: {path} has {} left; delete checkpoints with `pody checkpoint rm ID`, or free space there",
         ByteSize(*.free)
     )]
     #[strum(serialize = "disk_full")]
@@ -38,19 +38,19 @@ impl DiskError {
     }
 }
 
-/// Bytes that root may still write there: what is kept for it as well.
+/// Bytes that root may still write there, including the space reserved for root.
 pub fn left(path: &Path) -> u64 {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
 }
 
-/// Bytes free on the disk of a path, or of the nearest directory above it that is there.
+/// Bytes free on the disk of a path, or of the nearest existing directory above it.
 pub fn free(path: &Path) -> u64 {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(there).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
 }
 
-/// Removes a directory with all in it. One that is not there is removed.
+/// Removes a directory with everything in it. Succeeds if it does not exist.
 pub fn remove(directory: &Path) -> Result<(), DiskError> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DiskError::io("removing", directory)(error)),
@@ -62,7 +62,7 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Files below a directory, by their paths from it, in order. Directories and other things are left out.
+/// Files below a directory, by their paths from it, in order. Other entries are left out.
 pub fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     fn walk(directory: &Path, from: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
         for entry in fs::read_dir(directory)? {
@@ -87,20 +87,20 @@ pub fn size_of(directory: &Path) -> u64 {
     measure(directory).bytes
 }
 
-/// What lies below a directory.
+/// The content below a directory.
 #[derive(Debug, Default, PartialEq)]
 pub struct Measure {
     /// In files, as far as they can be read: they may change meanwhile.
     pub bytes: u64,
-    /// A path, from the directory, that is too long for the kernel to take at once: programs make those directory by
+    /// A path, from the directory, that is too long for one system call: programs create such paths directory by
     /// directory.
     pub too_long: Option<PathBuf>,
 }
 
-/// Looks at all that lies below a directory.
+/// Reads everything below a directory.
 pub fn measure(directory: &Path) -> Measure {
-    /// The longest that the kernel takes (limits.h, PATH_MAX), less the zero behind it and the `./` that tar puts
-    /// before.
+    /// The longest path that the kernel accepts (limits.h, PATH_MAX), less the terminating zero and the `./` that tar
+    /// puts before it.
     const LONGEST: usize = 4096 - 3;
     fn walk(directory: &Path, from: &Path, found: &mut Measure) {
         let below = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
@@ -119,7 +119,7 @@ pub fn measure(directory: &Path) -> Measure {
             }
             match entry.metadata() {
                 Ok(data) if data.is_dir() => walk(&path, from, found),
-                // A sparse file takes less than its length.
+                // A sparse file takes less space than its length.
                 Ok(data) if data.is_file() => {
                     found.bytes += data.len().min(std::os::unix::fs::MetadataExt::blocks(&data) * 512);
                 }

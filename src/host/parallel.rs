@@ -1,12 +1,12 @@
-//! Work on several files, or pieces of one, at a time.
+//! Work on several files, or parts of one, at a time.
 
 use std::sync::{
     Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Does the same with every item on so many threads at most. After an error nothing more is begun; the first is the
-/// result.
+/// Runs the same work on every item on at most `streams` threads. After an error nothing more is begun; the first error
+/// is the result.
 pub fn for_each<T: Sync, E: Send>(
     streams: usize,
     items: &[T],

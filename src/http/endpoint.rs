@@ -1,4 +1,4 @@
-//! What a route is made of: who may call it, what its handler gets and answers, and which dialect it belongs to.
+//! What a route consists of: who may call it, what its handler receives and returns, and which dialect it belongs to.
 
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
@@ -15,23 +15,23 @@ use super::{
 };
 use crate::{app::App, model::user::Caller};
 
-/// A family of routes: one prefix, one form of errors.
+/// A family of routes with one prefix and one error format.
 #[derive(Debug)]
 pub struct Dialect {
-    /// Empty for the dialect that takes what no other does.
+    /// Empty for the dialect that gets all other paths.
     pub prefix: &'static str,
-    /// Renders an error that is met before a handler is called.
+    /// Renders an error that occurs before a handler is called.
     pub refuse: fn(ApiError) -> Response,
     /// What its errors are called in `/openapi.json`, and their shape.
     pub error: (&'static str, fn() -> RefOr<Schema>),
-    /// Whether a path may end with a slash that means nothing.
+    /// Whether a slash at the end of a path is ignored.
     pub ignores_last_slash: bool,
-    /// Whether a parameter that is missing or of another type is a 422; it is a 400 elsewhere.
+    /// Whether a missing or mistyped parameter is a 422; it is a 400 elsewhere.
     pub knows_422: bool,
 }
 
 impl Dialect {
-    /// Whether a path is one of its own.
+    /// Whether a path belongs to this dialect.
     pub fn owns(&self, path: &str) -> bool {
         path.strip_prefix(self.prefix)
             .is_some_and(|rest| self.prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
@@ -46,7 +46,7 @@ pub enum Access {
     Admin,
     /// Another node, with the access token of `[remote_user_profile.service]`.
     Node,
-    /// Whoever holds a URL that this server has signed for the purpose.
+    /// Anyone with a URL that this server has signed for the purpose.
     SignedUrl,
 }
 
@@ -57,12 +57,12 @@ pub struct Ctx {
     pub caller: Option<Caller>,
     /// All routes, for those that describe them.
     pub routes: Arc<[Route]>,
-    /// The rest of the request, for handlers that answer with a stream or take the connection over.
+    /// The rest of the request, for handlers that stream the response or upgrade the connection.
     pub request: Request,
 }
 
 impl Ctx {
-    /// Who asks. Open routes and nodes have no caller and do not ask for one.
+    /// The caller. Open routes and nodes have none and do not ask for one.
     pub fn caller(&self) -> &Caller {
         self.caller.as_ref().expect("a route with Access::Member or Access::Admin")
     }
@@ -71,20 +71,20 @@ impl Ctx {
 /// What a handler returns: the response, ready to be sent.
 pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-/// A handler behind its parameters.
+/// A handler together with the parsing of its parameters.
 pub type Handler = Arc<dyn Fn(Ctx, &Input) -> Answer + Send + Sync>;
 
 /// One row of the list.
 #[derive(Clone)]
 pub struct Route {
-    /// A part like `{id}` is a parameter; one called `{path}` takes all the rest.
+    /// A part like `{id}` is a parameter; one called `{path}` takes the rest of the path.
     pub path: &'static str,
     pub method: Method,
     pub access: Access,
     pub params: &'static [Param],
     pub body: BodyUse,
     pub summary: &'static str,
-    /// Shown in `/help`: one method per path, as the client's `fetch` wants it.
+    /// Whether `/help` shows it: one method per path, as the client's `fetch` expects.
     pub listed: bool,
     pub dialect: &'static Dialect,
     pub handler: Handler,
@@ -96,13 +96,13 @@ impl Route {
         self.path.split('/').any(|part| part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) == Some(name))
     }
 
-    /// The path as the router wants it.
+    /// The path in the router's syntax.
     pub fn pattern(&self) -> String {
         self.path.replace("{path}", "{*path}")
     }
 }
 
-/// Makes a row of the list from a handler: its parameters are read before it is called, its errors rendered behind it.
+/// Makes a row of the list from a handler: parses its parameters before it is called, and renders its errors.
 pub fn route<P, F, Fut, T, E>(
     dialect: &'static Dialect,
     method: Method,

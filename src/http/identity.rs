@@ -1,4 +1,4 @@
-//! Who asks: HTTP Basic or a bearer token, the same at every door, and requests that another web site made a browser
+//! Who calls: HTTP Basic or a bearer token, the same for all routes; and requests that another web site made a browser
 //! send.
 
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{app::App, model::user::Caller};
 
-/// The caller of a route with this access. Nobody in particular for routes that ask for none.
+/// The caller of a route with this access. `None` for routes that need none.
 pub async fn identify(
     app: &App,
     access: Access,
@@ -44,7 +44,7 @@ pub async fn identify(
     }
 }
 
-/// A browser that remembers a Basic password sends it along with whatever another site makes it post here.
+/// A browser that remembers a Basic password sends it with anything that another site makes it post here.
 pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
@@ -59,7 +59,7 @@ pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError
     }
 }
 
-/// Lets another node in by its access token. The order of the refusals is the original's.
+/// Admits another node by its access token. The order of the refusals is that of pody 0.4.1.
 pub fn admit_node(app: &App, authorization: Option<&str>) -> Result<(), ApiError> {
     let config = app.config.get();
     let service = &config.remote_user_profile.service;

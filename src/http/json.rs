@@ -1,11 +1,11 @@
-//! Answers in JSON.
+//! JSON responses.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
-/// A JSON answer. Written into memory at once: the answers are small.
+/// A JSON response. Serialized into memory at once: responses are small.
 pub struct Json<T>(pub T);
 
 impl<T: serde::Serialize> IntoResponse for Json<T> {
@@ -14,7 +14,7 @@ impl<T: serde::Serialize> IntoResponse for Json<T> {
         match serde_json::to_writer(&mut body, &self.0) {
             Ok(()) => ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
             Err(error) => {
-                tracing::error!(%error, "an answer does not serialize");
+                tracing::error!(%error, "could not serialize a response");
                 StatusCode::INTERNAL_SERVER_ERROR.into_response()
             }
         }

@@ -32,7 +32,7 @@ pub struct Param {
     pub kind: &'static str,
 }
 
-/// What came with a request, by name. The last of several of one name counts.
+/// The input of a request, by name. The last value of a repeated name counts.
 #[derive(Debug, Default)]
 pub struct Input<'a> {
     pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
@@ -49,7 +49,7 @@ impl<'a> Input<'a> {
         self.pairs.extend(form_urlencoded::parse(form));
     }
 
-    /// Adds one that wins over all before.
+    /// Adds a value that wins over all before.
     pub fn push(&mut self, name: String, value: String) {
         self.pairs.push((name.into(), value.into()));
     }
@@ -62,21 +62,20 @@ impl<'a> Input<'a> {
         self.get_all(name).next_back()
     }
 
-    /// For what may come several times. A name may be written with `-` for `_`, as one edition of pody's documents
-    /// does.
+    /// For names that may be repeated. A name may be written with `-` for `_`, as one edition of pody's documents does.
     pub fn get_all(&self, name: &str) -> impl DoubleEndedIterator<Item = &str> {
         let is_meant = move |key: &str| key == name || key.contains('-') && key.replace('-', "_") == name;
         self.pairs.iter().filter(move |(key, _)| is_meant(key)).map(|(_, value)| value.as_ref())
     }
 }
 
-/// Why one parameter was not taken.
+/// Why a parameter was refused.
 #[derive(Debug)]
 pub enum BadParam {
     Missing {
         name: &'static str,
     },
-    /// Not of the type at all, as FastAPI says it.
+    /// Not of the type at all, in FastAPI's words.
     Type {
         name: &'static str,
         kind: &'static str,
@@ -91,7 +90,7 @@ pub enum BadParam {
 }
 
 impl BadParam {
-    /// The form that pody's clients read.
+    /// The form that pody's clients parse.
     fn as_fastapi(&self) -> Option<Value> {
         match self {
             Self::Missing { name } => {
@@ -106,7 +105,7 @@ impl BadParam {
 }
 
 impl From<Vec<BadParam>> for ApiError {
-    /// Type errors are all told at once, as a 422; else the first broken rule, as a 400.
+    /// All type errors are reported at once, as a 422; otherwise the first broken rule, as a 400.
     fn from(bad: Vec<BadParam>) -> Self {
         let types: Vec<Value> = bad.iter().filter_map(BadParam::as_fastapi).collect();
         if !types.is_empty() {
@@ -164,7 +163,7 @@ parsed_parameters!(
     UserName,
 );
 
-/// Whole numbers, refused as FastAPI does.
+/// Whole numbers, refused in FastAPI's words.
 macro_rules! number_parameters {
     ($($type:ty),* $(,)?) => {
         $(impl Parameter for $type {
@@ -212,7 +211,7 @@ impl Parameter for bool {
 /// What a route does with the body of a request.
 #[derive(Clone, Copy)]
 pub enum BodyUse {
-    /// A form is read as parameters, anything else is read and dropped.
+    /// A form is parsed as parameters, anything else is read and discarded.
     Form,
     /// JSON of this schema.
     Json(fn() -> RefOr<Schema>),
@@ -233,7 +232,7 @@ impl BodyUse {
     }
 }
 
-/// A JSON body, beside the parameters: `(Params, Body<T>)`. Fields that it does not know are ignored.
+/// A JSON body, beside the parameters: `(Params, Body<T>)`. Unknown fields are ignored.
 pub struct Body<T>(pub T);
 
 impl<P, T> Params for (P, Body<T>)
@@ -246,12 +245,12 @@ where
 
     fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
         let bad = |rule: String| vec![BadParam::Rule { name: "body".into(), rule }];
-        // A struct would be read from an array, too, by the order of its fields, which nobody is told.
+        // A struct could also be parsed from an array, by the undocumented order of its fields.
         match input.json.trim_ascii().first() {
             None => return Err(bad(format!("it is empty; send a JSON object{}", with_fields(T::schema)))),
             Some(b'{') => {}
             Some(_) if serde_json::from_slice::<IgnoredAny>(input.json).is_ok() => {
-                return Err(bad(format!("it is no JSON object; send one{}", with_fields(T::schema))));
+                return Err(bad(format!("it is not a JSON object; send one{}", with_fields(T::schema))));
             }
             Some(_) => {}
         }
@@ -259,7 +258,7 @@ where
         let body = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let rule = sentence(error.inner());
             match error.path().iter().next() {
-                // Of what is no JSON, the field that was being read tells nothing.
+                // If the text is not JSON, the field that was being read is irrelevant.
                 Some(_) if error.inner().is_data() => {
                     vec![BadParam::Rule { name: error.path().to_string().into(), rule }]
                 }
@@ -271,26 +270,26 @@ where
     }
 }
 
-/// Why JSON was not taken, without the words that only who writes Rust knows.
+/// Why JSON was refused, without Rust's terms.
 pub fn sentence(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if !error.is_data() {
         return text;
     }
-    // The field is named; where it stands in the text is of no use then.
+    // The field is named; its position in the text is of no use then.
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = text.strip_suffix(&place).unwrap_or(&text);
     let Some((found, wanted)) = text.rsplit_once(", expected ") else { return text.to_owned() };
     let wanted = match wanted {
-        "i32" => "a whole number of 32 bits",
-        "i64" => "a whole number of 64 bits",
+        "i32" => "a 32-bit integer",
+        "i64" => "a 64-bit integer",
         "a map" => "an object",
         other => other,
     };
     format!("{}, expected {wanted}", clipped(found))
 }
 
-/// What the fields of a body are called, for people.
+/// The names of a body's fields, for people.
 fn with_fields(schema: fn() -> RefOr<Schema>) -> String {
     let fields = BodyUse::Json(schema).fields();
     let names = fields.iter().map(|(name, optional)| format!("{name}{}", if *optional { "?" } else { "" }));
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_missing_is_told_at_once() {
+    fn all_missing_parameters_are_reported_at_once() {
         let (status, detail) = errors("");
         assert_eq!((status, detail.as_array().unwrap().len()), (422, 2));
         assert_eq!(
@@ -405,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn optional_ones_may_be_absent() {
+    fn optional_parameters_may_be_absent() {
         assert_eq!(errors("ins=a&image=b"), (200, json!(["a", "b", null])));
         assert_eq!(errors("ins=a&image=b&timeout=3&other=x"), (200, json!(["a", "b", 3])));
     }
@@ -421,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_several_and_the_form_win() {
+    fn the_last_value_and_the_form_win() {
         let mut input = Input::new("ins=a&ins=b");
         assert_eq!(input.get("ins"), Some("b"));
         input.extend(b"ins=c+d");

@@ -1,7 +1,7 @@
 //! Every route, in one list.
 //!
-//! The list feeds the router, `/help` and `/openapi.json`, so they cannot differ. What is the same for all routes
-//! happens in [`dispatch`]: identity, parameters, limits, the log line; a handler gets parsed values and the domain.
+//! The list feeds the router, `/help` and `/openapi.json`, so they cannot differ. [`dispatch`] does what is the same
+//! for all routes: identity, parameters, limits, the log line; a handler gets parsed values and the domain.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -25,13 +25,13 @@ use super::{
 };
 use crate::{app::App, engine::Health, model::names::clipped};
 
-/// Largest body that is read as a whole, bytes.
+/// Largest body that is read into memory, bytes.
 const MAX_BODY: usize = 1 << 20;
 
 /// Largest query, bytes: 414 beyond it.
 const MAX_QUERY: usize = 32 << 10;
 
-/// Reads from the inventory carry this header, in seconds, while the engine does not answer.
+/// Responses from the inventory carry this header, in seconds, while the engine does not respond.
 const AGE_HEADER: HeaderName = HeaderName::from_static("x-pody-inventory-age");
 
 /// Shorthand: the method names are the first word of each row below.
@@ -41,7 +41,7 @@ macro_rules! table {
     };
 }
 
-/// The dialects. The longest prefix that fits a path decides.
+/// The dialects. The longest prefix that matches a path decides.
 static DIALECTS: [Dialect; 2] = [
     Dialect {
         prefix: "/v2",
@@ -82,11 +82,11 @@ pub fn routes() -> Vec<Route> {
         GET  Member "/user/list"             user::list,             "names of all users";
         POST Member "/user/ch-passwd"        user::change_password,  "change your password";
         GET  Member "/user/tokens"           token::list,            "your bearer tokens";
-        POST Member "/user/tokens/create"    token::create,          "make a bearer token; it is shown once";
-        POST Member "/user/tokens/revoke"    token::revoke,          "end a bearer token";
+        POST Member "/user/tokens/create"    token::create,          "create a bearer token; it is shown once";
+        POST Member "/user/tokens/revoke"    token::revoke,          "revoke a bearer token";
         GET  Member "/user/ssh-keys"         ssh_key::list,          "your SSH public keys";
-        POST Member "/user/ssh-keys/add"     ssh_key::add,           "keep an SSH public key and put it into your pods";
-        POST Member "/user/ssh-keys/delete"  ssh_key::delete,        "forget an SSH public key and take it out of your pods";
+        POST Member "/user/ssh-keys/add"     ssh_key::add,           "add an SSH public key, also to your pods";
+        POST Member "/user/ssh-keys/delete"  ssh_key::delete,        "delete an SSH public key, also from your pods";
 
         GET  Member "/pod/list"              pod::list,              "names of your pods";
         GET  Admin  "/pod/listall"           pod::list_all,          "container names of everybody's pods";
@@ -99,23 +99,23 @@ pub fn routes() -> Vec<Route> {
         POST Member "/pod/stop"              pod::stop,              "stop a pod";
         POST Member "/pod/restart"           pod::restart,           "stop and start a pod";
         POST Member "/pod/exec"              pod::exec,              "run a command line in a pod as root; timeout in seconds; detach=true: in the background";
-        POST Member "/pod/commit"            pod::commit,            "make an image of a pod";
-        GET  Member "/pod/logs"              pod::logs,              "output of a pod; tail in lines, since as a span, follow=true to stream";
+        POST Member "/pod/commit"            pod::commit,            "create an image from a pod";
+        GET  Member "/pod/logs"              pod::logs,              "output of a pod; tail in lines, since as a duration, follow=true to stream";
         GET  Member "/pod/stats"             pod::stats,             "CPU, memory, processes and disks of a pod";
-        GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket); session: one to come back to";
-        GET  Member "/pod/sessions"          pod::sessions,          "terminals and background commands of a pod that go on without anybody";
+        GET  Member "/pod/shell"             pod::shell,             "a terminal in a pod (WebSocket); session: reattach to that one";
+        GET  Member "/pod/sessions"          pod::sessions,          "detached terminals and background commands in a pod";
 
         POST Member "/pod/checkpoint"        checkpoint::create,     "save a running pod; kind is simple, rootfs or rootfsonly, compression none, zstd, lz4 or gzip; answers with the action";
-        POST Member "/pod/restore"           checkpoint::restore,    "bring a pod back from its newest checkpoint, or from that named, as itself or under another name; answers with the action";
+        POST Member "/pod/restore"           checkpoint::restore,    "restore a pod from its newest checkpoint, or from the one named, in place or under another name; answers with the action";
         GET  Member "/pod/checkpoints"       checkpoint::list,       "your checkpoints, or of one pod, newest first; all=true: everybody's, for admins";
-        POST Member "/pod/schedule"          schedule::set,          "have a pod saved again and again: every as 6h, keep as a count; off=true ends that";
+        POST Member "/pod/schedule"          schedule::set,          "save a pod at an interval: every as 6h, keep as a count; off=true ends the schedule";
         GET  Member "/pod/schedules"         schedule::list,         "schedules of your pods, with the next and the last time; all=true: everybody's, for admins";
         GET  Member "/checkpoint/inspect"    checkpoint::inspect,    "one checkpoint and what it consists of";
         POST Member "/checkpoint/delete"     checkpoint::delete,     "delete a checkpoint";
-        GET  Member "/checkpoint/remote"     checkpoint::list_remote, "your checkpoints in the remote store, also those that this host does not know; user, for admins";
-        POST Member "/checkpoint/fetch"      checkpoint::fetch,      "take in a checkpoint of the remote store that this host does not know; its files come when it is restored";
-        GET  Member "/checkpoint/check"      checkpoint::check,      "whether a pod can be saved, process by process; nothing is touched";
-        GET  Member "/action/status"         action::status,         "how far a checkpoint or restore is";
+        GET  Member "/checkpoint/remote"     checkpoint::list_remote, "your checkpoints in the remote store, including those that this host does not know; user, for admins";
+        POST Member "/checkpoint/fetch"      checkpoint::fetch,      "register a checkpoint found in the remote store; its files are downloaded when it is restored";
+        GET  Member "/checkpoint/check"      checkpoint::check,      "whether a pod can be saved, process by process; nothing is changed";
+        GET  Member "/action/status"         action::status,         "progress of a checkpoint or restore";
         GET  Member "/action/list"           action::list,           "checkpoints and restores, newest first; type is checkpoint or restore";
 
         GET  Member "/image/list"            image::list,            "images that you may use";
@@ -124,26 +124,26 @@ pub fn routes() -> Vec<Route> {
         POST Member "/image/delete"          image::delete,          "delete one of your own commits";
 
         GET  Member "/host/gpu-ps"           host::gpu_processes,    "processes on the GPUs; id like 0,1";
-        GET  Member "/host/gpus"             host::gpus,             "the GPUs, how they are, and who is on them";
+        GET  Member "/host/gpus"             host::gpus,             "the GPUs, their health, and who uses them";
         GET  Member "/host/spec"             host::spec,             "versions of pody, Docker and the NVIDIA driver";
-        GET  Member "/stat/cputime"          stat::cpu_time,         "CPU seconds per user; user as a comma list, t as a span";
-        GET  Member "/stat/gputime"          stat::gpu_time,         "GPU seconds per user; user as a comma list, t as a span";
+        GET  Member "/stat/cputime"          stat::cpu_time,         "CPU seconds per user; user as a comma list, t as a duration";
+        GET  Member "/stat/gputime"          stat::gpu_time,         "GPU seconds per user; user as a comma list, t as a duration";
 
-        GET  Member "/stat/usage"            stat::usage,            "what was used, by parts of user,pod,gpu,hour,day; t as a span; format json or csv";
-        GET  Member "/pod/series"            stat::pod_series,       "cores, memory and GPUs of a pod over time; t as a span";
-        GET  Member "/host/series"           stat::host_series,      "the GPUs over time; t as a span";
+        GET  Member "/stat/usage"            stat::usage,            "usage by user,pod,gpu,hour,day; t as a duration; format json or csv";
+        GET  Member "/pod/series"            stat::pod_series,       "cores, memory and GPUs of a pod over time; t as a duration";
+        GET  Member "/host/series"           stat::host_series,      "the GPUs over time; t as a duration";
 
         GET  Admin  "/admin/user/list"       admin::list_users,      "all accounts";
-        POST Admin  "/admin/user/add"        admin::add_user,        "add an account; without a password one is made up and shown once";
+        POST Admin  "/admin/user/add"        admin::add_user,        "add an account; without a password one is generated and shown once";
         POST Admin  "/admin/user/update"     admin::update_user,     "change password, admin, disabled of an account";
         POST Admin  "/admin/user/delete"     admin::delete_user,     "delete an account that has no pods";
         POST Admin  "/admin/user/purge"      admin::purge_user,      "delete an account and its pods";
         GET  Admin  "/admin/quota/list"      admin::list_quotas,     "limits of all users, or of one";
-        POST Admin  "/admin/quota/update"    admin::update_quota,    "set limits of a user; default forgets one, unlimited lifts it";
-        POST Admin  "/admin/quota/reset"     admin::reset_quota,     "forget all limits of a user: the defaults hold";
+        POST Admin  "/admin/quota/update"    admin::update_quota,    "set limits of a user; default removes one, unlimited lifts it";
+        POST Admin  "/admin/quota/reset"     admin::reset_quota,     "remove all limits of a user: the defaults apply";
 
         POST Admin  "/admin/drain"           drain::begin,           "save and stop every pod that runs, for maintenance; reason is shown to members, force=true stops what cannot be saved; answers at once";
-        POST Admin  "/admin/undrain"         drain::end,             "bring back what the drain has stopped; answers at once";
+        POST Admin  "/admin/undrain"         drain::end,             "restore what the drain has stopped; answers at once";
 
         POST Node   "/user_api/add_user"     user_api::add,          "add a user, for other nodes";
         POST Node   "/user_api/update_user"  user_api::update,       "change a user, for other nodes";
@@ -154,46 +154,46 @@ pub fn routes() -> Vec<Route> {
 
         GET  Member "/v2/actions"            v2::action::list,       "checkpoints and restores, newest first; type is checkpoint or restore";
         GET  Member "/v2/actions/from_pod/{id}" v2::action::of_pod,  "id of the newest action of a pod";
-        POST Member "/v2/actions/upload"     v2::action::upload,     "tell more of an action, as its pod's spec";
+        POST Member "/v2/actions/upload"     v2::action::upload,     "attach details to an action (e.g. its pod's spec)";
         POST Member "/v2/checkpoint/pod"     v2::action::save,       "save a pod, by pod_id, or by pod_name with its owner as namespace; answers with the action's id";
-        GET  Member "/v2/checkpoint/status/{action_id}" v2::action::status, "how far an action is";
-        GET  Member "/v2/checkpoint/path"    v2::checkpoint::path,   "where the newest checkpoint is, of a name, an action or a pod";
-        GET  Member "/v2/checkpoints"        v2::checkpoint::list,   "your checkpoints, ours and those that agents tell of; ids with a comma";
+        GET  Member "/v2/checkpoint/status/{action_id}" v2::action::status, "progress of an action";
+        GET  Member "/v2/checkpoint/path"    v2::checkpoint::path,   "path of the newest checkpoint of a name, an action or a pod";
+        GET  Member "/v2/checkpoints"        v2::checkpoint::list,   "your checkpoints, ours and those that agents report; ids separated by commas";
         PATCH Member "/v2/checkpoints/deprecate/{id}" v2::checkpoint::deprecate, "have a checkpoint deleted after a while";
-        PUT  Member "/v2/checkpoints/info/{id}" v2::checkpoint::put_info, "tell more of a checkpoint";
-        POST Member "/v2/checkpoints/uploaded/{id}" v2::checkpoint::uploaded, "tell that a checkpoint of an agent's is where it can be restored from";
-        POST Member "/v2/restore/pod"        v2::restore::restore,   "bring the pod of an action's checkpoint back; answers with the action's id";
-        PUT  Member "/v2/restores/info/{id}" v2::restore::put_info,  "tell more of a restore";
-        GET  Member "/v2/files/{path}"       v2::file::sign_read,    "a signed URL to read one of your files with; user: another's, for admins";
+        PUT  Member "/v2/checkpoints/info/{id}" v2::checkpoint::put_info, "attach details to a checkpoint";
+        POST Member "/v2/checkpoints/uploaded/{id}" v2::checkpoint::uploaded, "report that an agent's checkpoint is where it can be restored from";
+        POST Member "/v2/restore/pod"        v2::restore::restore,   "restore the pod of an action's checkpoint; answers with the action's id";
+        PUT  Member "/v2/restores/info/{id}" v2::restore::put_info,  "attach details to a restore";
+        GET  Member "/v2/files/{path}"       v2::file::sign_read,    "a signed URL to read one of your files; user: another's, for admins";
         GET  Member "/v2/files/dir"          v2::file::list_all,     "names in your folder of files";
         GET  Member "/v2/files/dir/{path}"   v2::file::list,         "names in a folder below it";
-        GET  SignedUrl    "/v2/transfer/{user}/{path}" v2::file::read,     "the bytes of a file, also a part of them (Range)";
+        GET  SignedUrl    "/v2/transfer/{user}/{path}" v2::file::read,     "the bytes of a file, or a part of them (Range)";
         GET  Member "/v2/user"               v2::user::find,         "whose token this is";
-        GET  Member "/v2/pods"               v2::resource::list_pods,  "your pods, and those that your agents tell of; id of a pod or cluster";
-        GET  Member "/v2/pods/count"         v2::resource::count_pods, "how many pods that are";
-        GET  Member "/v2/nodes"              v2::resource::list_nodes, "this host, and nodes that your agents tell of; id of a node or cluster";
-        GET  Member "/v2/jobs"               v2::resource::list_jobs,  "your pods that run, and jobs that your agents tell of";
-        GET  Member "/v2/jobs/count"         v2::resource::count_jobs, "how many jobs that are";
-        GET  Member "/v2/events"             v2::event::list,        "who did what in the last time seconds, newest first; members see their own";
-        GET  Member "/v2/cluster"            v2::cluster::list,      "this host, and clusters that your agents tell of";
-        POST Member "/v2/cluster/sync"       v2::cluster::sync,      "keep a pod, node or job of a cluster of yours";
-        POST Member "/v2/k8s/sync"           v2::cluster::sync_text, "keep a pod, node or job (the path of an older edition)";
+        GET  Member "/v2/pods"               v2::resource::list_pods,  "your pods, and those that your agents report; id of a pod or cluster";
+        GET  Member "/v2/pods/count"         v2::resource::count_pods, "number of those pods";
+        GET  Member "/v2/nodes"              v2::resource::list_nodes, "this host, and nodes that your agents report; id of a node or cluster";
+        GET  Member "/v2/jobs"               v2::resource::list_jobs,  "your running pods, and jobs that your agents report";
+        GET  Member "/v2/jobs/count"         v2::resource::count_jobs, "number of those jobs";
+        GET  Member "/v2/events"             v2::event::list,        "who did what in the last `time` seconds, newest first; members see their own";
+        GET  Member "/v2/cluster"            v2::cluster::list,      "this host, and clusters that your agents report";
+        POST Member "/v2/cluster/sync"       v2::cluster::sync,      "record a pod, node or job of your cluster";
+        POST Member "/v2/k8s/sync"           v2::cluster::sync_text, "record a pod, node or job (the path of an older edition)";
     ];
     // Second methods of paths above. `/help` shows one method per path.
     let second = table![
         GET    Member "/user/ch-passwd"      user::change_password,  "change your password (the method of an older edition)";
         GET    Member "/pod/schedule"        schedule::find,         "the schedule of a pod";
-        GET    Admin  "/admin/drain"         drain::status,          "how far a drain or its undoing is, pod by pod";
+        GET    Admin  "/admin/drain"         drain::status,          "progress of a drain or undrain, pod by pod";
         POST   Member "/image/inspect"       image::inspect,         "one image (the method of an older edition)";
-        POST   Member "/v2/checkpoints"      v2::checkpoint::create, "write down an empty checkpoint of an agent's";
-        PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files with";
+        POST   Member "/v2/checkpoints"      v2::checkpoint::create, "register an agent's checkpoint without files";
+        PUT    Member "/v2/files/{path}"     v2::file::sign_write,   "a signed URL to write one of your files";
         DELETE Member "/v2/files/{path}"     v2::file::delete,       "delete one of your files, or an empty folder";
-        PUT    SignedUrl    "/v2/transfer/{user}/{path}" v2::file::write,  "write a file, also in parts (Content-Range)";
-        POST   Member "/v2/cluster"          v2::cluster::create,    "make a cluster that an agent can tell of";
+        PUT    SignedUrl    "/v2/transfer/{user}/{path}" v2::file::write,  "write a file, or a part of it (Content-Range)";
+        POST   Member "/v2/cluster"          v2::cluster::create,    "register a cluster that an agent reports";
     ];
     routes.extend(second.into_iter().map(|route| Route { listed: false, ..route }));
     for route in &mut routes {
-        // Open to other nodes, or called by a URL that is handed out whole: nothing to be typed by members.
+        // Called by other nodes, or by a URL that is handed out whole: nothing for members to type.
         route.listed &= !matches!(route.access, Access::Node | Access::SignedUrl);
     }
     routes
@@ -216,8 +216,8 @@ pub fn router(app: App) -> Router {
     }
     let mut router = Router::new();
     for (path, methods) in paths {
-        // Clients of such a dialect end a path with a slash or not. One that takes all the rest has its own meaning of
-        // it.
+        // Clients of such a dialect may end a path with a slash. A route that takes the rest of the path gives it a
+        // meaning of its own.
         if dialect_of(&path).ignores_last_slash && !path.ends_with("{*path}") {
             router = router.route(&format!("{path}/"), methods.clone());
         }
@@ -228,7 +228,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(async |uri: Uri| (dialect_of(uri.path()).refuse)(ApiError::MethodNotAllowed))
 }
 
-/// What happens to every request.
+/// Handles every request.
 async fn dispatch(app: App, routes: Arc<[Route]>, number: usize, request: Request) -> Response {
     let route = &routes[number];
     let begun = Instant::now();
@@ -278,12 +278,13 @@ async fn answer(
     match route.body {
         BodyUse::Bytes => {}
         BodyUse::Json(_) => {
-            // Read before it is refused, too: see below.
+            // Read before it may be refused, too: see below.
             body = read_body(app, std::mem::take(request.body_mut())).await?;
             refuse_other_bodies(request.headers())?;
             input.set_json(&body);
         }
-        // A body of no use is read too: one that is left unread ends the connection, and the client is not told.
+        // An unwanted body is read too: left unread, it would end the connection before the client has read the
+        // response.
         BodyUse::Form => {
             let is_form = is_form(request.headers());
             if is_form || !is_read {
@@ -306,7 +307,7 @@ async fn answer(
     if is_read {
         return Ok(work.await);
     }
-    // A change goes on to its end when the client leaves.
+    // A change runs to its end when the client leaves.
     tokio::spawn(work).await.map_err(|error| ApiError::internal(&error))
 }
 
@@ -363,7 +364,7 @@ mod tests {
             });
             let body = body.collect::<Vec<_>>().join(" ");
             let who = match route.access {
-                Access::Open => "anybody",
+                Access::Open => "anyone",
                 Access::Member => "members",
                 Access::Admin => "admins",
                 Access::Node => "other nodes",

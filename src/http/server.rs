@@ -1,4 +1,4 @@
-//! The accept loop: TLS, a limit on connections, deadlines for clients that are slow, an orderly end.
+//! The accept loop: TLS, a limit on connections, deadlines for slow clients, graceful shutdown.
 //!
 //! `axum::serve` has no deadline for a request's head, so a few thousand half-open requests would hold the server; here
 //! a connection that does not finish its head in time, or idles longer, is closed.
@@ -35,16 +35,16 @@ use tower::ServiceExt;
 
 use crate::config::Config;
 
-/// Requests under way may take this long to end when the daemon stops.
+/// How long requests in progress may take when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(8);
-/// How long a client may take to shake hands.
+/// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Largest head of a request, its query included: 431 beyond it.
+/// Largest request head, query included, bytes: 431 beyond it.
 const MAX_HEAD: usize = 64 << 10;
-/// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`. Beyond it a client waits a
-/// second and asks again.
+/// Connections that may wait to be accepted; the kernel limits it to `net.core.somaxconn`. Beyond it a client retries
+/// after a second.
 const BACKLOG: u32 = 4096;
-/// Files, sockets and handles of processes that are not connections; at most half of what the host allows.
+/// Files, sockets and process handles other than connections; at most half of what the host allows.
 const SPARE_FILES: u64 = 4096;
 
 /// Why the server does not start.
@@ -90,11 +90,11 @@ impl Server {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// Serves until told to stop; then requests under way end, within [`DRAIN`].
+    /// Serves until `stop`; then requests in progress finish, within [`DRAIN`].
     pub async fn run(self, router: Router, stop: CancellationToken) {
         let under_way = TaskTracker::new();
         loop {
-            // A free place first: beyond the limit clients wait in the listen queue.
+            // A free slot first: beyond the limit clients wait in the listen queue.
             let place = tokio::select! {
                 place = self.connections.clone().acquire_owned() => place,
                 () = stop.cancelled() => break,
@@ -104,8 +104,8 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        // Out of files or memory: it passes, and a loop would not help it to.
-                        tracing::warn!(%error, "connection not accepted");
+                        // Out of files or memory: it passes, and a tight loop would not help.
+                        tracing::warn!(%error, "could not accept a connection");
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
                     }
@@ -136,7 +136,7 @@ async fn listen(address: &str) -> io::Result<TcpListener> {
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in tokio::net::lookup_host(address).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A port whose last server has just ended is free.
+        // Allows a port whose last server has just ended.
         socket.set_reuseaddr(true)?;
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
             Ok(listener) => return Ok(listener),
@@ -151,7 +151,7 @@ async fn shake_hands(tls: &TlsAcceptor, stream: TcpStream) -> Option<tokio_rustl
 }
 
 /// A request's body that knows whether it was read to its end. Many refusals do not wait for it. The connection ends
-/// with such an answer, and that must be announced: the client would send its next request into it.
+/// with such a response, and that must be announced: the client would send its next request into it.
 struct WatchedBody {
     body: Incoming,
     is_read: Arc<AtomicBool>,
@@ -211,7 +211,7 @@ async fn serve<S>(
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HEAD).pipeline_flush(true);
     let mut connection = std::pin::pin!(builder.serve_connection(stream, service).with_upgrades());
-    // A client that leaves in the middle is nothing to report.
+    // A client that disconnects is nothing to report.
     tokio::select! {
         _ = connection.as_mut() => return,
         () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
@@ -232,7 +232,7 @@ fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Takes as many open files as the host allows; returns how many of them connections may be.
+/// Raises the limit of open files as far as the host allows; returns how many of them connections may use.
 fn raise_file_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 768 };

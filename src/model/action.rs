@@ -43,7 +43,7 @@ transitions! {
 pub struct ActionFilter {
     pub kind: Option<ActionKind>,
     pub pod: Option<PodId>,
-    /// Of all pods that ever had this container's name.
+    /// Of all pods that ever had this container name.
     pub container_name: Option<String>,
     pub checkpoint: Option<CheckpointId>,
     /// Everybody's, for admins.
@@ -74,9 +74,9 @@ pub struct Action {
     /// Expected, while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
-    /// How long the pod stood still; still counting while it does.
+    /// How long the pod was frozen; counting while it is.
     pub frozen_ms: Option<u64>,
-    /// What is not in the checkpoint, or was not brought back.
+    /// What the checkpoint does not contain, or the restore did not bring back.
     pub losses: Vec<String>,
     pub error: Option<String>,
     /// The copy of its checkpoint in the remote store.
@@ -92,33 +92,33 @@ pub struct Action {
     pub journal: Journal,
 }
 
-/// What a later start of the daemon needs to know to settle an action.
+/// What a later start of the daemon needs to recover an action.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Journal {
     pub leave_running: LeaveRunning,
     pub container: Option<ContainerId>,
-    /// The container's restart rule afterwards.
+    /// The container's restart policy afterwards.
     pub restart: Option<RestartRule>,
-    /// That of a container that stays stopped where it is not brought back.
+    /// The policy of a container that stays stopped if it is not restored.
     #[serde(default)]
     pub restart_if_not: Option<RestartRule>,
-    /// The writable layer of a container that is brought back in place.
+    /// The writable layer of a container that is restored in place.
     pub upper: Option<PathBuf>,
     /// A restore makes a pod of its own.
     pub makes_pod: bool,
-    /// A copy in the remote store is asked for.
+    /// A copy in the remote store is requested.
     #[serde(default)]
     pub remote: bool,
-    /// Containers that took addresses for a moment: how many names were used.
+    /// How many names of placeholder containers were used, which hold addresses for a moment.
     #[serde(default)]
     pub placeholders: u32,
-    /// A bridge drops what is for the pod.
+    /// A bridge drops packets for the pod.
     #[serde(default, alias = "silenced")]
     pub held_traffic: Option<HeldTraffic>,
     /// Programs that are taken off their GPUs, or are to be put back on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuWork>,
-    /// Processes that were told to go on while they are frozen, and must be stopped again.
+    /// Processes that got SIGCONT while they are frozen, and must be stopped again.
     #[serde(default)]
     pub stopped: Vec<ProcessId>,
 }
@@ -141,7 +141,7 @@ impl Default for Journal {
     }
 }
 
-/// What has to be done with GPUs, for a later start of the daemon, too.
+/// What is to be done with GPUs; a later start of the daemon needs it too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GpuWork {
     pub program: PathBuf,
@@ -157,7 +157,7 @@ pub struct GpuWork {
 /// A process that uses CUDA.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProcess {
-    /// As the pod counts it.
+    /// Its PID inside the pod.
     pub pid: i32,
     pub name: String,
 }
@@ -168,7 +168,7 @@ impl GpuProcess {
     }
 }
 
-/// What is claimed, for a later start of the daemon, too.
+/// The hold on a pod's traffic; a later start of the daemon needs it too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldTraffic {
     pub bridge: String,

@@ -1,4 +1,4 @@
-//! The words of checkpoints: kinds, states, what is asked for and what is shown.
+//! The words of checkpoints: kinds, states, requests and views.
 //!
 //! A checkpoint. Its row is removed with its directory; one that could not be completed loses its row at once.
 //!
@@ -36,11 +36,11 @@ use super::{
 words! {
     /// What is saved.
     Kind, "kind of checkpoint" {
-        /// The processes; files as the pod has them when it is brought back.
+        /// The processes; files as the pod has them when it is restored.
         Simple = "simple",
         /// The processes and what the pod wrote into its file system.
         Rootfs = "rootfs",
-        /// The files alone; the pod starts from its beginning when it is brought back.
+        /// The files alone; the restored pod starts from its beginning.
         RootfsOnly = "rootfsonly",
     }
 }
@@ -56,7 +56,7 @@ impl Kind {
 }
 
 words! {
-    /// How a checkpoint's large files are packed.
+    /// How a checkpoint's large files are compressed.
     Compression, "compression" {
         None = "none",
         Zstd = "zstd",
@@ -69,7 +69,7 @@ words! {
     CheckpointStatus, "state of a checkpoint" {
         Creating = "creating",
         Ready = "ready",
-        /// To be deleted after a time; not restored from any more.
+        /// To be deleted after a time; no longer restored from.
         Deprecated = "deprecated",
         Deleting = "deleting",
     }
@@ -86,7 +86,7 @@ transitions! {
 }
 
 words! {
-    /// Who had a checkpoint made.
+    /// Who requested a checkpoint.
     Origin, "origin of a checkpoint" {
         /// People, by a request.
         Hand = "hand",
@@ -116,7 +116,7 @@ transitions! {
     }
 }
 
-/// Whether the pod goes on after it was saved.
+/// Whether the pod resumes after its checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LeaveRunning {
     Yes,
@@ -128,7 +128,7 @@ pub enum LeaveRunning {
 #[serde(transparent)]
 pub struct CheckpointName(String);
 
-/// Why a text is no name of a checkpoint.
+/// Why a text is not a checkpoint's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a checkpoint's name has 1 to 64 letters, digits and '.', '_', '-' and starts with a letter or digit")]
 pub struct CheckpointNameError;
@@ -150,7 +150,7 @@ impl FromStr for CheckpointName {
     }
 }
 
-/// What is asked for.
+/// A request for a checkpoint.
 #[derive(Clone, Debug)]
 pub struct NewCheckpoint {
     pub kind: Kind,
@@ -159,27 +159,27 @@ pub struct NewCheckpoint {
     pub name: Option<CheckpointName>,
     pub reason: Option<String>,
     pub origin: Origin,
-    /// A copy in the remote store is asked for.
+    /// A copy in the remote store is requested.
     pub remote: bool,
-    /// Threads for it, where the caller wants fewer than the host would take.
+    /// Threads for it, if the caller wants fewer than the host would use.
     pub streams: Option<usize>,
 }
 
-/// What is to be brought back: the checkpoint, or the newest of the pod.
+/// What to restore: the checkpoint, or the newest of the pod.
 #[derive(Clone, Debug)]
 pub struct NewRestore {
     pub checkpoint: Option<CheckpointId>,
     pub pod: Option<PodRef>,
     /// `None` = under its own name.
     pub restore_as: Option<InstanceName>,
-    /// `None` = what goes: kept where nobody else has them.
+    /// `None` = as far as possible: kept if nobody else has them.
     pub connections: Option<Connections>,
 }
 
-/// What is to become of TCP connections that were open.
+/// What happens to TCP connections that were open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
-    /// They go on, or the restore fails.
+    /// They continue, or the restore fails.
     Keep,
     Close,
 }
@@ -197,7 +197,7 @@ pub struct Checkpoint {
     pub name: Option<CheckpointName>,
     pub reason: Option<String>,
     pub status: CheckpointStatus,
-    /// Bytes that it takes; expected ones while it is made.
+    /// Bytes that it takes; the expected size while it is made.
     pub size: u64,
     /// The image's id.
     pub image: String,
@@ -238,11 +238,11 @@ impl Copy {
         Self { checkpoint, user, store, status: CopyStatus::Queued, attempts: 0, error: None, due_at: 0 }
     }
 
-    /// As people see it.
+    /// The state as people see it.
     pub fn words(&self) -> String {
         match (&self.error, self.status) {
             (Some(error), CopyStatus::Failed) => {
-                format!("failed: {error}; tried again at {}", rfc3339(self.due_at))
+                format!("failed: {error}; next try at {}", rfc3339(self.due_at))
             }
             (_, status) => status.to_string(),
         }
@@ -255,7 +255,7 @@ pub struct CopyView {
     /// `queued`, `copying`, `copied`, or `failed` and why.
     #[serde(rename = "remote")]
     pub state: String,
-    /// Bytes that are there, of all that there are to be; while it is made.
+    /// Bytes copied so far; only while it is made.
     #[serde(rename = "remote_bytes", skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     #[serde(rename = "remote_total_bytes", skip_serializing_if = "Option::is_none")]
@@ -278,7 +278,7 @@ mod tests {
             assert_eq!(kind.as_str().parse::<Kind>().unwrap(), *kind);
         }
         let error = "full".parse::<Kind>().unwrap_err().to_string();
-        assert_eq!(error, "\"full\" is no kind of checkpoint; there are: simple, rootfs, rootfsonly");
+        assert_eq!(error, "\"full\" is not a valid kind of checkpoint; expected one of: simple, rootfs, rootfsonly");
     }
 
     #[test]

@@ -48,7 +48,7 @@ words! {
         Draining = "draining",
         Drained = "drained",
         Undraining = "undraining",
-        /// Over, but for pods that did not come back.
+        /// Over, but some pods were not restored.
         Ended = "ended",
     }
 }
@@ -64,19 +64,19 @@ transitions! {
 
 words! {
     DrainedState, "state of a drained pod" {
-        /// It runs, and its turn comes.
+        /// Running, and waiting for its turn.
         Waiting = "waiting",
         Saving = "saving",
         /// Saved and stopped.
         Saved = "saved",
         Stopping = "stopping",
-        /// Stopped plainly: it could not be saved.
+        /// Stopped without a checkpoint: it could not be saved.
         Stopped = "stopped",
         /// Left running: it could not be saved.
         Running = "running",
         Returning = "returning",
         Back = "back",
-        /// Did not come back.
+        /// Was not restored.
         Failed = "failed",
     }
 }
@@ -99,15 +99,15 @@ transitions! {
 #[derive(Clone, Debug)]
 pub struct Drain {
     pub state: DrainState,
-    /// Who asked, and from where.
+    /// Who requested it, and from where.
     pub actor: String,
     pub source: String,
     pub reason: String,
-    /// Pods that cannot be saved are stopped all the same.
+    /// Pods that cannot be saved are stopped nevertheless.
     pub forced: bool,
-    /// The host goes down: the next start brings the pods back.
+    /// The host goes down: the next start restores the pods.
     pub shutdown: bool,
-    /// The kernel's id of the boot in which it was asked for.
+    /// The kernel's boot id when it was requested.
     pub boot: String,
     /// Milliseconds since 1970.
     pub begun_at: i64,
@@ -124,7 +124,7 @@ impl Drain {
         let (by, since) = (&self.actor, rfc3339(self.begun_at));
         match self.state {
             DrainState::Undraining => format!(
-                "pods are being brought back after maintenance ({}); pods can be created, started and restored again when all are back",
+                "pods are being restored after maintenance ({}); pods can be created, started and restored again when all are back",
                 self.reason
             ),
             _ => format!(
@@ -143,33 +143,33 @@ pub struct DrainedPod {
     pub instance: InstanceName,
     pub container_name: String,
     pub state: DrainedState,
-    /// The checkpoint or restore under way, or the last.
+    /// The checkpoint or restore in progress, or the last one.
     pub action: Option<ActionId>,
-    /// What it is to come back from. `None` = it is started plainly.
+    /// The checkpoint to restore it from. `None` = it is started without one.
     pub checkpoint: Option<CheckpointId>,
     pub reason: Option<String>,
 }
 
 impl DrainedPod {
-    /// What it is while it is stopped.
+    /// Its state while it is stopped.
     pub fn stopped_state(&self) -> DrainedState {
         if self.checkpoint.is_some() { DrainedState::Saved } else { DrainedState::Stopped }
     }
 }
 
-/// What is asked for.
+/// A request for a drain.
 #[derive(Clone, Debug)]
 pub struct NewDrain {
-    /// Why, in words that members are told.
+    /// The reason, as members see it.
     pub reason: String,
     pub forced: bool,
     pub shutdown: bool,
 }
 
-/// How far a drain is.
+/// The progress of a drain.
 #[derive(Clone, Debug, Serialize)]
 pub struct DrainStatus {
-    /// `None` = none is in force and none has left anything.
+    /// `None` = none is in force, and none has left anything.
     pub state: Option<DrainState>,
     pub by: Option<String>,
     pub since: Option<String>,
@@ -179,7 +179,7 @@ pub struct DrainStatus {
     pub pods: Vec<DrainedView>,
 }
 
-/// One pod in it.
+/// One pod in the drain.
 #[derive(Clone, Debug, Serialize)]
 pub struct DrainedView {
     pub user: UserName,
@@ -187,9 +187,9 @@ pub struct DrainedView {
     pub name: String,
     pub state: DrainedState,
     pub checkpoint: Option<CheckpointId>,
-    /// While it is saved or brought back.
+    /// While it is saved or restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Why it could not be saved, or did not come back.
+    /// Why it could not be saved, or was not restored.
     pub reason: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! The rows of the database and the words of the domain: ids, names, quantities, quotas, states, times.
 //!
-//! The bottom of the house: pure values that every layer shares, the client included. No I/O, no async, no SQL.
+//! The lowest layer: pure values that every layer shares, the client included. No I/O, no async, no SQL.
 
 pub mod action;
 pub mod agent;

@@ -1,33 +1,37 @@
 //! The phases of checkpoints and restores, in one table each. A phase is written into the action's row before it
-//! begins, so that a later start knows what may have been done; [`super::recover`] settles from there.
+//! begins, so that a later start knows what may have been done; [`crate::checkpoint::job`] recovers from there.
 //!
 //! A checkpoint:
 //!
-//! | phase | what is done | the pod | undone by |
+//! | phase | what is done | the pod | rolled back by |
 //! | --- | --- | --- | --- |
-//! | preflight | the restart rule is set to `no` where the pod is to be stopped | runs | the rule |
-//! | gpu-off | only with programs on a GPU: `cuda-checkpoint` locks them all, then takes their memory off the GPUs | runs, but for what asks CUDA | restore and unlock, in reverse |
-//! | pause | `docker pause`, its network's ports disabled | stands still | the ports, `docker unpause` |
-//! | dump | runc has CRIU write the processes into a directory `.tmp-ID` | stands still | CRIU's end, the network lock removed, unpause |
-//! | rootfs | the writable layer into an archive | stands still | unpause |
-//! | resume | the ports, `docker unpause` (leave running) | goes on | |
-//! | gpu-on | after gpu-off: restore and unlock, in reverse | goes on | |
-//! | hash | BLAKE3 and fsync of every file | goes on; stands still if it is to be stopped | unpause |
-//! | commit | the manifest, fsync, the directory gets its name | as before | nothing: it is complete |
-//! | stop | `docker kill` while it stands still | ends | nothing: it is ended at the next start |
-//! | compress | the large files packed, the manifest replaced | | the files that the manifest does not name |
+//! | preflight | the restart policy is set to `no` if the pod is to be stopped | runs | the old policy |
+//! | gpu-off | only with programs on a GPU: `cuda-checkpoint` locks them all, then copies their memory off the GPUs |
+//! runs, but CUDA calls block | restore and unlock, in reverse |
+//! | pause | `docker pause`, its network's ports disabled | is frozen | the ports, `docker unpause` |
+//! | dump | runc has CRIU write the processes into a directory `.tmp-ID` | is frozen | CRIU's end, the network lock
+//! removed, unpause |
+//! | rootfs | the writable layer into an archive | is frozen | unpause |
+//! | resume | the ports, `docker unpause` (leave running) | runs | |
+//! | gpu-on | after gpu-off: restore and unlock, in reverse | runs | |
+//! | hash | BLAKE3 and fsync of every file | runs; is frozen if it is to be stopped | unpause |
+//! | commit | the manifest, fsync, the directory gets its final name | as before | nothing: it is complete |
+//! | stop | `docker kill` while it is frozen | ends | nothing: it is ended at the next start |
+//! | compress | the large files compressed, the manifest replaced | | the files that the manifest does not name |
 //!
 //! A restore:
 //!
-//! | phase | what is done | undone by |
+//! | phase | what is done | rolled back by |
 //! | --- | --- | --- |
-//! | verify | the manifest, every file's size and hash; nothing is touched before | |
-//! | fetch | only where the directory is gone or damaged and has a copy: what is missing, from the remote store | what is whole stays |
-//! | prepare | container (under another name), the writable layer put aside and made anew, packed files unpacked | the layer put back, or the container removed |
-//! | start | the engine starts the container from the images | what was started killed, then as above |
+//! | verify | the manifest, every file's size and hash; nothing is changed before | |
+//! | fetch | only if the directory is gone or damaged and has a copy: downloads what is missing from the remote store |
+//! what is complete stays |
+//! | prepare | container (under another name), the writable layer moved aside and created again, compressed files
+//! unpacked | the layer put back, or the container removed |
+//! | start | the engine starts the container from the images | what was started is killed, then as above |
 //! | gpu-on | only with programs on a GPU: `cuda-checkpoint` restores and unlocks them | as above |
-//! | check | it lives | as above |
-//! | clean | what was put aside, the engine's copies | |
+//! | check | whether it lives | as above |
+//! | clean | removes what was moved aside, and the engine's copies | |
 
 use super::{
     checkpoint::{Kind, LeaveRunning},
@@ -56,42 +60,42 @@ words! {
     }
 }
 
-/// What makes a difference to the phases of a checkpoint.
+/// What decides about the phases of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
     pub kind: Kind,
     pub leave_running: LeaveRunning,
-    /// The pod runs; else only its files are saved.
+    /// The pod runs; otherwise only its files are saved.
     pub runs: bool,
     pub compresses: bool,
-    /// Programs of it use GPUs.
+    /// Some of its programs use GPUs.
     pub has_gpus: bool,
 }
 
 impl Phase {
-    /// The phases of a checkpoint, in their order.
+    /// The phases of a checkpoint, in order.
     pub fn of_checkpoint(circumstances: Circumstances) -> Vec<Self> {
         let Circumstances { kind, leave_running, runs, compresses, has_gpus } = circumstances;
-        let goes_on = leave_running == LeaveRunning::Yes;
+        let resumes = leave_running == LeaveRunning::Yes;
         let has_gpus = has_gpus && runs && kind.has_processes();
         let steps = [
             (Self::Preflight, true),
-            // While the pod runs: NVIDIA's program has a thread of each process do it.
+            // While the pod runs: cuda-checkpoint has a thread of each process do it.
             (Self::GpuOff, has_gpus),
             (Self::Pause, runs),
             (Self::Dump, runs && kind.has_processes()),
             (Self::Rootfs, kind.has_files()),
-            (Self::Resume, runs && goes_on),
-            (Self::GpuOn, has_gpus && goes_on),
+            (Self::Resume, runs && resumes),
+            (Self::GpuOn, has_gpus && resumes),
             (Self::Hash, true),
             (Self::Commit, true),
-            (Self::Stop, runs && !goes_on),
+            (Self::Stop, runs && !resumes),
             (Self::Compress, compresses),
         ];
         steps.into_iter().filter_map(|(phase, wanted)| wanted.then_some(phase)).collect()
     }
 
-    /// The phases of a restore, in their order.
+    /// The phases of a restore, in order.
     pub fn of_restore(has_gpus: bool) -> Vec<Self> {
         let mut phases = vec![Self::Verify, Self::Prepare, Self::Start];
         phases.extend(has_gpus.then_some(Self::GpuOn));
@@ -104,25 +108,25 @@ impl Phase {
         format!("{of}-{self}")
     }
 
-    /// What was being done, for sentences like "pody was ended while it …".
+    /// What was being done, for sentences like "pody was stopped while it …".
     pub fn doing(self) -> &'static str {
         match self {
             Self::Preflight => "prepared the checkpoint",
-            Self::GpuOff => "took the pod's memory off its GPUs",
+            Self::GpuOff => "copied the pod's memory off its GPUs",
             Self::Pause => "paused the pod",
             Self::Dump => "saved the processes",
             Self::Rootfs => "saved the files",
-            Self::Resume => "let the pod go on",
+            Self::Resume => "resumed the pod",
             Self::GpuOn => "gave the pod's programs their GPUs back",
             Self::Hash => "hashed the checkpoint",
             Self::Commit => "completed the checkpoint",
             Self::Stop => "stopped the pod",
-            Self::Compress => "packed the checkpoint",
+            Self::Compress => "compressed the checkpoint",
             Self::Verify => "verified the checkpoint",
-            Self::Fetch => "fetched the checkpoint",
+            Self::Fetch => "downloaded the checkpoint",
             Self::Prepare => "prepared the pod's files",
-            Self::Start => "brought the processes back",
-            Self::Check => "looked whether the pod lives",
+            Self::Start => "restored the processes",
+            Self::Check => "checked whether the pod lives",
             Self::Clean => "cleaned up",
         }
     }
@@ -158,12 +162,12 @@ mod tests {
     }
 
     #[test]
-    fn memory_leaves_the_gpus_before_the_pause_and_comes_back_after_it() {
+    fn memory_leaves_the_gpus_before_the_pause_and_returns_after_it() {
         use LeaveRunning::{No, Yes};
         let gpus = |kind, leave_running, runs| shown(kind, leave_running, runs, false, true);
         assert_eq!(gpus(Kind::Rootfs, Yes, true), "preflight gpu-off pause dump rootfs resume gpu-on hash commit");
         assert_eq!(gpus(Kind::Simple, No, true), "preflight gpu-off pause dump hash commit stop");
-        // Files alone do not concern them.
+        // Files alone do not involve them.
         assert_eq!(gpus(Kind::RootfsOnly, Yes, true), "preflight pause rootfs resume hash commit");
         let words =
             |has_gpus| Phase::of_restore(has_gpus).iter().map(|phase| phase.as_str()).collect::<Vec<_>>().join(" ");

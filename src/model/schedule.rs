@@ -20,18 +20,18 @@ pub const MOST: u32 = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interval(pub i64);
 
-/// Why a text is no interval.
+/// Why a text is not an interval.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no interval; write a whole number with m, h, d or w, at most a year, for example 6h")]
+#[error("{0:?} is not an interval; write a whole number with m, h, d or w, at most a year, for example 6h")]
 pub struct IntervalError(String);
 
-/// How many checkpoints stay, 1 to 100.
+/// How many checkpoints are kept, 1 to 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep(pub u32);
 
-/// Why a text is no such number.
+/// Why a text is not such a number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no number of checkpoints to keep; write one from 1 to {MOST}, for example 4")]
+#[error("{0:?} is not a number of checkpoints to keep; write one from 1 to {MOST}, for example 4")]
 pub struct KeepError(String);
 
 /// A whole schedule in words.
@@ -41,10 +41,10 @@ pub struct Rule {
     pub keep: Keep,
 }
 
-/// Why a text is no schedule.
+/// Why a text is not a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    #[error("a schedule reads \"every INTERVAL keep COUNT\", for example \"every 6h keep 4\"; this reads {0:?}")]
+    #[error("a schedule has the form \"every INTERVAL keep COUNT\", for example \"every 6h keep 4\"; this is {0:?}")]
     Form(String),
     #[error(transparent)]
     Interval(#[from] IntervalError),
@@ -78,7 +78,7 @@ impl FromStr for Interval {
 }
 
 impl fmt::Display for Interval {
-    /// In the largest unit that goes into it.
+    /// In the largest unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(7 * 86_400, 'w'), (86_400, 'd'), (3600, 'h'), (60, 'm'), (1, 's')];
         let (size, unit) = units.into_iter().find(|(size, _)| self.0 % size == 0).unwrap_or((1, 's'));
@@ -131,16 +131,16 @@ pub struct Schedule {
     /// Seconds.
     pub every: i64,
     pub keep: u32,
-    /// Milliseconds since 1970, as the other times.
+    /// Milliseconds since 1970, like the other times.
     pub next_at: i64,
-    /// The last checkpoint's begin.
+    /// When the last checkpoint began.
     pub last_at: Option<i64>,
     pub last_checkpoint: Option<CheckpointId>,
-    /// Why there was none the last time.
+    /// Why no checkpoint was made the last time.
     pub last_error: Option<String>,
-    /// The action under way.
+    /// The action in progress.
     pub action: Option<ActionId>,
-    /// What goes for its checkpoint once that is complete, because of the quota.
+    /// Which checkpoints are deleted once its checkpoint is complete, because of the quota.
     pub replaces: Vec<CheckpointId>,
 }
 
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_schedule_is_told_with_an_example() {
+    fn a_bad_schedule_is_refused_with_an_example() {
         for (text, rule) in [("every 6h keep 4", "every 6h keep 4"), (" Every  120m KEEP 100 ", "every 2h keep 100")] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), rule);
         }

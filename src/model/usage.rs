@@ -1,4 +1,4 @@
-//! What was used: buckets, subjects, amounts.
+//! Usage: buckets, subjects, amounts.
 
 use serde::Serialize;
 

@@ -53,7 +53,7 @@ macro_rules! words {
 
 /// Why a text is not one of a few words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no {what}; there are: {}", .known.join(", "))]
+#[error("{text:?} is not a valid {what}; expected one of: {}", .known.join(", "))]
 pub struct UnknownWord {
     pub text: String,
     pub what: &'static str,

@@ -109,7 +109,7 @@ impl Pods {
         let was_lost = match self.gpu_access.get(pod.id) {
             Some(seen) => seen.trouble.is_some(),
             // Reported before the daemon was restarted.
-            None => self.was_told_of_loss(pod).await?,
+            None => self.was_loss_recorded(pod).await?,
         };
         if was_lost != trouble.is_some() {
             let (action, level, message) = match &trouble {
@@ -130,7 +130,7 @@ impl Pods {
     }
 
     /// Whether the last recorded event about its GPUs is their loss.
-    async fn was_told_of_loss(&self, pod: &Pod) -> Result<bool, DbError> {
+    async fn was_loss_recorded(&self, pod: &Pod) -> Result<bool, DbError> {
         let (user, object, since) = (pod.user.clone(), pod.container_name.clone(), pod.created_at);
         let last = self.db.read(move |tx| tx.last_event_of(&user, &object, [LOST, BACK], since)).await?;
         Ok(last.is_some_and(|action| action == LOST))

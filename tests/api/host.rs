@@ -29,7 +29,7 @@ fn gpus_are_selected_by_index() {
     400
     {
       "code": "bad_request",
-      "detail": "id: \"x\" is no index of a GPU; write 0 or 0,1"
+      "detail": "id: \"x\" is not a GPU index; write 0 or 0,1"
     }
     "#);
     assert_snapshot!(server.anon().get("/host/gpu-ps"), @r#"

@@ -120,7 +120,7 @@ fn help_finds_one_route_or_a_prefix() {
           }
         ],
         "path": "/user/tokens/create",
-        "summary": "make a bearer token; it is shown once"
+        "summary": "create a bearer token; it is shown once"
       },
       {
         "methods": [
@@ -133,7 +133,7 @@ fn help_finds_one_route_or_a_prefix() {
           }
         ],
         "path": "/user/tokens/revoke",
-        "summary": "end a bearer token"
+        "summary": "revoke a bearer token"
       }
     ]
     "#);

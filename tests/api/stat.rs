@@ -17,14 +17,14 @@ fn usage_is_split_and_formatted_as_requested() {
     400
     {
       "code": "bad_request",
-      "detail": "by: \"week\" is none of user, pod, gpu, hour, day; several go with commas"
+      "detail": "by: \"week\" is not one of user, pod, gpu, hour, day; separate several with commas"
     }
     "#);
     assert_snapshot!(alice.get("/stat/usage?format=xml"), @r#"
     400
     {
       "code": "bad_request",
-      "detail": "format: \"xml\" is none; there are json and csv"
+      "detail": "format: \"xml\" is not a format; use json or csv"
     }
     "#);
     assert_eq!(alice.get("/stat/usage?t=x").status, 400);

@@ -130,7 +130,7 @@ fn a_restore_protects_its_checkpoint_and_excludes_a_second_restore() {
     let action = begun.json()["id"].as_str().unwrap().to_owned();
     let second = alice.post("/pod/restore?ins=main");
     assert_eq!(second.status, 409, "{second}");
-    assert!(second.detail().contains(&format!("`pody actions --follow {action}` shows how far it is")), "{second}");
+    assert!(second.detail().contains(&format!("`pody actions --follow {action}` shows its progress")), "{second}");
     let refused = alice.post(&format!("/checkpoint/delete?checkpoint={id}"));
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.detail().contains("in use by a checkpoint or restore in progress"), "{refused}");
@@ -185,7 +185,7 @@ fn a_criu_log_that_a_full_disk_cut_off_is_reported_as_a_full_disk() {
         let (phase, cause) = error.split_once(": ").unwrap_or_default();
         assert!(matches!(phase, "dump" | "hash"), "{room}: {error}");
         assert!(cause.starts_with(&format!("the disk is full: {place}")), "{room}: {error}");
-        assert!(error.contains("make room there"), "{room}: {error}");
+        assert!(error.contains("free space there"), "{room}: {error}");
         assert_eq!(status(&alice, "main"), "running");
         std::fs::remove_file(disk.path().join("filler")).unwrap();
     }

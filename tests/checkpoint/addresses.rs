@@ -63,7 +63,7 @@ fn programs_bound_to_the_pods_own_address_keep_working_with_another() {
     create(&alice, "other");
     let restored = done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
     let is_another = address(&server, "main") != then;
-    assert_eq!(restored["losses"].to_string().contains("is reached inside the pod only"), is_another, "{restored}");
+    assert_eq!(restored["losses"].to_string().contains("is reachable only inside the pod"), is_another, "{restored}");
     assert!(!restored["losses"].to_string().contains("were closed"), "{restored}");
     keeps_talking(&alice, "main");
 

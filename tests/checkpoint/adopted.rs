@@ -103,7 +103,9 @@ fn a_container_of_a_normal_user_is_checkpointed_or_refused_with_the_reason() {
         assert_eq!(refused.status, 409, "{refused}");
         let said = refused.detail();
         assert!(
-            said.contains("sleep[1] runs as a normal user, and this host does not grant CAP_SYS_RESOURCE"),
+            said.contains(
+                "sleep[1] runs as a normal user, and saving it needs CAP_SYS_RESOURCE, which this host does not grant"
+            ),
             "{said}"
         );
     }

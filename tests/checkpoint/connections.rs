@@ -218,7 +218,7 @@ fn an_address_that_another_container_got_stays_with_it() {
     docker(&["rm", "-f", &other]);
     assert_eq!(of_other, then);
     let losses = restored["losses"].to_string();
-    let why = format!("were closed: the pod's address of then, {then}, cannot be had: another container has it now");
+    let why = format!("were closed: the pod's original address {then} is not available: another container has it now");
     assert!(losses.contains(&why), "{losses}");
     assert_ne!(address(&server, "main"), then);
     eventually(PATIENCE, "the program notices", || said(&alice, "main") == "closed");
@@ -374,7 +374,7 @@ fn on_the_default_bridge_the_address_is_restored_or_the_loss_is_reported() {
         assert_eq!(restored["losses"].to_string(), "[]");
         keeps_talking(&alice, "main");
     } else {
-        assert!(restored["losses"].to_string().contains("cannot be had"), "{restored}");
+        assert!(restored["losses"].to_string().contains("is not available"), "{restored}");
         eventually(PATIENCE, "the program notices", || said(&alice, "main") == "closed");
     }
     assert_clean(&server);

@@ -88,7 +88,7 @@ fn damaged_files_are_refused_by_name() {
             &|| {
                 fs::copy(folder(&server, &foreign).join("manifest.json"), path.join("manifest.json")).unwrap();
             },
-            format!("manifest.json: it is that of checkpoint {foreign}"),
+            format!("manifest.json: it belongs to checkpoint {foreign}"),
         ),
         (
             "a link in place of a file",
@@ -96,7 +96,7 @@ fn damaged_files_are_refused_by_name() {
                 fs::rename(&image, path.join("elsewhere")).unwrap();
                 std::os::unix::fs::symlink(path.join("elsewhere"), &image).unwrap();
             },
-            format!("{name}: it is no file"),
+            format!("{name}: it is not a regular file"),
         ),
     ];
     for (what, damage, named) in damages {
@@ -110,7 +110,7 @@ fn damaged_files_are_refused_by_name() {
     // It also contains the owner.
     let manifest = fs::read_to_string(path.join("manifest.json")).unwrap();
     fs::write(path.join("manifest.json"), manifest.replace("\"user\": \"alice\"", "\"user\": \"bob\"")).unwrap();
-    assert!(restore(&alice, &id).contains("it is bob's"));
+    assert!(restore(&alice, &id).contains("it belongs to bob"));
     fs::write(path.join("manifest.json"), manifest).unwrap();
 
     // Whole again, it works.
@@ -146,7 +146,7 @@ fn a_restore_that_fails_rolls_the_files_back() {
     let action = wait(&alice, &alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).ok());
     assert_eq!((action["status"].as_str(), action["phase"].as_str()), (Some("error"), Some("start")), "{action}");
     let error = action["error"].as_str().unwrap();
-    assert!(error.contains("a file on a volume changed since the checkpoint"), "{error}");
+    assert!(error.contains("a file on a volume that a program had open has changed since the checkpoint"), "{error}");
     assert_clean(&server);
     alice.post("/pod/start?ins=main").ok();
     assert_eq!(exec(&alice, "main", "cat /root/later"), "later");

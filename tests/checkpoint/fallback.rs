@@ -18,7 +18,7 @@ fn start_without_runc() -> Option<Server> {
 
 #[track_caller]
 fn was_the_engine(server: &Server, times: usize) {
-    let said = server.log().matches("the engine writes the processes").count();
+    let said = server.log().matches("the engine dumps the processes").count();
     assert_eq!(said, times, "{}", server.log());
 }
 

@@ -88,7 +88,7 @@ fn killed_in_checkpoint(phase: &str, leave_running: bool, complete: bool) {
         assert_eq!((action.as_str(), kept), ("done", 1), "{error}");
     } else {
         assert_eq!((action.as_str(), kept), ("error", 0));
-        assert!(error.starts_with(&format!("{phase}: pody was ended while it")), "{error}");
+        assert!(error.starts_with(&format!("{phase}: pody was stopped while it")), "{error}");
     }
     if complete && !leave_running {
         assert_eq!(status(&alice, "main"), "exited");

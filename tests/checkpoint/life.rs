@@ -367,7 +367,7 @@ print('ready')
     run_python(&alice, "main", "names", program);
     let verdict = alice.get("/checkpoint/check?ins=main").ok().json();
     let losses: Vec<&str> = verdict["losses"].as_array().unwrap().iter().map(|loss| loss.as_str().unwrap()).collect();
-    assert!(losses.len() == 1 && losses[0].contains("/long was given its name after it was bound"), "{losses:?}");
+    assert!(losses.len() == 1 && losses[0].contains("/long was renamed after it was bound"), "{losses:?}");
     let connect = r#"python3 -c "
 import socket
 for path in ['/root/linked', '/root/renamed', '/dev/shm/in memory', '/root/relative', '/root/plain']:

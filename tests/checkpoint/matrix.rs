@@ -122,7 +122,7 @@ big.seek(0); assert big.read() == b'b' * (3 << 20)
 ",
     },
     Row {
-        name: "memory_file_systems",
+        name: "tmpfs_mounts",
         setup: "
 import hashlib
 for d in ('/dev/shm', '/scratch'):

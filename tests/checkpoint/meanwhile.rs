@@ -85,7 +85,7 @@ fn a_checkpoint_fails_if_its_pod_is_unpaused_by_others() {
         docker(&["unpause", &container]);
         let action = wait(&alice, &begun);
         let why = action["error"].as_str().unwrap_or_default();
-        assert!(why.starts_with("rootfs: ") && why.contains("was let go while it was saved"), "{action}");
+        assert!(why.starts_with("rootfs: ") && why.contains("was unpaused during the checkpoint"), "{action}");
         let (from, _) = count(&alice, "main");
         keeps_counting(&alice, "main", from);
         assert_eq!(docker(&["inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", &container]), "always");

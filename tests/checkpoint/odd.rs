@@ -122,7 +122,7 @@ fn a_path_that_is_too_long_is_refused_before_the_pause() {
     let refused = alice.post("/pod/checkpoint?ins=main");
     assert_eq!(refused.status, 409, "{refused}");
     assert!(
-        refused.detail().contains("it has a path of more than 4096 bytes") && refused.text().len() < 1000,
+        refused.detail().contains("it has a path longer than 4096 bytes") && refused.text().len() < 1000,
         "{refused}"
     );
     // A checkpoint of memory alone has no paths.
@@ -154,7 +154,7 @@ fn a_program_without_its_first_thread_is_refused_by_name() {
     let refused = alice.post("/pod/checkpoint?ins=main");
     assert_eq!(refused.status, 409, "{refused}");
     let told = refused.detail();
-    assert!(told.contains("python3[") && told.contains("goes on without its first thread"), "{refused}");
+    assert!(told.contains("python3[") && told.contains("runs without its first thread"), "{refused}");
     delete(&alice, "main");
 }
 
@@ -177,14 +177,14 @@ fn a_deleted_directory_with_a_successor_is_refused_and_one_without_is_restored()
         exec(&alice, "main", successor);
         let refused = alice.post("/pod/checkpoint?ins=main&leave_running=false");
         assert_eq!(refused.status, 409, "{refused}");
-        assert!(refused.detail().contains("is in a folder that was deleted (/root/build)"), "{refused}");
+        assert!(refused.detail().contains("works in the deleted folder /root/build"), "{refused}");
     }
     exec(&alice, "main", "rm /root/build");
     // Two deleted directories of the same name.
     stand("/root/build");
     exec(&alice, "main", "rm -r /root/build");
     let refused = alice.post("/pod/checkpoint?ins=main");
-    assert!(refused.status == 409 && refused.detail().contains("there is another of that name"), "{refused}");
+    assert!(refused.status == 409 && refused.detail().contains("another of that name exists"), "{refused}");
     assert_clean(&server);
     delete(&alice, "main");
     delete_checkpoints(&alice);

@@ -256,7 +256,7 @@ const CANNOT: &[(&str, &str, &str)] = &[
     (
         "no_file",
         "import os, subprocess\nfd = os.memfd_create('mine', 0)\nos.write(fd, open('/bin/sleep', 'rb').read())\nsubprocess.Popen(['/proc/self/fd/%d' % fd, '100000'], pass_fds=[fd])",
-        "runs a program that is no file (/memfd:mine",
+        "runs a program that has no file (/memfd:mine",
     ),
     (
         "queue",
@@ -266,19 +266,19 @@ const CANNOT: &[(&str, &str, &str)] = &[
     (
         "waiting",
         "import socket\nl = socket.create_server(('127.0.0.1', 7020))\nc = socket.create_connection(('127.0.0.1', 7020))",
-        "has not accepted a connection that waits for it",
+        "has not accepted a waiting connection",
     ),
     (
         "waiting_unix",
         "import socket\nl = socket.socket(socket.AF_UNIX)\nl.bind('/root/waiting')\nl.listen()\nc = socket.socket(socket.AF_UNIX)\nc.connect('/root/waiting')",
-        "has not accepted a connection that waits for it",
+        "has not accepted a waiting connection",
     ),
-    ("terminals", "import pty\nkept = [pty.openpty() for _ in range(40)]", "those above 31 cannot be brought back"),
+    ("terminals", "import pty\nkept = [pty.openpty() for _ in range(40)]", "terminals above 31 cannot be restored"),
     ("packets", "import os\nr, w = os.pipe2(os.O_DIRECT)", "has a pipe with packets (O_DIRECT)"),
     (
         "unread",
         "import socket, struct\ns = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\ns.send(struct.pack('IHHIIBxHiII', 32, 18, 0x301, 1, 0, 0, 0, 0, 0, 0))",
-        "has not read a message of the kernel's (netlink)",
+        "has not read a message from the kernel (netlink)",
     ),
 ];
 

@@ -121,9 +121,9 @@ fn a_pod_is_restored_from_a_copy_in_a_directory_when_the_checkpoint_is_lost() {
     bad[good.len() / 2] ^= 1;
     let manifest = fs::read(there.join("manifest.json")).unwrap();
     let damages: [(&dyn Fn(), String); 3] = [
-        (&|| fs::write(&image, &bad).unwrap(), format!("{name}: of its copy in the remote store: its content changed")),
-        (&|| fs::write(&image, &good[..1000]).unwrap(), format!("{name}: of its copy in the remote store: expected")),
-        (&|| fs::remove_file(&image).unwrap(), format!("{name}: it is missing in the remote store, too")),
+        (&|| fs::write(&image, &bad).unwrap(), format!("{name}: in its copy in the remote store: its content changed")),
+        (&|| fs::write(&image, &good[..1000]).unwrap(), format!("{name}: in its copy in the remote store: expected")),
+        (&|| fs::remove_file(&image).unwrap(), format!("{name}: it is also missing in the remote store")),
     ];
     for (damage, words) in damages {
         fs::remove_dir_all(&here).unwrap();
@@ -139,7 +139,7 @@ fn a_pod_is_restored_from_a_copy_in_a_directory_when_the_checkpoint_is_lost() {
     let other = serde_json::to_vec_pretty(&other).unwrap();
     for (text, hash, words) in [
         (&manifest[1..], None, "its content changed"),
-        (&other[..], Some(blake3::hash(&other).to_hex().to_string()), "it is bob's"),
+        (&other[..], Some(blake3::hash(&other).to_hex().to_string()), "it belongs to bob"),
     ] {
         let _ = fs::remove_dir_all(&here);
         fs::write(there.join("manifest.json"), text).unwrap();
@@ -154,7 +154,7 @@ fn a_pod_is_restored_from_a_copy_in_a_directory_when_the_checkpoint_is_lost() {
     fs::remove_file(there.join("manifest.json")).unwrap();
     let answer = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!(answer.status, 409, "{answer}");
-    for words in ["is damaged (manifest.json: ", "it is missing in the remote store, too", "it was not started"] {
+    for words in ["is damaged (manifest.json: ", "it is also missing in the remote store", "it was not started"] {
         assert!(answer.detail().contains(words), "{answer}");
     }
     assert_clean(&server);
@@ -283,7 +283,7 @@ fn a_copy_to_a_failing_store_is_retried() {
         let id = save(&alice, "ins=main&remote=true");
         eventually(PATIENCE, "it has failed", || remote(&alice, &id).starts_with(words));
         let told = remote(&alice, &id);
-        assert!(told.contains("tried again at") && !told.contains(&s3.secret()), "{told}");
+        assert!(told.contains("next try at") && !told.contains(&s3.secret()), "{told}");
         // The local checkpoint is not affected.
         assert_eq!(row(&alice, &id)["status"], "ready");
         s3.set(WayState::Open);
@@ -480,7 +480,7 @@ fn fetch_killed_at(point: &str) {
             eventually(PATIENCE, "the action has ended", || {
                 server.count("SELECT count(*) FROM actions WHERE status = 'running'") == 0
             });
-            let query = "SELECT count(*) FROM actions WHERE error LIKE 'fetch: pody was ended while it fetched%'";
+            let query = "SELECT count(*) FROM actions WHERE error LIKE 'fetch: pody was stopped while it downloaded%'";
             assert_eq!(server.count(query), 1);
             assert_eq!(status(alice, "main"), "exited");
             done(alice, &format!("/pod/restore?ins=main&checkpoint={id}"));

@@ -53,7 +53,7 @@ fn a_schedule_is_set_shown_kept_and_removed_by_its_owner() {
     let (alice, bob) = (server.member("alice"), server.member("bob"));
     create(&alice, "main");
     for (who, query, status, words) in [
-        (&alice, "ins=main&every=9m&keep=4", 400, "every 10m at the most, you ask for every 9m; for example"),
+        (&alice, "ins=main&every=9m&keep=4", 400, "at most every 10m, not every 9m; for example"),
         (&alice, "ins=main&every=6h&keep=101", 400, "from 1 to 100, for example 4"),
         (&alice, "ins=main&every=6h&keep=0", 400, "from 1 to 100, for example 4"),
         (&alice, "ins=main&every=6&keep=4", 400, "whole number with m, h, d or w"),

@@ -237,7 +237,7 @@ fn connections_are_kept_or_closed_as_requested() {
     let action = post(&alice, "/v2/checkpoint/pod", &body).ok().text();
     assert_eq!(wait(&alice, &action)["status"], "ready");
     for (options, state, words) in [
-        ("{\"tcp_close\": true}", "closed", "2 open TCP connections were closed: it was asked for"),
+        ("{\"tcp_close\": true}", "closed", "2 open TCP connections were closed: as requested"),
         ("{\"tcp_established\": true}", "open", ""),
     ] {
         let body = json!({"action_id": action, "reason": "manual", "overrides": {"criu_opts": options}});

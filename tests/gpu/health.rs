@@ -110,8 +110,8 @@ fn an_xid_error_is_reported() {
     assert_eq!(event["detail"], "Xid 79: `dmesg | grep Xid` shows the process");
     assert_eq!(states(&server), ["ok", "ok"]);
     let of_members = server.member("alice").get("/events").ok().json();
-    let is_told = |event: &Value| event["action"] == "gpu.xid";
-    assert!(!of_members.as_array().unwrap().iter().any(is_told), "it concerns no user in particular");
+    let is_xid = |event: &Value| event["action"] == "gpu.xid";
+    assert!(!of_members.as_array().unwrap().iter().any(is_xid), "it concerns no user in particular");
 }
 
 /// A GPU that is split reports memory per instance but no utilization: that is null, never zero.

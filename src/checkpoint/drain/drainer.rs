@@ -1,7 +1,7 @@
-//! The work of a drain and of its undoing, see [`super::drain`].
+//! The work of a drain and an undrain, see [`crate::checkpoint::drain`].
 //!
 //! Every step is written into the pod's row before it is done. The id of a checkpoint or restore is written with the
-//! action itself, so that after a kill the row and [`crate::checkpoint::recover`] agree on what became of it.
+//! action itself, so that after a kill the row and [`crate::checkpoint::job`] agree on its outcome.
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
@@ -25,26 +25,26 @@ use crate::{
     pod::{self, AskedBy, PodError},
 };
 
-/// Time between two looks at what is to be done.
+/// Interval between two steps.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Times that a pod is saved or restored before it counts as one that cannot be.
+/// Tries to save or restore a pod before it counts as failed.
 const TRIES: u32 = 2;
 
-/// Time before the engine is asked to restore a pod once more.
+/// Pause before the engine is asked to restore a pod again.
 const BREATH: Duration = Duration::from_secs(3);
 
-/// Time between two looks whether an action has ended.
+/// Interval between two checks whether an action has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long a pod is waited for that something else is done with.
+/// How long to wait for a pod that another operation holds.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Checkpoints {
     /// Runs for the life of the daemon.
     pub async fn drain_loop(self) {
         while let Err(error) = self.resume_after_shutdown().await {
-            tracing::warn!(%error, "the drain of a shutdown is not ended, tried again");
+            tracing::warn!(%error, "could not undrain after a shutdown, retrying");
             tokio::time::sleep(INTERVAL).await;
         }
         loop {
@@ -59,7 +59,7 @@ impl Checkpoints {
                 _ => continue,
             };
             if let Err(error) = step {
-                tracing::warn!(%error, "drain or undrain, tried again");
+                tracing::warn!(%error, "a step of the drain or undrain failed, retrying");
             }
         }
     }
@@ -73,7 +73,7 @@ impl Checkpoints {
             DrainState::Undraining | DrainState::Ended => false,
         };
         if drain.shutdown && is_over {
-            tracing::info!("the host is up again: its pods are brought back");
+            tracing::info!("the host is up again: restoring its pods");
             self.undrain(Actor::daemon()).await?;
         }
         Ok(())
@@ -83,7 +83,7 @@ impl Checkpoints {
         self.0.db.snapshot().upkeep.drain.as_ref().is_some_and(|drain| drain.state == state)
     }
 
-    /// Saves and stops what runs. It is over when one look finds nothing to be done.
+    /// Saves and stops what runs. It is complete when one pass finds nothing to do.
     async fn drain_step(&self, drain: &Drain) -> Result<(), CheckpointError> {
         let rows = self.0.db.read(|tx| tx.list_drained()).await?;
         let rows: HashMap<PodId, DrainedPod> = rows.into_iter().map(|row| (row.pod, row)).collect();
@@ -103,7 +103,7 @@ impl Checkpoints {
                     work.push((pod.clone(), row.cloned()));
                 }
                 _ if runs => work.push((pod.clone(), row.cloned())),
-                // It may be about to start: that was admitted before the drain was asked for.
+                // It may be about to start: that was admitted before the drain was requested.
                 _ => is_busy |= self.0.pods.try_lock(pod.id).is_none(),
             }
         }
@@ -121,14 +121,14 @@ impl Checkpoints {
         self.side_by_side(work, DrainState::Draining, |(pod, row)| async move {
             let name = pod.container_name.clone();
             if let Err(error) = self.drain_pod(drain, &pod, row).await {
-                tracing::warn!(pod = name, %error, "not drained, tried again");
+                tracing::warn!(pod = name, %error, "could not drain a pod, retrying");
             }
         })
         .await;
         Ok(())
     }
 
-    /// As many at a time as are saved or brought back at a time, as long as that is still wanted.
+    /// As many at a time as are saved or restored at a time, for as long as that state is wanted.
     async fn side_by_side<T, F: Future<Output = ()>>(&self, work: Vec<T>, wanted: DrainState, each: impl Fn(T) -> F) {
         let at_a_time = self.0.config.get().checkpoint.parallelism.max(1);
         let each = &each;
@@ -142,7 +142,7 @@ impl Checkpoints {
     }
 
     async fn drain_pod(&self, drain: &Drain, pod: &Arc<Pod>, row: Option<DrainedPod>) -> Result<(), CheckpointError> {
-        // What an earlier daemon began.
+        // What a previous daemon began.
         if let Some(row) = row {
             if let (DrainedState::Saving | DrainedState::Returning, Some(id)) = (row.state, row.action) {
                 let ended = self.wait_end(id).await?;
@@ -160,7 +160,7 @@ impl Checkpoints {
             // Its owner stopped it meanwhile, or it ended.
             return self.forget_drained(pod.id).await;
         }
-        tracing::warn!(pod = pod.container_name, reason, "not saved by the drain");
+        tracing::warn!(pod = pod.container_name, reason, "the drain could not save a pod");
         if !drain.forced {
             let row = new_row(pod, DrainedState::Running);
             return self.put_drained(DrainedPod { reason: Some(reason), ..row }).await;
@@ -172,7 +172,7 @@ impl Checkpoints {
         self.put_drained(DrainedPod { state: DrainedState::Stopped, ..row }).await
     }
 
-    /// Saves and stops a pod; the reason why it could not be. What fails in the middle may succeed the next time.
+    /// Saves and stops a pod; returns the reason why it could not. A failure halfway may succeed the next time.
     async fn save_for_drain(&self, drain: &Drain, pod: &Arc<Pod>) -> Result<Option<String>, CheckpointError> {
         let new = || NewCheckpoint {
             kind: Kind::Rootfs,
@@ -190,7 +190,7 @@ impl Checkpoints {
             let begun = self.when_free(|| self.begin_by(actor_of(drain), &caller, &wanted, new())).await;
             let action = match begun {
                 Ok(action) => action,
-                // Nothing can be said of the pod.
+                // This says nothing about the pod.
                 Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => {
                     return Err(error);
                 }
@@ -204,12 +204,12 @@ impl Checkpoints {
                 return Ok(None);
             }
             let why = ended.map(|ended| ended.error.unwrap_or_else(|| ended.losses.join("; ")));
-            reason = why.unwrap_or_else(|| "nothing is known of its checkpoint".to_owned());
+            reason = why.unwrap_or_else(|| "the outcome of its checkpoint is unknown".to_owned());
         }
         Ok(Some(reason))
     }
 
-    /// Ends a pod that cannot be saved. A reboot must not start it before its time.
+    /// Stops a pod that cannot be saved. A reboot must not start it early.
     async fn stop_plainly(&self, drain: &Drain, pod: &Arc<Pod>) -> Result<(), CheckpointError> {
         if let Some(container) = &pod.container {
             self.0.engine.set_restart(container, &RestartRule::unless_stopped()).await?;
@@ -218,7 +218,7 @@ impl Checkpoints {
         let by = AskedBy::Drain(actor_of(drain));
         match self.0.pods.act_for(by, &caller, &wanted, pod::Action::Stop).await {
             Ok(_) => Ok(()),
-            // One that was paused by hand does not hear a signal to end.
+            // A pod that was paused by hand does not receive a termination signal.
             Err(PodError::Engine(_)) if pod.container.is_some() => {
                 let container = pod.container.as_ref().ok_or_else(|| PodError::NotFound(pod.container_name.clone()))?;
                 self.0.engine.kill(container).await?;
@@ -239,7 +239,7 @@ impl Checkpoints {
                 let left = named(&tx.list_drained()?, DrainedState::Running);
                 tx.upsert_drain(&Drain { state: DrainState::Drained, ..drain.clone() })?;
                 let (outcome, text) = match left.is_empty() {
-                    true => (Outcome::Ok, "no pod runs".to_owned()),
+                    true => (Outcome::Ok, "no pod is running".to_owned()),
                     false => (Outcome::Failed, format!("not saved, left running: {left}")),
                 };
                 note_of_host(tx, &actor_of(&drain), "host.drained", outcome, &text)?;
@@ -248,7 +248,7 @@ impl Checkpoints {
             .await
     }
 
-    /// Brings back what the drain has stopped.
+    /// Restores what the drain has stopped.
     async fn undrain_step(&self, drain: &Drain) -> Result<(), CheckpointError> {
         let rows = self.0.db.read(|tx| tx.list_drained()).await?;
         let is_over = |row: &DrainedPod| matches!(row.state, DrainedState::Back | DrainedState::Failed);
@@ -259,7 +259,7 @@ impl Checkpoints {
         let each = |row: DrainedPod| async move {
             let name = row.container_name.clone();
             if let Err(error) = self.bring_back(drain, row).await {
-                tracing::warn!(pod = name, %error, "not brought back, tried again");
+                tracing::warn!(pod = name, %error, "could not restore a pod, retrying");
             }
         };
         let (first, rest) = self.by_address(work).await;
@@ -295,15 +295,15 @@ impl Checkpoints {
         match done {
             Ok(()) => self.put_drained(back).await,
             Err(reason) => {
-                tracing::warn!(pod = pod.container_name, reason, "not brought back");
+                tracing::warn!(pod = pod.container_name, reason, "could not restore a pod");
                 let failed = DrainedPod { state: DrainedState::Failed, reason: Some(reason), ..row };
                 self.put_drained(failed).await
             }
         }
     }
 
-    /// Restores a pod in place; `Err` with the reason why it could not be. Right after a reboot the engine has much to
-    /// do, and what fails then may succeed the next time.
+    /// Restores a pod in place; `Err` with the reason why it could not. Right after a reboot the engine is busy, and
+    /// what fails then may succeed the next time.
     async fn restore_for_undrain(
         &self,
         drain: &Drain,
@@ -316,7 +316,7 @@ impl Checkpoints {
         let mut reason = String::new();
         for attempt in 0..TRIES {
             if attempt > 0 {
-                tracing::warn!(pod = pod.container_name, reason, "brought back once more");
+                tracing::warn!(pod = pod.container_name, reason, "could not restore a pod, retrying");
                 tokio::time::sleep(BREATH).await;
             }
             reason = match self.when_free(|| self.begin_restore_by(by(), &caller, new())).await {
@@ -326,7 +326,7 @@ impl Checkpoints {
                         return Ok(Ok(()));
                     }
                     let why = ended.and_then(|ended| ended.error);
-                    why.unwrap_or_else(|| "nothing is known of its restore".to_owned())
+                    why.unwrap_or_else(|| "the outcome of its restore is unknown".to_owned())
                 }
                 Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => {
                     return Err(error);
@@ -359,14 +359,14 @@ impl Checkpoints {
                 let (outcome, text) = match failed.is_empty() {
                     true => {
                         tx.delete_drain()?;
-                        (Outcome::Ok, format!("{} pods are back", rows.len()))
+                        (Outcome::Ok, format!("{} pods were restored", rows.len()))
                     }
                     false => {
                         for row in rows.iter().filter(|row| row.state == DrainedState::Back) {
                             tx.delete_drained(row.pod)?;
                         }
                         tx.upsert_drain(&Drain { state: DrainState::Ended, shutdown: false, ..drain.clone() })?;
-                        (Outcome::Failed, format!("not brought back: {failed}"))
+                        (Outcome::Failed, format!("not restored: {failed}"))
                     }
                 };
                 note_of_host(tx, &actor_of(&drain), "host.undrained", outcome, &text)?;
@@ -375,7 +375,7 @@ impl Checkpoints {
             .await
     }
 
-    /// Tries it again while something else is done with the pod.
+    /// Retries while another operation holds the pod.
     async fn when_free<F>(&self, begin: impl Fn() -> F) -> Result<Action, CheckpointError>
     where
         F: Future<Output = Result<Action, CheckpointError>>,
@@ -393,7 +393,7 @@ impl Checkpoints {
         }
     }
 
-    /// The action once it has ended; `None` if it is not known any more.
+    /// The action once it has ended; `None` if its row no longer exists.
     pub(in crate::checkpoint) async fn wait_end(&self, id: ActionId) -> Result<Option<Action>, CheckpointError> {
         loop {
             let action: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;

@@ -1,12 +1,12 @@
-//! Maintenance of the host: every pod that runs is saved and stopped, and brought back afterwards.
+//! Maintenance of the host: every running pod is saved and stopped, and restored afterwards.
 //!
-//! A request only writes a row; [`super::drainer`] does the work, so a daemon that is killed goes on where it was, and
-//! so does one after a reboot.
+//! A request only writes a row; [`drainer`] does the work, so a killed daemon resumes where it was, and so does one
+//! after a reboot.
 //!
 //! The states of a drain and of a pod in it, and what leads from one to another: [`crate::model::drain`].
 //!
-//! While there is a row that is not `ended`, no pod is created, started or restored: each of these looks at the row in
-//! the transaction that writes it down.
+//! While a row exists that is not `ended`, no pod is created, started or restored: each of these operations checks the
+//! row in the transaction that records it.
 
 pub mod drainer;
 
@@ -26,7 +26,7 @@ use crate::{
 const LONGEST_REASON: usize = 200;
 
 impl Checkpoints {
-    /// Asks for a drain. Asked again, it saves what has come to run since, and tries again what could not be saved.
+    /// Requests a drain. Repeated, it saves what has started since, and retries what could not be saved.
     pub async fn drain(&self, actor: Actor, new: NewDrain) -> Result<DrainStatus, CheckpointError> {
         let reason = new.reason.trim().to_owned();
         if reason.is_empty() || reason.chars().count() > LONGEST_REASON || reason.chars().any(char::is_control) {
@@ -44,15 +44,15 @@ impl Checkpoints {
                 if new.shutdown && before.as_ref().is_some_and(is_kept) {
                     return Ok(());
                 }
-                let goes_on = before.as_ref().filter(|drain| drain.holds_pods());
+                let current = before.as_ref().filter(|drain| drain.holds_pods());
                 let drain = Drain {
                     state: DrainState::Draining,
                     actor: actor.name.clone(),
                     source: actor.source.clone(),
-                    forced: new.forced || goes_on.is_some_and(|drain| drain.forced),
+                    forced: new.forced || current.is_some_and(|drain| drain.forced),
                     shutdown: new.shutdown,
                     boot,
-                    begun_at: goes_on.map_or_else(now, |drain| drain.begun_at),
+                    begun_at: current.map_or_else(now, |drain| drain.begun_at),
                     reason,
                 };
                 for row in tx.list_drained()? {
@@ -68,7 +68,7 @@ impl Checkpoints {
         self.drain_status().await
     }
 
-    /// Has the pods brought back that a drain has stopped. Asked again, it tries again those that did not come back.
+    /// Requests that the pods that a drain has stopped are restored. Repeated, it retries those that failed.
     pub async fn undrain(&self, actor: Actor) -> Result<DrainStatus, CheckpointError> {
         self.0
             .db
@@ -101,7 +101,7 @@ impl Checkpoints {
         self.drain_status().await
     }
 
-    /// How far it is.
+    /// The progress of the drain.
     pub async fn drain_status(&self) -> Result<DrainStatus, CheckpointError> {
         self.0
             .db

@@ -1,13 +1,13 @@
 //! Pods whose programs use GPUs, behind `[checkpoint] gpu = "experimental"`. CRIU knows nothing of GPUs, so NVIDIA's
-//! `cuda-checkpoint` takes their memory into that of the processes before the pod is paused, and puts it back when it
-//! goes on.
+//! `cuda-checkpoint` copies GPU memory into that of the processes before the pod is paused, and back when it resumes.
 //!
-//! - [`tool`]: the program; [`work`]: what is done with it, in which order, and how it is undone
-//! - [`verdict`]: what can be told before a pod is touched; [`plan`]: which GPUs a restore puts the memory on. Both
+//! - [`crate::criu::cuda`]: the program; [`crate::checkpoint::job`]: what is done with it, in which order, and its
+//!   rollback
+//! - [`verdict`]: what can be checked before a pod is touched; [`plan`]: which GPUs a restore puts the memory on. Both
 //!   pure
-//! - this file: what a checkpoint knows of GPUs, and the looks at driver, program and processes
+//! - this file: the checks of driver, program and processes
 //!
-//! Which processes these were is kept by the pids that the pod gives them: they are the same after a restore.
+//! The processes are recorded by their PIDs inside the pod, which are the same after a restore.
 
 mod plan;
 mod verdict;
@@ -43,10 +43,10 @@ use crate::{
     },
 };
 
-/// How long a new look of the driver's is waited for.
+/// How long to wait for a fresh reading of the driver.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Bytes a second that are expected of a copy between a GPU and the host: about what PCIe 4 does, with CUDA's own work.
+/// Expected bytes per second of a copy between a GPU and the host: about what PCIe 4 does, with CUDA's own work.
 const COPY_RATE: u64 = 5 << 30;
 
 impl From<&Holder> for GpuProcess {
@@ -55,18 +55,18 @@ impl From<&Holder> for GpuProcess {
     }
 }
 
-/// What a look at the GPU programs of a pod that can be saved has found.
+/// What a check found of a pod's GPU programs that can be saved.
 pub struct GpusSeen {
     pub saved: SavedGpus,
     pub work: GpuWork,
 }
 
-/// Milliseconds that so many bytes are on their way, off the GPUs and back.
+/// Milliseconds to copy this many bytes off the GPUs and back.
 pub fn copying_ms(bytes: u64) -> u64 {
     bytes.saturating_mul(2_000) / COPY_RATE
 }
 
-/// Processes of the container that the driver told of last.
+/// Processes of the container in the driver's last reading.
 pub fn on_gpus(snapshot: &Snapshot, container: &ContainerId) -> Vec<i32> {
     let processes = snapshot.devices.iter().flat_map(|device| &device.processes);
     let is_its = |process: &&GpuUser| {
@@ -77,7 +77,7 @@ pub fn on_gpus(snapshot: &Snapshot, container: &ContainerId) -> Vec<i32> {
 }
 
 impl Checkpoints {
-    /// Looks at the programs that use GPUs, and notes what stands against saving them.
+    /// Checks the programs that use GPUs, and records what prevents saving them.
     pub(super) async fn examine_gpus(
         &self,
         container: &ContainerId,
@@ -148,8 +148,8 @@ impl Checkpoints {
         })
     }
 
-    /// What a restore has to do with GPUs; refused where the pod's of now are no good for it. `given` are those that
-    /// the pod has, by the engine or by its row.
+    /// What a restore has to do with GPUs; refused if the pod's current ones do not fit. `given` are those that the pod
+    /// has, by the engine or by its row.
     pub(super) async fn plan_gpus(
         &self,
         kind: Kind,
@@ -160,7 +160,7 @@ impl Checkpoints {
         let config = self.0.config.get();
         if config.checkpoint.gpu == GpuCheckpoints::Off {
             return Err(CheckpointError::Unavailable(
-                "this one has memory of GPUs in it, and [checkpoint] gpu is \"off\" on this host; ask an admin to set it to \"experimental\""
+                "this checkpoint contains GPU memory, and [checkpoint] gpu is \"off\" on this host; ask an admin to set it to \"experimental\""
                     .to_owned(),
             ));
         }
@@ -168,9 +168,9 @@ impl Checkpoints {
         let tool = Tool::find(config.checkpoint.cuda_checkpoint.as_deref());
         let host = self.found(&snapshot, tool.as_ref()).await;
         if let Some(needed) = host.problem() {
-            return Err(CheckpointError::Unavailable(format!("this one has memory of GPUs in it; {needed}")));
+            return Err(CheckpointError::Unavailable(format!("this checkpoint contains GPU memory; {needed}")));
         }
-        // A pod that had GPUs by other ways than the engine's has them so again.
+        // A pod that had GPUs without the engine gets them the same way again.
         let given = if saved.given { given.unwrap_or_else(GpuSet::none) } else { GpuSet::All };
         let now: Vec<GpuNow> = plan::within(&snapshot, &given).map(GpuNow::from).collect();
         let device_map = saved.plan(&now, &host).map_err(CheckpointError::GpusDiffer)?;
@@ -179,7 +179,7 @@ impl Checkpoints {
         Ok(Some(GpuWork { program, processes, bytes: saved.bytes(), device_map }))
     }
 
-    /// The GPUs that the engine gave a container; `None` = it gave none.
+    /// The GPUs that the engine gave a container; `None` = none.
     pub(super) fn given_gpus(&self, container: &ContainerId) -> Option<GpuSet> {
         let container = self.0.engine.inventory().get(container)?;
         let gpus = container.detail.as_ref()?.gpus.clone();
@@ -198,7 +198,7 @@ impl Checkpoints {
         Found { driver, about }
     }
 
-    /// The GPUs as they are now, not as they were a moment ago.
+    /// A reading of the GPUs taken from now on, not the last one.
     async fn fresh_gpus(&self) -> std::sync::Arc<Snapshot> {
         let mut changes = self.0.gpus.changes();
         self.0.gpus.look().await;
@@ -208,13 +208,13 @@ impl Checkpoints {
     }
 }
 
-/// Whether it is still there after all the questions.
+/// Whether it still lives after all the questions.
 fn lives(holder: &Holder, container: &ContainerId) -> bool {
     process::container_of(holder.pid).as_ref() == Some(container)
         && process::pid_inside(holder.pid) == Some(holder.inside)
 }
 
-/// What the driver says of a process, GPU by GPU.
+/// What the driver reports of a process, GPU by GPU.
 fn uses(snapshot: &Snapshot, holder: &Holder) -> Vec<Use> {
     let of = |device: &Device| {
         let process = device.processes.iter().find(|process| process.id.pid == holder.pid)?;
@@ -225,7 +225,7 @@ fn uses(snapshot: &Snapshot, holder: &Holder) -> Vec<Use> {
         Some(Use {
             index: device.index,
             uuid: device.uuid.0.clone(),
-            // All that is used there, where the driver does not tell whose it is.
+            // All memory in use there, if the driver does not report whose it is.
             bytes: process.gpu_memory.or(whole).unwrap_or(0),
             kinds: process.kinds,
             in_mig: !device.mig.is_empty() || process.gpu_instance.is_some(),
@@ -234,7 +234,7 @@ fn uses(snapshot: &Snapshot, holder: &Holder) -> Vec<Use> {
     snapshot.devices.iter().filter_map(of).collect()
 }
 
-/// Tells of it in the verdict about the process.
+/// Adds it to the verdict about the process.
 fn note(found: &mut Findings, program: &Program, needed: Option<String>) {
     let Some(process) = found.processes.iter_mut().find(|process| process.pid == program.process.pid) else { return };
     match needed.or_else(|| program.problem()) {
@@ -246,7 +246,7 @@ fn note(found: &mut Findings, program: &Program, needed: Option<String>) {
     }
 }
 
-/// What there is for the memory of GPUs.
+/// The memory available for that of the GPUs.
 fn memory(inspect: &ContainerInspect) -> Memory {
     let used = Cgroup::of_process(inspect.pid).and_then(|cgroup| cgroup.read()).map_or(0, |sample| sample.memory_bytes);
     Memory { host_free: memory::available(), pod: inspect.memory.map(|limit| (limit, limit.saturating_sub(used))) }

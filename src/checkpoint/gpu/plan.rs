@@ -1,4 +1,4 @@
-//! Which GPUs a restore puts the memory of programs on. Pure: those of then and those of now in, a map or a reason out.
+//! Which GPUs a restore puts the memory of programs on. Pure: the saved and the current GPUs in, a map or a reason out.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +13,20 @@ use crate::{
     },
 };
 
-/// Of one whose content a stranger may have chosen.
+/// Limit for a manifest whose content a stranger may have chosen.
 const MAX_GPUS: usize = 256;
 
 const MAX_PROCESSES: usize = 50_000;
 
 const MAX_NAME: usize = 200;
 
-/// What a checkpoint keeps of GPUs.
+/// What a checkpoint records of GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedGpus {
     pub driver: String,
-    /// The engine had given them to the pod; else it had them by other ways.
+    /// The engine had given them to the pod; otherwise it had them some other way.
     pub given: bool,
-    /// All that a restore needs: those that the pod was given, or else those that its programs were on.
+    /// All that a restore needs: those that the pod was given, otherwise those that its programs were on.
     pub devices: Vec<SavedGpu>,
     /// In the order in which they were locked.
     pub processes: Vec<SavedProcess>,
@@ -53,7 +53,7 @@ pub struct GpuNow {
     pub index: u32,
     pub uuid: String,
     pub model: String,
-    /// Bytes; `None` where the driver does not tell.
+    /// Bytes; `None` where the driver does not report it.
     pub free: Option<u64>,
 }
 
@@ -97,7 +97,7 @@ impl SavedGpus {
         self.processes.iter().flat_map(|process| process.uses.values()).fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
-    /// Those processes only: others ended, or came, before all were off the GPUs.
+    /// Keeps only these processes: others ended, or appeared, before all were off the GPUs.
     pub fn keep(&mut self, processes: &[GpuProcess]) {
         let uses = |process: &GpuProcess| {
             let known = self.processes.iter().find(|saved| saved.process.pid == process.pid);
@@ -112,20 +112,19 @@ impl SavedGpus {
         on.fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
-    /// The map of devices that a restore onto these needs: `None` where all are there as they were. Or why it cannot
-    /// be.
+    /// The device map that a restore onto these GPUs needs: `None` if all are the same. Or why it is impossible.
     pub fn plan(&self, now: &[GpuNow], host: &Found) -> Result<Option<String>, String> {
         let has_room = |saved: &SavedGpu, gpu: &GpuNow| gpu.free.is_none_or(|free| free >= self.bytes_on(&saved.uuid));
-        let of_then = |saved: &SavedGpu| now.iter().find(|gpu| gpu.uuid == saved.uuid);
-        // Whose very GPU is there keeps it.
+        let unchanged = |saved: &SavedGpu| now.iter().find(|gpu| gpu.uuid == saved.uuid);
+        // A process whose own GPU is present keeps it.
         let (same, moved): (Vec<&SavedGpu>, Vec<&SavedGpu>) =
-            self.devices.iter().partition(|saved| of_then(saved).is_some_and(|gpu| has_room(saved, gpu)));
+            self.devices.iter().partition(|saved| unchanged(saved).is_some_and(|gpu| has_room(saved, gpu)));
         let mut pairs: Vec<(&SavedGpu, &GpuNow)> =
-            same.iter().filter_map(|saved| Some((*saved, of_then(saved)?))).collect();
+            same.iter().filter_map(|saved| Some((*saved, unchanged(saved)?))).collect();
         for saved in &moved {
             let is_left = |gpu: &&GpuNow| pairs.iter().all(|(_, taken)| taken.uuid != gpu.uuid);
             let mut fitting = now.iter().filter(is_left).filter(|gpu| gpu.model == saved.model);
-            let full = of_then(saved).or_else(|| fitting.clone().next());
+            let full = unchanged(saved).or_else(|| fitting.clone().next());
             let Some(gpu) = fitting.find(|gpu| has_room(saved, gpu)) else {
                 return Err(full.map_or_else(|| self.too_few(now), |full| no_room(self.bytes_on(&saved.uuid), full)));
             };
@@ -135,16 +134,16 @@ impl SavedGpus {
             return Ok(None);
         }
         if !host.maps_devices() {
-            if let Some((saved, full)) = moved.iter().find_map(|saved| Some((saved, of_then(saved)?))) {
+            if let Some((saved, full)) = moved.iter().find_map(|saved| Some((saved, unchanged(saved)?))) {
                 return Err(no_room(self.bytes_on(&saved.uuid), full));
             }
             let names: Vec<&str> = moved.iter().map(|gpu| gpu.uuid.as_str()).collect();
             return Err(format!(
-                "the checkpoint's programs were on {}, which the pod has not now; to put them on others needs driver {DEVICE_MAP}+ and a cuda-checkpoint with --device-map (found: {host})",
+                "the checkpoint's programs were on {}, which the pod no longer has; moving them to others needs driver {DEVICE_MAP}+ and a cuda-checkpoint with --device-map (found: {host})",
                 names.join(", ")
             ));
         }
-        // In the order of then. It must name those that stay, too.
+        // In the saved order. It must name unchanged GPUs, too.
         let of = |saved: &SavedGpu| pairs.iter().find(|(then, _)| *then == saved).map(|(_, now)| now.uuid.as_str());
         let map = self.devices.iter().filter_map(|saved| Some(format!("{}={}", saved.uuid, of(saved)?)));
         Ok(Some(map.collect::<Vec<_>>().join(",")))
@@ -154,11 +153,11 @@ impl SavedGpus {
         let then = counted(self.devices.iter().map(|gpu| gpu.model.as_str()));
         let now = counted(now.iter().map(|gpu| gpu.model.as_str()));
         format!(
-            "the checkpoint's programs need the GPUs that the pod had, {then}, and it has {now} now; restore it where it has as many of the same model"
+            "the checkpoint's programs need the GPUs that the pod had, {then}, but it now has {now}; restore it where it has as many of the same model"
         )
     }
 
-    /// Nothing in it can be taken for another argument, and nothing is larger than it can be.
+    /// Nothing in it can be taken for another argument, and nothing is larger than possible.
     pub fn check(&self) -> Result<(), String> {
         let is_uuid = |text: &str| {
             (1..=MAX_NAME).contains(&text.len())
@@ -177,7 +176,7 @@ impl SavedGpus {
             && self.devices.iter().all(|gpu| is_uuid(&gpu.uuid) && is_name(&gpu.model))
             && self.processes.len() <= MAX_PROCESSES
             && self.processes.iter().all(process);
-        if is_good { Ok(()) } else { Err("what it says of GPUs cannot be".to_owned()) }
+        if is_good { Ok(()) } else { Err("its GPU data is invalid".to_owned()) }
     }
 }
 
@@ -233,21 +232,21 @@ mod tests {
     }
 
     #[test]
-    fn memory_goes_back_where_it_was_or_to_the_same_model() {
+    fn memory_returns_to_its_gpu_or_one_of_the_same_model() {
         let then = saved(&[("GPU-a", "A100", 5), ("GPU-b", "A100", 5)]);
         let here = host("580.65.06");
         assert_eq!(then.plan(&now(&[("GPU-b", "A100", 9), ("GPU-a", "A100", 9)]), &here), Ok(None));
-        // The map names what stays as well, and gives nobody's GPU away.
+        // The map names unchanged GPUs too, and gives away nobody's GPU.
         assert_eq!(
             then.plan(&now(&[("GPU-c", "A100", 9), ("GPU-a", "A100", 9)]), &here),
             Ok(Some("GPU-a=GPU-a,GPU-b=GPU-c".to_owned()))
         );
-        // Its own is full, by a twin of it.
+        // Its own is filled by a twin.
         assert_eq!(
             then.plan(&now(&[("GPU-a", "A100", 9), ("GPU-b", "A100", 1), ("GPU-c", "A100", 9)]), &here),
             Ok(Some("GPU-a=GPU-a,GPU-b=GPU-c".to_owned()))
         );
-        // One that is full is passed over.
+        // A full GPU is skipped.
         assert_eq!(
             then.plan(&now(&[("GPU-a", "A100", 9), ("GPU-c", "A100", 1), ("GPU-d", "A100", 5)]), &here),
             Ok(Some("GPU-a=GPU-a,GPU-b=GPU-d".to_owned()))
@@ -260,19 +259,19 @@ mod tests {
         let here = host("580.65.06");
         let why = |gpus: &[(&str, &str, u64)], host: &Found| then.plan(&now(gpus), host).unwrap_err();
         let other = why(&[("GPU-a", "A100", 9), ("GPU-x", "H200", 9)], &here);
-        assert!(other.contains("2 of A100, and it has 1 of A100 and 1 of H200 now"), "{other}");
-        assert!(why(&[("GPU-a", "A100", 9)], &here).contains("it has 1 of A100 now"));
-        assert!(why(&[], &here).contains("it has none now"));
+        assert!(other.contains("2 of A100, but it now has 1 of A100 and 1 of H200"), "{other}");
+        assert!(why(&[("GPU-a", "A100", 9)], &here).contains("it now has 1 of A100"));
+        assert!(why(&[], &here).contains("it now has none"));
         let full = why(&[("GPU-a", "A100", 1), ("GPU-b", "A100", 9)], &here);
         let old = why(&[("GPU-a", "A100", 1), ("GPU-b", "A100", 9), ("GPU-c", "A100", 9)], &host("570.86.10"));
         assert_eq!(full, old, "one that could not be moved");
         assert!(full.contains("had 5b on a GPU, and GPU 0 has 1b free"), "{full}");
         let old = why(&[("GPU-a", "A100", 9), ("GPU-c", "A100", 9)], &host("575.57.08"));
-        assert!(old.contains("GPU-b, which the pod has not now") && old.contains("driver 580+"), "{old}");
+        assert!(old.contains("GPU-b, which the pod no longer has") && old.contains("driver 580+"), "{old}");
     }
 
     #[test]
-    fn a_strangers_gpus_play_no_tricks() {
+    fn hostile_gpu_data_is_refused() {
         assert_eq!(saved(&[("GPU-a", "A100", 5)]).check(), Ok(()));
         for uuid in ["--pid", "GPU-a,GPU-b=GPU-c", "", "GPU a", &"a".repeat(MAX_NAME + 1)] {
             assert!(saved(&[(uuid, "A100", 5)]).check().is_err(), "{uuid:?}");

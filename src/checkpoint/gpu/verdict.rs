@@ -11,14 +11,14 @@ const ACTIONS: u32 = 570;
 
 pub const DEVICE_MAP: u32 = 580;
 
-const FILES_ALONE: &str = "end it first, or save the files alone with --kind rootfsonly";
+const FILES_ALONE: &str = "end it first, or save only the files with --kind rootfsonly";
 
-/// What the host has for it.
+/// What the host has for GPU checkpoints.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// `None` where no driver works.
     pub driver: Option<String>,
-    /// `None` where there is no program; else what it tells of itself, or why it does not.
+    /// `None` if the program is missing; otherwise what it reports about itself, or why it does not.
     pub about: Option<Result<About, String>>,
 }
 
@@ -33,7 +33,7 @@ impl Found {
         self.branch() >= DEVICE_MAP && matches!(&self.about, Some(Ok(about)) if about.maps_devices)
     }
 
-    /// Why no pod on a GPU can be saved or brought back here.
+    /// Why no pod on a GPU can be saved or restored here.
     pub fn problem(&self) -> Option<String> {
         let is_good = self.branch() >= ACTIONS && matches!(&self.about, Some(Ok(about)) if about.has_actions);
         (!is_good).then(|| {
@@ -46,7 +46,7 @@ impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.driver {
             Some(driver) => write!(f, "driver {driver}, ")?,
-            None => f.write_str("no driver that works, ")?,
+            None => f.write_str("no working driver, ")?,
         }
         match &self.about {
             None => f.write_str("no cuda-checkpoint"),
@@ -63,9 +63,9 @@ pub struct Program {
     pub process: GpuProcess,
     /// What it has open.
     pub device: Option<String>,
-    /// Of CUDA in it, or what was said instead.
+    /// The state of CUDA in it, or the tool's error.
     pub state: Result<CudaState, String>,
-    /// What the driver says of it.
+    /// What the driver reports of it.
     pub uses: Vec<Use>,
 }
 
@@ -80,7 +80,7 @@ pub struct Use {
 }
 
 impl Program {
-    /// `GPU 0, 1`, or the device where the driver does not tell.
+    /// `GPU 0, 1`, or the device if the driver does not report it.
     fn gpus(&self) -> String {
         gpus(self.uses.iter().map(|used| used.index))
             .or_else(|| self.device.clone())
@@ -99,12 +99,12 @@ impl Program {
             return Some(format!("{who} uses {gpus} through MPS, which cuda-checkpoint cannot save; {FILES_ALONE}"));
         }
         if self.uses.iter().any(|used| used.kinds.graphics) {
-            return Some(format!("{who} draws on {gpus}, and only CUDA can be saved; {FILES_ALONE}"));
+            return Some(format!("{who} uses {gpus} for graphics, and only CUDA can be saved; {FILES_ALONE}"));
         }
         match &self.state {
             Ok(CudaState::Running) => None,
             Ok(CudaState::Locked | CudaState::Checkpointed) => Some(format!(
-                "somebody has locked CUDA in {who} already; let it go on first (cuda-checkpoint --action restore, --action unlock)"
+                "CUDA in {who} was already locked by someone else; resume it first (cuda-checkpoint --action restore, --action unlock)"
             )),
             Ok(CudaState::Failed) => Some(format!("CUDA in {who} has failed; end it first")),
             Err(said) => Some(format!(
@@ -113,10 +113,10 @@ impl Program {
         }
     }
 
-    /// What is said of one that can be saved.
+    /// The note about one that can be saved.
     pub fn note(&self) -> String {
         let bytes = self.uses.iter().map(|used| used.bytes).sum();
-        format!("it uses {}: {} of its memory there is saved with it", self.gpus(), ByteSize(bytes))
+        format!("it uses {}: {} of GPU memory is saved with it", self.gpus(), ByteSize(bytes))
     }
 }
 
@@ -146,18 +146,18 @@ pub struct Memory {
 impl Memory {
     pub fn problem(self, bytes: u64) -> Option<String> {
         let needed = format!(
-            "its programs have {} on GPUs, which is copied into the host's memory while the pod is saved",
+            "its programs have {} of GPU memory, which is copied into the host's memory during the checkpoint",
             ByteSize(bytes)
         );
         match (self.host_free, self.pod) {
             (Some(free), _) if bytes > free => Some(format!(
-                "{needed}, and {} of that is free; end other programs, or give memory of the GPUs up first",
+                "{needed}, but only {} of that is free; end other programs, or free GPU memory first",
                 ByteSize(free)
             )),
             (_, Some((limit, left))) if bytes > left => Some(format!(
-                "{needed}, and of the pod's limit of {} there is {} left; ask an admin for more memory, or give memory of the GPUs up first",
-                ByteSize(limit),
-                ByteSize(left)
+                "{needed}, but only {} of the pod's memory limit of {} is left; ask an admin for more memory, or free GPU memory first",
+                ByteSize(left),
+                ByteSize(limit)
             )),
             _ => None,
         }
@@ -202,12 +202,12 @@ mod tests {
     fn only_plain_cuda_is_saved() {
         let good = program(Ok(CudaState::Running), |_| {});
         assert_eq!(good.problem(), None);
-        assert_eq!(good.note(), "it uses GPU 2: 1g of its memory there is saved with it");
+        assert_eq!(good.note(), "it uses GPU 2: 1g of GPU memory is saved with it");
         for (bad, words) in [
             (program(Ok(CudaState::Running), |used| used.in_mig = true), "a MIG device of GPU 2"),
             (program(Ok(CudaState::Running), |used| used.kinds.mps = true), "through MPS"),
-            (program(Ok(CudaState::Running), |used| used.kinds.graphics = true), "draws on GPU 2"),
-            (program(Ok(CudaState::Locked), |_| {}), "has locked CUDA in python[12]"),
+            (program(Ok(CudaState::Running), |used| used.kinds.graphics = true), "uses GPU 2 for graphics"),
+            (program(Ok(CudaState::Locked), |_| {}), "CUDA in python[12] was already locked"),
             (program(Ok(CudaState::Failed), |_| {}), "has failed"),
             (program(Err("initialization error".to_owned()), |_| {}), "without CUDA of its own"),
         ] {
@@ -220,9 +220,12 @@ mod tests {
         let memory = |host_free, pod| Memory { host_free: Some(host_free), pod };
         assert_eq!(memory(10, Some((20, 10))).problem(10), None);
         assert_eq!(memory(10, None).problem(10), None);
-        assert!(memory(9 << 30, None).problem(10 << 30).unwrap().contains("10g on GPUs"));
+        assert!(memory(9 << 30, None).problem(10 << 30).unwrap().contains("10g of GPU memory"));
         assert!(
-            memory(99 << 30, Some((8 << 30, 3 << 30))).problem(4 << 30).unwrap().contains("limit of 8g there is 3g")
+            memory(99 << 30, Some((8 << 30, 3 << 30)))
+                .problem(4 << 30)
+                .unwrap()
+                .contains("only 3g of the pod's memory limit of 8g")
         );
     }
 }

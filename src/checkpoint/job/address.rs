@@ -1,12 +1,12 @@
-//! The pod's address of then, given to it by the engine once more.
+//! The pod's original address, assigned to it by the engine again.
 //!
-//! A container that starts gets the lowest address of its network that is free, and on the default bridge none can be
-//! asked for. So for the moment in which a pod is started again, placeholders take all that are free below its own:
-//! containers of ours that do nothing. The engine then gives it the address by itself, knows that it has it, and gives
-//! it to nobody else; ports that are published lead there, and neighbours find the hardware address of then.
+//! A container that starts gets the lowest free address of its network, and on the default bridge none can be
+//! requested. So while a pod is started again, placeholders hold all free addresses below its own: containers of ours
+//! that do nothing. The engine then assigns the address by itself, knows that the pod has it, and gives it to no other;
+//! published ports lead there, and neighbours find the original hardware address.
 //!
-//! Placeholders are removed as soon as the pod has its network. They are written down before they are made
-//! ([`crate::checkpoint::Journal`]), and end by themselves, so a kill leaves none.
+//! Placeholders are removed as soon as the pod has its network. They are recorded before they are created
+//! ([`crate::model::action::Journal`]), and exit by themselves, so a kill leaves none.
 
 use std::{
     net::Ipv4Addr,
@@ -27,31 +27,31 @@ use crate::{
     },
 };
 
-/// Placeholders for one restore; each costs a container's start.
+/// Placeholders for one restore; each costs the start of a container.
 const MOST: usize = 32;
 
 /// The engine gets slower with more at a time, not faster.
 const AT_A_TIME: usize = 4;
 
-/// A placeholder that nobody removes ends.
+/// A placeholder that nobody removes exits after this time.
 const LASTS: Duration = Duration::from_secs(120);
 
-/// How long another's placeholder is waited for.
+/// How long another restore's placeholder is awaited.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Names begin so: they have too many parts for a pod's.
+/// The prefix of their names: those have too many parts for a pod's.
 const NAME: &str = "pody-address-";
 
 const LABEL: &str = "pody.action";
 
-/// All that the engine would give before the address. Dropped, they are given back; until then nobody else here has its
-/// turn.
+/// All addresses that the engine would assign before the wanted one. Dropping it frees them; until then no other
+/// restore here has its turn.
 pub(in crate::checkpoint) struct ReservedAddresses {
     engine: Engine,
     placeholders: Vec<ContainerId>,
-    /// The host's name for what the network's containers hang on.
+    /// The host's name for the bridge of the network's containers.
     pub(in crate::checkpoint) bridge: Option<String>,
     turn: Option<OwnedMutexGuard<()>>,
 }
@@ -68,7 +68,7 @@ impl Drop for ReservedAddresses {
     }
 }
 
-/// Sees to it that the engine gives the container, if it is started next, the address that it had.
+/// Makes the engine assign the container, if it is started next, the address that it had.
 pub(in crate::checkpoint) async fn reserve_lower(
     ctx: &Checkpoints,
     action: &mut Action,
@@ -87,13 +87,13 @@ pub(in crate::checkpoint) async fn reserve_lower(
     held.bridge = bridge;
     if free_below > MOST {
         return Err(closed(format!(
-            "{free_below} lower ones are free and would be given first, and up to {MOST} can be held back"
+            "{free_below} lower addresses are free and would be assigned first, and only up to {MOST} can be reserved"
         )));
     }
     if free_below == 0 {
         return Ok(held);
     }
-    tracing::info!(pod = pod.container_name, %address, placeholders = free_below, "held back lower addresses");
+    tracing::info!(pod = pod.container_name, %address, placeholders = free_below, "reserved lower addresses");
     let program = ctx.0.pods.init_program()?;
     let first = action.journal.placeholders;
     let count = u32::try_from(free_below).unwrap_or(0);
@@ -118,12 +118,12 @@ pub(in crate::checkpoint) async fn reserve_lower(
         }
     }
     fail::fail_point!("restore-held");
-    // One was freed meanwhile, and this is the lowest now.
+    // One was freed meanwhile, and is now the lowest.
     remove_all(engine, own).await;
     Ok(held)
 }
 
-/// How many come before it, and the network's bridge; or why it cannot be had.
+/// How many free addresses come before it, and the network's bridge; or why it is not available.
 async fn free_below(
     engine: &Engine,
     network: &str,
@@ -134,11 +134,11 @@ async fn free_below(
     loop {
         let pool = engine.address_pool(network).await?;
         let Some(pool) = pool.filter(|pool| pool.contains(address)) else {
-            return Ok(Err("the pod's network has no such address now".to_owned()));
+            return Ok(Err("the pod's network no longer has this address".to_owned()));
         };
         match pool.holder(address) {
             None => return Ok(Ok((pool.free_below(address), pool.bridge))),
-            // Another daemon's of this host, or our own attempt that is being cleared away.
+            // Another daemon's of this host, or our own attempt that is being removed.
             Some(holder) if (holder.starts_with(NAME) || holder == own) && begun.elapsed() < PATIENCE => {
                 tokio::time::sleep(LOOK).await
             }
@@ -154,7 +154,7 @@ fn name(action: ActionId, number: u32) -> String {
 async fn remove_all(engine: &Engine, placeholders: Vec<ContainerId>) {
     let each = |id: ContainerId| async move {
         if let Err(error) = engine.remove(&id).await {
-            tracing::warn!(container = id.short(), %error, "a placeholder ends later");
+            tracing::warn!(container = id.short(), %error, "could not remove a placeholder; it exits by itself");
         }
     };
     stream::iter(placeholders).for_each_concurrent(AT_A_TIME, each).await;
@@ -173,8 +173,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Those that others are connected with by their addresses of then, lowest first, and all others. The engine gives
-    /// the lowest that is free: so each of them finds its own, and those that do not care take none of them.
+    /// Those that others are connected with by their original addresses, lowest first, and all others. The engine
+    /// assigns the lowest free one: so each of them finds its own, and the others take none of these.
     pub(in crate::checkpoint) async fn by_address(&self, rows: Vec<DrainedPod>) -> (Vec<DrainedPod>, Vec<DrainedPod>) {
         let store = self.0.store.clone();
         off_thread(move || {

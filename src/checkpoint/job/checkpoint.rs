@@ -1,4 +1,4 @@
-//! Saving a pod: see the table in [`super::phase`].
+//! The phases of a checkpoint: see the table in [`crate::model::phase`].
 
 use std::{
     path::PathBuf,
@@ -37,15 +37,15 @@ use crate::{
     pod::ShellBlock,
 };
 
-/// How long a pod goes on before it is tried to save it again, milliseconds.
+/// How long a pod runs before the next try to save it, milliseconds.
 pub(in crate::checkpoint) const RETRY_DELAYS: [u64; 4] = [20, 70, 150, 400];
 
-/// How often a program is let go on that is met in vfork(2), which lasts a millisecond or so, and for how long.
+/// How often a program that is found in vfork(2), which lasts about a millisecond, is resumed, and for how long.
 const VFORKS: u32 = 40;
 
 const VFORK_DELAY: Duration = Duration::from_millis(7);
 
-/// One checkpoint under way.
+/// One checkpoint in progress.
 pub struct CheckpointJob {
     pub ctx: Checkpoints,
     pub action: Action,
@@ -58,12 +58,12 @@ pub struct CheckpointJob {
     pub compression: Compression,
     pub streams: usize,
     pub deadline: Duration,
-    /// Nobody attaches to a terminal of the pod until it goes on.
+    /// Nobody attaches to a terminal of the pod until it resumes.
     pub shells: Option<ShellBlock>,
     pub network: NetworkLock,
     /// Held until the dump's CRIU has begun.
     pub options: Option<HostOptions>,
-    /// Where images are caught, until they are files.
+    /// Memory that receives the images, until they are files.
     pub buffer: Option<ImageBuffer>,
     pub _guard_of_action: ActionGuard,
 }
@@ -80,7 +80,7 @@ impl CheckpointJob {
             compresses: self.compression != Compression::None,
             has_gpus: self.action.journal.gpu.is_some(),
         });
-        // What follows does not concern the container.
+        // The phases after this one do not involve the container.
         let last = phases.iter().rfind(|phase| matches!(phase, Phase::Resume | Phase::GpuOn | Phase::Stop)).copied();
         for phase in phases {
             if let Err(error) = self.step(phase).await {
@@ -122,12 +122,12 @@ impl CheckpointJob {
     async fn prepare(&mut self) -> Result<(), CheckpointError> {
         self.directory = self.ctx.0.store.begin(self.checkpoint.id)?;
         let tag = self.checkpoint.id.to_string();
-        // A restore needs the very image; without a name, pruning takes it once the pod is gone.
+        // A restore needs the same image; without a name, pruning would remove it once the pod is gone.
         if let Err(error) = self.ctx.0.engine.tag_image(&self.seen.inspect.image_id, KEPT_IMAGES, &tag).await {
-            tracing::warn!(image = self.seen.inspect.image_id, %error, "the image of a checkpoint is not kept from pruning");
+            tracing::warn!(image = self.seen.inspect.image_id, %error, "could not protect the image of a checkpoint from pruning");
         }
         if self.action.journal.leave_running == LeaveRunning::No && self.seen.inspect.status.is_running() {
-            // Else the engine would start the pod anew as soon as it is stopped.
+            // Otherwise the engine would restart the pod as soon as it is stopped.
             self.action.journal.restart = Some(self.seen.inspect.restart.clone());
             self.ctx.write_action(&self.action).await?;
             self.ctx.0.engine.set_restart(&self.seen.container, &RestartRule::never()).await?;
@@ -140,18 +140,18 @@ impl CheckpointJob {
     }
 
     async fn pause(&mut self) -> Result<(), CheckpointError> {
-        // A terminal with somebody at it is a connection to the outside, which cannot be saved.
+        // A terminal that someone uses is a connection to the outside, which cannot be saved.
         self.shells = Some(self.ctx.0.pods.detach_shells(&self.pod).await);
         self.freeze().await
     }
 
     pub(in crate::checkpoint) async fn freeze(&mut self) -> Result<(), CheckpointError> {
         if self.checkpoint.kind.has_processes() {
-            // Before the pod stands still: a restore may hold it for a moment.
+            // Before the pod is frozen: a restore may hold it for a moment.
             self.options = Some(HostOptions::keep_free().await?);
         }
-        self.stand_still().await?;
-        // A network that it shares stays when it is stopped.
+        self.freeze_outside_vfork().await?;
+        // A network that it shares remains when it is stopped.
         if !self.seen.inspect.shares_network() {
             let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
             self.network = lock::lock(self.seen.inspect.pid, is_stopped).await;
@@ -165,14 +165,14 @@ impl CheckpointJob {
         Ok(())
     }
 
-    /// Where a program is just in vfork(2), CRIU could wait for it for ever: it is let go on for a moment.
-    async fn stand_still(&self) -> Result<(), CheckpointError> {
+    /// CRIU could wait for ever for a program in vfork(2): the pod is resumed for a moment.
+    async fn freeze_outside_vfork(&self) -> Result<(), CheckpointError> {
         let engine = &self.ctx.0.engine;
         for _ in 0..VFORKS {
             self.live.frozen_since().get_or_insert_with(Instant::now);
             engine.pause(&self.seen.container).await.map_err(|error| match error {
                 EngineError::NotFrozen(_) => CheckpointError::Criu(CriuFailure::other(
-                    "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less",
+                    "the kernel could not freeze its programs, as they constantly start others or wait for a disk; try again when the pod is less busy",
                 )),
                 error => error.into(),
             })?;
@@ -187,7 +187,7 @@ impl CheckpointJob {
         }
         let name = stopped_tasks::in_vfork(&self.seen.container).unwrap_or_else(|| "a program".to_owned());
         Err(CheckpointError::Criu(CriuFailure::other(format!(
-            "{name} starts other programs all the time (vfork) and was never met outside of it; try again when it does less"
+            "{name} constantly starts other programs (vfork) and was never found outside vfork; try again when it is less busy"
         ))))
     }
 
@@ -199,8 +199,8 @@ impl CheckpointJob {
         let packed =
             archive::pack(&upper, &self.directory.join(store::ROOTFS), &runc::link_suffix(&self.directory)).await;
         runc::drop_links(&self.directory);
-        // Before what tar says: of a pod that was let go it tells files that changed.
-        self.ensure_still().await?;
+        // Before tar's error: for a pod that was unpaused, tar reports files that changed.
+        self.ensure_paused().await?;
         packed?;
         self.live.bytes.store(disk::size_of(&self.directory), Ordering::Relaxed);
         Ok(())
@@ -208,7 +208,7 @@ impl CheckpointJob {
 
     async fn resume(&mut self) -> Result<(), CheckpointError> {
         self.thaw().await?;
-        // From now on somebody may have them go on.
+        // From now on someone may resume them.
         self.action.journal.stopped.clear();
         match self.action.journal.gpu {
             // Its programs wait for their GPUs.
@@ -218,8 +218,8 @@ impl CheckpointJob {
         Ok(())
     }
 
-    /// A pod that somebody let go behind our back is not as its images are.
-    async fn ensure_still(&self) -> Result<(), CheckpointError> {
+    /// A pod that was unpaused behind our back differs from its images.
+    async fn ensure_paused(&self) -> Result<(), CheckpointError> {
         if self.live.frozen_since().is_none() {
             return Ok(());
         }
@@ -238,13 +238,13 @@ impl CheckpointJob {
         Ok(self.ctx.0.engine.unpause(&self.seen.container).await?)
     }
 
-    /// The pod stands still no longer.
+    /// The pod is no longer frozen.
     async fn thawed(&mut self) {
         self.shells = None;
         let since = self.live.frozen_since().take();
         self.action.frozen_ms = since.map(millis_since).or(self.action.frozen_ms);
         self.manifest.frozen_ms = self.action.frozen_ms.unwrap_or(0);
-        // The next read shows it.
+        // Updates the inventory for the next read.
         let _ = self.ctx.0.engine.look(&self.seen.container).await;
     }
 
@@ -255,12 +255,12 @@ impl CheckpointJob {
         }
         let (directory, streams) = (self.directory.clone(), self.streams);
         self.manifest.files = off_thread(move || hashing::hash_and_sync(&directory, streams, &|_| {})).await?;
-        self.ensure_still().await
+        self.ensure_paused().await
     }
 
     async fn commit(&mut self) -> Result<(), CheckpointError> {
         if let Some(since) = *self.live.frozen_since() {
-            // It stands still until it is stopped, which takes no time.
+            // It stays frozen until it is stopped, which takes no time.
             self.manifest.frozen_ms = millis_since(since);
         }
         let (store, id, directory, manifest) =
@@ -294,8 +294,8 @@ impl CheckpointJob {
         .await;
         match packed {
             Ok(manifest) => self.manifest = manifest,
-            // The checkpoint is complete without.
-            Err(error) => self.action.losses.push(format!("it is not packed: {error}")),
+            // The checkpoint is complete without packing.
+            Err(error) => self.action.losses.push(format!("it was not packed: {error}")),
         }
         Ok(())
     }
@@ -308,14 +308,14 @@ impl CheckpointJob {
         action.bytes = size;
         let written = self.ctx.end_saved(action, size).await;
         if let Err(error) = written {
-            tracing::warn!(%error, "the end of a checkpoint is written later");
+            tracing::warn!(%error, "could not record the end of a checkpoint; it is retried");
             self.ctx.settle_later();
         }
     }
 
-    /// Puts everything as it was before, but for a checkpoint that is complete: that is kept.
+    /// Rolls everything back, except a checkpoint that is complete: that is kept.
     async fn fail(mut self, phase: Phase, error: CheckpointError) {
-        tracing::warn!(pod = self.pod.container_name, %phase, %error, "not saved");
+        tracing::warn!(pod = self.pod.container_name, %phase, %error, "checkpoint failed");
         let error = match self.has_ended().await {
             true => CheckpointError::EndedMeanwhile(self.pod.container_name.clone()),
             false => error,
@@ -328,27 +328,26 @@ impl CheckpointJob {
             self.ctx.settle_checkpoint(&self.action).await
         };
         if let Err(error) = settled.await {
-            tracing::warn!(pod = self.pod.container_name, %error, "settled later");
+            tracing::warn!(pod = self.pod.container_name, %error, "could not roll back; it is retried");
             self.ctx.settle_later();
         }
         self.live.frozen_since().take();
     }
 
-    /// Whether the pod is no more that was to stand still: what CRIU says then is about files that were taken from
-    /// under it.
+    /// Whether the pod that should be frozen has ended: then CRIU's errors are about files that were removed meanwhile.
     async fn has_ended(&self) -> bool {
         let pid = self.seen.inspect.pid;
-        let stands_still = pid != 0 && self.live.frozen_since().is_some();
+        let is_frozen = pid != 0 && self.live.frozen_since().is_some();
         let now = self.ctx.0.engine.inspect(&self.seen.container).await;
-        stands_still && now.is_ok_and(|now| now.is_none_or(|now| now.pid != pid))
+        is_frozen && now.is_ok_and(|now| now.is_none_or(|now| now.pid != pid))
     }
 }
 
 impl Checkpoints {
-    /// The end of a checkpoint that is complete: from now on it counts, and is copied where that is wanted.
+    /// Ends a checkpoint that is complete: from now on it counts, and is copied where that is wanted.
     pub(in crate::checkpoint) async fn end_saved(&self, action: Action, size: u64) -> Result<(), CheckpointError> {
         let id = action.checkpoint;
-        // The store may have gone out of the config meanwhile.
+        // The store may have been removed from the config meanwhile.
         let copy = self.copy_for(action.journal.remote, id, &action.user).unwrap_or_else(|error| {
             tracing::warn!(checkpoint = %id, %error, "not copied");
             None
@@ -366,7 +365,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Gives a container its restart rule back; one that was saved and stopped is not started by a reboot.
+    /// Gives a container its restart policy back; one that was saved and stopped is not started by a reboot.
     pub(in crate::checkpoint) async fn put_restart_rule(&self, action: &Action) -> Result<(), CheckpointError> {
         let (Some(container), Some(rule)) = (&action.journal.container, &action.journal.restart) else { return Ok(()) };
         let stopped = action.kind == ActionKind::Checkpoint && action.phase == Phase::Stop;
@@ -378,13 +377,13 @@ impl Checkpoints {
     }
 }
 
-/// What was found out about a pod that is to be saved.
+/// What was found about a pod that is to be saved.
 pub struct Examined {
     pub container: ContainerId,
     pub inspect: ContainerInspect,
     pub findings: Findings,
     pub verdict: Verdict,
     pub criu: String,
-    /// Programs on GPUs, where there are some and they can be saved.
+    /// Programs on GPUs, if there are any and they can be saved.
     pub gpus: Option<GpusSeen>,
 }

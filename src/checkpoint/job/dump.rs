@@ -1,4 +1,4 @@
-//! The phase in which CRIU writes the processes of a pod that stands still.
+//! The phase in which CRIU writes the processes of a frozen pod.
 
 use std::{
     convert::Infallible,
@@ -32,22 +32,22 @@ use crate::{
     model::{checkpoint::LeaveRunning, ids::ContainerId},
 };
 
-/// Time between two looks at how much was written.
+/// Interval at which the bytes written are read.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Pieces of memory that processes share, which nobody counts beforehand: the images of more are written as files.
+/// Shared memory segments, which are not counted beforehand: the images of further ones are written as files.
 const SHARED: usize = 16;
 
 /// Each is a file descriptor.
 const MOST_PIPES: usize = 256;
 
 impl CheckpointJob {
-    /// What stands against it for a moment only is waited for: a busy server always has a connection on its way.
+    /// A transient obstacle is waited for: a busy server always has a connection that is not accepted yet.
     pub(in crate::checkpoint) async fn dump(&mut self) -> Result<(), CheckpointError> {
         for pause in RETRY_DELAYS {
             match self.dump_once().await {
                 Err(CheckpointError::Criu(failure)) if failure.kind == FailureKind::Transient => {
-                    tracing::info!(pod = self.pod.container_name, %failure, "tried again in a moment");
+                    tracing::info!(pod = self.pod.container_name, %failure, "dump failed, retrying");
                 }
                 other => return other,
             }
@@ -63,7 +63,7 @@ impl CheckpointJob {
     }
 
     async fn dump_once(&mut self) -> Result<(), CheckpointError> {
-        // Of now, when nothing changes any more.
+        // Taken now that the pod is frozen.
         let address = self.manifest.sockets.address.take();
         self.manifest.sockets = sockets::of(self.seen.inspect.pid);
         self.manifest.sockets.address = address;
@@ -76,7 +76,7 @@ impl CheckpointJob {
             ended = self.dump_processes(&images, options, buffer) => ended,
             never = self.watch(&images, &caught) => match never {},
         };
-        // Also for another try.
+        // Also for the next try.
         self.buffer = buffer;
         dumped?;
         self.manifest.tuning = thread_attributes::look(&self.seen.container, inspect.pid);
@@ -84,14 +84,14 @@ impl CheckpointJob {
         self.manifest.network = namespace_setup::network_settings(inspect.pid);
         stopped_tasks::note(&self.action.journal.stopped, &images).map_err(DiskError::io("writing", &images))?;
         let mut names = self.seen.findings.socket_names.clone();
-        // Everywhere it was looked before the pod stood still.
+        // All were checked before the freeze.
         names.extend(socket_names::current(inspect.pid, None, &kill::members(&self.seen.container)));
         patches::correct(&images, &names).map_err(DiskError::io("correcting", &images))?;
         self.manifest.memory_files = namespace_setup::memory_files(&images, inspect.pid);
         let size = disk::size_of(&images) + caught.load(Ordering::Relaxed);
         self.live.bytes.store(size, Ordering::Relaxed);
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        // A small one tells of CRIU's start and not of its speed, and one of a pod that is stopped of the disk's.
+        // A small one measures CRIU's start and not its speed, and one of a pod that is stopped the disk's.
         if size > 64 << 20 && self.action.journal.leave_running == LeaveRunning::Yes {
             self.ctx.0.rate.store(size.saturating_mul(1000) / millis, Ordering::Relaxed);
         }
@@ -130,7 +130,7 @@ impl CheckpointJob {
         };
         let catching = buffer.and_then(|buffer| {
             let catching = buffer.catch(images, self.large_images());
-            // Not every file system has pipes; the pod only stands still for longer.
+            // Not every file system has pipes; without them the pod is only frozen for longer.
             catching.inspect_err(|error| tracing::info!(%error, "images are written to files at once")).ok()
         });
         let Some(catching) = catching else { return (None, dumping.await) };
@@ -150,17 +150,17 @@ impl CheckpointJob {
         }
     }
 
-    /// CRIU's names for what may be large: it counts the images of memory. There is one for each process, and for each
-    /// piece of memory that several share.
+    /// CRIU's names for what may be large: it numbers the memory images. There is one for each process, and for each
+    /// shared memory segment.
     fn large_images(&self) -> Vec<String> {
         let most = (self.seen.findings.processes.len() + SHARED).min(MOST_PIPES);
         let pages = (1..=most).map(|number| format!("pages-{number}.img"));
         pages.chain(namespace_setup::memory_images(self.seen.inspect.pid)).collect()
     }
 
-    /// CRIU's own lock costs a tenth of a second of standing still. A restore locks the way that the dump did, and it
-    /// is wanted where packets must not come before the socket is there: where a connection with others may go on, and
-    /// where CRIU will send what a program of the pod had for another and could not send yet.
+    /// CRIU's own lock freezes the pod for a tenth of a second longer. A restore locks the network the way that the
+    /// dump did, and that is needed where packets must not arrive before the socket exists: where a connection with
+    /// others may continue, and where CRIU will send what a program of the pod had for another and could not send yet.
     fn lock_of_dump(&self) -> NetworkLock {
         let is_old = !version::knows_to_skip_lock(&self.manifest.host.criu);
         match is_old || self.manifest.sockets.outside > 0 || sockets::have_unsent(self.seen.inspect.pid) {
@@ -169,13 +169,14 @@ impl CheckpointJob {
         }
     }
 
-    /// Where runc's own directory is not found: the engine does it, never with a stop, and its images are taken over.
+    /// Where runc's own directory is not found, the engine dumps, always leaving the pod running, and its images are
+    /// moved to the checkpoint.
     async fn dump_by_engine(&self) -> Result<(), CheckpointError> {
         let config = self.ctx.0.config.get();
         let engine = &self.ctx.0.engine;
         let name = format!("pody-{}", self.action.id);
         let container = &self.seen.container;
-        tracing::info!(pod = self.pod.container_name, "runc's folder is not found: the engine writes the processes");
+        tracing::info!(pod = self.pod.container_name, "runc's directory was not found: the engine dumps the processes");
         let made = engine.container_directory(container).await?.join("checkpoints").join(&name);
         let upper = self.seen.inspect.upper.as_deref().filter(|_| self.checkpoint.kind.has_files());
         let log = self.directory.join(runc::DUMP_LOG);
@@ -195,7 +196,7 @@ impl CheckpointJob {
                 (None, error) => error.into(),
             }
         })?;
-        // It may have thawed what it was to write.
+        // CRIU may have thawed the pod.
         freezer::freeze(self.seen.inspect.pid);
         let images = self.directory.join(runc::IMAGES);
         for file in disk::files_below(&made).map_err(DiskError::io("reading", &made))? {
@@ -207,7 +208,7 @@ impl CheckpointJob {
         Ok(disk::remove(&made)?)
     }
 
-    /// Tells how much was written, for ever.
+    /// Reports how much was written, for ever.
     async fn watch(&self, directory: &Path, caught: &AtomicU64) -> Infallible {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -217,9 +218,9 @@ impl CheckpointJob {
     }
 }
 
-/// CRIU moves pages into a pipe as they are, without a copy. After the last of a process it has the process do a few
-/// things for it, for which it puts instructions over its own for a moment: pages that are still in the pipe would show
-/// that. By now each process is as it was, so what the pipe may have held at that time is read again.
+/// CRIU moves pages into a pipe as they are, without a copy. After the last of a process it has the process run a few
+/// calls, for which it puts instructions over the process's own for a moment: pages that are still in the pipe would
+/// show that. By now each process is as it was, so what the pipe may have held at that time is read again.
 fn read_again(buffer: &mut ImageBuffer, images: &Path, container: &ContainerId) {
     for pid in kill::members(container) {
         let Some(inside) = process::pid_inside(pid) else { continue };
@@ -232,10 +233,10 @@ fn read_again(buffer: &mut ImageBuffer, images: &Path, container: &ContainerId) 
 }
 
 fn read_again_of(pid: i32, image: &[u8], buffer: &mut ImageBuffer, images: &Path) -> io::Result<()> {
-    let map = Pagemap::parse(image).ok_or_else(|| io::Error::other("CRIU's pagemap is not as it is known"))?;
+    let map = Pagemap::parse(image).ok_or_else(|| io::Error::other("cannot parse CRIU's pagemap"))?;
     let pages = images.join(format!("pages-{}.img", map.pages));
     if buffer.length_of(&pages).is_some_and(|length| length != map.length()) {
-        return Err(io::Error::other("CRIU's pagemap tells of another length of its pages"));
+        return Err(io::Error::other("CRIU's pagemap gives another length for its pages"));
     }
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     for (offset, range) in map.tail(PIPE as u64) {

@@ -1,8 +1,8 @@
-//! Memory of programs off the GPUs and back on them: the phases gpu-off and gpu-on, and their undoing after a failure
-//! or a kill. All are locked before the first is copied, since they may wait for each other; and it is undone in
+//! Memory of programs off the GPUs and back on them: the phases gpu-off and gpu-on, and their rollback after a failure
+//! or a kill. All are locked before the first is copied, since they may wait for each other; the rollback runs in
 //! reverse.
 //!
-//! What is undone goes by the state that each process tells, not by what was believed to have been done.
+//! The rollback follows the state that each process reports, not what is believed to have been done.
 
 use std::{
     collections::HashMap,
@@ -24,34 +24,34 @@ use crate::{
     },
 };
 
-/// How often it is looked whether programs have begun to use a GPU meanwhile, and how often what failed is tried again.
+/// How often programs are searched that have begun to use a GPU meanwhile, and how often a failure is retried.
 const ROUNDS: usize = 3;
 
-/// Before what failed is tried again.
+/// Pause before a retry.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a process that a call fails for may take to be gone, which explains the failure.
+/// How long a process for which a call fails may take to exit, which explains the failure.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// The program at work for one action on one container.
+/// `cuda-checkpoint` for one action on one container.
 struct CudaCheckpointer {
     tool: Tool,
     action: ActionId,
     container: ContainerId,
-    /// For what copies no memory.
+    /// Limit of a call that copies no memory.
     short: Duration,
-    /// For what copies all of it.
+    /// Limit of a call that copies all of it.
     long: Duration,
 }
 
 impl CudaCheckpointer {
-    /// All that are there, by the pids that the pod gives them.
+    /// All processes of the container, by their PIDs inside the pod.
     fn members(&self) -> HashMap<i32, i32> {
         let members = kill::members(&self.container).into_iter();
         members.filter_map(|pid| Some((process::pid_inside(pid)?, pid))).collect()
     }
 
-    /// Whether it has ended, or does so right now.
+    /// Whether it has ended, or is ending right now.
     async fn ends(&self, pid: i32) -> bool {
         let begun = Instant::now();
         while process::container_of(pid).as_ref() == Some(&self.container) && !kill::is_zombie(pid) {
@@ -63,7 +63,7 @@ impl CudaCheckpointer {
         true
     }
 
-    /// Does it with each; those that end meanwhile are passed over. Those that are left.
+    /// Runs a step for each process; those that end meanwhile are skipped. Returns those that are left.
     async fn each(&self, step: Step, processes: &[GpuProcess]) -> Result<Vec<GpuProcess>, CheckpointError> {
         let members = self.members();
         let mut left = Vec::new();
@@ -71,7 +71,7 @@ impl CudaCheckpointer {
             let Some(&pid) = members.get(&process.pid) else { continue };
             match self.call(step, pid, None).await {
                 Ok(()) => left.push(process.clone()),
-                // It ends, or has left the GPU by itself.
+                // It is ending, or has left the GPU by itself.
                 Err(_) if self.ends(pid).await || step == Step::Lock && !preflight::holds_gpu(pid) => {}
                 Err(trouble) => return Err(CheckpointError::Cuda(sentence(step, process, &trouble))),
             }
@@ -89,7 +89,8 @@ impl CudaCheckpointer {
         }
     }
 
-    /// Gives all of them their GPUs back, wherever each of them is. What is wrong with those that did not get them.
+    /// Gives all of them their GPUs back, whatever state each is in. Returns what is wrong with those that did not get
+    /// them.
     async fn resume(&self, work: &GpuWork) -> Vec<String> {
         let mut complaints = Vec::new();
         for round in 0..ROUNDS {
@@ -100,7 +101,7 @@ impl CudaCheckpointer {
             if complaints.is_empty() {
                 break;
             }
-            tracing::warn!(container = %self.container, ?complaints, "GPUs not given back");
+            tracing::warn!(container = %self.container, ?complaints, "could not give GPUs back");
         }
         complaints
     }
@@ -125,7 +126,7 @@ impl CudaCheckpointer {
                 Err(trouble) => complaints.push(sentence(Step::Restore, process, &trouble)),
             }
         }
-        // None goes on before all have their memory: they may use each other's.
+        // None resumes before all have their memory: they may use each other's.
         for (process, pid) in locked {
             match self.call(Step::Unlock, pid, None).await {
                 Err(trouble) if !self.ends(pid).await => complaints.push(sentence(Step::Unlock, process, &trouble)),
@@ -146,7 +147,7 @@ impl Checkpoints {
         let journalled = Tool::find(Some(&work.program));
         let tool = journalled.or_else(|| Tool::find(config.checkpoint.cuda_checkpoint.as_deref()));
         CudaCheckpointer {
-            // One that is gone says so with the first call.
+            // A program that no longer exists shows that with the first call.
             tool: tool.unwrap_or_else(|| Tool { program: work.program.clone() }),
             action: action.id,
             container: container.clone(),
@@ -156,7 +157,7 @@ impl Checkpoints {
         }
     }
 
-    /// Gives the programs of an action's pod their GPUs back, whatever was done with them. What went wrong.
+    /// Gives the programs of an action's pod their GPUs back, whatever was done with them. Returns what went wrong.
     pub(in crate::checkpoint) async fn wake_gpus(&self, action: &Action, container: &ContainerId) -> Vec<String> {
         let Some(work) = &action.journal.gpu else { return Vec::new() };
         let hand = self.hand(action, container, work);
@@ -169,7 +170,7 @@ impl Checkpoints {
 impl CheckpointJob {
     /// Locks all, then copies their memory into the host's.
     pub(in crate::checkpoint) async fn gpu_off(&mut self) -> Result<(), CheckpointError> {
-        // From here on what it asks of CUDA waits.
+        // From here on its calls to CUDA block.
         *self.live.frozen_since() = Some(Instant::now());
         let Some(mut work) = self.action.journal.gpu.clone() else { return Ok(()) };
         let hand = self.ctx.hand(&self.action, &self.seen.container, &work);
@@ -178,7 +179,7 @@ impl CheckpointJob {
         for round in 0.. {
             let container = self.seen.container.clone();
             let holders = off_thread(move || preflight::gpu_holders(&container, init)).await;
-            // By its number: a program may give itself another name.
+            // By its PID: a program may rename itself.
             let is_new = |process: &GpuProcess| work.processes.iter().all(|known| known.pid != process.pid);
             let new: Vec<GpuProcess> = holders.iter().map(GpuProcess::from).filter(is_new).collect();
             if new.is_empty() {
@@ -187,7 +188,7 @@ impl CheckpointJob {
             if round == ROUNDS {
                 let names: Vec<String> = new.iter().map(GpuProcess::who).collect();
                 return Err(CheckpointError::Cuda(format!(
-                    "ever more programs begin to use a GPU, the last of them {}; save the pod when they are through",
+                    "programs keep starting to use a GPU, the last of them {}; save the pod when they have all started",
                     names.join(", ")
                 )));
             }
@@ -197,7 +198,7 @@ impl CheckpointJob {
             locked.extend(hand.each(Step::Lock, &new).await?);
         }
         if locked != work.processes {
-            // Those that have ended, or have left their GPU, are not to be asked about it any more.
+            // Those that have ended, or have left their GPU, must not be asked about it any more.
             work.processes.clone_from(&locked);
             self.action.journal.gpu = Some(work);
             self.ctx.write_action(&self.action).await?;
@@ -212,7 +213,7 @@ impl CheckpointJob {
         let left = off_thread(move || preflight::gpu_holders(&container, init)).await;
         match left.first() {
             Some(holder) => Err(CheckpointError::Cuda(format!(
-                "{} still holds {} when its CUDA is off the GPU, and CRIU cannot save that; end it first",
+                "{} still holds {} after its CUDA memory left the GPU, and CRIU cannot save that; end it first",
                 GpuProcess::from(holder).who(),
                 holder.device.as_deref().unwrap_or("a GPU")
             ))),
@@ -220,7 +221,7 @@ impl CheckpointJob {
         }
     }
 
-    /// The other way. What is saved is good also where a program does not get its GPU back.
+    /// The reverse of gpu-off. The checkpoint is good even where a program does not get its GPU back.
     pub(in crate::checkpoint) async fn gpu_on(&mut self) {
         let Some(work) = &self.action.journal.gpu else { return };
         let complaints = self.ctx.hand(&self.action, &self.seen.container, work).resume(work).await;
@@ -251,7 +252,7 @@ impl RestoreJob {
     }
 }
 
-/// What is told of programs that stay without their GPUs.
+/// The sentence for programs that stay without their GPUs.
 pub fn not_resumed(complaints: &[String]) -> String {
     format!(
         "programs of the pod are still without their GPUs ({}); stop the pod and start it, or restore a checkpoint",

@@ -1,7 +1,6 @@
-//! Nobody is answered under a pod's address before its sockets are there again. The engine connects the pod's network
-//! first, and CRIU closes it a moment later; a packet of somebody who goes on to send, if it comes in between, would be
-//! answered with the end of the connection. So the bridge claims the pod's hardware address until the pod goes on
-//! ([`crate::host::bridge`]).
+//! Nobody gets an answer from a pod's address before its sockets exist again. The engine connects the pod's network
+//! first, and CRIU closes it a moment later; a packet of a peer that arrives in between would be answered with the end
+//! of the connection. So the bridge claims the pod's hardware address until the pod resumes ([`crate::host::bridge`]).
 
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
@@ -10,7 +9,7 @@ use crate::{
 };
 
 impl HeldTraffic {
-    /// As the engine makes it of the address of a container. Where it makes another, nobody knows that one yet.
+    /// As the engine derives it from a container's address. Where it chooses another, nobody knows that one yet.
     fn hardware_address(&self) -> [u8; 6] {
         let [a, b, c, d] = self.address.octets();
         [0x02, 0x42, a, b, c, d]
@@ -24,12 +23,12 @@ impl HeldTraffic {
 
     fn end(&self) {
         if let Err(error) = bridge::claim(&self.bridge, self.hardware_address(), false) {
-            tracing::error!(bridge = self.bridge, address = %self.address, %error, "the pod may not be reached under its address");
+            tracing::error!(bridge = self.bridge, address = %self.address, %error, "the pod may not be reachable at its address");
         }
     }
 }
 
-/// The silence; it ends when dropped.
+/// The hold; it ends when dropped.
 pub(in crate::checkpoint) struct TrafficHold(HeldTraffic);
 
 impl Drop for TrafficHold {
@@ -38,7 +37,7 @@ impl Drop for TrafficHold {
     }
 }
 
-/// Holds the traffic back. What is held is written down before.
+/// Holds traffic back. The hold is recorded first.
 pub(in crate::checkpoint) async fn begin(
     ctx: &Checkpoints,
     action: &mut Action,
@@ -50,7 +49,7 @@ pub(in crate::checkpoint) async fn begin(
     Ok(TrafficHold(held_traffic))
 }
 
-/// Ends what a killed daemon has left.
+/// Ends a hold that a killed daemon has left.
 pub(in crate::checkpoint) fn end(action: &Action) {
     if let Some(held_traffic) = &action.journal.held_traffic {
         held_traffic.end();

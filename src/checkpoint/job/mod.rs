@@ -1,4 +1,4 @@
-//! The jobs: a checkpoint or a restore under way, phase by phase, and recovery after a kill.
+//! The jobs: a checkpoint or a restore in progress, phase by phase, and recovery after a kill.
 //!
 //! - [`checkpoint`]: the phases of a checkpoint; [`dump`]: one of them
 //! - [`restore`]: the phases of a restore; [`address`]: the pod's original address, from the engine again;

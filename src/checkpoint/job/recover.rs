@@ -1,10 +1,10 @@
-//! What is left of actions that nobody is at work on: after the daemon was killed, after the engine was away.
+//! Recovers actions that nothing works on: after the daemon was killed, or the engine was away.
 //!
-//! A checkpoint: whatever of it runs is ended. A paused pod goes on with its network, or is ended where it was to be
-//! stopped and the checkpoint is complete. A directory with its name is a checkpoint, one without is garbage.
+//! A checkpoint: whatever of it still runs is ended. A paused pod resumes with its network, or is ended where it was to
+//! be stopped and the checkpoint is complete. A directory with its final name is a checkpoint, one without is garbage.
 //!
-//! A restore: a pod that lives is left alive, and the restore is done; else what there is of it is ended, and files and
-//! container are as before.
+//! A restore: a pod that lives is left alive, and the restore is done; otherwise what there is of it is ended, and
+//! files and container are put back.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -35,28 +35,28 @@ use crate::{
     },
 };
 
-/// Time between two looks whether something is to be settled.
+/// Interval between two checks for actions to recover.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long pods may stand still when the daemon stops.
+/// How long pods may stay frozen when the daemon stops.
 const LAST_DUMPS: Duration = Duration::from_secs(4);
 
-/// How much longer at the most where GPUs are concerned. systemd kills a service after 90 s.
+/// The longest extra time where GPUs are involved. systemd kills a service after 90 s.
 const GPU_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a container may take to show what became of it.
+/// How long a container may take to show its state.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Checkpoints {
     /// Runs for the life of the daemon.
     pub async fn run(self, stop: CancellationToken) {
         if let Err(error) = self.sweep().await {
-            tracing::warn!(%error, "leftovers of checkpoints not removed");
+            tracing::warn!(%error, "could not remove leftovers of checkpoints");
         }
         if nix::unistd::geteuid().is_root()
             && let Err(error) = HostOptions::recover().await
         {
-            tracing::warn!(%error, "CRIU's options may not be as they were");
+            tracing::warn!(%error, "could not restore CRIU's options");
         }
         loop {
             tokio::select! {
@@ -67,17 +67,17 @@ impl Checkpoints {
                 && self.0.unsettled.swap(false, std::sync::atomic::Ordering::AcqRel)
                 && let Err(error) = self.settle_all().await
             {
-                tracing::warn!(%error, "not settled, tried again");
+                tracing::warn!(%error, "could not recover an action, retrying");
                 self.settle_later();
             }
             if let Err(error) = self.remove_deleted().await {
-                tracing::warn!(%error, "checkpoints not deleted, tried again");
+                tracing::warn!(%error, "could not delete checkpoints, retrying");
             }
         }
     }
 
-    /// The daemon stops: no pod may stand still until the next start. What is nearly done may end; the rest is called
-    /// off.
+    /// The daemon stops: no pod may stay frozen until the next start. What is nearly done may finish; the rest is
+    /// cancelled.
     async fn end_frozen(&self) {
         let frozen = || -> Vec<(ActionId, CheckpointId)> {
             let live = self.live();
@@ -95,18 +95,18 @@ impl Checkpoints {
             match self.paused(row.and_then(|row| row.journal.container).as_ref()).await {
                 Ok(Some(container)) => kill::end_dump(action, &directory, &container).await,
                 Ok(None) => kill::end_action(action, &directory).await,
-                // CRIU comes to an end by itself, and the next start to the rest.
-                Err(error) => tracing::warn!(%error, "a checkpoint is not called off"),
+                // CRIU ends by itself, and the next start does the rest.
+                Err(error) => tracing::warn!(%error, "could not cancel a checkpoint"),
             }
         }
-        // Its failure lets the pod go on.
+        // Its failure resumes the pod.
         while !frozen().is_empty() && begun.elapsed() < 2 * LAST_DUMPS + self.gpu_patience() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// How much longer the daemon's end may take because memory is on its way to or from GPUs: its programs would stand
-    /// still until the next start.
+    /// The longest extra time for the daemon's stop while memory is being copied to or from GPUs: the programs would
+    /// stay frozen until the next start.
     pub fn gpu_patience(&self) -> Duration {
         let bytes = self.live().values().map(|live| live.gpu_bytes).max().unwrap_or(0);
         Duration::from_millis(gpu::copying_ms(bytes)).min(GPU_PATIENCE)
@@ -119,8 +119,8 @@ impl Checkpoints {
         Ok(inspect.filter(|inspect| inspect.status.is_paused()).map(|_| container.clone()))
     }
 
-    /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the
-    /// new would take the state in between for the pod's own. The pod's lock is held.
+    /// Completes or rolls back what a killed daemon has left of a pod, before anything new is done with it. Otherwise
+    /// the new action would take the state in between for the pod's own. The pod's lock is held.
     pub(in crate::checkpoint) async fn settle_pod(&self, pod: PodId) -> Result<(), CheckpointError> {
         let mut left: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         left.retain(|action| action.pod == pod && !self.live().contains_key(&action.id));
@@ -153,21 +153,21 @@ impl Checkpoints {
                 continue;
             };
             if let Err(error) = self.settle(action.id).await {
-                tracing::warn!(action = %action.id, pod = action.container_name, %error, "not settled, tried again");
+                tracing::warn!(action = %action.id, pod = action.container_name, %error, "could not recover an action, retrying");
                 self.settle_later();
             }
         }
         Ok(())
     }
 
-    /// Brings a checkpoint to its end from wherever it is. The pod's lock is held.
+    /// Completes or rolls back a checkpoint from any phase. The pod's lock is held.
     pub(in crate::checkpoint) async fn settle_checkpoint(&self, action: &Action) -> Result<(), CheckpointError> {
         let under_way = self.0.store.directory_under_way(action.checkpoint);
-        // As the kernel names it.
+        // By the kernel's name for it.
         let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
-        // CRIU leaves programs whole when it comes to its own end, and not when it is ended.
+        // CRIU leaves programs whole when it ends by itself, but not when it is killed.
         kill::wait_ended(action.id, &under_way).await;
-        // Where the engine does not say, it is tried again: CRIU must not be ended in a pod that then runs.
+        // If the engine gives no answer, this is retried: CRIU must not be killed in a pod that then runs.
         match self.paused(action.journal.container.as_ref()).await? {
             Some(container) => kill::end_dump(action.id, &under_way, &container).await,
             None => kill::end_action(action.id, &under_way).await,
@@ -194,7 +194,7 @@ impl Checkpoints {
                 action.phase = Phase::Stop;
                 action.journal.gpu = None;
             } else {
-                // Also of one that somebody has let go meanwhile.
+                // Also for a pod that someone has unpaused meanwhile.
                 lock::unlock(inspect.pid).await;
                 if is_paused {
                     freezer::freeze(inspect.pid);
@@ -231,14 +231,14 @@ impl Checkpoints {
                 Ok::<_, CheckpointError>(manifest.stored_size())
             })
             .await?;
-            tracing::info!(pod = action.container_name, checkpoint = %id, "a checkpoint that was complete is kept");
+            tracing::info!(pod = action.container_name, checkpoint = %id, "a complete checkpoint is kept");
             action.bytes = size;
-            // A complete one counts, whatever came after it.
+            // A complete one counts, whatever failed after it.
             action.losses.extend(action.error.take().into_iter().chain(not_resumed));
             return self.end_saved(action, size).await;
         }
         self.0.store.remove(id)?;
-        self.let_image_go(id).await;
+        self.untag_image(id).await;
         fail_point!("recover-checkpoint-removed");
         let error =
             action.error.clone().unwrap_or_else(|| CheckpointError::Interrupted(action.phase.doing()).to_string());
@@ -247,7 +247,7 @@ impl Checkpoints {
         self.end_action(action, Err(error), move |tx| tx.delete_checkpoint(id)).await
     }
 
-    /// Brings a restore to its end. The pod's lock is held.
+    /// Completes or rolls back a restore. The pod's lock is held.
     pub(in crate::checkpoint) async fn settle_restore(&self, action: &Action) -> Result<(), CheckpointError> {
         let row: Option<Pod> = {
             let pod = action.pod;
@@ -258,7 +258,7 @@ impl Checkpoints {
             (None, Some(pod)) => self.0.pods.container_made_for(pod).await?,
             (None, None) => None,
         };
-        // What is under way at the engine is ended first: it holds the container until then.
+        // A start in progress at the engine is ended first: it holds the container until then.
         if let Some(container) = &container
             && kill::is_restoring(container)
         {
@@ -277,7 +277,7 @@ impl Checkpoints {
         }
         let whole = namespace_setup::is_done(&self.0.store.scratch(action.id));
         if lives && begun && whole && action.error.is_none() {
-            tracing::info!(pod = action.container_name, "a restore that a kill interrupted is done");
+            tracing::info!(pod = action.container_name, "completed a restore that a kill interrupted");
             if let Some(container) = container {
                 action.journal.container = Some(container);
             }
@@ -317,7 +317,7 @@ impl Checkpoints {
         self.end_action(action, Err(error), |_| Ok(())).await
     }
 
-    /// The container once the engine lets go of it: while it starts one, it answers nothing about it.
+    /// The container once the engine answers about it again: while it starts one, it does not.
     pub(in crate::checkpoint) async fn settled_inspect(
         &self,
         container: &ContainerId,
@@ -374,7 +374,7 @@ impl Checkpoints {
             }
             let store = self.0.store.clone();
             off_thread(move || store.remove(id)).await?;
-            self.let_image_go(id).await;
+            self.untag_image(id).await;
             self.0
                 .db
                 .write(move |tx| {
@@ -387,14 +387,14 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Takes back the name that kept a checkpoint's image. The image has others, or nobody needs it.
-    async fn let_image_go(&self, id: CheckpointId) {
+    /// Removes the tag that kept a checkpoint's image. The image has other tags, or nobody needs it.
+    async fn untag_image(&self, id: CheckpointId) {
         if let Err(error) = self.0.engine.remove_image(&format!("{KEPT_IMAGES}:{id}")).await {
-            tracing::warn!(%error, "an image is kept for no checkpoint");
+            tracing::warn!(%error, "could not remove the tag of a deleted checkpoint's image");
         }
     }
 
-    /// Directories that no action needs: those in the making, and of restores.
+    /// Removes directories that no action needs: unfinished checkpoints, and those of restores.
     async fn sweep(&self) -> Result<(), CheckpointError> {
         let actions: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         let known: HashSet<String> =

@@ -1,6 +1,5 @@
-//! Bringing a pod back: see the table in [`super::phase`].
-//!
-//! [`super::target`] has decided by then what is brought back and where.
+//! The phases of a restore: see the table in [`crate::model::phase`]. [`crate::checkpoint::begin_restore`] has decided
+//! by then what is restored and where.
 
 use std::{
     convert::Infallible,
@@ -51,19 +50,19 @@ use crate::{
     pod::PodError,
 };
 
-/// A pod that is still there so long after its restore lives: one whose memory is damaged ends at once.
+/// A pod that still exists this long after its restore lives: one whose memory is damaged ends at once.
 const PROBATION: Duration = Duration::from_millis(50);
 
 /// How often other ports are tried for a new pod.
 const PORT_TRIES: usize = 5;
 
-/// How often a pod is begun that gets another address than the one that way was made for.
+/// How often a pod is started that gets another address than the restore was prepared for.
 const ADDRESS_TRIES: usize = 3;
 
 /// The engine's file for `/etc/hosts`, in its directory of a container.
 const HOSTS: &str = "hosts";
 
-/// One restore under way.
+/// One restore in progress.
 pub(in crate::checkpoint) struct RestoreJob {
     pub(in crate::checkpoint) ctx: Checkpoints,
     pub(in crate::checkpoint) action: Action,
@@ -72,7 +71,7 @@ pub(in crate::checkpoint) struct RestoreJob {
     pub(in crate::checkpoint) pod: Pod,
     pub(in crate::checkpoint) live: Arc<Progress>,
     pub(in crate::checkpoint) connections: Option<Connections>,
-    /// Where each image is to be read from, by its name.
+    /// Where to read each image from, by its name.
     pub(in crate::checkpoint) images: Vec<(PathBuf, PathBuf)>,
     pub(in crate::checkpoint) attempts: u32,
     pub(in crate::checkpoint) _guard_of_action: ActionGuard,
@@ -87,10 +86,10 @@ impl RestoreJob {
                 return self.fail(phase, error).await;
             }
         }
-        tracing::info!(pod = self.pod.container_name, checkpoint = %self.manifest.id, "brought back");
+        tracing::info!(pod = self.pod.container_name, checkpoint = %self.manifest.id, "restored");
         self.action.bytes = self.manifest.stored_size();
         if let Err(error) = self.ctx.end_action(self.action.clone(), Ok(()), |_| Ok(())).await {
-            tracing::warn!(%error, "the end of a restore is written later");
+            tracing::warn!(%error, "could not record the end of a restore; it is retried");
             self.ctx.settle_later();
         }
     }
@@ -126,7 +125,7 @@ impl RestoreJob {
     async fn verify(&mut self) -> Result<(), CheckpointError> {
         match self.verify_here().await {
             Err(error @ CheckpointError::Damaged { .. }) if self.ctx.copied(self.manifest.id).await? => {
-                tracing::info!(pod = self.pod.container_name, %error, "fetched from its copy");
+                tracing::info!(pod = self.pod.container_name, %error, "a file is damaged or missing, downloading it from the copy");
                 self.action.phase = Phase::Fetch;
                 self.ctx.write_action(&self.action).await?;
                 fail_point!("restore-fetch", |_| Err(CheckpointError::Interrupted(Phase::Fetch.doing())));
@@ -188,7 +187,7 @@ impl RestoreJob {
             archive::unpack(&archive, &upper).await?;
         }
         self.ctx.write_action(&self.action).await?;
-        // A pod that does not live must not be started from its beginning by the engine.
+        // The engine must not start a failed pod from its beginning.
         Ok(engine.set_restart(&container, &RestartRule::never()).await?)
     }
 
@@ -197,7 +196,7 @@ impl RestoreJob {
         Ok(self.action.journal.container.clone().ok_or_else(gone)?)
     }
 
-    /// Where a file of the checkpoint is to be read from.
+    /// Where to read a file of the checkpoint from.
     fn image(&self, name: &Path) -> Result<PathBuf, CheckpointError> {
         let found = self.images.iter().find(|(path, _)| path == name).map(|(_, source)| source.clone());
         found.ok_or_else(|| CheckpointError::Damaged {
@@ -232,8 +231,8 @@ impl RestoreJob {
         let (mut way, mut others) =
             Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
         let mut why = match self.connections {
-            Some(Connections::Close) => "it was asked for".to_owned(),
-            _ => "the pod's address is another".to_owned(),
+            Some(Connections::Close) => "as requested".to_owned(),
+            _ => "the pod has another address".to_owned(),
         };
         loop {
             let error = match self.start_by(&container, way).await {
@@ -254,13 +253,13 @@ impl RestoreJob {
             let Some((next, rest)) = others.split_first() else { return Err(error) };
             match error {
                 CheckpointError::AddressGone { address, why: gone } => {
-                    tracing::info!(pod = self.pod.container_name, %address, gone, "brought back with another address");
+                    tracing::info!(pod = self.pod.container_name, %address, gone, "restoring with another address");
                     if self.connections.is_none() {
-                        why = format!("the pod's address of then, {address}, cannot be had: {gone}");
+                        why = format!("the pod's original address {address} is not available: {gone}");
                     }
                 }
                 CheckpointError::Criu(failure) if failure.kind == FailureKind::AddressTaken => {
-                    tracing::info!(pod = self.pod.container_name, %failure, "tried again with its connections closed");
+                    tracing::info!(pod = self.pod.container_name, %failure, "restore failed, retrying with connections closed");
                 }
                 error => return Err(error),
             }
@@ -268,7 +267,7 @@ impl RestoreJob {
         }
     }
 
-    /// Starts it this way, and once more where something passing stood against it.
+    /// Starts it this way, and again after a transient failure.
     async fn start_by(&mut self, container: &ContainerId, way: Way) -> Result<(), CheckpointError> {
         let again = match way.addresses {
             AddressPolicy::Original => self.manifest.sockets.original_address(),
@@ -282,7 +281,7 @@ impl RestoreJob {
                 }
                 None => None,
             };
-            // Somebody may go on to send.
+            // A peer may send at any moment.
             let held_traffic = match (again, held.as_ref().and_then(|held| held.bridge.clone())) {
                 (Some(address), Some(bridge)) if way.tcp == Tcp::Established && self.manifest.sockets.outside > 0 => {
                     Some(hold_traffic::begin(&self.ctx, &mut self.action, HeldTraffic { bridge, address }).await?)
@@ -292,23 +291,23 @@ impl RestoreJob {
             let started = self.start_from_images(container, way, held).await;
             drop(held_traffic);
             match (&started, again) {
-                // Without a word of CRIU's it was the engine, which at times takes the same again.
+                // Without an error of CRIU's the engine failed, which may succeed with the same input again.
                 (Err(CheckpointError::Engine(error)), _) if error.is_failure() && engine_failures == 0 => {
                     engine_failures += 1;
-                    tracing::warn!(pod = self.pod.container_name, %error, "tried again");
+                    tracing::warn!(pod = self.pod.container_name, %error, "the engine failed to start it, retrying");
                 }
                 // CRIU can do it by itself, only slower.
                 (Err(CheckpointError::Criu(failure)), _)
                     if failure.kind == FailureKind::NotFilled && !self.manifest.memory_files.is_empty() =>
                 {
-                    tracing::warn!(pod = self.pod.container_name, %failure, "tried again, unpacked by CRIU");
+                    tracing::warn!(pod = self.pod.container_name, %failure, "restore failed, retrying with CRIU unpacking tmpfs");
                     self.manifest.memory_files.clear();
                 }
-                // Another container was started in the same moment.
+                // Another container was started at the same moment.
                 (Err(CheckpointError::Criu(failure)), Some(address)) if failure.kind == FailureKind::OtherAddress => {
                     races += 1;
                     if races == ADDRESS_TRIES {
-                        let why = "others that start now get it or a lower one".to_owned();
+                        let why = "other containers that start now get it or a lower one".to_owned();
                         return Err(CheckpointError::AddressGone { address, why });
                     }
                 }
@@ -356,7 +355,7 @@ impl RestoreJob {
             done = &mut start => Some(done),
             () = runc::wait_begun(&log) => None,
         };
-        // CRIU has read them: the next may have the file.
+        // CRIU has read them: the next restore may have the file.
         drop(options);
         let give_back = async {
             if held.is_some() {
@@ -388,7 +387,7 @@ impl RestoreJob {
             return Err(error.into());
         }
         kill::end_restore(container).await;
-        // A lost answer may have been a good one.
+        // The call may have succeeded although its response was lost.
         let inspect = self.ctx.settled_inspect(container).await?;
         if error.is_ambiguous()
             && namespace_setup::is_done(&scratch)
@@ -406,7 +405,7 @@ impl RestoreJob {
         })
     }
 
-    /// The option that has the pod's programs in its own cgroup; none where runc has them there.
+    /// The option that puts the pod's programs into its own cgroup; empty where runc does that.
     async fn cgroup_root(&self, container: &ContainerId) -> Result<String, CheckpointError> {
         if self.manifest.host.cgroup != 2 {
             return Ok(String::new());
@@ -419,7 +418,7 @@ impl RestoreJob {
         Ok(cgroup_root::root_option(self.manifest.host.group.as_deref(), old, container, &facts.cgroup_driver, parent))
     }
 
-    /// What CRIU has to do: it wrote a file `mm-N.img` for each process, and `core-N.img` for each thread.
+    /// What CRIU has to process: it wrote a file `mm-N.img` for each process, and `core-N.img` for each thread.
     fn load(&self) -> Load {
         let images = |start: &str| {
             let names = self.manifest.files.keys().filter_map(|path| path.file_name()?.to_str());
@@ -428,7 +427,7 @@ impl RestoreJob {
         Load { bytes: self.manifest.full_size(), processes: images("mm-"), threads: images("core-") }
     }
 
-    /// What is done in the pod's new network and mounts, beside what CRIU does.
+    /// What is done in the pod's new network and mounts, besides what CRIU does.
     fn plan(&self, addresses: AddressPolicy, container_directory: &Path) -> Result<Plan, CheckpointError> {
         let sockets = &self.manifest.sockets;
         let again = sockets.original_address().filter(|_| addresses == AddressPolicy::Original);
@@ -463,15 +462,15 @@ impl RestoreJob {
         {
             let file = self.ctx.0.engine.container_directory(&container).await?.join(HOSTS);
             if let Err(error) = namespace_setup::renew_hosts(&file, then, &now) {
-                tracing::warn!(pod = self.pod.container_name, %error, "its /etc/hosts names its address of then");
+                tracing::warn!(pod = self.pod.container_name, %error, "its /etc/hosts contains its original address");
             }
         }
         let bound = self.manifest.sockets.bound.iter().map(ToString::to_string);
-        let of_then: Vec<String> = bound.filter(|address| *address != now).collect();
-        if !of_then.is_empty() {
+        let original: Vec<String> = bound.filter(|address| *address != now).collect();
+        if !original.is_empty() {
             self.action.losses.push(format!(
-                "the pod's address is {now} now; what is bound to the one of then ({}) is reached inside the pod only",
-                of_then.join(", ")
+                "the pod's address is now {now}; what is bound to the original one ({}) is reachable only inside the pod",
+                original.join(", ")
             ));
         }
         Ok(())
@@ -488,16 +487,16 @@ impl RestoreJob {
         Ok(())
     }
 
-    /// Puts everything as it was before.
+    /// Rolls everything back.
     async fn fail(mut self, phase: Phase, error: CheckpointError) {
-        tracing::warn!(pod = self.pod.container_name, %phase, %error, "not brought back");
+        tracing::warn!(pod = self.pod.container_name, %phase, %error, "restore failed");
         self.action.error = Some(error.to_string());
         let settled = async {
             self.ctx.write_action(&self.action).await?;
             self.ctx.settle_restore(&self.action).await
         };
         if let Err(error) = settled.await {
-            tracing::warn!(pod = self.pod.container_name, %error, "settled later");
+            tracing::warn!(pod = self.pod.container_name, %error, "could not roll back; it is retried");
             self.ctx.settle_later();
         }
     }

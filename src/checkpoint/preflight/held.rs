@@ -1,7 +1,7 @@
-//! What a process holds that CRIU cannot save, told by /proc: by the kind of a descriptor, or by what waits in it.
+//! What a process holds that CRIU cannot save, found in /proc: by the kind of a descriptor, or by what waits in it.
 //!
-//! What waits for a moment only, such as a connection that a server has not accepted yet, is looked at several times: a
-//! busy program is not refused for it.
+//! What waits only for a moment, such as a connection that a server has not accepted yet, is checked several times, so
+//! that a busy program is not refused for it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,11 +18,11 @@ use crate::{
     host::{netlink, process},
 };
 
-/// Kinds of descriptors without a file that CRIU can save (criu/files.c), as they are linked to.
+/// Kinds of descriptors without a file that CRIU can save (criu/files.c), by the targets of their links.
 const KNOWN: [&str; 8] =
     ["[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]", "bpf-map"];
 
-/// Kinds of sockets that CRIU can save (criu/sockets.c, criu/sk-inet.c), as the kernel names their protocols.
+/// Kinds of sockets that CRIU can save (criu/sockets.c, criu/sk-inet.c), by the kernel's names of their protocols.
 const SOCKETS: [&str; 14] = [
     "TCP",
     "TCPv6",
@@ -40,32 +40,32 @@ const SOCKETS: [&str; 14] = [
     "PACKET",
 ];
 
-/// The lower sides of terminals.
+/// The slave sides of terminals.
 const TERMINAL: &str = "/dev/pts/";
 
-/// open(2): messages of a pipe that stay apart.
+/// open(2), O_DIRECT: a pipe whose messages stay separate.
 const PACKETS: u32 = 0o40000;
 
-/// CRIU opens terminals until it has the number that it looks for, but so many at most (criu/tty.c).
+/// CRIU opens terminals until it has the number that it looks for, but at most this many (criu/tty.c).
 const TERMINALS: u32 = 32;
 
-/// Looks at what may wait for a moment only, and the time between two.
+/// How often transient states are checked, and the time between two checks.
 const LOOKS: usize = 4;
 
 const BETWEEN: Duration = Duration::from_millis(150);
 
-/// What the processes of a pod hold that is known only from a look at the whole pod.
+/// What the processes of a pod hold that is known only from all of the pod.
 pub struct Holdings {
     /// The file system of the pod's message queues.
     queues: Option<u64>,
     waiting: HashMap<u64, &'static str>,
-    /// Terminals whose other end is saved too, and the pod's own, whose is not.
+    /// Terminals whose master side is saved too, and the pod's own, whose master is not.
     terminals: HashSet<u32>,
     console: Option<String>,
 }
 
 impl Holdings {
-    /// `init` is the pod's first process, `saved` are all that are to be saved.
+    /// `init` is the pod's first process, `saved` are all processes to be saved.
     pub fn look(init: i32, saved: &[i32]) -> Self {
         let queues = fs::metadata(format!("/proc/{init}/root/dev/mqueue")).ok().map(|directory| directory.dev());
         let root = fs::metadata(format!("/proc/{init}/root")).ok().map(|root| root.dev());
@@ -80,13 +80,13 @@ impl Holdings {
         }
     }
 
-    /// Why a descriptor of the process `who` cannot be saved, if it cannot: `target` is what it links to.
+    /// Why a descriptor of the process `who` cannot be saved, if so: `target` is what it links to.
     pub fn problem(&self, pid: i32, who: &str, descriptor: &str, target: &str) -> Option<String> {
         let path = PathBuf::from(format!("/proc/{pid}/fd/{descriptor}"));
         if let Some(kind) = target.strip_prefix("anon_inode:") {
             return (!KNOWN.contains(&kind)).then(|| {
                 let kind = kind.trim_matches(['[', ']']);
-                format!("{who} holds a descriptor of the kind {kind}, which cannot be saved; end it first")
+                format!("{who} holds a descriptor of kind {kind}, which cannot be saved; end it first")
             });
         }
         if target.starts_with("/secretmem") {
@@ -97,14 +97,14 @@ impl Holdings {
         }
         if let Some(inode) = sockets::inode(target) {
             if let Some(what) = self.waiting.get(&inode) {
-                return Some(format!("{who} {what}, which cannot be saved; try again when it has, or end it"));
+                return Some(format!("{who} {what}, which cannot be saved; try again later, or end it"));
             }
             let protocol = sockets::protocol(&path)?;
             return (!SOCKETS.contains(&protocol.as_str())).then(|| match protocol.as_str() {
                 "MPTCP" | "MPTCPv6" => format!(
-                    "{who} has a socket of MPTCP, which cannot be saved; start it with GODEBUG=multipathtcp=0 where it is written in Go, or in a pod that is made anew: those have no MPTCP"
+                    "{who} has an MPTCP socket, which cannot be saved; start it with GODEBUG=multipathtcp=0 if it is written in Go, or in a newly created pod: those have no MPTCP"
                 ),
-                _ => format!("{who} has a socket of {protocol}, which cannot be saved; end it first"),
+                _ => format!("{who} has a {protocol} socket, which cannot be saved; end it first"),
             });
         }
         if target.ends_with("/ptmx")
@@ -112,7 +112,7 @@ impl Holdings {
             && number >= TERMINALS
         {
             return Some(format!(
-                "{who} has terminal {number} of the pod, and those above {} cannot be brought back; end it, or close others and open it anew",
+                "{who} has terminal {number} of the pod open, and terminals above {} cannot be restored; end it, or close other terminals and open it again",
                 TERMINALS - 1
             ));
         }
@@ -121,7 +121,7 @@ impl Holdings {
             && self.console.as_deref() != Some(target)
         {
             return Some(format!(
-                "{who} has the terminal of an exec from outside open ({target}), which cannot be saved; begin it with `> file 2>&1 < /dev/null` or with `pody exec -d`, or end it"
+                "{who} has the terminal of an exec from outside open ({target}), which cannot be saved; start it with `> file 2>&1 < /dev/null` or with `pody exec -d`, or end it"
             ));
         }
         let is_queue = self.queues.is_some() && fs::metadata(&path).ok().map(|file| file.dev()) == self.queues;
@@ -130,37 +130,37 @@ impl Holdings {
     }
 }
 
-/// What stands against saving a process as such.
+/// What prevents a process itself from being saved.
 pub fn problem_of_process(pid: i32, who: &str) -> Option<String> {
     if let Some(tracer) = tracer(pid) {
         return Some(format!(
-            "{who} is traced by {} (a debugger, or strace), and cannot be saved; end that first",
+            "{who} is traced by {} (a debugger, or strace), and cannot be saved; end the tracer first",
             name_of(tracer)
         ));
     }
-    // Its first thread is no more, and others are.
+    // Its first thread has ended, and others have not.
     if process::state(pid) == Some('Z')
         && fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
     {
         return Some(format!(
-            "{who} goes on without its first thread, which has ended (pthread_exit), and cannot be saved; end it first"
+            "{who} runs without its first thread, which has ended (pthread_exit), and cannot be saved; end it first"
         ));
     }
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let program = program.to_string_lossy();
     program
         .starts_with("/memfd:")
-        .then(|| format!("{who} runs a program that is no file ({program}), which cannot be saved; end it first"))
+        .then(|| format!("{who} runs a program that has no file ({program}), which cannot be saved; end it first"))
 }
 
-/// Directories that processes have open or stand in and that were deleted, by their path of then: of one path there is
-/// one alone.
+/// Deleted directories that processes have open or work in, by their original path: only one of each path can be
+/// restored.
 #[derive(Default)]
 pub struct DeletedDirectories(HashMap<String, u64>);
 
 impl DeletedDirectories {
-    /// Why what a process has there cannot be brought back, if it cannot: CRIU makes the directory again under its
-    /// path, and takes it away. `entry` is what links to it, below /proc.
+    /// Why what a process has there cannot be restored, if so: CRIU creates the directory again under its path, and
+    /// removes it. `entry` is what links to it, below /proc.
     pub fn problem(&mut self, init: i32, who: &str, entry: &Path, target: &str) -> Option<String> {
         let path = target.strip_suffix(" (deleted)")?;
         let directory = fs::metadata(entry).ok().filter(fs::Metadata::is_dir)?;
@@ -169,13 +169,13 @@ impl DeletedDirectories {
             || *self.0.entry(path.to_owned()).or_insert(directory.ino()) != directory.ino();
         is_another.then(|| {
             format!(
-                "{who} is in a folder that was deleted ({path}), or has it open, and there is another of that name, which cannot be brought back; have it leave the folder (cd), or end it"
+                "{who} works in the deleted folder {path} or has it open, and another of that name exists, which cannot be restored; have it leave the folder (cd), or end it"
             )
         })
     }
 }
 
-/// The pod's message queues, whether a program has them open or not. CRIU saves a pod without any.
+/// The pod's message queues, whether a program has them open or not. CRIU saves a pod without them.
 pub fn queues(init: i32) -> Vec<String> {
     let mut queues = Vec::new();
     for entry in fs::read_dir(format!("/proc/{init}/root/dev/mqueue")).into_iter().flatten().flatten() {
@@ -187,7 +187,7 @@ pub fn queues(init: i32) -> Vec<String> {
     queues
 }
 
-/// Multicast groups that programs of the pod have joined, by /proc/PID/net/igmp; not the one of all hosts.
+/// Multicast groups that programs of the pod have joined, by /proc/PID/net/igmp, without the all-hosts group.
 pub fn multicast(igmp: &str) -> Vec<String> {
     let groups = igmp.lines().filter(|line| line.starts_with('\t'));
     let words = groups.filter_map(|line| u32::from_str_radix(line.split_whitespace().next()?, 16).ok());
@@ -212,13 +212,13 @@ fn flags(pid: i32, descriptor: &str) -> u32 {
     flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0)
 }
 
-/// The number of the terminal whose upper side a descriptor is.
+/// The number of the terminal whose master side a descriptor is.
 fn terminal(pid: i32, descriptor: &str) -> Option<u32> {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
     info.lines().find_map(|line| line.strip_prefix("tty-index:"))?.trim().parse().ok()
 }
 
-/// What waits in sockets, look after look.
+/// What waits in sockets at each of several checks.
 fn lasting(init: i32) -> HashMap<u64, &'static str> {
     let mut lasting = waiting(init);
     for _ in 1..LOOKS {
@@ -234,17 +234,17 @@ fn lasting(init: i32) -> HashMap<u64, &'static str> {
 
 fn waiting(init: i32) -> HashMap<u64, &'static str> {
     let read = |file: &str| fs::read_to_string(Path::new(&format!("/proc/{init}/net")).join(file)).unwrap_or_default();
-    let backlog = "has not accepted a connection that waits for it";
+    let backlog = "has not accepted a waiting connection";
     let tcp = ["tcp", "tcp6"].map(|file| full_listeners(&read(file))).into_iter().flatten();
     let unix = netlink::in_network_of(init, netlink::full_unix_listeners).unwrap_or_default();
     let unread = unread_netlink(&read("netlink"));
     let connections = tcp.chain(unix).map(|inode| (inode, backlog));
     connections
-        .chain(unread.into_iter().map(|inode| (inode, "has not read a message of the kernel's (netlink)")))
+        .chain(unread.into_iter().map(|inode| (inode, "has not read a message from the kernel (netlink)")))
         .collect()
 }
 
-/// Listeners of /proc/net/tcp with connections that nobody accepted: their receive queue counts them.
+/// Listeners of /proc/net/tcp with connections that nobody has accepted: their receive queue counts them.
 fn full_listeners(text: &str) -> Vec<u64> {
     let lines = text.lines().skip(1).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn unread_messages_of_the_kernel_are_found() {
+    fn unread_kernel_messages_are_found() {
         let text = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
                     0000000000000000 0   1          00000001 2048     0        0     2        0        4711\n\
                     0000000000000000 0   2          00000001 0        0        0     2        0        4712\n";
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_but_for_that_of_all_hosts_are_found() {
+    fn groups_other_than_all_hosts_are_found() {
         let text = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n\
                     1\tlo        :     2      V3\n\t\t\t\t010101EF     1 0:00000000\t\t0\n\t\t\t\t010000E0     1 0:00000000\t\t0\n";
         assert_eq!(multicast(text), ["239.1.1.1"]);

@@ -1,6 +1,6 @@
-//! What can be said before a pod is touched: what cannot be saved and the way to mend it, what would be lost, how much
-//! there is and how long the pod would stand still. [`held`] and [`watches`] look at what processes hold and watch;
-//! [`sentences`] tells of it.
+//! What can be checked before a pod is touched: what cannot be saved and its remedy, what would be lost, the expected
+//! size, and how long the pod would be frozen. [`held`] and [`watches`] read what processes hold and watch;
+//! [`sentences`] words the findings.
 
 mod held;
 mod sentences;
@@ -35,16 +35,16 @@ use crate::{
     model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
 };
 
-/// Bytes a second that a dump is expected to write before one was measured on this host.
+/// Expected bytes per second of a dump before one was measured on this host.
 pub const EXPECTED_RATE: u64 = 400 << 20;
 
-/// What CRIU writes for a process besides its memory.
+/// What CRIU writes for a process besides its memory, bytes.
 const PER_PROCESS: u64 = 256 << 10;
 
-/// What a descriptor of inotify links to.
+/// The link target of an inotify descriptor.
 const INOTIFY: &str = "anon_inode:inotify";
 
-/// How the names of NVIDIA's devices begin.
+/// The prefix of NVIDIA's device files.
 const GPU_DEVICES: &str = "/dev/nvidia";
 
 /// The bit of CAP_SYS_RESOURCE.
@@ -56,17 +56,17 @@ pub struct Verdict {
     pub pod: String,
     pub kind: Kind,
     pub can_be_saved: bool,
-    /// What stands against it, each with its remedy.
+    /// What prevents it, each with its remedy.
     pub problems: Vec<String>,
-    /// What would not be in it.
+    /// What the checkpoint would not contain.
     pub losses: Vec<String>,
     pub processes: Vec<ProcessVerdict>,
     /// Bytes expected: memory, and files.
     pub memory: u64,
-    /// Of GPUs, which is copied into the memory of processes.
+    /// GPU memory, which is copied into the memory of processes.
     pub gpu_memory: u64,
     pub files: u64,
-    /// Expected time that the pod stands still.
+    /// Expected time that the pod is frozen.
     pub freeze_ms: u64,
     pub space_needed: u64,
     pub space_free: u64,
@@ -75,7 +75,7 @@ pub struct Verdict {
 /// One process.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProcessVerdict {
-    /// As the pod counts it.
+    /// Its PID inside the pod.
     pub pid: i32,
     pub name: String,
     pub saved: Saved,
@@ -87,11 +87,11 @@ pub struct ProcessVerdict {
 pub enum Saved {
     Yes,
     No,
-    /// It is, but for what the notes say.
+    /// It can be saved, except for what the notes say.
     Losses,
 }
 
-/// What a look at a pod finds.
+/// What the check of a pod finds.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub problems: Vec<String>,
@@ -100,7 +100,7 @@ pub struct Findings {
     pub memory: u64,
     pub files: u64,
     pub sockets: Sockets,
-    /// Unix sockets with another name than they were bound under, by inode.
+    /// Unix sockets with another name than the one they were bound under, by inode.
     pub socket_names: BTreeMap<u64, String>,
     /// Processes on GPUs, where these may be saved.
     pub gpu_holders: Vec<Holder>,
@@ -111,7 +111,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// As it is told: short, and without what a program may have put into its name for a terminal.
+    /// Shortened, and without control characters that a program may have put into its name.
     fn told(mut self) -> Self {
         for process in &mut self.processes {
             process.name = plain(&process.name);
@@ -130,16 +130,16 @@ impl Findings {
 /// A process that would be saved and holds a GPU.
 #[derive(Clone, Debug)]
 pub struct Holder {
-    /// On the host, and as the pod counts it.
+    /// The PIDs on the host and inside the pod.
     pub pid: i32,
     pub inside: i32,
     pub name: String,
-    /// What it has open, where it has.
+    /// The GPU device that it has open, if any.
     pub device: Option<String>,
 }
 
-/// Looks at the container and its processes. Reads /proc only; may take as long as its files are many. `on_gpus` are
-/// processes that the driver tells of.
+/// Checks the container and its processes. Reads /proc only; takes time proportional to the number of its files.
+/// `on_gpus` are processes that the driver reports.
 pub fn look(
     container: &ContainerId,
     inspect: &ContainerInspect,
@@ -165,7 +165,7 @@ fn look_closely(
                 found.files = bytes;
                 found.problems.extend(too_long.map(|path| {
                     format!(
-                        "it has a path of more than 4096 bytes, which cannot be unpacked again: /{}; remove or shorten it, or use --kind simple",
+                        "it has a path longer than 4096 bytes, which cannot be unpacked again: /{}; remove or shorten it, or use --kind simple",
                         clipped(&path.to_string_lossy())
                     )
                 }));
@@ -226,12 +226,12 @@ fn look_at_processes(
         found.threads += fs::read_dir(format!("/proc/{pid}/task")).map_or(1, |tasks| tasks.count() as u64);
         let mut process = ProcessVerdict { pid: inside, name, saved: Saved::Yes, notes: Vec::new() };
         if !descends(pid, init, &parents) {
-            // It only carries a terminal's bytes and is let go before the dump; the session is PID 1's and is saved.
+            // It only carries a terminal's bytes and is detached before the dump; the session is PID 1's and is saved.
             if is_carrier(pid) {
                 continue;
             }
             let note = format!(
-                "{who} was started by an exec from outside and is not saved; start it in the background of the pod's own first process"
+                "{who} was started by an exec from outside and is not saved; start it as a child of the pod's first process"
             );
             found.losses.push(note.clone());
             process.saved = Saved::No;
@@ -243,7 +243,7 @@ fn look_at_processes(
             process.saved = Saved::No;
             process
                 .notes
-                .push(format!("{who} {what}, and this host does not grant CAP_SYS_RESOURCE, which saving it needs"));
+                .push(format!("{who} {what}, and saving it needs CAP_SYS_RESOURCE, which this host does not grant"));
         }
         if let Some(problem) = held::problem_of_process(pid, &who) {
             process.saved = Saved::No;
@@ -268,7 +268,7 @@ fn look_at_processes(
                 GpuCheckpoints::Off => {
                     let device = device.map(|device| format!(" ({device})")).unwrap_or_default();
                     process.notes.push(format!(
-                        "{who} uses a GPU{device}, which cannot be saved; end it first, or save the files alone with --kind rootfsonly"
+                        "{who} uses a GPU{device}, which cannot be saved; end it first, or save only the files with --kind rootfsonly"
                     ));
                     process.saved = Saved::No;
                 }
@@ -283,7 +283,7 @@ fn look_at_processes(
     }
 }
 
-/// Notes what cannot be saved. The device of a GPU that it has open, if it has.
+/// Records what cannot be saved. Returns the GPU device that it has open, if any.
 fn look_at_files(
     pid: i32,
     who: &str,
@@ -314,7 +314,7 @@ fn look_at_files(
             )
         } else if target == INOTIFY && around.misses(pid, &entry.file_name().to_string_lossy()) {
             format!(
-                "{who} watches a file outside [checkpoint] watch_paths ({}), which cannot be saved; end it, put the file on a volume, or ask an admin to add its folder",
+                "{who} watches a file outside [checkpoint] watch_paths ({}), which cannot be saved; end it, put the file on a volume, or ask an admin to add its directory",
                 config.watch_paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
             )
         } else if target.starts_with(GPU_DEVICES) {
@@ -329,14 +329,14 @@ fn look_at_files(
         {
             let size = crate::model::quantities::ByteSize(data.len());
             format!(
-                "{who} holds a deleted file of {size} open ({path}), and up to {limit} can be saved; close it, or ask an admin to raise [checkpoint] deleted_file_limit"
+                "{who} holds a deleted file of {size} open ({path}), and only up to {limit} can be saved; close it, or ask an admin to raise [checkpoint] deleted_file_limit"
             )
         } else if let Some(problem) = around.holdings.problem(pid, who, &entry.file_name().to_string_lossy(), &target) {
             problem
         } else {
             if target == "anon_inode:[eventfd]" && counts_down(pid, &entry.file_name().to_string_lossy()) {
                 process.notes.push(format!(
-                    "{who} has an eventfd that counts down (EFD_SEMAPHORE); after a restore a read takes all of it at once"
+                    "{who} has an eventfd that counts down (EFD_SEMAPHORE); after a restore one read takes the whole count"
                 ));
                 if process.saved == Saved::Yes {
                     process.saved = Saved::Losses;
@@ -352,7 +352,7 @@ fn look_at_files(
     device
 }
 
-/// All that links to what a process has open, where it stands and what it takes for the root.
+/// All links to what a process has open, its working directory and its root.
 fn links_of(pid: i32) -> Vec<PathBuf> {
     let directory = PathBuf::from(format!("/proc/{pid}"));
     let open = fs::read_dir(directory.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -377,7 +377,7 @@ pub fn gpu_holders(container: &ContainerId, init: i32) -> Vec<Holder> {
     pids.iter().filter(|&&pid| descends(pid, init, &parents)).filter_map(|&pid| holder(pid)).collect()
 }
 
-/// What processes hold that is known only from more than one place.
+/// What processes hold that is known only from several places.
 struct Surroundings {
     outside: Outside,
     unfound: HashSet<Watched>,
@@ -396,7 +396,7 @@ impl Surroundings {
                 if is_saved(pid) {
                     held.saved.extend(sockets);
                 } else if is_carrier(pid) {
-                    held.let_go.extend(sockets.map(|(inode, _)| inode));
+                    held.detached.extend(sockets.map(|(inode, _)| inode));
                 }
             }
             held
@@ -428,16 +428,16 @@ fn is_carrier(pid: i32) -> bool {
     words.next() == Some(Init::INSIDE.as_bytes()) && words.next() == Some(b"attach")
 }
 
-/// Whether an eventfd is a semaphore; newer kernels tell.
+/// Whether an eventfd is a semaphore; newer kernels show it.
 fn counts_down(pid: i32, descriptor: &str) -> bool {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
     info.lines().find_map(|line| line.strip_prefix("eventfd-semaphore:")).is_some_and(|flag| flag.trim() == "1")
 }
 
-/// Whether a process is the pod's first or came from it. What an exec started has a parent outside.
+/// Whether a process is the pod's first or descends from it. What an exec started has a parent outside.
 fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
     let mut at = pid;
-    // As many steps as there are processes: a circle is a PID that was given anew meanwhile.
+    // At most as many steps as there are processes: a cycle means that a PID was reused meanwhile.
     for _ in 0..=parents.len() {
         if at == init {
             return true;
@@ -453,14 +453,14 @@ fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
 /// In what a process differs from root, as the kernel compares them (kernel/sys.c, check_prlimit_permission).
 fn not_root(pid: i32) -> Option<&'static str> {
     let status = process::read(format!("/proc/{pid}/status"))?;
-    // Real, effective, saved; the fourth is of no account there.
+    // Real, effective, saved; the fourth does not count there.
     let is_root = |name: &str| {
         let ids = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         ids.split_whitespace().take(3).all(|id| id == "0")
     };
     match (is_root("Uid:"), is_root("Gid:")) {
         (false, _) => Some("runs as a normal user"),
-        (true, false) => Some("runs with another group than root"),
+        (true, false) => Some("runs with a group other than root"),
         (true, true) => None,
     }
 }
@@ -471,7 +471,7 @@ fn has_sys_resource() -> bool {
     u64::from_str_radix(effective.trim(), 16).is_ok_and(|set| set >> SYS_RESOURCE & 1 == 1)
 }
 
-/// Bytes of memory that an image will hold: private pages and memory file systems, not the cache of files.
+/// Bytes of memory that an image will hold: private pages and tmpfs, not the page cache.
 fn memory_of(pid: i32) -> u64 {
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let file = cgroup.lines().find_map(|line| {
@@ -489,7 +489,7 @@ fn memory_of(pid: i32) -> u64 {
     let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
     let value =
         |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
-    // Version 1 counts the groups below under total_…
+    // Version 1 reports totals with the groups below under total_…
     let private = value("total_rss").or(value("anon")).unwrap_or(0);
     private + value("total_shmem").or(value("shmem")).unwrap_or(0)
 }

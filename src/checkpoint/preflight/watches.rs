@@ -1,6 +1,6 @@
-//! Files that programs watch by inotify. The kernel tells their device and inode, not their name; CRIU must find a
-//! name. On volumes and memory file systems it opens the inode itself. On the pod's own file system, an overlay, that
-//! does not work: it searches the directories of `watch_paths`, and so does this, before anything is touched.
+//! Files that programs watch by inotify. The kernel shows their device and inode, not their name; CRIU must find a
+//! name. On volumes and tmpfs it opens the inode itself. On the pod's own file system, an overlay, that does not work:
+//! it searches the directories of `watch_paths`, and so does this, before anything is touched.
 
 use std::{
     collections::HashSet,
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Directories that CRIU searches by itself (criu/irmap.c, `hints`).
+/// Directories that CRIU always searches (criu/irmap.c, `hints`).
 const ALWAYS: [&str; 6] = [
     "/etc",
     "/var/spool",
@@ -18,7 +18,7 @@ const ALWAYS: [&str; 6] = [
     "/var/lib/polkit-1/localauthority",
     "/usr/share/polkit-1/actions",
 ];
-/// After so many files the search is left to CRIU.
+/// After this many files the search is left to CRIU.
 const MOST: usize = 1_000_000;
 
 /// A watched file: the kernel's number of its file system, and its inode.
@@ -42,7 +42,7 @@ pub fn watched(fdinfo: &str) -> Vec<Watched> {
     watches.collect()
 }
 
-/// Which of them CRIU would not find. `pid` is the pod's first process.
+/// The watched files that CRIU would not find. `pid` is the pod's first process.
 pub fn not_found(pid: i32, watched: HashSet<Watched>, watch_paths: &[PathBuf]) -> HashSet<Watched> {
     let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let openable = openable(&mountinfo, |target| fs::metadata(inside(pid, target)).is_ok_and(|data| data.is_dir()));

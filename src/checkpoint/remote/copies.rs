@@ -11,10 +11,10 @@
 //!
 //! | state | what is done | after a kill |
 //! | --- | --- | --- |
-//! | queued, failed | begun when it is due; each failure doubles the pause | the same |
-//! | copying | files that are not there yet, then the manifest | begun anew: what is there whole stays |
-//! | copied | the local directory is removed, where `keep_local` is false | the same |
-//! | deleting | the manifest, then the rest; the row goes last | the same |
+//! | queued, failed | started when due; each failure doubles the pause | the same |
+//! | copying | files that do not exist there yet, then the manifest | started again: what is complete there stays |
+//! | copied | the local directory is removed, if `keep_local` is false | the same |
+//! | deleting | the manifest, then the rest; the row last | the same |
 
 use std::{
     collections::{HashMap, HashSet},
@@ -41,7 +41,7 @@ use crate::{
     objects::{Expected, Key, ObjectError, Storage, Transfer},
 };
 
-/// Time between two looks for what is due, and for local directories that are not wanted any more.
+/// Interval between two checks for what is due, and for local directories that are no longer wanted.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 const DIRECTORIES_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,14 +51,14 @@ const FIRST_PAUSE: i64 = 2_000;
 
 const LONGEST_PAUSE: i64 = 600_000;
 
-/// Below everything that is ours in the store.
+/// The prefix of all our objects in the store.
 const DIRECTORY: &str = "checkpoints";
 
 const FILES: &str = "files";
 
 pub(in crate::checkpoint) const MANIFEST_HASH: &str = "manifest.b3";
 
-/// Where a checkpoint lies in the store.
+/// The key of a checkpoint in the store.
 pub(in crate::checkpoint) fn key_of<'a>(
     storage: &Storage,
     user: &'a UserName,
@@ -72,7 +72,7 @@ pub(in crate::checkpoint) fn key_of_user(storage: &Storage, user: &UserName) -> 
     storage.key([DIRECTORY, user.as_str()])
 }
 
-/// Where a file of a checkpoint lies in the store.
+/// The key of a checkpoint's file in the store.
 pub(in crate::checkpoint) fn key_of_file(storage: &Storage, user: &UserName, id: &str, path: &std::path::Path) -> Key {
     let parts: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     key_of(storage, user, id, [FILES].into_iter().chain(parts.iter().map(String::as_str)))
@@ -83,7 +83,7 @@ impl Checkpoints {
         Ok(self.0.copies.storage()?)
     }
 
-    /// The row that a checkpoint's copy is to have, `None` where it gets no copy.
+    /// The row for a checkpoint's copy, `None` if it gets no copy.
     pub(in crate::checkpoint) fn copy_for(
         &self,
         asked: bool,
@@ -98,23 +98,23 @@ impl Checkpoints {
         Ok(wanted.then(|| Copy::new(id, user.clone(), url.clone())))
     }
 
-    /// A complete copy that can be fetched from.
+    /// Whether there is a complete copy to download from.
     pub(in crate::checkpoint) async fn copied(&self, id: CheckpointId) -> Result<bool, CheckpointError> {
         let copy: Option<Copy> = self.0.db.read(move |tx| tx.find_copy(id)).await?;
         Ok(copy.is_some_and(|copy| copy.status == CopyStatus::Copied))
     }
 
-    /// Runs for the life of the daemon. What is under way when it stops is begun anew at the next start.
+    /// Runs for the life of the daemon. What is in progress when it stops is started again at the next start.
     pub async fn run_copies(self, stop: CancellationToken) {
         let mut looked = None::<std::time::Instant>;
         loop {
             if let Err(error) = self.begin_due_copies(&stop).await {
-                tracing::warn!(%error, "copies not begun, tried again");
+                tracing::warn!(%error, "could not start copies, retrying");
             }
             if looked.is_none_or(|at| at.elapsed() > DIRECTORIES_INTERVAL) {
                 looked = Some(std::time::Instant::now());
                 if let Err(error) = self.drop_local_directories().await {
-                    tracing::warn!(%error, "local folders of copied checkpoints not removed, tried again");
+                    tracing::warn!(%error, "could not remove local directories of copied checkpoints, retrying");
                 }
             }
             tokio::select! {
@@ -155,14 +155,14 @@ impl Checkpoints {
             }
             Err(CheckpointError::Remote(ObjectError::Cancelled)) => return,
             Err(error) => {
-                tracing::warn!(checkpoint = %id, %error, deletes, "the copy of a checkpoint failed, tried again later");
+                tracing::warn!(checkpoint = %id, %error, deletes, "the copy of a checkpoint failed, will retry");
                 self.write_attempt(copy.failed(&error)).await
             }
         };
         if let Err::<(), DbError>(error) = written {
-            tracing::warn!(checkpoint = %id, %error, "what became of a copy is found out anew");
+            tracing::warn!(checkpoint = %id, %error, "could not record the outcome of a copy; it is determined again");
         } else if !deletes && let Err(error) = self.drop_local_directory(id).await {
-            tracing::warn!(checkpoint = %id, %error, "its folder is removed later");
+            tracing::warn!(checkpoint = %id, %error, "could not remove its local directory, will retry");
         }
     }
 
@@ -174,13 +174,14 @@ impl Checkpoints {
         }
     }
 
-    /// The store that a copy was begun in, where that is the one of now.
+    /// The store that a copy was begun in, if that is the current one.
     fn storage_of(&self, copy: &Copy) -> Result<Storage, CheckpointError> {
         let storage = self.storage()?;
         match storage.url() == copy.store {
             true => Ok(storage),
             false => {
-                Err(ObjectError::Config(format!("url was {} then; it is needed for this copy", copy.store)).into())
+                Err(ObjectError::Config(format!("url was {} when the copy was made; this copy needs it", copy.store))
+                    .into())
             }
         }
     }
@@ -190,7 +191,7 @@ impl Checkpoints {
         let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
         let is_whole = |row: &Checkpoint| matches!(row.status, CheckpointStatus::Ready | CheckpointStatus::Deprecated);
         if !row.as_ref().is_some_and(is_whole) {
-            // It is being deleted, and the copy with it.
+            // The checkpoint is being deleted, and the copy with it.
             return Err(ObjectError::Cancelled.into());
         }
         let begun = Copy { status: CopyStatus::Copying, ..copy.clone() };
@@ -218,7 +219,7 @@ impl Checkpoints {
         let files = manifest.stored().map(|(path, size, blake3)| {
             let key = key_of_file(&storage, user, &name, path);
             let (storage, transfer, from) = (&storage, &transfer, directory.join(path));
-            // Under an id nothing changes, and an object is there whole or not at all.
+            // Content under an id never changes, and an object is complete or absent.
             let is_there = there.get(key.as_ref()) == Some(&size);
             async move {
                 if is_there {
@@ -243,12 +244,12 @@ impl Checkpoints {
         fail_point!("copy-delete", |_| Err(CheckpointError::Interrupted("deleted the copy")));
         let storage = self.storage_of(copy)?;
         let name = copy.checkpoint.to_string();
-        // Without its manifest it is none any more, should the rest take longer.
+        // Without its manifest it is no copy any more, should the rest take longer.
         storage.delete(&key_of(&storage, &copy.user, &name, [MANIFEST])).await?;
         Ok(storage.delete_all(&key_of(&storage, &copy.user, &name, [])).await?)
     }
 
-    /// Removes the directories of those that are copied, where they are not to be kept here.
+    /// Removes the local directories of copied checkpoints that are not to be kept here.
     async fn drop_local_directories(&self) -> Result<(), CheckpointError> {
         let copied: Vec<Copy> = self.0.db.read(|tx| tx.list_copies_being(CopyStatus::Copied)).await?;
         for copy in copied {
@@ -257,7 +258,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The same for one, unless it is in use. A restore that begins meanwhile fetches what it misses.
+    /// The same for one, unless it is in use. A restore that begins meanwhile downloads what it lacks.
     pub(in crate::checkpoint) async fn drop_local_directory(&self, id: CheckpointId) -> Result<(), CheckpointError> {
         let directory = self.0.store.directory(id);
         if self.0.config.get().checkpoint.remote.keep_local || !directory.exists() {
@@ -272,7 +273,7 @@ impl Checkpoints {
             let directory = directory.clone();
             off_thread(move || Manifest::read(&directory, id)).await?
         };
-        // What is only there must be there.
+        // What will exist only there must exist there.
         let storage = self.storage_of(&copy)?;
         let name = id.to_string();
         let listed = storage.list(&key_of(&storage, &copy.user, &name, [])).await?;
@@ -285,11 +286,11 @@ impl Checkpoints {
         let has_manifest =
             there.contains(&(key_of(&storage, &copy.user, &name, [MANIFEST]).to_string(), manifest_size));
         if !has_manifest || !manifest.stored().all(is_there) {
-            tracing::warn!(checkpoint = %id, "its copy is not complete any more; it is made anew");
+            tracing::warn!(checkpoint = %id, "its copy is no longer complete; copying again");
             let again = Copy { status: CopyStatus::Queued, due_at: 0, ..copy };
             return Ok(self.write_attempt(again).await?);
         }
-        tracing::info!(checkpoint = %id, "removed from this host, its copy is complete");
+        tracing::info!(checkpoint = %id, "removed from this host; its copy is complete");
         Ok(off_thread(move || disk::remove(&directory)).await?)
     }
 }
@@ -312,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_and_end() {
+    fn pauses_grow_up_to_a_limit() {
         let mut copy = Copy::new(CheckpointId::generate(), "alice".parse().unwrap(), "file:///x".to_owned());
         let error = CheckpointError::NothingNamed;
         let mut before = 0;

@@ -1,4 +1,4 @@
-//! Copies under way: how far each is, how it is called off, and how a copy is shown with its checkpoint.
+//! Copies in progress: how far each is, how it is cancelled, and how a copy is shown with its checkpoint.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use crate::{
     objects::{LiveStorage, ObjectError, Storage},
 };
 
-/// How far one is.
+/// The progress of a copy.
 pub(in crate::checkpoint) struct UnderWay {
     pub cancel: CancellationToken,
     bytes: AtomicU64,
@@ -40,7 +40,7 @@ impl UnderWay {
     }
 }
 
-/// All that are under way.
+/// All copies in progress.
 #[derive(Clone)]
 pub(in crate::checkpoint) struct Copies {
     storage: LiveStorage,
@@ -49,15 +49,15 @@ pub(in crate::checkpoint) struct Copies {
     due: Arc<Notify>,
 }
 
-/// What became of a wish to begin one.
+/// The outcome of a request to start a copy.
 pub(in crate::checkpoint) enum Begun {
     Now(CopyGuard),
-    /// It is under way already.
+    /// It is already in progress.
     Before,
     TooMany,
 }
 
-/// A copy under way; it ends when dropped.
+/// A copy in progress; it ends when dropped.
 pub(in crate::checkpoint) struct CopyGuard {
     copies: Copies,
     id: CheckpointId,
@@ -84,7 +84,7 @@ impl Copies {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins one where fewer than `most` are under way.
+    /// Starts a copy if fewer than `most` are in progress.
     pub fn begin(&self, id: CheckpointId, most: usize, stop: &CancellationToken) -> Begun {
         let mut live = self.live();
         if live.contains_key(&id) {
@@ -107,7 +107,7 @@ impl Copies {
         self.due.notified().await;
     }
 
-    /// Ends a copy that is under way: its checkpoint is deleted.
+    /// Cancels a copy in progress: its checkpoint is deleted.
     pub fn call_off(&self, id: CheckpointId) {
         if let Some(under_way) = self.live().get(&id) {
             under_way.cancel.cancel();
@@ -129,7 +129,7 @@ impl Copies {
 }
 
 impl Checkpoints {
-    /// Tells of each checkpoint where its copy is.
+    /// Adds to each checkpoint the state of its copy.
     pub(in crate::checkpoint) async fn with_copies(
         &self,
         mut rows: Vec<Checkpoint>,
@@ -144,7 +144,7 @@ impl Checkpoints {
         Ok(rows)
     }
 
-    /// Tells of each checkpoint that was made where its copy is. A restore makes none.
+    /// Adds to each checkpoint action the state of its checkpoint's copy. A restore makes none.
     pub(in crate::checkpoint) async fn with_copies_of_actions(
         &self,
         mut rows: Vec<Action>,
@@ -171,8 +171,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_tells_how_far_it_is_only_while_it_is_made() {
-        // A file that is not there: all as by default.
+    fn a_copy_shows_its_progress_only_while_it_is_made() {
+        // A file that does not exist: all defaults.
         let config = crate::config::LiveConfig::load("/nowhere/config.toml".into(), |_| Ok(())).unwrap();
         let copies = Copies::new(LiveStorage::new(config));
         let stop = CancellationToken::new();

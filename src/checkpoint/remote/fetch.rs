@@ -1,8 +1,8 @@
-//! Checkpoints out of the remote store: those whose directory here is gone or damaged, and those that this host does
-//! not know.
+//! Checkpoints from the remote store: those whose directory here is gone or damaged, and those that this host does not
+//! know.
 //!
-//! What lies there is looked at as if a stranger had put it there: its manifest is bounded and parsed strictly, and a
-//! file that is not as the manifest says is not taken.
+//! Objects there are treated as a stranger's: the manifest's size is limited and it is parsed strictly, and a file that
+//! differs from the manifest is refused.
 
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
@@ -31,16 +31,16 @@ use crate::{
     objects::{Expected, ObjectError, Storage, Transfer},
 };
 
-/// Checkpoints of one answer, the newest.
+/// Checkpoints of one response, the newest.
 const MOST_LISTED: usize = 500;
 
 /// Manifests read at a time.
 const READERS: usize = 8;
 
-/// Stands behind the name of a file that is on its way.
+/// The suffix of a file that is being downloaded.
 const UNDER_WAY: &str = ".fetching";
 
-/// What the remote store has.
+/// A checkpoint in the remote store.
 #[derive(Debug, Serialize)]
 pub struct RemoteCheckpoint {
     pub id: CheckpointId,
@@ -64,7 +64,7 @@ pub struct RemoteContent {
 }
 
 impl Checkpoints {
-    /// What the remote store has of the caller's, or for admins of another user's; newest first.
+    /// What the remote store has of the caller's, or, for admins, of another user's; newest first.
     pub async fn list_remote(
         &self,
         caller: &Caller,
@@ -87,7 +87,7 @@ impl Checkpoints {
             async move {
                 let (content, problem) = match read_manifest(storage, user, id).await {
                     Ok(manifest) => (Some(RemoteContent::from(&manifest)), None),
-                    // On its way there, or on its way out.
+                    // It is just being copied there, or deleted.
                     Err(CheckpointError::Remote(ObjectError::NotFound(_))) => return None,
                     Err(error) => (None, Some(error.to_string())),
                 };
@@ -98,7 +98,7 @@ impl Checkpoints {
         Ok(stream::iter(looks).buffered(READERS).filter_map(std::future::ready).collect().await)
     }
 
-    /// Takes a checkpoint in that this host does not know. Its files are fetched when it is restored.
+    /// Registers a checkpoint that this host does not know. Its files are downloaded when it is restored.
     pub async fn take_in(
         &self,
         caller: &Caller,
@@ -163,21 +163,21 @@ impl Checkpoints {
                 Ok(())
             })
             .await?;
-        // So that it stays, if it is here. If not, the restore says so.
+        // So that pruning keeps it, if it is here. If not, the restore reports that.
         if let Err(error) = self.0.engine.tag_image(&row.image, KEPT_IMAGES, &id.to_string()).await {
-            tracing::info!(checkpoint = %id, image = row.image, %error, "the image of a checkpoint that was taken in is not here");
+            tracing::info!(checkpoint = %id, image = row.image, %error, "the image of a registered checkpoint is not on this host");
         }
         Ok(row)
     }
 
-    /// The manifest, from the remote store where the directory here has none that is good.
+    /// The manifest, from the remote store if the directory here has no good one.
     pub(in crate::checkpoint) async fn manifest_of(&self, row: &Checkpoint) -> Result<Manifest, CheckpointError> {
         let (directory, id) = (self.0.store.directory(row.id), row.id);
         match off_thread(move || Manifest::read(&directory, id)).await {
             Err(CheckpointError::Damaged { file, why, .. }) if self.copied(id).await? => {
                 match read_manifest(&self.storage()?, &row.user, id).await {
                     Err(CheckpointError::Remote(ObjectError::NotFound(_))) => {
-                        let why = format!("{why}; it is missing in the remote store, too");
+                        let why = format!("{why}; it is also missing in the remote store");
                         Err(CheckpointError::Damaged { id, file, why })
                     }
                     read => read,
@@ -187,7 +187,7 @@ impl Checkpoints {
         }
     }
 
-    /// Fetches what is missing or damaged here, and the manifest last.
+    /// Downloads what is missing or damaged here, and the manifest last.
     pub(in crate::checkpoint) async fn fetch(
         &self,
         manifest: &Manifest,
@@ -210,14 +210,14 @@ impl Checkpoints {
         if needed > free {
             return Err(CheckpointError::Space { path: directory, needed, free });
         }
-        tracing::info!(checkpoint = %manifest.id, files = missing.len(), bytes = needed, "fetched from the remote store");
+        tracing::info!(checkpoint = %manifest.id, files = missing.len(), bytes = needed, "downloaded from the remote store");
         live.bytes.store(0, Ordering::Relaxed);
         for (path, ..) in &missing {
             let above =
                 directory.join(path).parent().map(std::path::Path::to_owned).unwrap_or_else(|| directory.clone());
-            fs::create_dir_all(&above).map_err(DiskError::io("making the folder", &above))?;
+            fs::create_dir_all(&above).map_err(DiskError::io("making the directory", &above))?;
         }
-        fs::create_dir_all(&directory).map_err(DiskError::io("making the folder", &directory))?;
+        fs::create_dir_all(&directory).map_err(DiskError::io("making the directory", &directory))?;
         let (permits, cancel) = (Semaphore::new(streams), CancellationToken::new());
         let progress = |bytes: u64| {
             live.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -234,8 +234,8 @@ impl Checkpoints {
                 let got = storage.get_file(&key, &under_way, Expected { size, blake3: &blake3 }, transfer).await;
                 let why = match got {
                     Ok(()) => return Ok(fs::rename(&under_way, &to).map_err(DiskError::io("renaming", &under_way))?),
-                    Err(ObjectError::NotFound(_)) => "it is missing in the remote store, too".to_owned(),
-                    Err(ObjectError::Changed { why, .. }) => format!("of its copy in the remote store: {why}"),
+                    Err(ObjectError::NotFound(_)) => "it is also missing in the remote store".to_owned(),
+                    Err(ObjectError::Changed { why, .. }) => format!("in its copy in the remote store: {why}"),
                     Err(error) => return Err(CheckpointError::from(error)),
                 };
                 let _ = fs::remove_file(&under_way);
@@ -245,7 +245,7 @@ impl Checkpoints {
         };
         let files: Vec<_> = missing.iter().map(fetch).collect();
         stream::iter(files).buffer_unordered(streams).try_collect::<()>().await?;
-        fail_point!("fetch-manifest", |_| Err(CheckpointError::Interrupted("fetched the checkpoint")));
+        fail_point!("fetch-manifest", |_| Err(CheckpointError::Interrupted("downloaded the checkpoint")));
         let manifest = manifest.clone();
         off_thread(move || {
             let images = directory.join(runc::IMAGES);
@@ -258,12 +258,12 @@ impl Checkpoints {
     }
 }
 
-/// The manifest of a copy, with its hash looked at, and as strictly as any stranger's.
+/// The manifest of a copy, with its hash verified, parsed as strictly as a stranger's.
 async fn read_manifest(storage: &Storage, user: &UserName, id: CheckpointId) -> Result<Manifest, CheckpointError> {
     let damaged = |why: String| CheckpointError::Damaged {
         id,
         file: MANIFEST.to_owned(),
-        why: format!("of its copy in the remote store: {why}"),
+        why: format!("in its copy in the remote store: {why}"),
     };
     let name = id.to_string();
     let text = match storage.get(&key_of(storage, user, &name, [MANIFEST]), manifest::MAX_SIZE).await {
@@ -281,7 +281,7 @@ async fn read_manifest(storage: &Storage, user: &UserName, id: CheckpointId) -> 
     let manifest = Manifest::parse(&text, id).map_err(damaged)?;
     match manifest.user == *user {
         true => Ok(manifest),
-        false => Err(damaged(format!("it is {}'s", manifest.user))),
+        false => Err(damaged(format!("it belongs to {}", manifest.user))),
     }
 }
 

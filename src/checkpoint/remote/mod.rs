@@ -1,7 +1,7 @@
 //! Checkpoints in the remote store.
 //!
-//! - [`copies`]: which there are to be, and which there are; [`copying`]: those under way
-//! - [`fetch`]: back from there
+//! - [`copies`]: which copies there are and should be; [`copying`]: those in progress
+//! - [`fetch`]: downloads from the store
 
 pub mod copies;
 pub mod copying;

@@ -1,4 +1,4 @@
-//! Schedules: `every 6h keep 4`, one per pod, set by its owner. The words and rows; [`super::scheduler`] acts on them.
+//! Schedules: `every 6h keep 4`, one per pod, set by its owner. The words and rows; [`scheduler`] acts on them.
 
 pub mod retention;
 pub mod scheduler;
@@ -14,12 +14,12 @@ use crate::{
     },
 };
 
-/// A checkpoint is made up to this part of the interval early, so that pods whose schedules were set together drift
+/// A checkpoint is made up to this fraction of the interval early, so that pods whose schedules were set together drift
 /// apart.
 const JITTER: i64 = 10;
 
 impl Checkpoints {
-    /// Has a pod saved again and again. One that it had is replaced.
+    /// Has a pod saved at an interval. Replaces the schedule that it had.
     pub async fn set_schedule(
         &self,
         caller: &Caller,
@@ -38,7 +38,7 @@ impl Checkpoints {
             .0
             .db
             .write(move |tx| {
-                // What is under way for the one of before ends as it was begun.
+                // What is in progress for the previous schedule ends as it was begun.
                 let before = tx.find_schedule(row.id)?;
                 let mut schedule = Schedule {
                     pod: row.id,
@@ -66,7 +66,7 @@ impl Checkpoints {
         })
     }
 
-    /// Ends a pod's schedule. What it has saved stays.
+    /// Ends a pod's schedule. Its checkpoints stay.
     pub async fn end_schedule(&self, caller: &Caller, wanted: &PodRef) -> Result<(), CheckpointError> {
         let pod = self.0.pods.find(caller, wanted)?;
         let actor = Actor::from(caller);
@@ -90,7 +90,7 @@ impl Checkpoints {
         Ok(PodSchedule { user: pod.user.clone(), instance: pod.instance.clone(), schedule: schedule.into() })
     }
 
-    /// One user's, or everybody's, by the pods' names.
+    /// One user's, or everybody's, by pod name.
     pub fn list_schedules(&self, user: Option<&UserName>) -> Vec<PodSchedule> {
         let rows = self.0.db.snapshot();
         let wanted = rows.pods.iter().filter(|pod| user.is_none_or(|user| *user == pod.user));
@@ -103,7 +103,7 @@ impl Checkpoints {
 }
 
 impl Schedule {
-    /// The time after this one, which passes now. Whatever was missed until now is not made up for.
+    /// Moves to the next time after `now`. Missed times are not made up for.
     pub(in crate::checkpoint) fn advance(&mut self, now: i64) {
         let interval = self.every.saturating_mul(1000);
         self.next_at = now + interval - rand::random_range(0..=interval / JITTER);
@@ -118,7 +118,7 @@ mod tests {
     use crate::model::{ids::PodId, schedule::LONGEST};
 
     proptest! {
-        /// At the latest when it was promised, once however much was missed, and not much too early.
+        /// At the latest when promised, once however much was missed, and not much too early.
         #[test]
         fn the_next_time_is_within_the_interval(every in 1..=LONGEST, late in 0..10 * LONGEST) {
             let mut schedule = Schedule {

@@ -1,7 +1,7 @@
-//! Which checkpoints have had their time. Pure: rows and rules in, ids with a reason out.
+//! Which checkpoints have expired. Pure: rows and rules in, ids with a reason out.
 //!
-//! Only complete ones are looked at, so an old one never goes before a newer one is complete. Never named: one that is
-//! in use or that a drained pod is to come back from, and the newest of a pod that is stopped.
+//! Only complete ones count, so an old one is never deleted before a newer one is complete. Never named: one that is in
+//! use or that a drained pod needs, and the newest of a stopped pod.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,22 +23,22 @@ pub struct Kept {
     pub origin: Origin,
     /// Milliseconds since 1970.
     pub created_at: i64,
-    /// In use, or a drained pod is to come back from it.
+    /// In use, or needed to restore a drained pod.
     pub is_needed: bool,
 }
 
-/// What the config and the schedules say. 0 = no limit.
+/// The limits of the config and the schedules. 0 = no limit.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// Of one pod's, of those that nobody made by hand.
+    /// For each pod, of those that were not made by hand.
     pub keep_automatic: u32,
     pub keep_days: u32,
     pub keep_days_hand_made: u32,
-    /// What schedules keep.
+    /// How many each schedule keeps.
     pub schedules: HashMap<PodId, u32>,
 }
 
-/// Why one goes.
+/// Why one is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     Schedule { keep: u32 },
@@ -60,11 +60,11 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Those that go now, given pods that are there and do not run.
+/// Those to delete now; `stopped` are the existing pods that do not run.
 pub fn expired(held: &[Kept], stopped: &HashSet<PodId>, rules: &Rules, now: i64) -> Vec<(CheckpointId, Reason)> {
     let mut newest_first: Vec<&Kept> = held.iter().collect();
     newest_first.sort_by_key(|row| (std::cmp::Reverse(row.created_at), std::cmp::Reverse(row.id)));
-    // How many newer ones there are of the pod, in all and by origin.
+    // How many newer ones the pod has, in all and by origin.
     let mut newer: HashMap<PodId, u32> = HashMap::new();
     let mut newer_of: HashMap<(PodId, Origin), u32> = HashMap::new();
     let mut expired = Vec::new();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn old_ones_go_but_the_last_of_a_pod_that_is_stopped() {
+    fn old_ones_are_deleted_but_the_last_of_a_stopped_pod() {
         let pod = PodId::generate();
         let rules = Rules { keep_days: 10, ..Rules::default() };
         let age = Some(Reason::Age { days: 10 });
@@ -169,20 +169,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_needed_stays_and_what_is_too_much_goes((rows, stopped, rules) in rows()) {
+        fn needed_ones_stay_and_surplus_is_deleted((rows, stopped, rules) in rows()) {
             let gone: HashSet<CheckpointId> =
                 expired(&rows, &stopped, &rules, 0).into_iter().map(|(id, _)| id).collect();
             for row in &rows {
-                prop_assert!(!(row.is_needed && gone.contains(&row.id)), "one that is needed goes");
+                prop_assert!(!(row.is_needed && gone.contains(&row.id)), "a needed one is deleted");
                 if row.origin == Origin::Hand && rules.keep_days_hand_made == 0 {
-                    prop_assert!(!gone.contains(&row.id), "one that people made goes");
+                    prop_assert!(!gone.contains(&row.id), "a hand-made one is deleted");
                 }
             }
             for row in &rows {
                 let of_pod: Vec<&Kept> = rows.iter().filter(|other| other.pod == row.pod).collect();
                 let left = of_pod.iter().filter(|other| !gone.contains(&other.id)).count();
                 if stopped.contains(&row.pod) {
-                    prop_assert!(left > 0, "a stopped pod has nothing to come back from");
+                    prop_assert!(left > 0, "a stopped pod has nothing to be restored from");
                 }
                 let automatic = of_pod.iter().filter(|other| {
                     other.origin != Origin::Hand && !other.is_needed && !gone.contains(&other.id)
@@ -192,7 +192,7 @@ mod tests {
                     prop_assert!(automatic.count() <= rules.keep_automatic as usize + 1);
                 }
             }
-            // What is left is not too much a second time.
+            // A second pass deletes nothing more.
             let rest: Vec<Kept> = rows.into_iter().filter(|row| !gone.contains(&row.id)).collect();
             prop_assert!(expired(&rest, &stopped, &rules, 0).is_empty());
         }

@@ -1,7 +1,8 @@
-//! Acts on schedules, one pod at a time, and deletes what has had its time.
+//! Acts on schedules, one pod at a time, and deletes expired checkpoints.
 //!
-//! A checkpoint that is begun is written into the schedule's row in the transaction that writes its action, with the
-//! time after it. So a kill neither loses one nor makes it twice, and what was missed while pody was away is made once.
+//! A checkpoint that is begun is recorded in the schedule's row, with the next time, in the transaction that records
+//! its action. So a kill neither loses a checkpoint nor makes it twice, and what was missed while pody was down is made
+//! once.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,10 +28,10 @@ use crate::{
     pod::PodError,
 };
 
-/// Time between two looks at what is due.
+/// Interval between two checks for what is due.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks between two for checkpoints that have had their time.
+/// Steps between two retention passes.
 const EXPIRY: u32 = 10;
 
 impl Checkpoints {
@@ -42,12 +43,12 @@ impl Checkpoints {
                 continue;
             }
             if let Err(error) = self.schedule_step().await {
-                tracing::warn!(%error, "schedules, tried again");
+                tracing::warn!(%error, "could not run the schedules, retrying");
             }
             if look.is_multiple_of(EXPIRY)
                 && let Err(error) = self.expire().await
             {
-                tracing::warn!(%error, "old checkpoints are not deleted, tried again");
+                tracing::warn!(%error, "could not delete old checkpoints, retrying");
             }
         }
     }
@@ -60,12 +61,12 @@ impl Checkpoints {
         for schedule in schedules {
             let pod = schedule.pod;
             if rows.pods.get(pod).is_none() {
-                // It was deleted; a pod that comes back later is another.
+                // The pod was deleted; one restored later under its name is another pod.
                 self.0.db.write(move |tx| tx.delete_schedule(pod)).await?;
             } else if schedule.action.is_some() {
                 self.finish_scheduled(pod).await?;
             } else if schedule.next_at > now() + schedule.every.saturating_mul(1000) {
-                // The clock was put back.
+                // The clock was set back.
                 self.change_schedule(pod, |schedule| schedule.advance(now())).await?;
             } else if schedule.next_at <= now() && !self.is_drained() {
                 self.save_scheduled(schedule).await?;
@@ -96,19 +97,19 @@ impl Checkpoints {
                 fail_point!("schedule-begun", |_| Ok(()));
                 self.finish_scheduled(pod.id).await
             }
-            // It is made as soon as the engine, or the database, answers again.
+            // It is made as soon as the engine, or the database, responds again.
             Err(error @ (CheckpointError::Db(_) | CheckpointError::Engine(EngineError::Unavailable(_)))) => Err(error),
             Err(
                 error @ (CheckpointError::NotRunning { .. }
                 | CheckpointError::InProgress { .. }
                 | CheckpointError::Pod(PodError::Busy { .. } | PodError::NotFound(_))),
-            ) => self.tell_of_none(pod.id, "schedule.skip", Outcome::Ok, format!("skipped: {error}")).await,
-            Err(error) => self.tell_of_none(pod.id, "schedule.fail", Outcome::Failed, error.to_string()).await,
+            ) => self.report_none(pod.id, "schedule.skip", Outcome::Ok, format!("skipped: {error}")).await,
+            Err(error) => self.report_none(pod.id, "schedule.fail", Outcome::Failed, error.to_string()).await,
         }
     }
 
-    /// None was begun: the next one is due after the interval. The same reason again is not told again.
-    async fn tell_of_none(
+    /// None was begun: the next one is due after the interval. The same reason is not reported twice in a row.
+    async fn report_none(
         &self,
         pod: PodId,
         action: &'static str,
@@ -116,7 +117,7 @@ impl Checkpoints {
         why: String,
     ) -> Result<(), CheckpointError> {
         let name = self.0.db.snapshot().pods.get(pod).map(|pod| pod.container_name.clone()).unwrap_or_default();
-        tracing::info!(pod = name, why, "no scheduled checkpoint");
+        tracing::info!(pod = name, why, "no scheduled checkpoint was made");
         self.0
             .db
             .write(move |tx| {
@@ -132,7 +133,7 @@ impl Checkpoints {
             .map_err(|error: DbError| error.into())
     }
 
-    /// Waits for the end of the checkpoint under way. Only then goes what had to make room for it.
+    /// Waits for the end of the checkpoint in progress. Only then are those deleted that it replaces.
     async fn finish_scheduled(&self, pod: PodId) -> Result<(), CheckpointError> {
         let schedule: Option<Schedule> = self.0.db.read(move |tx| tx.find_schedule(pod)).await?;
         let Some((schedule, id)) = schedule.and_then(|schedule| Some((schedule.clone(), schedule.action?))) else {
@@ -156,7 +157,7 @@ impl Checkpoints {
                         row.last_error = None;
                     }
                     Some(action) => row.last_error = action.error,
-                    None => row.last_error = Some("nothing is known of the last checkpoint".to_owned()),
+                    None => row.last_error = Some("the outcome of the last checkpoint is unknown".to_owned()),
                 }
                 tx.upsert_schedule(&row)
             })
@@ -179,7 +180,7 @@ impl Checkpoints {
         changed.await.map_err(|error: DbError| error.into())
     }
 
-    /// Has those deleted that the rules of [`crate::checkpoint::schedules::retention`] name.
+    /// Marks those for deletion that the rules of [`crate::checkpoint::schedules::retention`] name.
     async fn expire(&self) -> Result<(), CheckpointError> {
         let rows = self.0.db.snapshot();
         let config = self.0.config.get();
@@ -194,14 +195,14 @@ impl Checkpoints {
                 .map(|(pod, schedule)| (*pod, schedule.keep))
                 .collect::<HashMap<_, _>>(),
         };
-        // One that is about to be started is taken for stopped: that only keeps more.
+        // A pod that is about to be started counts as stopped: that only keeps more.
         let stopped: HashSet<PodId> =
             rows.pods.iter().filter(|pod| !self.0.pods.is_up(pod)).map(|pod| pod.id).collect();
         let look = {
             let (rules, stopped) = (rules.clone(), stopped.clone());
             move |tx: &Tx| due(tx, &rules, &stopped)
         };
-        // Mostly there is nothing, and then the writer is left alone.
+        // Mostly there is nothing to delete, and then no write is made.
         if self.0.db.read(look.clone()).await?.is_empty() {
             return Ok(());
         }
@@ -219,13 +220,13 @@ impl Checkpoints {
     }
 }
 
-/// What goes now.
+/// What expires now.
 fn due(tx: &Tx, rules: &Rules, stopped: &HashSet<PodId>) -> Result<Vec<(CheckpointId, Reason)>, DbError> {
     let rows = tx.list_checkpoints(None)?.into_iter().filter(|row| row.status == CheckpointStatus::Ready);
     let mut held: Vec<Kept> = rows
         .map(|row| Kept { id: row.id, pod: row.pod, origin: row.origin, created_at: row.created_at, is_needed: false })
         .collect();
-    // Only of those that would go it has to be asked.
+    // Only those that would be deleted need this check.
     let now = now();
     let first: HashSet<CheckpointId> =
         retention::expired(&held, stopped, rules, now).into_iter().map(|(id, _)| id).collect();
@@ -238,12 +239,12 @@ fn due(tx: &Tx, rules: &Rules, stopped: &HashSet<PodId>) -> Result<Vec<(Checkpoi
     Ok(retention::expired(&held, stopped, rules, now))
 }
 
-/// Whether something reads it, or a drained pod is to come back from it.
+/// Whether something reads it, or a drained pod needs it.
 pub(in crate::checkpoint) fn is_needed(tx: &Tx, id: CheckpointId) -> Result<bool, DbError> {
     Ok(tx.is_checkpoint_in_use(id)? || tx.is_held_by_drain(id)?)
 }
 
-/// Has one deleted, with its event; not one that is needed by now.
+/// Marks one for deletion, with its event, unless it is needed by now.
 fn expire_one(tx: &Tx, id: CheckpointId, why: &str) -> Result<(), DbError> {
     let row: Option<Checkpoint> = tx.find_checkpoint(id)?;
     let Some(row) = row.filter(|row| row.status == CheckpointStatus::Ready) else { return Ok(()) };

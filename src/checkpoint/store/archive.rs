@@ -1,6 +1,6 @@
 //! The writable layer of a container as a tar archive, by the program `tar`: it keeps extended attributes (opaque
 //! directories of overlayfs are one), whiteouts (0/0 devices), owners, holes and hard links. Sockets are left out; CRIU
-//! makes them anew.
+//! creates them again.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 
@@ -16,11 +16,12 @@ use crate::{
 /// What is kept of files besides their content.
 const KEPT: [&str; 4] = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"];
 
-/// Packs a directory's content, names without this end. Files that change meanwhile are an error: the pod stands still.
+/// Packs a directory's content, and removes the suffix `without` from names. Files that change meanwhile are an error:
+/// the pod is frozen.
 pub async fn pack(directory: &Path, archive: &Path, without: &str) -> Result<(), CheckpointError> {
     let mut tar = Command::new("tar");
     tar.args(["--create", RECORDS, "--sparse", "--warning=no-file-ignored"]).args(KEPT);
-    // Names that were given for the time of the dump; as targets of hard links, too.
+    // Names that exist for the dump only; as targets of hard links, too.
     tar.arg(format!("--transform=flags=rh;s/{}$//", without.replace('.', "[.]")));
     tar.arg("--file").arg(archive).arg("--directory").arg(directory).arg(".");
     run(tar, archive).await
@@ -44,17 +45,17 @@ async fn run(mut tar: Command, to: &Path) -> Result<(), CheckpointError> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    // Of a short write it tells without the system's words.
+    // tar reports a short write without the system's error.
     let is_full =
         ["No space left on device", "Disk quota exceeded", "Wrote only"].iter().any(|words| said.contains(words));
     match is_full {
         true => Err(DiskError::Full { path: to.to_owned(), free: disk::left(to) }.into()),
-        // A line may have a whole path in it.
+        // A line may contain a whole path.
         false => Err(failed(said.lines().take(3).map(clipped).collect::<Vec<_>>().join("; "))),
     }
 }
 
-/// Puts a container's writable layer aside and makes an empty one in its place, with its mode and owner.
+/// Moves a container's writable layer aside and makes an empty one in its place, with its mode and owner.
 pub fn put_aside(upper: &Path, aside: &Path) -> std::io::Result<()> {
     let before = fs::metadata(upper)?;
     fs::rename(upper, aside)?;
@@ -63,7 +64,7 @@ pub fn put_aside(upper: &Path, aside: &Path) -> std::io::Result<()> {
     std::os::unix::fs::chown(upper, Some(before.uid()), Some(before.gid()))
 }
 
-/// Puts the layer back that was put aside, if one was.
+/// Moves a layer back that was moved aside.
 pub fn put_back(upper: &Path, aside: &Path) -> Result<(), CheckpointError> {
     if aside.exists() {
         crate::host::disk::remove(upper)?;
@@ -72,7 +73,7 @@ pub fn put_back(upper: &Path, aside: &Path) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// Where a restore puts the writable layer of its container meanwhile.
+/// Where a restore keeps the previous writable layer of its container.
 pub(in crate::checkpoint) fn aside(upper: &std::path::Path, action: &Action) -> std::path::PathBuf {
     upper.with_file_name(format!("pody-{}", action.id))
 }
@@ -85,10 +86,10 @@ mod tests {
 
     use super::*;
 
-    /// Whiteouts, opaque directories, capabilities, owners: what a writable layer is made of. Needs root, as the daemon
-    /// has it.
+    /// Whiteouts, opaque directories, capabilities, owners: what a writable layer consists of. Needs root, as the
+    /// daemon has.
     #[tokio::test]
-    async fn a_layer_comes_back_as_it_was() {
+    async fn a_layer_is_restored_as_it_was() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
@@ -98,7 +99,7 @@ mod tests {
         fs::create_dir(&to).unwrap();
         fs::write(from.join("file"), b"content").unwrap();
         std::os::unix::fs::chown(from.join("file"), Some(1234), Some(4321)).unwrap();
-        // Last: a change of the owner takes the set-user-id bit away.
+        // Last: a change of the owner clears the set-user-id bit.
         fs::set_permissions(from.join("file"), fs::Permissions::from_mode(0o4751)).unwrap();
         fs::hard_link(from.join("file"), from.join("link")).unwrap();
         std::os::unix::fs::symlink("/nowhere", from.join("symlink")).unwrap();

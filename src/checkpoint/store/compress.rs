@@ -1,4 +1,4 @@
-//! Packing the large files of a checkpoint, after the pod goes on, and unpacking them for a restore.
+//! Compresses the large files of a checkpoint after the pod resumes, and decompresses them for a restore.
 //!
 //! The manifest decides which file counts: a packed file is written beside the plain one, then the manifest is
 //! replaced, then the plain one removed. A kill in between leaves a file that the manifest does not name.
@@ -23,7 +23,7 @@ use crate::{
     model::checkpoint::Compression,
 };
 
-/// Smaller files are not worth it.
+/// Smaller files are not worth it, bytes.
 const LARGE: u64 = 1 << 20;
 
 /// zstd's level: a third of its default's time for nearly the same result on memory.
@@ -31,11 +31,11 @@ const ZSTD_LEVEL: i32 = 1;
 
 const BUFFER: usize = 1 << 20;
 
-/// Packed by one thread at a time, where a codec has no threads of its own: lz4 frames and gzip members may follow each
-/// other.
+/// Compressed by one thread at a time if a codec has no threads of its own: lz4 frames and gzip members may be
+/// concatenated.
 const BLOCK: usize = 4 << 20;
 
-/// Packs what saves a tenth at least, and puts the manifest right.
+/// Compresses what gets at least a tenth smaller, and updates the manifest.
 pub fn pack_all(
     manifest: &mut Manifest,
     directory: &Path,
@@ -46,7 +46,7 @@ pub fn pack_all(
     let mut packed_files = Vec::new();
     let large: Vec<PathBuf> =
         manifest.files.iter().filter(|(_, file)| file.size >= LARGE).map(|(path, _)| path.clone()).collect();
-    // One after the other: all threads are at work on each.
+    // One after the other: all threads work on each.
     for path in large {
         let packed_path = with_extension(&path, by);
         let (plain, packed) = (directory.join(&path), directory.join(&packed_path));
@@ -71,7 +71,7 @@ pub fn pack_all(
     Ok(())
 }
 
-/// Removes files that the manifest does not name: what a kill left while files were packed.
+/// Removes files that the manifest does not name: what a kill left during compression.
 pub fn sweep(manifest: &Manifest, directory: &Path) -> Result<(), CheckpointError> {
     for path in disk::files_below(directory).map_err(DiskError::io("reading", directory))? {
         let is_named = manifest.files.iter().any(|(name, entry)| match &entry.packed {
@@ -86,8 +86,8 @@ pub fn sweep(manifest: &Manifest, directory: &Path) -> Result<(), CheckpointErro
     Ok(())
 }
 
-/// Where each file is to be read from: packed ones are unpacked into `scratch`, several at a time, with size and hash
-/// looked at again.
+/// Where to read each file from: compressed ones are unpacked into `scratch`, several at a time, and their size and
+/// hash verified.
 pub fn unpack_all(
     manifest: &Manifest,
     directory: &Path,
@@ -104,12 +104,12 @@ pub fn unpack_all(
         let (from, to) = (directory.join(&packed.path), scratch.join(path));
         let damaged =
             |why: String| CheckpointError::Damaged { id: manifest.id, file: packed.path.display().to_string(), why };
-        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(DiskError::io("making the folder of", &to))?;
+        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(DiskError::io("making the directory of", &to))?;
         unpack(&from, &to, packed.by, entry.size, progress).map_err(|error| damaged(error.to_string()))?;
         let size = fs::metadata(&to).map_or(0, |file| file.len());
         let blake3 = hashing::hash(&to, &|_| {}).map_err(DiskError::io("hashing", &to))?;
         if (size, blake3.as_str()) != (entry.size, entry.blake3.as_str()) {
-            return Err(damaged("it does not unpack to what it was".to_owned()));
+            return Err(damaged("its unpacked content has changed".to_owned()));
         }
         files.lock().unwrap_or_else(PoisonError::into_inner).push(((*path).clone(), to));
         Ok(())
@@ -137,7 +137,7 @@ fn pack(from: &Path, to: &Path, by: Compression, streams: usize, progress: &(dyn
         Compression::None => copy(&mut input, &mut output, progress)?,
         Compression::Zstd => {
             let mut encoder = zstd::Encoder::new(output, ZSTD_LEVEL)?;
-            // One more reads and writes.
+            // One more thread reads and writes.
             encoder.multithread(u32::try_from(streams).unwrap_or(1))?;
             copy(&mut input, &mut encoder, progress)?;
             output = encoder.finish()?;
@@ -157,8 +157,8 @@ fn pack(from: &Path, to: &Path, by: Compression, streams: usize, progress: &(dyn
     output.get_ref().sync_all()
 }
 
-/// Packs blocks on threads of their own and writes them in their order. There are never more than twice as many in
-/// memory as there are threads.
+/// Compresses blocks on threads of their own and writes them in order. At most twice as many blocks are in memory as
+/// there are threads.
 fn pack_blocks(
     input: &mut File,
     output: &mut impl Write,
@@ -181,7 +181,7 @@ fn pack_blocks(
                 }
             });
         }
-        // Those who pack end when nobody can give them anything.
+        // The workers end when nothing can be sent to them any more.
         drop(worked);
         let mut under_way = std::collections::VecDeque::<Done>::new();
         let mut write = |done: Done| -> io::Result<()> {
@@ -207,7 +207,7 @@ fn pack_blocks(
     })
 }
 
-/// No more than `size` bytes and one are written, whatever is in the file.
+/// Writes at most `size` bytes and one, whatever is in the file.
 fn unpack(from: &Path, to: &Path, by: Compression, size: u64, progress: &(dyn Fn(u64) + Sync)) -> io::Result<()> {
     let mut input = BufReader::with_capacity(BUFFER, File::open(from)?);
     let mut output = BufWriter::with_capacity(BUFFER, File::create(to)?);
@@ -262,7 +262,7 @@ mod tests {
                 assert!(fs::read(&again).unwrap() == content, "{by} {streams} {length}");
                 let ratio = content.len() as u64 / fs::metadata(&packed).unwrap().len().max(1);
                 assert!(by == Compression::None || length < 1000 || ratio >= 10, "{by}: {ratio}");
-                // A bomb does not fill the disk.
+                // A decompression bomb does not fill the disk.
                 unpack(&packed, &again, by, 10, &|_| {}).unwrap();
                 assert!(fs::metadata(&again).unwrap().len() <= 11, "{by} {streams} {length}");
             }
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_earlier_versions_packed_is_read() {
+    fn archives_of_earlier_versions_are_read() {
         let directory = tempfile::tempdir().unwrap();
         let (packed, again) = (directory.path().join("packed"), directory.path().join("again"));
         let content: Vec<u8> = (0..3_000_000u32).flat_map(|n| (n / 1000).to_le_bytes()).collect();

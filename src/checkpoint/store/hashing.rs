@@ -1,4 +1,4 @@
-//! BLAKE3 of files, and their way through to the disk.
+//! BLAKE3 of files, and fsync.
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +20,13 @@ use crate::{
     model::checkpoint::Compression,
 };
 
-/// Read at a time: large enough for all threads to have a part.
+/// Bytes per read: large enough for all threads to have a part.
 const CHUNK: usize = 4 << 20;
 
 /// Chunks that are read ahead of the hash.
 const AHEAD: usize = 2;
 
-/// Hashes every file below the directory and writes it through to the disk, several at a time.
+/// Hashes and fsyncs every file below the directory, several at a time.
 pub fn hash_and_sync(
     directory: &Path,
     streams: usize,
@@ -54,7 +54,7 @@ pub fn hash_and_sync(
     Ok(files.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The BLAKE3 of a file. All cores take part in large ones, and one reads ahead.
+/// The BLAKE3 of a file. All cores take part in large ones, and one thread reads ahead.
 pub fn hash(path: &Path, progress: &(dyn Fn(u64) + Sync)) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -111,7 +111,7 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// A file as CRIU and tar need it; `packed` as it lies in the directory, where that differs.
+/// A file as CRIU and tar need it; `packed` as it is stored, if that differs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileEntry {
     pub size: u64,
@@ -129,7 +129,7 @@ pub struct Packed {
 }
 
 impl FileEntry {
-    /// The file that lies in the directory: path, size and hash.
+    /// The stored file: path, size and hash.
     pub fn stored<'a>(&'a self, path: &'a Path) -> (&'a Path, u64, &'a str) {
         match &self.packed {
             Some(packed) => (&packed.path, packed.size, &packed.blake3),

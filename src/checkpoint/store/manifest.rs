@@ -1,5 +1,5 @@
-//! What a checkpoint consists of: `manifest.json`, written last. A checkpoint without one, or with one that does not
-//! read, does not exist; a file that is not as it says is named, and CRIU never sees it.
+//! What a checkpoint consists of: `manifest.json`, written last. A checkpoint without one, or with one that cannot be
+//! parsed, does not exist; a file that differs from its entry is reported, and CRIU never sees it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,20 +32,20 @@ use crate::{
     },
 };
 
-/// The form of the manifest; one of another form is not read.
+/// The format of the manifest; others are not read.
 const FORMAT: u32 = 1;
 
-/// A manifest holds hundreds of files in most cases, and seven for each process.
+/// Most manifests hold hundreds of files, and seven for each process.
 pub const MAX_SIZE: u64 = 64 << 20;
 
-/// Of one whose content a stranger may have chosen.
+/// Limits for a manifest whose content a stranger may have chosen.
 const MAX_FILES: usize = 200_000;
 
 const MAX_LOSSES: usize = 1_000;
 
 const MAX_TEXT: usize = 4_096;
 
-/// A petabyte: sums of sizes stay far from the end of their type.
+/// A petabyte: sums of sizes stay far below the type's maximum.
 const MAX_BYTES: u64 = 1 << 50;
 
 /// Clocks of two hosts may differ, milliseconds.
@@ -69,28 +69,28 @@ pub struct Manifest {
     pub sockets: Sockets,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory_files: Vec<MemoryFiles>,
-    /// Programs were on GPUs: their memory there is in the images.
+    /// Programs were on GPUs: the memory there is in the images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<SavedGpus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tuning: Vec<ThreadAttributes>,
-    /// The kernel's settings of the pod's network, by their paths below /proc/sys.
+    /// The parameters of the pod's network, by their paths below /proc/sys.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub network: BTreeMap<String, String>,
     /// The pod's `/etc/hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<String>,
-    /// What is not in it, as sentences.
+    /// What it does not contain, as sentences.
     pub losses: Vec<String>,
-    /// How long the pod stood still, milliseconds.
+    /// How long the pod was frozen, milliseconds.
     pub frozen_ms: u64,
     /// By path from the directory.
     pub files: BTreeMap<PathBuf, FileEntry>,
-    /// All that the engine said of the container. What the code reads of it has a method.
+    /// The engine's full description of the container. What the code reads of it has a method.
     pub container: Value,
 }
 
-/// Where it was made.
+/// The host that it was made on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     pub kernel: String,
@@ -124,7 +124,7 @@ impl Manifest {
         self.files.values().map(|entry| entry.size).sum()
     }
 
-    /// The files as they lie in the directory: path, size and hash.
+    /// The stored files: path, size and hash.
     pub fn stored(&self) -> impl Iterator<Item = (&Path, u64, &str)> {
         self.files.iter().map(|(path, entry)| entry.stored(path))
     }
@@ -138,20 +138,20 @@ impl Manifest {
         Self::parse(&text, id).map_err(damaged)
     }
 
-    /// From its text, or what is wrong with it.
+    /// Parses it, or says what is wrong with it.
     pub fn parse(text: &[u8], id: CheckpointId) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if manifest.format != FORMAT {
             return Err(format!("its format is {}, this pody knows {FORMAT}", manifest.format));
         }
         if manifest.id != id {
-            return Err(format!("it is that of checkpoint {}", manifest.id));
+            return Err(format!("it belongs to checkpoint {}", manifest.id));
         }
         manifest.check()?;
         Ok(manifest)
     }
 
-    /// Nothing in it leads out of the directory, and nothing is larger than it can be.
+    /// Nothing in it leads out of the directory, and nothing is larger than possible.
     fn check(&self) -> Result<(), String> {
         if self.files.len() > MAX_FILES || self.losses.len() > MAX_LOSSES {
             return Err(format!("it names more than {MAX_FILES} files or {MAX_LOSSES} losses"));
@@ -162,7 +162,7 @@ impl Manifest {
             let (stored, size, blake3) = entry.stored(path);
             for path in [path.as_path(), stored] {
                 let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-                // Parts are put together again: what is not the same then is no plain path.
+                // The parts are joined again: if the result differs, it is no plain path.
                 let is_same = path.iter().collect::<PathBuf>().as_os_str() == path.as_os_str();
                 if !is_plain || !is_same || path.as_os_str().is_empty() || path == Path::new(MANIFEST) {
                     return Err(format!("it names {}", shown(&path.display().to_string())));
@@ -179,7 +179,7 @@ impl Manifest {
             bytes = bytes.saturating_add(size.max(entry.size));
         }
         if bytes > MAX_BYTES || self.frozen_ms > MAX_BYTES || !(0..now() + MAX_AHEAD).contains(&self.created_at) {
-            return Err("its numbers cannot be".to_owned());
+            return Err("its numbers are out of range".to_owned());
         }
         let is_id = self
             .image_id
@@ -203,13 +203,13 @@ impl Manifest {
         serde_json::to_vec_pretty(self)
     }
 
-    /// Writes it so that it is there whole or not at all, also after a power cut. One that would not be read again is
-    /// not written: the pod may be stopped for it.
+    /// Writes it so that it is there whole or not at all, also after a power cut. One that could not be read back is
+    /// not written: the pod may be stopped because of it.
     pub fn write(&self, directory: &Path) -> Result<(), CheckpointError> {
         let path = directory.join(MANIFEST);
         let text = self.text().map_err(io::Error::from).map_err(DiskError::io("writing", &path))?;
         if text.len() as u64 > MAX_SIZE {
-            let why = format!("it has {} bytes, {MAX_SIZE} at most are read", text.len());
+            let why = format!("it has {} bytes, more than the limit of {MAX_SIZE}", text.len());
             return Err(CheckpointError::Unreadable(why));
         }
         Self::parse(&text, self.id).map_err(CheckpointError::Unreadable)?;
@@ -224,8 +224,8 @@ impl Manifest {
         Ok(written().map_err(DiskError::io("writing", &path))?)
     }
 
-    /// Looks at every file that it names, several at a time: there, of its size, and with its hash. One that is not so
-    /// is named.
+    /// Verifies every file that it names, several at a time: present, with its size and hash. The first bad one is
+    /// reported.
     pub fn verify(
         &self,
         directory: &Path,
@@ -238,7 +238,7 @@ impl Manifest {
             why,
         };
         let files: Vec<(&Path, u64, &str)> = self.stored().collect();
-        // Sizes of all files first: that costs nothing and tells most damages.
+        // Sizes of all files first: that costs nothing and finds most damage.
         for (path, size, _) in &files {
             check_size(directory, path, *size).map_err(|why| damaged((path, why)))?;
         }
@@ -248,7 +248,7 @@ impl Manifest {
         parallel::for_each(streams, &files, look)
     }
 
-    /// The files in the directory that are not as they must be: path, size and hash.
+    /// The files in the directory that differ from their entries: path, size and hash.
     pub fn damaged_files(&self, directory: &Path, streams: usize) -> Vec<(PathBuf, u64, String)> {
         let files: Vec<(&Path, u64, &str)> = self.stored().collect();
         let found = std::sync::Mutex::new(Vec::new());
@@ -269,7 +269,7 @@ fn check_size(directory: &Path, path: &Path, size: u64) -> Result<(), String> {
     match fs::symlink_metadata(directory.join(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is missing".to_owned()),
         Err(error) => Err(error.to_string()),
-        Ok(found) if !found.is_file() => Err("it is no file".to_owned()),
+        Ok(found) if !found.is_file() => Err("it is not a regular file".to_owned()),
         Ok(found) if found.len() != size => Err(format!("expected {size} bytes, found {}", found.len())),
         Ok(_) => Ok(()),
     }
@@ -280,7 +280,7 @@ fn check_hash(directory: &Path, path: &Path, blake3: &str, progress: &(dyn Fn(u6
     if found == blake3 { Ok(()) } else { Err("its content changed".to_owned()) }
 }
 
-/// A stranger's text on one short line.
+/// Foreign text on one short line.
 fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(100).collect::<String>())
 }
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_manifest_plays_no_tricks() {
+    fn a_hostile_manifest_is_refused() {
         assert!(parse(&manifest()).is_ok(), "{:?}", parse(&manifest()));
         let file = |size: u64| json!({"size": size, "blake3": "0".repeat(64)});
         let packed = |path: &str| {
@@ -333,9 +333,9 @@ mod tests {
             parse(&bad).unwrap_err()
         };
         assert_eq!(with("files", json!({"a": packed("b"), "b": file(3)})), "it names \"b\" twice");
-        assert_eq!(with("files", json!({"a": file(u64::MAX), "b": file(u64::MAX)})), "its numbers cannot be");
+        assert_eq!(with("files", json!({"a": file(u64::MAX), "b": file(u64::MAX)})), "its numbers are out of range");
         assert_eq!(with("files", json!({"a": {"size": 1, "blake3": "x"}})), "it gives \"a\" no hash");
-        assert_eq!(with("created_at", json!(i64::MAX)), "its numbers cannot be");
+        assert_eq!(with("created_at", json!(i64::MAX)), "its numbers are out of range");
         assert_eq!(with("image_id", json!("evil;rm")), "its image is \"evil;rm\"");
         assert_eq!(with("losses", json!(["a\u{1b}[2J"])), "it says \"a\\u{1b}[2J\"");
         assert!(with("user", json!("../bob")).contains("name"), "{}", with("user", json!("../bob")));

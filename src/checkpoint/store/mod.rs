@@ -1,9 +1,9 @@
-//! Where checkpoints lie: one directory each, named by its id.
+//! The directories of checkpoints, one each, named by its id.
 //!
 //! ```text
 //! checkpoints/                     0700, root's: it holds the memory of pods
-//!   .bin/                          programs for CRIU's children, see `runtime`
-//!   .tmp-ID/                       being made; never anything else than garbage after a restart
+//!   .bin/                          programs for CRIU's children, see `criu::runc`
+//!   .tmp-ID/                       in the making; garbage after a restart
 //!   ID/
 //!     manifest.json                written last: what it names, with size and BLAKE3, is the checkpoint
 //!     checkpoint/                  CRIU's images
@@ -29,17 +29,17 @@ use crate::{
     model::ids::CheckpointId,
 };
 
-/// The images kept from being pruned have names of this repository.
+/// The repository of the tags that protect images from pruning.
 pub const KEPT_IMAGES: &str = "pody-keep";
 
 pub const MANIFEST: &str = "manifest.json";
 
 pub const ROOTFS: &str = "rootfs-diff.tar";
 
-/// Directories of checkpoints in the making.
+/// Prefix of checkpoints in the making.
 const UNDER_WAY: &str = ".tmp-";
 
-/// Directories for a restore: unpacked files, CRIU's log.
+/// Prefix of a restore's directories: unpacked files, CRIU's log.
 const SCRATCH: &str = ".restore-";
 
 /// The directory of all checkpoints. Cheap to clone.
@@ -51,12 +51,12 @@ impl Store {
         Self(directory)
     }
 
-    /// Makes the directory where it is not there, and resolves it: links into it are followed from elsewhere.
+    /// Creates the directory if it is missing, and resolves it: links into it are followed from elsewhere.
     pub fn ensure(&self) -> Result<PathBuf, CheckpointError> {
         let made = fs::create_dir_all(&self.0)
             .and_then(|()| fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)))
             .and_then(|()| fs::canonicalize(&self.0));
-        Ok(made.map_err(DiskError::io("making the folder", &self.0))?)
+        Ok(made.map_err(DiskError::io("making the directory", &self.0))?)
     }
 
     pub fn path(&self) -> &Path {
@@ -68,12 +68,12 @@ impl Store {
         self.0.join(id.to_string())
     }
 
-    /// The directory while it is being made.
+    /// The directory of one in the making.
     pub fn directory_under_way(&self, id: CheckpointId) -> PathBuf {
         self.0.join(format!("{UNDER_WAY}{id}"))
     }
 
-    /// A directory for a restore, gone when that ends.
+    /// A directory for a restore, removed when that ends.
     pub fn scratch(&self, action: crate::model::ids::ActionId) -> PathBuf {
         self.0.join(format!("{SCRATCH}{action}"))
     }
@@ -83,11 +83,11 @@ impl Store {
         let directory = self.ensure()?.join(format!("{UNDER_WAY}{id}"));
         remove(&directory)?;
         let made = fs::create_dir(&directory).and_then(|()| fs::create_dir(directory.join(IMAGES)));
-        made.map_err(DiskError::io("making the folder", &directory))?;
+        made.map_err(DiskError::io("making the directory", &directory))?;
         Ok(directory)
     }
 
-    /// Gives the directory its name; it is complete from then on.
+    /// Gives the directory its final name; the checkpoint is complete from then on.
     pub fn commit(&self, id: CheckpointId) -> Result<PathBuf, CheckpointError> {
         let (from, to) = (self.directory_under_way(id), self.directory(id));
         let renamed =
@@ -101,13 +101,13 @@ impl Store {
         self.directory(id).join(MANIFEST).is_file()
     }
 
-    /// Removes all that there is of a checkpoint.
+    /// Removes everything of a checkpoint.
     pub fn remove(&self, id: CheckpointId) -> Result<(), CheckpointError> {
         remove(&self.directory_under_way(id))?;
         Ok(remove(&self.directory(id))?)
     }
 
-    /// Removes what was being made, and what restores left, but for those at work.
+    /// Removes what was being made, and what restores left, except those in progress.
     pub fn sweep(&self, is_at_work: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
         let Ok(entries) = fs::read_dir(&self.0) else { return Ok(()) };
         for entry in entries.filter_map(Result::ok) {
@@ -120,7 +120,7 @@ impl Store {
         Ok(())
     }
 
-    /// Bytes of the disk that may be written.
+    /// Bytes that may still be written to the disk.
     pub fn free(&self) -> u64 {
         free(&self.0)
     }
@@ -132,7 +132,7 @@ mod tests {
     use crate::host::disk::files_below;
 
     #[test]
-    fn only_what_is_complete_has_a_name() {
+    fn only_a_complete_checkpoint_has_its_name() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().join("checkpoints"));
         let (made, left) = (CheckpointId::generate(), CheckpointId::generate());

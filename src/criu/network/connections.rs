@@ -1,4 +1,4 @@
-//! What becomes of TCP connections in a restore, and which addresses the pod has for that: decided from the manifest
+//! What happens to TCP connections in a restore, and which addresses the pod gets for that: decided from the manifest
 //! alone.
 
 use std::net::Ipv4Addr;
@@ -6,14 +6,14 @@ use std::net::Ipv4Addr;
 use super::sockets::Sockets;
 use crate::model::checkpoint::Connections;
 
-/// What becomes of TCP connections.
+/// What happens to TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tcp {
-    /// They go on: the pod has its address of then, or they do not leave it.
+    /// They continue: the pod has its original address, or they do not leave it.
     Established,
-    /// Those between programs of the pod go on, the others are found closed.
+    /// Those between programs of the pod continue, the others are found closed.
     CloseOutside,
-    /// Their programs find all of them closed.
+    /// Programs find all of them closed.
     Close,
 }
 
@@ -26,16 +26,17 @@ impl Tcp {
     }
 }
 
-/// Which addresses the pod's network has when its sockets are made anew.
+/// Which addresses the pod's network has when its sockets are restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressPolicy {
-    /// The one of then from the engine, as others know it. What its sockets were bound to besides is its own alone.
+    /// The original one from the engine, as others know it. Other addresses that its sockets were bound to exist only
+    /// inside the pod.
     Original,
-    /// Whatever the engine gives it. What its sockets were bound to is its own alone.
+    /// Whatever the engine assigns. The addresses that its sockets were bound to exist only inside the pod.
     New,
 }
 
-/// One way to bring the sockets back.
+/// One way to restore the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     pub tcp: Tcp,
@@ -63,31 +64,31 @@ impl Way {
             (Some(Connections::Keep), ..) => (AGAIN, &[]),
             (None, 0, _) if again => (AGAIN, &[INSIDE, CLOSED]),
             (None, 0, _) => (INSIDE, &[CLOSED]),
-            // Where the pod has not its address of then, a connection with others must not look as if it went on.
+            // Where the pod lacks its original address, a connection with others must not look alive.
             (None, _, true) => (AGAIN, &[CUT_OFF, CLOSED]),
-            // Two with one connection would fight over it.
+            // Two pods with one connection would fight over it.
             (None, _, false) => (CUT_OFF, &[CLOSED]),
         }
     }
 }
 
 impl Sockets {
-    /// The one that the engine had given the pod.
+    /// The address that the engine had assigned to the pod.
     pub fn original_address(&self) -> Option<Ipv4Addr> {
         self.address.as_ref()?.parse().ok()
     }
 
-    /// Whether others are connected with the pod, or reach a program of it, by its address of then.
+    /// Whether others are connected with the pod, or reach a program of it, by its original address.
     pub fn need_their_address(&self) -> bool {
         self.original_address().is_some_and(|address| self.bound.contains(&address))
     }
 
-    /// All that its programs may know the pod by, but for the loopback's.
+    /// All addresses that its programs may know the pod by, without the loopback's.
     pub fn own_addresses(&self) -> Vec<Ipv4Addr> {
         self.bound.iter().copied().chain(self.original_address()).collect()
     }
 
-    /// Those that no engine gives the pod: of earlier lives, or all.
+    /// Those that no engine assigns to the pod: of earlier lives, or all.
     pub fn addresses_to_add(&self, addresses: AddressPolicy) -> Vec<Ipv4Addr> {
         let from_engine = match addresses {
             AddressPolicy::Original => self.original_address(),
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_with_others_goes_on_with_the_address_of_then_alone() {
+    fn a_connection_with_others_continues_with_the_original_address_alone() {
         for (outside, wanted) in [(1, None), (2, Some(Connections::Keep))] {
             let (first, others) = Way::choices(&sockets(3, outside, &[2]), true, wanted);
             for way in [&first].into_iter().chain(others) {
@@ -125,7 +126,7 @@ mod tests {
         }
         // What is bound to it is reached by others again.
         assert_eq!(Way::choices(&sockets(0, 0, &[2]), true, None).0.addresses, AddressPolicy::Original);
-        // Nobody needs it, or it was that of an earlier life.
+        // Nobody needs it, or it was an address of an earlier life.
         assert_eq!(Way::choices(&sockets(3, 0, &[]), true, None).0.addresses, AddressPolicy::New);
         assert_eq!(Way::choices(&sockets(3, 0, &[7]), true, None).0.addresses, AddressPolicy::New);
     }

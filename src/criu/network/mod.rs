@@ -1,7 +1,7 @@
 //! The network of a pod that is saved, and of one that is restored.
 //!
-//! - [`sockets`]: what a pod has open; [`socket_names`]: the paths that unix sockets are reached by
-//! - [`lock`]: no packet reaches a frozen pod; [`connections`]: what becomes of TCP connections
+//! - [`sockets`]: what a pod has open; [`socket_names`]: the paths of unix sockets
+//! - [`lock`]: no packet reaches a frozen pod; [`connections`]: what happens to TCP connections
 
 pub mod connections;
 pub mod lock;

@@ -1,6 +1,6 @@
-//! Unix sockets with another name in the file system than they were bound under: bound under a name for the moment,
-//! then linked or renamed to the one that is known, as supervisord does. CRIU binds the first name again and takes it
-//! away, so the dump's images get the name of now ([`crate::checkpoint::corrections`]).
+//! Unix sockets whose name in the file system is not the one they were bound under: bound under a temporary name, then
+//! linked or renamed to the one that is known, as supervisord does. CRIU binds the first name again and removes it, so
+//! the dump's images get the current name ([`crate::criu::patches`]).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,23 +17,23 @@ use nix::{errno::Errno, libc};
 use super::sockets;
 use crate::host::{pidfd, process};
 
-/// The longest name that a socket can be bound under, bytes: `sun_path` (unix(7)) less the zero behind it.
+/// The longest name that a socket can be bound under, bytes: `sun_path` (unix(7)) less the terminating zero.
 pub const LONGEST: usize = 107;
-/// linux/un.h: a descriptor of the file that a socket is bound to.
+/// linux/un.h: opens the file that a socket is bound to.
 const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
 
-/// A file, wherever its name is: device and inode.
+/// Identifies a file whatever its name: device and inode.
 type FileId = (u64, u64);
 
-/// The names of now, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod. A name is
-/// looked for in the directory of the first one; what is not there, in the writable layer where that is given, which
-/// takes as long as it has files.
+/// The current names, by the inode of the socket, as the pod sees them. `pids` are the processes of the pod. A name is
+/// searched in the directory of the first name; what is not there, in the writable layer if that is given, which takes
+/// time proportional to its number of files.
 pub fn current(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, String> {
     let table = process::read(format!("/proc/{init}/net/unix")).unwrap_or_default();
     let root = PathBuf::from(format!("/proc/{init}/root"));
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     let is_gone = |path: &str| fs::symlink_metadata(inside(Path::new(path))).is_err();
-    // Most have the name that they were bound under: then no file need be looked at.
+    // Most have the name that they were bound under: then no file needs to be checked.
     let gone: HashMap<u64, &str> = bound(&table).filter(|(_, path)| is_gone(path)).collect();
     if gone.is_empty() {
         return BTreeMap::new();
@@ -69,17 +69,17 @@ pub fn current(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, S
     found
 }
 
-/// What is told of those that cannot get their name again.
+/// The sentences for those that cannot get their name again.
 pub fn losses(current: &BTreeMap<u64, String>) -> Vec<String> {
     let told = |name: &String| {
         format!(
-            "the socket {name} was given its name after it was bound, and {LONGEST} bytes are the longest that one can be bound under; after a restore its program is not reached there: restart that program then"
+            "the socket {name} was renamed after it was bound, and no socket can be bound under a name longer than {LONGEST} bytes; after a restore its program is not reachable there: restart that program"
         )
     };
     current.values().filter(|name| name.len() > LONGEST).map(told).collect()
 }
 
-/// Inodes of sockets, and the absolute paths that they were bound under: the last two columns, where there are so many.
+/// Inodes of sockets, and the absolute paths that they were bound under: the last two columns, where both exist.
 fn bound(table: &str) -> impl Iterator<Item = (u64, &str)> {
     table.lines().skip(1).filter_map(|line| {
         let at = line.find(" /")?;
@@ -91,7 +91,7 @@ fn bound(table: &str) -> impl Iterator<Item = (u64, &str)> {
 fn file_of(socket: &OwnedFd) -> Result<File, Errno> {
     // SAFETY: the call takes two numbers and touches no memory.
     let file = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCUNIXFILE) })?;
-    // SAFETY: the kernel has just made it for this caller, and nobody else has it.
+    // SAFETY: the kernel has just created it for this caller, and nobody else owns it.
     Ok(unsafe { File::from_raw_fd(file) })
 }
 
@@ -99,7 +99,7 @@ fn id_of(file: &fs::Metadata) -> FileId {
     (file.dev(), file.ino())
 }
 
-/// Sockets in a writable layer, as the pod names them.
+/// Sockets in a writable layer, named as in the pod.
 fn sockets_below(directory: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
         match entry.file_type() {
@@ -113,7 +113,7 @@ fn sockets_below(directory: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Sockets in a directory of the pod, which the host has under another name.
+/// Sockets in a directory of the pod; `there` is its path on the host.
 fn sockets_in(directory: &Path, there: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(there).into_iter().flatten().filter_map(Result::ok);
     let sockets = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()));
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_the_kernel_names_what_was_bound() {
+    fn the_kernels_table_lists_bound_names() {
         let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
                      0000000000000000: 00000002 00000000 00010000 0001 01 101 /root/a b.sock\n\
                      0000000000000000: 00000003 00000000 00000000 0001 03 102\n\
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_now_is_found() {
+    fn the_current_name_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let of = |name: &str| directory.path().join(name);
         let bind = |name: &str| UnixListener::bind(of(name)).unwrap();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_that_are_too_long_are_told_of() {
+    fn only_names_that_are_too_long_are_reported() {
         let long = format!("/{}", "x".repeat(LONGEST));
         let current = BTreeMap::from([(1, long.clone()), (2, long[..LONGEST].to_owned())]);
         let told = losses(&current);

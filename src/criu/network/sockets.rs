@@ -51,7 +51,7 @@ pub fn of(pid: i32) -> Sockets {
     sockets
 }
 
-/// Whether a TCP connection of a pod has something that its other end has not taken yet.
+/// Whether a TCP connection of a pod has data that its other end has not received yet.
 pub fn have_unsent(pid: i32) -> bool {
     ["tcp", "tcp6"].iter().any(|file| {
         let table = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
@@ -59,7 +59,7 @@ pub fn have_unsent(pid: i32) -> bool {
     })
 }
 
-/// The addresses of a network, but for those of the loopback: entries `/32 host LOCAL` of /proc/net/fib_trie.
+/// The addresses of a network, without the loopback's: entries `/32 host LOCAL` of /proc/net/fib_trie.
 pub fn own_addresses(trie: &str) -> HashSet<Ipv4Addr> {
     let mut last = None;
     let mut own = HashSet::new();
@@ -115,7 +115,7 @@ impl<'a> Socket<'a> {
 }
 
 impl Address {
-    /// Words of 32 bits in the host's order; a version 4 address may stand in one of version 6.
+    /// 32-bit words in host byte order; an IPv4 address may be written as an IPv6 one.
     fn parse(hex: &str) -> Self {
         const MAPPED: &str = "0000000000000000FFFF0000";
         let v4 = match hex.len() {
@@ -135,19 +135,19 @@ impl Address {
 pub struct Held {
     /// The processes to be saved, each with a descriptor of it: `/proc/PID/fd/N`.
     pub saved: HashMap<u64, PathBuf>,
-    /// Those that are let go before.
-    pub let_go: HashSet<u64>,
+    /// Those of processes that are detached before the dump.
+    pub detached: HashSet<u64>,
 }
 
-/// The unix sockets of a pod whose other end no program to be saved holds: by inode, with the path of the connection
-/// where it has one.
+/// The unix sockets of a pod whose other end is held by no program to be saved: by inode, with the path of the
+/// connection where it has one.
 pub struct Outside(HashMap<u64, Option<String>>);
 
 impl Outside {
-    /// `held` looks who holds sockets now.
+    /// `held` finds out who holds sockets at the moment.
     pub fn find(pid: i32, held: impl Fn() -> Held) -> Self {
-        // Asked first who is connected, then who holds it: what was accepted by then is seen. What was closed in
-        // between is not there in the second round.
+        // First who is connected, then who holds it: what was accepted in between is seen. What was closed in between
+        // is missing in the second round.
         let first = ends(pid, &held);
         let lasting = if first.is_empty() { first } else { &first & &ends(pid, &held) };
         let text = |file: &str| fs::read_to_string(file).unwrap_or_default();
@@ -159,22 +159,22 @@ impl Outside {
         Self(lasting.into_iter().map(|(inode, peer)| (inode, known.get(&peer).cloned())).collect())
     }
 
-    /// What a descriptor leads to, if it leads outside: `target` is what it links to.
+    /// Where a descriptor leads, if it leads outside: `target` is what it links to.
     pub fn of(&self, target: &str) -> Option<&str> {
         let path = self.0.get(&inode(target)?)?;
-        Some(path.as_deref().unwrap_or("it has no name"))
+        Some(path.as_deref().unwrap_or("without a name"))
     }
 }
 
-/// Pairs of a socket to be saved and another end that is not.
+/// Pairs of a socket to be saved and an other end that is not.
 fn ends(pid: i32, held: &impl Fn() -> Held) -> HashSet<(u64, u64)> {
     let sockets = netlink::in_network_of(pid, netlink::unix_sockets).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the unix sockets of a pod cannot be looked at");
+        tracing::warn!(%error, "could not read the unix sockets of a pod");
         HashMap::new()
     });
     let held = held();
     // A peer of 0 waits to be accepted, or is closed: both can be saved.
-    let is_outside = |peer: u64| peer != 0 && !held.saved.contains_key(&peer) && !held.let_go.contains(&peer);
+    let is_outside = |peer: u64| peer != 0 && !held.saved.contains_key(&peer) && !held.detached.contains(&peer);
     let pairs = sockets.iter().map(|(inode, peer)| (*inode, *peer));
     let outside = pairs.filter(|(inode, peer)| held.saved.contains_key(inode) && is_outside(*peer));
     // One that was connected from another network belongs to that network, and CRIU does not find it.
@@ -187,7 +187,7 @@ fn is_unix(descriptor: &Path) -> bool {
     protocol(descriptor).is_some_and(|name| name.starts_with("UNIX"))
 }
 
-/// What kind of socket a descriptor is. The kernel names its protocol as an extended attribute (net/socket.c).
+/// The protocol of a socket descriptor. The kernel shows it as an extended attribute (net/socket.c).
 pub fn protocol(descriptor: &Path) -> Option<String> {
     let path = CString::new(descriptor.as_os_str().as_bytes()).ok()?;
     let mut name = [0u8; 32];
@@ -199,7 +199,7 @@ pub fn protocol(descriptor: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
 }
 
-/// Takes TCP sockets out of repair, in which a CRIU that was killed leaves them: nothing can be received on one then.
+/// Takes TCP sockets out of repair mode, in which a killed CRIU leaves them: nothing can be received on one then.
 pub fn end_repair(pids: &[i32]) {
     for &pid in pids {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
@@ -210,14 +210,14 @@ pub fn end_repair(pids: &[i32]) {
                 && let Ok(socket) = pidfd::descriptor(pid, number)
                 && let Err(error) = leave_repair(&socket)
             {
-                tracing::warn!(pid, number, %error, "a connection may be left that nothing is received on");
+                tracing::warn!(pid, number, %error, "a connection may be left on which nothing can be received");
             }
         }
     }
 }
 
 fn leave_repair(socket: &OwnedFd) -> io::Result<()> {
-    /// linux/tcp.h: without a probe of the window.
+    /// linux/tcp.h: without a window probe.
     static OFF: i32 = -1;
     const LENGTH: libc::socklen_t = 4;
     let (mut value, mut length) = (0i32, LENGTH);
@@ -254,9 +254,9 @@ pub struct Sockets {
     pub local: u32,
     /// With others.
     pub outside: u32,
-    /// The pod's address then.
+    /// The pod's address at the checkpoint.
     pub address: Option<String>,
-    /// The pod's own addresses that sockets are bound to, but for the loopback's.
+    /// The pod's own addresses that sockets are bound to, without the loopback's.
     #[serde(default)]
     pub bound: Vec<Ipv4Addr>,
 }
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_are_told_by_their_ends() {
+    fn connections_are_classified_by_their_ends() {
         let own = HashSet::from([Ipv4Addr::new(172, 17, 0, 2)]);
         let socket = |local: &str, remote: &str, state: &str| {
             let line = format!("  0: {local}:1F90 {remote}:0016 {state} 00000000:00000000 00");

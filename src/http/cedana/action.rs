@@ -1,4 +1,4 @@
-//! `/v2/actions…`, `/v2/checkpoint/pod`, `/v2/checkpoint/status`: checkpoints and restores under way, and past ones.
+//! `/v2/actions…`, `/v2/checkpoint/pod`, `/v2/checkpoint/status`: checkpoints and restores, in progress and past.
 
 use std::{path::Path, time::Duration};
 
@@ -31,10 +31,10 @@ use crate::{
     params,
 };
 
-/// Actions of one answer, the newest.
+/// Actions of one response, the newest.
 const LIMIT: u32 = 1000;
 
-/// Time between two looks at an action that is waited for, and how long it is waited for.
+/// Interval between two checks of an action that a request waits for, and the longest wait.
 const LOOK: Duration = Duration::from_millis(100);
 
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
@@ -99,7 +99,7 @@ impl ActionView {
     }
 }
 
-/// Where an action is, in this dialect's words.
+/// The progress of an action, in this dialect's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Initialized,
@@ -126,7 +126,7 @@ fn step(action: &Action) -> Step {
         (ActionStatus::Done, _) => Step::Ready,
         (ActionStatus::Error, _) => Step::Error,
         (ActionStatus::Running, Phase::Preflight | Phase::Verify) => Step::Initialized,
-        // It is complete; what follows changes the pod or how it is packed.
+        // It is complete; what follows changes the pod or compresses the files.
         (ActionStatus::Running, Phase::Stop | Phase::Compress) => Step::Created,
         (
             ActionStatus::Running,
@@ -155,7 +155,7 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Erro
     let kind: Option<ActionKind> = kind.map_err(|error| V2Error::BadRequest(format!("type: {error}")))?;
     let filter = ActionFilter { kind, all: caller.is_admin, limit: LIMIT, ..ActionFilter::default() };
     let actions = ctx.app.checkpoints.list_actions(caller, filter).await?;
-    let reported = ctx.app.reports.told_of_actions(caller).await?;
+    let reported = ctx.app.reports.reported_actions(caller).await?;
     let entries = ctx.app.reports.list(caller, None).await?;
     let reason_of = |checkpoint: CheckpointId| {
         let row = entries.iter().find(|entry| entry.id == checkpoint)?.ours.as_ref()?;
@@ -171,14 +171,14 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Erro
 
 params! { OfPod { id: String } }
 
-/// Also of a pod that is deleted, by its id or its name; and of one that only an agent knows.
+/// Also of a deleted pod, by its id or its name; and of one that only an agent knows.
 pub async fn of_pod(ctx: Ctx, params: OfPod) -> Result<String, V2Error> {
     let caller = ctx.caller();
     if let Some(action) = newest_here(&ctx.app, caller, &params.id).await? {
         return Ok(action.id.to_string());
     }
     let reported = ctx.app.reports.action_of_told_pod(caller, plain_id(&params.id)).await?;
-    let not_found = || V2Error::NotFound(format!("there is no action of a pod {} of yours", clipped(&params.id)));
+    let not_found = || V2Error::NotFound(format!("you have no action of a pod {}", clipped(&params.id)));
     Ok(reported.ok_or_else(not_found)?.to_string())
 }
 
@@ -196,12 +196,12 @@ async fn newest_here(app: &App, caller: &Caller, pod: &str) -> Result<Option<Act
     Ok(app.checkpoints.list_actions(caller, filter).await?.pop())
 }
 
-/// An id in the one spelling that is kept; other names as they are.
+/// An id in its canonical spelling; other names unchanged.
 fn plain_id(id: &str) -> String {
     id.parse::<QuotedId<Uuid>>().map_or_else(|_| id.to_owned(), |QuotedId(id)| id.to_string())
 }
 
-/// What an agent tells of an action.
+/// What an agent reports of an action.
 #[derive(Deserialize, ToSchema)]
 pub struct Upload {
     #[schema(value_type = String)]
@@ -213,7 +213,7 @@ pub struct Upload {
     persistent_volume_claim: Option<Value>,
 }
 
-/// The pod that is named is one of the action's from then on.
+/// The named pod belongs to the action from then on.
 pub async fn upload(ctx: Ctx, (_, Body(body)): (NoParams, Body<Upload>)) -> Result<String, V2Error> {
     let pod = body.pod_id.filter(|id| !id.is_empty()).map(|id| plain_id(&id));
     ensure_plain("status", &body.status)?;
@@ -240,7 +240,7 @@ struct Status {
     details: Option<String>,
 }
 
-/// What is no id is no action's: the editions know no 400 here.
+/// What is not an id is answered like an unknown action: the editions know no 400 here.
 pub async fn status(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, V2Error> {
     let id = params.action_id.parse::<QuotedId<ActionId>>();
     let QuotedId(id) = id.map_err(|_| CheckpointError::NoAction(clipped(&params.action_id)))?;
@@ -255,7 +255,7 @@ pub async fn status(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, V2Err
 
 super::reasons! { Heartbeat = "heartbeat", Manual = "manual" }
 
-/// All fields of all editions.
+/// The fields of all editions.
 #[derive(Deserialize, ToSchema)]
 pub struct Save {
     cluster_id: Option<String>,
@@ -303,7 +303,7 @@ pub async fn save(ctx: Ctx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<S
     let overrides = body.overrides.unwrap_or_default();
     ensure_directory(app, overrides.directory.as_deref())?;
     if let Some(streams) = overrides.streams.filter(|streams| !(0..=MAX_STREAMS).contains(streams)) {
-        return Err(V2Error::BadRequest(format!("overrides.streams is 0 to {MAX_STREAMS}, this is {streams}")));
+        return Err(V2Error::BadRequest(format!("overrides.streams must be 0 to {MAX_STREAMS}, not {streams}")));
     }
     let options = CriuOptions::parse(overrides.criu_opts.as_deref(), For::Checkpoint)?;
     let new = NewCheckpoint {
@@ -311,7 +311,7 @@ pub async fn save(ctx: Ctx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<S
         leave_running: if options.leave_running { LeaveRunning::Yes } else { LeaveRunning::No },
         compression: match overrides.compression.as_deref().unwrap_or_default() {
             "" => app.config.get().checkpoint.compression,
-            // An archive that is not compressed.
+            // An uncompressed archive.
             "tar" => Compression::None,
             word => word.parse().map_err(|error| V2Error::BadRequest(format!("overrides.compression: {error}")))?,
         },
@@ -319,7 +319,7 @@ pub async fn save(ctx: Ctx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<S
         reason: body.reason.0.map(|reason| reason.as_str().to_owned()),
         origin: Origin::Hand,
         remote: false,
-        // 0 leaves it to the host.
+        // 0 lets the host choose.
         streams: overrides.streams.and_then(|streams| usize::try_from(streams).ok()).filter(|streams| *streams > 0),
     };
     let wanted = PodRef { prefix: None, user: Some(pod.user.clone()), instance: pod.instance.clone() };
@@ -330,7 +330,7 @@ pub async fn save(ctx: Ctx, (_, Body(body)): (NoParams, Body<Save>)) -> Result<S
     Ok(action.id.to_string())
 }
 
-/// How it ended is for the one who asks for its state.
+/// Waits for the end; the outcome is left to a request for its state.
 async fn wait_for_end(app: &App, caller: &Caller, id: ActionId) -> Result<(), V2Error> {
     let wait = async {
         while app.checkpoints.action(caller, id).await?.status == ActionStatus::Running {
@@ -341,7 +341,7 @@ async fn wait_for_end(app: &App, caller: &Caller, id: ActionId) -> Result<(), V2
     tokio::time::timeout(LONGEST_WAIT, wait).await.unwrap_or(Ok(()))
 }
 
-/// Where runc keeps a container is found by the host itself. A root that is named must be that one.
+/// The host finds runc's root of a container by itself. A root that is given must be that one.
 fn ensure_runc_root(root: &str, pod: &Pod) -> Result<(), V2Error> {
     let path = Path::new(root);
     let is_plain = path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir);
@@ -352,16 +352,18 @@ fn ensure_runc_root(root: &str, pod: &Pod) -> Result<(), V2Error> {
     if is_plain && holds(pod) == Some(true) {
         return Ok(());
     }
-    Err(V2Error::BadRequest("runc_root is not where this host keeps the pod; leave it out, it is found".to_owned()))
+    Err(V2Error::BadRequest(
+        "runc_root is not where this host keeps the pod; leave it out, the host finds it".to_owned(),
+    ))
 }
 
-/// Checkpoints hold memory: where they lie is the host's to say.
+/// Checkpoints contain memory: the host decides where they are kept.
 fn ensure_directory(app: &App, wanted: Option<&str>) -> Result<(), V2Error> {
     match wanted {
         None | Some("") => Ok(()),
         Some(path) if Path::new(path) == app.reports.store() => Ok(()),
         Some(_) => Err(V2Error::BadRequest(
-            "overrides.directory: checkpoints are kept where this host keeps them; leave it out".to_owned(),
+            "overrides.directory: this host decides where checkpoints are kept; leave it out".to_owned(),
         )),
     }
 }
@@ -373,23 +375,23 @@ pub enum For {
     Restore,
 }
 
-/// Options of CRIU that a caller may choose. The others are chosen by the host, for the good of all pods.
+/// Options of CRIU that a caller may choose. The host chooses the others, for all pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CriuOptions {
     pub leave_running: bool,
-    /// `None` = what goes.
+    /// `None` = the default.
     pub connections: Option<Connections>,
 }
 
 impl CriuOptions {
-    /// A JSON object of booleans, under CRIU's names in either spelling. What is done anyway is taken, what cannot be
-    /// obeyed is refused with its reason.
+    /// A JSON object of booleans, under CRIU's names in either spelling. What is done anyway is accepted, what cannot
+    /// be honoured is refused with its reason.
     pub fn parse(text: Option<&str>, what: For) -> Result<Self, V2Error> {
         let mut options = Self { leave_running: true, connections: None };
         let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(options) };
         let bad = |why: String| V2Error::BadRequest(format!("criu_opts: {why}"));
-        let found: Map<String, Value> =
-            serde_json::from_str(text).map_err(|error| bad(format!("it is no JSON object: {}", sentence(&error))))?;
+        let found: Map<String, Value> = serde_json::from_str(text)
+            .map_err(|error| bad(format!("it is not a JSON object: {}", sentence(&error))))?;
         for (name, value) in found {
             let plain = name.to_ascii_lowercase().replace(['_', '-'], "");
             let refused = match (plain.as_str(), value.as_bool(), what) {
@@ -405,7 +407,7 @@ impl CriuOptions {
                     options.connections = Some(Connections::Keep);
                     continue;
                 }
-                // As it is done anyway.
+                // As done anyway.
                 ("tcpestablished" | "filelocks" | "linkremap" | "shelljob", Some(true), _) => continue,
                 ("tcpclose" | "tcpskipinflight" | "extunixsk" | "externalunixsk" | "lazypages", Some(false), _) => {
                     continue;
@@ -414,20 +416,20 @@ impl CriuOptions {
                     "it is for checkpoints; a restore leaves nothing else running"
                 }
                 ("tcpclose", Some(true), For::Checkpoint) => {
-                    "connections are always saved; close them when the pod is restored, with tcp_close there"
+                    "connections are always saved; close them at the restore, with tcp_close there"
                 }
                 ("tcpestablished", Some(false), _) => {
                     "connections are always saved; tcp_close with a restore closes them"
                 }
-                ("filelocks", Some(false), _) => "locks of files are always saved and taken again",
+                ("filelocks", Some(false), _) => "file locks are always saved and restored",
                 ("linkremap", Some(false), _) => "open files that were unlinked are always saved",
                 ("shelljob", Some(false), _) => "terminals of a pod are always saved with it",
                 ("extunixsk" | "externalunixsk", Some(true), _) => {
-                    "connections to sockets outside of the pod cannot be saved; close them first"
+                    "connections to sockets outside the pod cannot be saved; close them first"
                 }
-                ("ghostlimit", _, _) => "[checkpoint] deleted_file_limit of this host says it",
+                ("ghostlimit", _, _) => "this host sets it as [checkpoint] deleted_file_limit",
                 _ => {
-                    "it is decided by this host; leave_running can be chosen, and tcp_close or tcp_established with a restore"
+                    "this host decides it; you can choose leave_running, and tcp_close or tcp_established for a restore"
                 }
             };
             return Err(bad(format!("{:?}: {refused}", clipped(&name))));
@@ -451,7 +453,7 @@ mod tests {
         let connections = |text| of(text, For::Restore).and_then(|options| options.connections);
         assert_eq!(connections(r#"{"tcp_close": true}"#), Some(Connections::Close));
         assert_eq!(connections(r#"{"tcp_established": true}"#), Some(Connections::Keep));
-        // CRIU closes them as well when it is told both.
+        // CRIU also closes them when both are given.
         assert_eq!(connections(r#"{"tcp_close": true, "tcp_established": true}"#), Some(Connections::Close));
         assert_eq!(connections(r#"{"tcp_established": true, "tcp_close": true}"#), Some(Connections::Close));
         for bad in [

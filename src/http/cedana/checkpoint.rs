@@ -1,4 +1,4 @@
-//! `/v2/checkpoints…`, `/v2/checkpoint/path`: what was saved here, and what agents tell of theirs.
+//! `/v2/checkpoints…`, `/v2/checkpoint/path`: checkpoints made here, and those that agents report.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -24,10 +24,10 @@ use crate::{
     params,
 };
 
-/// Ids of one question.
+/// Ids of one request.
 const MAX_IDS: usize = 500;
 
-/// The fields of all editions, and under `pody` what is ours to tell.
+/// The fields of all editions, and our own under `pody`.
 #[derive(Serialize)]
 struct CheckpointView {
     id: CheckpointId,
@@ -111,9 +111,9 @@ pub async fn list(ctx: Ctx, List(ids): List) -> Result<Json<impl Serialize>, V2E
 
 fn parse_ids(ids: &[String]) -> Result<Vec<CheckpointId>, V2Error> {
     if ids.len() > MAX_IDS {
-        return Err(V2Error::BadRequest(format!("ids: at most {MAX_IDS} of them in one question")));
+        return Err(V2Error::BadRequest(format!("ids: at most {MAX_IDS} in one request")));
     }
-    let bad = |error: NoUuid| V2Error::BadRequest(format!("ids: {error}; write some with a comma between them"));
+    let bad = |error: NoUuid| V2Error::BadRequest(format!("ids: {error}; separate several with commas"));
     ids.iter().map(|id| id.parse().map(|QuotedId(id)| id).map_err(bad)).collect()
 }
 
@@ -151,15 +151,15 @@ pub async fn deprecate(ctx: Ctx, params: One) -> Result<String, V2Error> {
     Ok(params.id.0.to_string())
 }
 
-// The editions name none of its parameters: all that a checkpoint can be known by.
+// The editions document none of its parameters: all that may identify a checkpoint.
 params! { Which { ; name: String, checkpoint_id: EmptyAsNone<QuotedId<CheckpointId>>, action_id: EmptyAsNone<QuotedId<ActionId>>,
 pod_id: String, pod_name: String, namespace: String } }
 
-/// Of the newest that is ready.
+/// The path of the newest that is ready.
 pub async fn path(ctx: Ctx, mut which: Which) -> Result<String, V2Error> {
     let caller = ctx.caller();
     for text in [&mut which.name, &mut which.pod_id, &mut which.pod_name, &mut which.namespace] {
-        // Clients send an empty one for a field that nobody filled in.
+        // Clients send an empty text for a field that nobody filled in.
         *text = text.take().filter(|text| !text.is_empty());
     }
     let checkpoint = which.checkpoint_id.and_then(|id| id.0).map(|QuotedId(id)| id);
@@ -179,9 +179,9 @@ pub async fn path(ctx: Ctx, mut which: Which) -> Result<String, V2Error> {
         _ => ctx.app.reports.list(caller, Some(ids).filter(|ids| !ids.is_empty())).await?,
     };
     let newest = entries.iter().find(|entry| is_meant(&ctx.app, entry, &which, caller));
-    let newest = newest.ok_or_else(|| V2Error::NotFound("there is no checkpoint like this of yours".to_owned()))?;
+    let newest = newest.ok_or_else(|| V2Error::NotFound("you have no such checkpoint".to_owned()))?;
     ctx.app.reports.path(newest).ok_or_else(|| {
-        let say = "told no restore_path; tell it with POST /v2/checkpoints/uploaded/";
+        let say = "reported no restore_path; report it with POST /v2/checkpoints/uploaded/";
         V2Error::NotFound(format!("the agent of checkpoint {0} {say}{0}", newest.id))
     })
 }
@@ -193,7 +193,7 @@ fn is_meant(app: &App, entry: &Entry, which: &Which, caller: &Caller) -> bool {
         let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();
         return is_ready && which.checkpoint_id.is_some_and(|id| id.0.is_some()) && which.name.is_none() && !is_of_pod;
     };
-    // As a pod is named that is to be saved.
+    // In the way that a pod to be saved is named.
     let is_pod = |wanted: PodRef| {
         let is_owner = *wanted.user.as_ref().unwrap_or(&caller.user) == row.user;
         is_owner && wanted.instance == row.instance && app.pods.name_of(caller, &wanted).is_ok()

@@ -27,7 +27,7 @@ struct ClusterView {
     metadata: Value,
 }
 
-/// This host first, then what the caller's agents tell of.
+/// This host first, then what the caller's agents report.
 pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V2Error> {
     let clusters = &ctx.app.clusters;
     let age = ctx.app.engine.inventory().age().map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
@@ -57,7 +57,7 @@ pub async fn create(ctx: Ctx, (_, Body(body)): (NoParams, Body<Create>)) -> Resu
     Ok(ctx.app.clusters.create(ctx.caller(), body.cluster_name).await?.to_string())
 }
 
-/// What an agent tells. The older edition sends its organisation too, which is nothing here.
+/// The body of an agent's report. The older edition sends its organisation too, which is ignored here.
 #[derive(Deserialize, ToSchema)]
 pub struct Sync {
     #[schema(value_type = Option<String>, format = "uuid")]

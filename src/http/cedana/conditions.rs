@@ -1,4 +1,4 @@
-//! What a request for a file makes its answer depend on: `Range`, `If-Range`, `If-Match`, `If-None-Match` (RFC 9110).
+//! The conditions of a request for a file: `Range`, `If-Range`, `If-Match`, `If-None-Match` (RFC 9110).
 
 use std::ops::RangeInclusive;
 
@@ -11,11 +11,11 @@ use crate::files::OnlyIf;
 pub enum Wanted {
     All,
     Part(RangeInclusive<u64>),
-    /// A part that the file has not.
+    /// A part that the file does not have.
     Nothing,
-    /// The client has it already.
+    /// The client has it already (304).
     Known,
-    /// Only one that it is not.
+    /// The client accepts only another version (412).
     Another,
 }
 
@@ -23,12 +23,12 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether one of the tags in a header is this; `*` is any.
+/// Whether one of the tags in a header is this one; `*` is any.
 fn names(list: &str, tag: &str) -> bool {
     list.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
 }
 
-/// Several parts at once are not made: the whole is an answer, too.
+/// Multipart ranges are not supported: the whole file is a valid response, too.
 pub fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
     if text(headers, header::IF_MATCH).is_some_and(|list| !names(list, tag)) {
         return Wanted::Another;
@@ -57,7 +57,7 @@ pub fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
     }
 }
 
-/// What must be there, or must not, for an upload to begin.
+/// What must exist, or must not, for an upload to begin.
 pub fn of_upload(headers: &HeaderMap) -> OnlyIf {
     let tags = |name| text(headers, name).map(str::to_owned);
     OnlyIf { is: tags(header::IF_MATCH), is_not: tags(header::IF_NONE_MATCH), names }

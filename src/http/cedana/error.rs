@@ -1,8 +1,8 @@
 //! The dialect's one error: a status and `{"message", "code", "details", "reason"}`. `code` is the status as text, as in
 //! the original; what a program decides by is `reason`, which the original lacks and its description allows.
 //!
-//! What any dialect can meet has its status from [`ApiError`], whose match over the domain errors is exhaustive; what
-//! only this dialect can meet has it here, exhaustively too.
+//! Errors that any dialect can meet get their status from [`ApiError`], whose match over the domain errors is
+//! exhaustive; those of this dialect alone get it here, also exhaustively.
 
 use axum::{
     http::StatusCode,
@@ -26,7 +26,7 @@ use crate::{
     pod::PodError,
 };
 
-/// Every answer that is not a success.
+/// Every response that is not a success.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum V2Error {
@@ -37,7 +37,7 @@ pub enum V2Error {
     BadRequest(String),
     #[error("{0}")]
     NotFound(String),
-    #[error("the file has {size} bytes, and none of those that Range asks for; its bytes count from 0")]
+    #[error("the file has {size} bytes, none of them in the requested Range; bytes count from 0")]
     #[strum(serialize = "range_not_satisfiable")]
     Range { size: u64 },
     #[error(transparent)]
@@ -107,7 +107,7 @@ impl V2Error {
         }
     }
 
-    /// The sentence, and more where there is more to say.
+    /// The sentence, and details if there are any.
     fn message(&self) -> (String, Value) {
         match self {
             Self::Request(ApiError::Unprocessable(list)) => {
@@ -121,7 +121,7 @@ impl V2Error {
                 Value::String(sentence) => (sentence, Value::Null),
                 other => (error.to_string(), other),
             },
-            // Where an upload can be gone on with.
+            // The offset at which an upload can be resumed.
             Self::File(
                 error @ (FileError::Offset { have: found, .. }
                 | FileError::Cut { found, .. }
@@ -132,7 +132,7 @@ impl V2Error {
     }
 }
 
-/// Errors of the database are told in one way, whoever met them.
+/// Database errors are rendered in one way, wherever they occur.
 impl From<ClusterError> for V2Error {
     fn from(error: ClusterError) -> Self {
         match error {
@@ -164,7 +164,7 @@ impl From<ReportError> for V2Error {
     }
 }
 
-/// Those that [`ApiError`] has a variant for.
+/// Errors that have a variant in [`ApiError`].
 macro_rules! through_request {
     ($($error:ty),*) => {
         $(impl From<$error> for V2Error {

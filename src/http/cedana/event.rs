@@ -11,13 +11,13 @@ use crate::{
     params,
 };
 
-/// Seconds that are looked back where the caller does not say.
+/// Default window, seconds.
 const WINDOW: u32 = 3600;
 
-/// As far as the editions' type of it goes.
+/// The maximum of the editions' type.
 const MAX_WINDOW: u32 = i32::MAX as u32;
 
-/// Events of one answer, the newest.
+/// Events of one response, the newest.
 const LIMIT: u32 = 1000;
 
 #[derive(Serialize)]
@@ -58,7 +58,7 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Erro
     let caller = ctx.caller();
     let window = params.time.and_then(|time| time.0).unwrap_or(WINDOW);
     if window > MAX_WINDOW {
-        return Err(V2Error::BadRequest(format!("time: at most {MAX_WINDOW} s are looked back, this is {window}")));
+        return Err(V2Error::BadRequest(format!("time: at most {MAX_WINDOW} s, not {window}")));
     }
     let search = EventSearch {
         user: (!caller.is_admin).then(|| caller.user.clone()),

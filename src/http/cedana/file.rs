@@ -1,4 +1,4 @@
-//! `/v2/files/…`: URLs to read and write files with, and `/v2/transfer/…`: what those URLs lead to.
+//! `/v2/files/…`: signed URLs to read and write files, and `/v2/transfer/…`: what those URLs lead to.
 
 use std::{
     io::{Seek, SeekFrom},
@@ -31,21 +31,21 @@ use crate::{
     params,
 };
 
-/// Bytes of one piece of a download.
+/// Bytes of one chunk of a download.
 const PIECE: usize = 64 << 10;
 
-/// What is read of a body that is not wanted, so that the client hears why, bytes and time.
+/// How much of an unwanted body is read, so that the client receives the error, bytes and time.
 const DRAIN: usize = 1 << 20;
 
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// What stays as it is in a part of a path.
+/// Characters that stay unescaped in a part of a path.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 // Admins may name another user.
 params! { One { path: FilePath; user: EmptyAsNone<UserName> } }
 
-/// Whose files are meant.
+/// The user whose files are meant.
 async fn owner(app: &App, caller: &Caller, user: Option<EmptyAsNone<UserName>>) -> Result<Owner, FileError> {
     app.files.owner(caller, user.and_then(|user| user.0)).await
 }
@@ -55,7 +55,7 @@ pub async fn sign_read(ctx: Ctx, params: One) -> Result<String, V2Error> {
     if let Some(remote) = ctx.app.files.remote()? {
         return Ok(remote.sign(&owner, Verb::Get, &params.path).await?);
     }
-    // A URL to nothing would only be found out later.
+    // A URL to a missing file would only fail later.
     ctx.app.files.open(owner.clone(), params.path.clone()).await?;
     let link = ctx.app.files.sign(&owner, Verb::Get, params.path)?;
     url(&ctx, &link)
@@ -79,10 +79,10 @@ pub async fn delete(ctx: Ctx, params: One) -> Result<String, V2Error> {
 
 params! { Directory { path: String; user: EmptyAsNone<UserName> } }
 
-/// A directory is named with or without a slash at its end, as lists show it.
+/// A directory is named with or without a slash at its end, as listings show it.
 pub async fn list(ctx: Ctx, params: Directory) -> Result<Json<Vec<String>>, V2Error> {
     let path = params.path.strip_suffix('/').unwrap_or(&params.path);
-    // `dir/%2F` and `dir/.`, as clients make it of the whole directory.
+    // `dir/%2F` and `dir/.`, as clients write the top directory.
     if matches!(path, "" | ".") {
         return list_in(ctx, None, params.user).await;
     }
@@ -105,7 +105,7 @@ async fn list_in(
     Ok(Json(ctx.app.files.list(owner, path).await?))
 }
 
-/// The URL of a link, at the address under which the client has reached this server.
+/// The URL of a link, at the address by which the client has reached this server.
 fn url(ctx: &Ctx, link: &Link) -> Result<String, V2Error> {
     let config = ctx.app.config.get();
     let base = match config.files.public_url.trim_end_matches('/') {
@@ -126,12 +126,12 @@ fn host(headers: &HeaderMap, uri: &Uri) -> Result<String, V2Error> {
     let host = uri.authority().map(|authority| authority.as_str()).or(host).unwrap_or_default();
     let is_good = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
     if host.is_empty() || !host.chars().all(is_good) {
-        return Err(V2Error::BadRequest("the Host header names no address that a URL could be made of".to_owned()));
+        return Err(V2Error::BadRequest("the Host header has no address to build a URL from".to_owned()));
     }
     Ok(host.to_owned())
 }
 
-// What is missing of a signature is a signature that is not ours.
+// A missing part of a signature makes it invalid.
 params! { Transfer { user: UserName, path: FilePath; expires: i64, signature: String } }
 
 impl From<Transfer> for Link {
@@ -170,7 +170,7 @@ pub async fn read(ctx: Ctx, params: Transfer) -> Result<Response, V2Error> {
     let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), PIECE);
     let mut response = (status, Body::from_stream(stream)).into_response();
     let headers = response.headers_mut();
-    // Bytes of a member are never shown as a page of this server.
+    // A member's bytes are never rendered as a page of this server.
     let fixed = [
         (header::CONTENT_TYPE, "application/octet-stream"),
         (header::CONTENT_DISPOSITION, "attachment"),
@@ -191,7 +191,8 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     headers.extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
 }
 
-/// `Content-Range: bytes FIRST-LAST/TOTAL` is a part, `bytes */TOTAL` asks how much is here, none of it is the whole.
+/// `Content-Range: bytes FIRST-LAST/TOTAL` is a part, `bytes */TOTAL` asks how much has arrived, no header is the
+/// whole.
 pub async fn write(ctx: Ctx, (params, RawBody): (Transfer, RawBody)) -> Result<Response, V2Error> {
     let link = Link::from(params);
     let expects = ctx.request.headers().contains_key(header::EXPECT);
@@ -210,7 +211,7 @@ pub async fn write(ctx: Ctx, (params, RawBody): (Transfer, RawBody)) -> Result<R
         Ok(Ok(upload)) => receive(upload, body, idle).await,
         Ok(Err(have)) => Ok(received(have, false)),
         Err(error) => {
-            // Whoever waits to be told to go on is told not to.
+            // A client waiting for `100 Continue` gets the refusal instead.
             if !expects {
                 let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
             }
@@ -219,7 +220,7 @@ pub async fn write(ctx: Ctx, (params, RawBody): (Transfer, RawBody)) -> Result<R
     }
 }
 
-/// What the headers say of the body; `None` = it is only asked how much is here.
+/// What the headers say of the body; `None` = the request only asks how much has arrived.
 fn announced(headers: &HeaderMap) -> Result<Option<Begin>, V2Error> {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
     let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
@@ -228,7 +229,7 @@ fn announced(headers: &HeaderMap) -> Result<Option<Begin>, V2Error> {
         return Ok(Some(Begin { offset: None, total: length, length, only_if }));
     };
     let shown = clipped(range);
-    let bad = || V2Error::BadRequest(format!("Content-Range: {shown:?} is none; write bytes FIRST-LAST/TOTAL"));
+    let bad = || V2Error::BadRequest(format!("Content-Range: {shown:?} is invalid; write bytes FIRST-LAST/TOTAL"));
     let (part, total) = range.strip_prefix("bytes ").and_then(|range| range.split_once('/')).ok_or_else(bad)?;
     let total = if total == "*" { None } else { Some(total.parse::<u64>().map_err(|_| bad())?) };
     if part == "*" {
@@ -250,7 +251,7 @@ async fn receive(mut upload: Upload, mut body: BodyDataStream, idle: Duration) -
             Err(_) => return Err(FileError::Slow { found }.into()),
             Ok(None) => break,
             Ok(Some(Ok(bytes))) => upload.write(bytes).await?,
-            // The client is gone, and with it whoever could read an answer.
+            // The client is gone, and nobody could read a response.
             Ok(Some(Err(_))) => return Err(FileError::Cut { said: found, found }.into()),
         }
     }
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_made_of_a_plain_host_only() {
+    fn a_url_is_built_only_from_a_plain_host() {
         let of = |value| host(&headers(&[(header::HOST, value)]), &Uri::from_static("/x"));
         assert_eq!(of("box:8799").unwrap(), "box:8799");
         assert_eq!(of("[::1]:8799").unwrap(), "[::1]:8799");

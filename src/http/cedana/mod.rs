@@ -1,8 +1,8 @@
 //! The `/v2` dialect: the API of a checkpoint service, in the shapes of its three editions. One file per resource.
 //!
 //! A "pod" here is one of ours, its namespace is its owner, and the cluster and the node are this host; what an outside
-//! agent tells of other clusters is listed beside them and named as such. Answers that are one id are plain text. Ids
-//! are taken with and without quotes around them, since clients send back what they were shown.
+//! agent reports of other clusters is listed beside them and marked as such. Responses that are one id are plain text.
+//! Ids are accepted with and without quotes around them, since clients send back what they were shown.
 
 pub mod action;
 pub mod checkpoint;
@@ -34,13 +34,13 @@ use crate::{
     pod::PodError,
 };
 
-/// An id that may have come with quotes around it.
+/// An id that may have quotes around it.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotedId<T>(pub T);
 
-/// Why a text is no id.
+/// Why a text is not an id.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no UUID")]
+#[error("{0:?} is not a UUID")]
 pub struct NoUuid(String);
 
 impl<T: FromStr> FromStr for QuotedId<T> {
@@ -67,7 +67,7 @@ impl<'de, T: FromStr> Deserialize<'de> for QuotedId<T> {
     }
 }
 
-/// A filter or an optional field: clients send an empty text where nobody filled it in.
+/// A filter or an optional field: clients send an empty text for a field that nobody filled in.
 #[derive(Clone, Copy, Debug)]
 pub struct EmptyAsNone<T>(pub Option<T>);
 
@@ -94,14 +94,14 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for EmptyAsNone<T> {
             Value::Null => return Ok(Self(None)),
             Value::String(text) if text.is_empty() => return Ok(Self(None)),
             Value::String(text) => text,
-            // No text at all: the parser's sentence says what it should be.
+            // Not a text at all: the parser's error says what it should be.
             other => other.to_string(),
         };
         text.parse().map(|value| Self(Some(value))).map_err(Error::custom)
     }
 }
 
-/// An object or null. A struct would be read from an array, too, by the order of its fields, which nobody is told.
+/// An object or null. A struct could also be parsed from an array, by the undocumented order of its fields.
 fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     struct Object<T>(PhantomData<T>);
 
@@ -159,10 +159,10 @@ macro_rules! reasons {
 
 use reasons;
 
-/// A pod by its container's name, or by its own with the owner as namespace.
+/// A pod by its container name, or by its own name with the owner as namespace.
 pub fn pod_ref(name: &str, namespace: Option<&str>) -> Result<PodRef, PodError> {
     let not_found = || PodError::NotFound(clipped(name));
-    // What is no name is no pod's name.
+    // What is not a name is no pod's name.
     let mut wanted: PodRef = name.parse().map_err(|_| not_found())?;
     if let Some(namespace) = namespace {
         let owner: UserName = namespace.parse().map_err(|_| not_found())?;
@@ -185,10 +185,10 @@ pub fn ensure_this_host(app: &App, wanted: Option<&str>) -> Result<(), V2Error> 
     if is_host {
         return Ok(());
     }
-    Err(V2Error::BadRequest(format!("cluster_id is not this host, whose id is {host}; leave it out, or send that")))
+    Err(V2Error::BadRequest(format!("cluster_id is not this host, whose id is {host}; leave it out, or send that id")))
 }
 
-/// What an agent said where it said something.
+/// The agent's value, if it sent one.
 pub fn platform() -> String {
     format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)
 }

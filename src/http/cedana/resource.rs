@@ -1,5 +1,4 @@
-//! `/v2/pods`, `/v2/nodes`, `/v2/jobs`: ours, and behind them what outside agents tell of. `source` says which is
-//! which.
+//! `/v2/pods`, `/v2/nodes`, `/v2/jobs`: ours, followed by what outside agents report. `source` says which is which.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -77,7 +76,7 @@ struct Count {
     total_count: usize,
 }
 
-// The editions do not say whose id it is: a cluster's, or the thing's own.
+// The editions do not say whose id it is: a cluster's, or the resource's own.
 params! { List { ; id: EmptyAsNone<QuotedId<Uuid>> } }
 
 impl List {
@@ -86,7 +85,7 @@ impl List {
     }
 }
 
-/// The caller's pods, everybody's for admins.
+/// The caller's pods; everybody's for admins.
 fn pods_of(app: &App, caller: &Caller) -> Vec<std::sync::Arc<Pod>> {
     if caller.is_admin { app.pods.list_all() } else { app.pods.list(&caller.user) }
 }
@@ -108,7 +107,7 @@ async fn all_pods(app: &App, caller: &Caller) -> Result<Vec<PodView>, V2Error> {
     Ok(ours.into_iter().chain(reported.iter().map(reported_pod)).collect())
 }
 
-/// The engine's word as Kubernetes would say it.
+/// Kubernetes' word for the engine's state.
 fn phase(status: &PodStatus) -> &'static str {
     match status {
         PodStatus::Creating => "Pending",
@@ -205,7 +204,7 @@ pub async fn count_jobs(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V
     Ok(Json(Count { total_count: all_jobs(&ctx.app, ctx.caller()).await?.len() }))
 }
 
-/// A job of ours is a pod that runs: its name lives on when the pod is made anew or restored.
+/// A job of ours is a running pod: its name survives when the pod is created again or restored.
 async fn all_jobs(app: &App, caller: &Caller) -> Result<Vec<JobView>, V2Error> {
     app.pods.wait_ready().await;
     let running = pods_of(app, caller).into_iter().filter(|pod| app.pods.view(pod).status.is_running());
@@ -257,7 +256,7 @@ fn reported_job(job: &Resource, pods: &[Resource]) -> JobView {
     }
 }
 
-/// Time since then as kubectl shows it: `42s`, `7m`, `3h`, `12d`.
+/// Time since then, as kubectl shows it: `42s`, `7m`, `3h`, `12d`.
 fn age(millis: i64) -> String {
     match (now() - millis).max(0) / 1000 {
         seconds @ ..120 => format!("{seconds}s"),

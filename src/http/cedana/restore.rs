@@ -30,7 +30,7 @@ super::reasons! {
     Manual = "manual",
 }
 
-/// An older edition knows no reason.
+/// An older edition sends no reason.
 #[derive(Deserialize, ToSchema)]
 pub struct Restore {
     action_id: String,
@@ -46,7 +46,7 @@ pub struct Restore {
 #[derive(Default, Deserialize, ToSchema)]
 struct Overrides {
     criu_opts: Option<String>,
-    /// The name to bring it back under.
+    /// The name to restore it under.
     pod_name: Option<String>,
 }
 
@@ -91,7 +91,7 @@ pub struct Info {
 pub async fn put_info(ctx: Ctx, (params, Body(body)): (One, Body<Info>)) -> Result<String, V2Error> {
     let id = params.id.0;
     if ctx.app.checkpoints.action(ctx.caller(), id).await?.kind != ActionKind::Restore {
-        return Err(V2Error::NotFound(format!("{id} is the action of a checkpoint; there is no restore of that id")));
+        return Err(V2Error::NotFound(format!("{id} is the action of a checkpoint, not of a restore")));
     }
     let info = serde_json::to_value(&body).unwrap_or_default();
     ctx.app.reports.tell(ctx.caller(), id, |reported| reported.info = Some(info)).await?;

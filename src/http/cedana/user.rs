@@ -6,7 +6,7 @@ use crate::{
     http::{endpoint::Ctx, params::NoParams},
 };
 
-/// Whose token it is, as a UUID.
+/// The token's owner, as a UUID.
 pub async fn find(ctx: Ctx, _: NoParams) -> Result<String, V2Error> {
     let name = &ctx.caller().user;
     let user = ctx.app.accounts.find_user(name).await.map_err(AccountError::Remote)?;

@@ -1,4 +1,4 @@
-//! `/action/…`: checkpoints and restores under way, and past ones.
+//! `/action/…`: checkpoints and restores, in progress and past.
 
 use serde::Serialize;
 
@@ -27,9 +27,9 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, ApiErr
     if all && !ctx.caller().is_admin {
         return Err(ApiError::AdminsOnly);
     }
-    // By its name: a pod that was deleted, or made anew by a restore, has a past too.
+    // By its name: a pod that was deleted, or created again by a restore, has a past too.
     let container_name = params.ins.as_ref().map(|wanted| ctx.app.pods.name_of(ctx.caller(), wanted)).transpose()?;
-    // Another's pod, which only an admin may name, has another's actions.
+    // Another user's pod, which only an admin may name, has that user's actions.
     let all = all || container_name.is_some() && ctx.caller().is_admin;
     let (kind, checkpoint) = (params.r#type, params.checkpoint);
     let filter = ActionFilter { kind, container_name, checkpoint, all, ..ActionFilter::default() };

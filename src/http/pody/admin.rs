@@ -1,4 +1,4 @@
-//! `/admin/…`: users and quotas over HTTP, as `pody user` and `pody quota` do them on the host.
+//! `/admin/…`: users and quotas over HTTP, as `pody user` and `pody quota` manage them on the host.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
@@ -28,7 +28,7 @@ params! { AddUser { username: UserName; password: String, admin: bool } }
 #[derive(Serialize)]
 struct Added {
     message: String,
-    /// Shown once, where the caller named none.
+    /// Shown once, if the caller gave none.
     #[serde(skip_serializing_if = "Option::is_none")]
     password: Option<String>,
 }
@@ -76,9 +76,9 @@ params! { ListQuotas { ; username: UserName } }
 #[derive(Serialize)]
 struct QuotaRow {
     name: UserName,
-    /// What holds.
+    /// The limits in force.
     quota: Quota,
-    /// What is this user's own; null = the default.
+    /// This user's own limits; null = the default.
     stored: StoredQuota,
 }
 

@@ -57,7 +57,7 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, ApiErr
 
 params! { One { checkpoint: CheckpointId } }
 
-/// A checkpoint with what only its manifest tells.
+/// A checkpoint with the fields that only its manifest has.
 #[derive(Serialize)]
 struct Inspected {
     #[serde(flatten)]
@@ -68,7 +68,7 @@ struct Inspected {
 
 #[derive(Serialize)]
 struct Content {
-    /// As it was when the pod was saved.
+    /// At the time of the checkpoint.
     image: String,
     hostname: String,
     kernel: String,
@@ -83,7 +83,7 @@ struct Content {
 struct File {
     path: String,
     size: u64,
-    /// Bytes that it takes.
+    /// Bytes that it takes on disk.
     stored: u64,
     blake3: String,
 }
@@ -122,7 +122,7 @@ pub async fn delete(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiEr
 
 params! { Remote { ; user: UserName } }
 
-/// What the remote store has.
+/// The checkpoints in the remote store.
 pub async fn list_remote(ctx: Ctx, params: Remote) -> Result<Json<impl Serialize>, ApiError> {
     let caller = ctx.caller();
     if params.user.as_ref().is_some_and(|user| user != &caller.user) && !caller.is_admin {
@@ -133,7 +133,7 @@ pub async fn list_remote(ctx: Ctx, params: Remote) -> Result<Json<impl Serialize
 
 params! { Fetch { checkpoint: CheckpointId; user: UserName } }
 
-/// Takes one in that this host does not know.
+/// Registers a checkpoint that this host does not know.
 pub async fn fetch(ctx: Ctx, params: Fetch) -> Result<Json<impl Serialize>, ApiError> {
     let caller = ctx.caller();
     if params.user.as_ref().is_some_and(|user| user != &caller.user) && !caller.is_admin {

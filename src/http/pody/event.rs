@@ -10,7 +10,7 @@ use crate::{
     params,
 };
 
-/// Events of one answer.
+/// Events of one response.
 const LIMIT: u32 = 100;
 
 const MAX_LIMIT: u32 = 1000;

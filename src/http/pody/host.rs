@@ -19,13 +19,13 @@ use crate::{
     params,
 };
 
-/// How long a program may take to tell its version.
+/// How long a program may take to print its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A process on a GPU, as `/host/gpu-ps` and `/host/gpus` show it.
 #[derive(Serialize)]
 pub struct ProcessView {
-    /// As the host sees it.
+    /// Its PID on the host.
     pid: i32,
     /// The container's name, "" for a process of the host.
     pod: String,
@@ -87,7 +87,7 @@ pub async fn gpu_processes(ctx: Ctx, params: Processes) -> Result<Json<impl Seri
         None => None,
         Some(list) => {
             let parse = |id: &str| {
-                let bad = || format!("id: {:?} is no index of a GPU; write 0 or 0,1", clipped(id));
+                let bad = || format!("id: {:?} is not a GPU index; write 0 or 0,1", clipped(id));
                 id.trim().parse::<u32>().map_err(|_| ApiError::BadRequest(bad()))
             };
             Some(list.split(',').map(parse).collect::<Result<Vec<u32>, _>>()?)
@@ -115,7 +115,7 @@ struct GpusAnswer {
     age: f64,
     library: Library,
     gpus: Vec<DeviceView>,
-    /// The caller's pods that lost their GPUs; for admins everybody's.
+    /// The caller's pods that lost their GPUs; for admins, everybody's.
     lost_pods: Vec<LostPod>,
 }
 
@@ -198,7 +198,7 @@ struct Spec {
     nvidia_ctk_version: String,
 }
 
-/// What the original says where there is nothing.
+/// What pody 0.4.1 shows where there is no value.
 fn not_available() -> String {
     "N/A".to_owned()
 }

@@ -25,7 +25,7 @@ use crate::{
     params,
 };
 
-/// The pody whose API this is: clients compare it with their own version.
+/// The version of pody whose API this is: clients compare it with their own.
 const API_VERSION: [u32; 3] = [0, 4, 1];
 
 pub async fn version(_: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
@@ -46,7 +46,7 @@ struct HealthAnswer {
 pub async fn health(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
     let docker = match ctx.app.engine.health() {
         Health::Up => "ok".to_owned(),
-        Health::Unknown => "not asked yet".to_owned(),
+        Health::Unknown => "not checked yet".to_owned(),
         Health::Down(_) => "down".to_owned(),
     };
     let read = ctx.app.db.read(|tx| tx.is_empty().map(|_| ())).await.and_then(|()| ctx.app.db.ensure_in_place());
@@ -156,9 +156,9 @@ fn responses(route: &Route) -> utoipa::openapi::Responses {
     }
     if route.path.starts_with("/pod/") || route.path.starts_with("/image/") {
         all.extend([
-            ("404", "there is no such thing of yours"),
-            ("409", "not in this state"),
-            ("503", "Docker or the database is away"),
+            ("404", "you own nothing of that name or id"),
+            ("409", "not allowed in its current state"),
+            ("503", "Docker or the database is not available"),
         ]);
     }
     let error = Ref::from_schema_name(route.dialect.error.0);

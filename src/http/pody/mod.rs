@@ -1,5 +1,5 @@
 //! The query-string API: all of pody 0.4.1, both editions' names, and what this pody adds. One file per resource,
-//! handler and wire types together.
+//! handlers and wire types together.
 
 pub mod action;
 pub mod admin;

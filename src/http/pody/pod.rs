@@ -22,7 +22,7 @@ use crate::{
     pod::{Action, Executed, NewPod, PodView},
 };
 
-/// Lines of `/pod/logs` where the caller names none, and bytes at most.
+/// Default lines of `/pod/logs`, and its size limit in bytes.
 const LOG_LINES: u32 = 100;
 
 const LOG_BYTES: usize = 4 << 20;
@@ -120,12 +120,12 @@ params! { Exec { ins: PodRef, cmd: String; timeout: u64, detach: bool } }
 struct ExecAnswer {
     exit_code: i64,
     log: String,
-    /// More was written than is shown.
+    /// There was more output than is shown.
     truncated: bool,
-    /// What a command that was killed had written by then.
+    /// The output of a killed command up to then.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
-    /// Of a command in the background: what it is come back to by.
+    /// The id under which a background command is reattached.
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<SessionId>,
 }

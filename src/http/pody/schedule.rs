@@ -14,7 +14,7 @@ use crate::{
 
 params! { Set { ins: PodRef; every: Interval, keep: Keep, off: bool } }
 
-/// A schedule, or that there is none any more.
+/// A schedule, or a message that it has ended.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
@@ -33,7 +33,7 @@ pub async fn set(ctx: Ctx, params: Set) -> Result<Json<impl Serialize>, ApiError
             Ok(Json(Answer::Ended { message: format!("Schedule of {} ended", params.ins) }))
         }
         _ => {
-            // Whether there is such a pod is told first, as everywhere.
+            // A missing pod is reported first, as everywhere.
             ctx.app.pods.find(ctx.caller(), &params.ins)?;
             Err(ApiError::BadRequest(
                 "name both every and keep, for example every=6h&keep=4, or off=true alone".to_owned(),

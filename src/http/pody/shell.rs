@@ -1,8 +1,8 @@
 //! `/pod/shell`: a terminal over a WebSocket.
 //!
 //! Binary frames are the terminal's bytes, both ways. A text frame to the server is `{"resize": {"rows": 24, "cols":
-//! 80}}`; the server's last text frame is `{"exit_code": 0}`, or `{"detached": {"session": ID}}` where the command goes
-//! on in the pod without us, before a checkpoint for example, and can be come back to by that id.
+//! 80}}`; the server's last text frame is `{"exit_code": 0}`, or `{"detached": {"session": ID}}` if the command
+//! continues detached in the pod, for example before a checkpoint, and can be reattached by that id.
 
 use axum::{
     extract::{
@@ -41,7 +41,7 @@ pub async fn shell(ctx: Ctx, params: Shell) -> Result<Response, ApiError> {
     Ok(upgrade.on_upgrade(move |socket| relay(shell, socket)))
 }
 
-/// What a client may say in a text frame.
+/// The content of a client's text frame.
 #[derive(Deserialize)]
 struct Control {
     resize: Option<Size>,
@@ -53,7 +53,7 @@ struct Size {
     cols: u16,
 }
 
-/// Carries bytes until the command or its user ends. A command whose user left is ended too.
+/// Relays bytes until the command or the client ends. A command whose client has left is ended too.
 async fn relay(mut shell: pod::Shell, mut socket: WebSocket) {
     loop {
         tokio::select! {

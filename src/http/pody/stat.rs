@@ -1,4 +1,4 @@
-//! `/stat/…`, `/pod/series`, `/host/series`: what was used, from the buckets of `usage/`.
+//! `/stat/…`, `/pod/series`, `/host/series`: usage from the buckets of `usage/`.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::{
     usage::query::{self, Window},
 };
 
-/// Window of a series where the caller names none: an hour.
+/// Default window of a series, seconds: an hour.
 const SERIES: f64 = 3600.0;
 
 const JOULES_PER_KWH: f64 = 3_600_000.0;
@@ -48,7 +48,7 @@ async fn seconds(
     Ok(sums.filter(|(user, seconds)| *seconds > 0.0 && is_wanted(wanted.as_ref(), user.as_str())).collect())
 }
 
-/// A comma list.
+/// A comma-separated list.
 fn names(list: String) -> Vec<String> {
     list.split(',').map(|name| name.trim().to_owned()).collect()
 }
@@ -59,7 +59,7 @@ fn is_wanted(wanted: Option<&Vec<String>>, name: &str) -> bool {
 
 params! { Usage { ; t: Span, user: String, by: String, format: String } }
 
-/// What one line of the answer is about. Absent parts are summed over.
+/// What one row of the response is about. Absent parts are summed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Key {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,9 +81,9 @@ struct UsageRow {
     gpu_active_seconds: f64,
     gpu_held_seconds: f64,
     gpu_memory_byte_seconds: f64,
-    /// From the GPU's power, shared by those who computed: an estimate.
+    /// From the GPU's power, shared among the pods that computed: an estimate.
     estimated_kwh: f64,
-    /// Nobody was on the GPU. Only where the sums are of whole GPUs.
+    /// No process was on the GPU. Only if the sums are of whole GPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu_free_seconds: Option<f64>,
 }
@@ -124,7 +124,7 @@ impl Split {
                 "day" => split.period = Some(86_400),
                 other => {
                     return Err(ApiError::BadRequest(format!(
-                        "by: {:?} is none of user, pod, gpu, hour, day; several go with commas",
+                        "by: {:?} is not one of user, pod, gpu, hour, day; separate several with commas",
                         clipped(other)
                     )));
                 }
@@ -133,7 +133,7 @@ impl Split {
         Ok(split)
     }
 
-    /// Whether a sum is of all that happened on a GPU.
+    /// Whether a sum is of everything on a GPU.
     fn is_of_gpus(&self) -> bool {
         self.gpu && !self.user && !self.pod
     }
@@ -184,7 +184,7 @@ pub async fn usage(ctx: Ctx, params: Usage) -> Result<Response, ApiError> {
         for row in rows {
             *free.entry(split.key_of_gpu(row.at, row.gpu)).or_default() += row.amount.free_seconds;
         }
-        // Those that nobody used have their line, too.
+        // GPUs that nobody used have a row, too.
         for key in free.keys() {
             sums.entry(key.clone()).or_default();
         }
@@ -197,12 +197,12 @@ pub async fn usage(ctx: Ctx, params: Usage) -> Result<Response, ApiError> {
         None | Some("json") => Ok(Json(rows).into_response()),
         Some("csv") => Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], csv(&rows)).into_response()),
         Some(other) => {
-            Err(ApiError::BadRequest(format!("format: {:?} is none; there are json and csv", clipped(other))))
+            Err(ApiError::BadRequest(format!("format: {:?} is not a format; use json or csv", clipped(other))))
         }
     }
 }
 
-/// No value holds a comma or a quote: names are parsed, the rest are numbers and UUIDs.
+/// No value contains a comma or a quote: names are parsed, the rest are numbers and UUIDs.
 fn csv(rows: &[UsageRow]) -> String {
     let head = "at,user,pod,gpu,cpu_seconds,memory_byte_seconds,gpu_active_seconds,gpu_held_seconds,gpu_memory_byte_seconds,estimated_kwh,gpu_free_seconds\n";
     let lines = rows.iter().map(|row| {
@@ -281,7 +281,7 @@ struct GpuPoint {
     memory: Option<f64>,
     /// Watts.
     power: Option<f64>,
-    /// Part of the time in which nobody was on it.
+    /// Fraction of the time without any process on it.
     free: Option<f64>,
 }
 

@@ -19,7 +19,7 @@ struct Info {
 #[derive(Serialize)]
 struct InfoUser {
     name: UserName,
-    /// 0 or 1, as the original has it.
+    /// 0 or 1, as in pody 0.4.1.
     is_admin: u8,
 }
 

@@ -47,7 +47,7 @@ fn an_agent_registers_its_own_checkpoint() {
         uuid(&send_json(&alice, "POST", &format!("/v2/checkpoints/uploaded/{id}"), &nowhere));
         assert_eq!(shown(&["status", "path"]), json!(["ready", null]));
         let answer = path(&alice, &format!("checkpoint_id={id}"));
-        assert_eq!((answer.status, message(&answer).contains("told no restore_path")), (404, true), "{answer}");
+        assert_eq!((answer.status, message(&answer).contains("reported no restore_path")), (404, true), "{answer}");
     }
 
     // Selected by ids, newest first; others' checkpoints are not listed.
@@ -223,14 +223,22 @@ fn invalid_ids_and_bodies_are_refused() {
         (json!({"pod_name": "main", "cluster_id": NOTHING}), 400, "not this host"),
         (json!({"pod_name": "main", "kind": "", "reason": "", "cluster_id": ""}), 404, "there is no pod"),
         (json!({"pod_name": "main", "kind": null, "reason": null, "overrides": null}), 404, "there is no pod"),
-        (json!({"pod_name": "main", "kind": "all"}), 400, "kind: \"all\" is no kind of checkpoint"),
-        (json!({"pod_name": "main", "kind": 5}), 400, "kind: \"5\" is no kind of checkpoint"),
-        (json!({"pod_name": "main", "reason": "mood"}), 400, "\"mood\" is no reason; there are: heartbeat, manual"),
-        (json!({"pod_name": "main", "reason": {"a": 1}}), 400, "is no reason; there are: heartbeat, manual"),
+        (json!({"pod_name": "main", "kind": "all"}), 400, "kind: \"all\" is not a valid kind of checkpoint"),
+        (json!({"pod_name": "main", "kind": 5}), 400, "kind: \"5\" is not a valid kind of checkpoint"),
+        (
+            json!({"pod_name": "main", "reason": "mood"}),
+            400,
+            "\"mood\" is not a valid reason; expected one of: heartbeat, manual",
+        ),
+        (
+            json!({"pod_name": "main", "reason": {"a": 1}}),
+            400,
+            "is not a valid reason; expected one of: heartbeat, manual",
+        ),
         (
             json!({"pod_name": "main", "overrides": {"streams": "two"}}),
             400,
-            "overrides.streams: invalid type: string \"two\", expected a whole number of 32 bits",
+            "overrides.streams: invalid type: string \"two\", expected a 32-bit integer",
         ),
         (
             json!({"pod_name": "main", "overrides": [true, "none"]}),
@@ -253,13 +261,17 @@ fn invalid_ids_and_bodies_are_refused() {
     }
     let restore = |body: Value| send_json(&alice, "POST", "/v2/restore/pod", &body);
     for (body, status, words) in [
-        (json!({"action_id": "x", "reason": "manual"}), 400, "no UUID"),
+        (json!({"action_id": "x", "reason": "manual"}), 400, "not a UUID"),
         (
             json!({"action_id": NOTHING, "reason": "mood"}),
             400,
-            "reason: \"mood\" is no reason; there are: nodeTermination, nodeUnschedulable, manual",
+            "reason: \"mood\" is not a valid reason; expected one of: nodeTermination, nodeUnschedulable, manual",
         ),
-        (json!({"action_id": NOTHING, "reason": 5}), 400, "reason: \"5\" is no reason; there are: nodeTermination"),
+        (
+            json!({"action_id": NOTHING, "reason": 5}),
+            400,
+            "reason: \"5\" is not a valid reason; expected one of: nodeTermination",
+        ),
         (json!({"action_id": NOTHING, "reason": "", "cluster_id": ""}), 404, "no action"),
         (json!({"action_id": NOTHING, "overrides": ["", "x"]}), 400, "overrides: invalid type: sequence"),
         (json!({"action_id": NOTHING, "cluster_id": id.to_uppercase()}), 404, "no action"),

@@ -199,7 +199,7 @@ fn agents_are_limited() {
     refused(json!({"resource": {"type": "Pod"}}), 400, "metadata.name");
     refused(json!({"resource": {"type": "Pod", "metadata": {"name": "a\u{0}b"}}}), 400, "metadata.name");
     refused(json!({"resource": 5}), 400, "invalid type");
-    refused(json!({"cluster_id": "../x"}), 400, "no UUID");
+    refused(json!({"cluster_id": "../x"}), 400, "not a UUID");
     // The refused requests left nothing behind.
     assert_eq!(server.count("SELECT count(*) FROM clusters"), 0);
 

@@ -39,7 +39,7 @@ fn uuid(answer: &Answer) -> String {
     assert_eq!(answer.status, 200, "{answer}");
     assert!(answer.header("content-type").unwrap_or_default().starts_with("text/plain"), "{:?}", answer.headers);
     let text = answer.text();
-    assert!(text.parse::<pody::model::ids::PodId>().is_ok() && text.len() == 36, "{text:?} is no UUID");
+    assert!(text.parse::<pody::model::ids::PodId>().is_ok() && text.len() == 36, "{text:?} is not a UUID");
     text
 }
 
@@ -106,7 +106,7 @@ fn errors_have_the_shape_of_the_dialect() {
     {
       "code": "400",
       "details": null,
-      "message": "id: \"x\" is no UUID",
+      "message": "id: \"x\" is not a UUID",
       "reason": "bad_request"
     }
     "#);
@@ -153,7 +153,7 @@ fn bodies_must_be_json_of_the_right_types_and_size() {
     let cases: [(&str, &[u8], u16, &str); 10] = [
         (json, b"", 400, "it is empty; send a JSON object with cluster_name"),
         (json, b"{", 400, "EOF"),
-        (json, b" [1]", 400, "it is no JSON object; send one with cluster_name"),
+        (json, b" [1]", 400, "it is not a JSON object; send one with cluster_name"),
         (json, br#"{}"#, 400, "body: missing field `cluster_name`"),
         (json, br#"{"cluster_name": "a"} x"#, 400, "body: trailing characters at line 1 column 23"),
         (json, br#"{"cluster_name": 3}"#, 400, "cluster_name: invalid type: integer `3`, expected a string"),

@@ -115,7 +115,7 @@ fn a_dump_that_fails_gives_the_gpus_back() {
         let Some((server, alice, identities)) = start(&cuda, point) else { return };
         let leave_running = if point.contains("commit") { "false" } else { "true" };
         let error = fails(&alice, &format!("/pod/checkpoint?ins=main&leave_running={leave_running}"));
-        assert!(error.contains("pody was ended while") && !error.contains("still without"), "{point}: {error}");
+        assert!(error.contains("pody was stopped while") && !error.contains("still without"), "{point}: {error}");
         all_compute(&server, &alice, &identities);
         delete(&alice, "main");
     }

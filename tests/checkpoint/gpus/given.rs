@@ -94,7 +94,7 @@ fn gpu_memory_is_restored_onto_the_gpus_that_the_pod_has() {
     server.pody(&["quota", "update", "alice", "--gpus", "none"]);
     let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}&as=twin"));
     assert_eq!(refused.status, 409, "{refused}");
-    assert!(refused.detail().contains("1 of NVIDIA A100-SXM4-80GB, and it has none now"), "{refused}");
+    assert!(refused.detail().contains("1 of NVIDIA A100-SXM4-80GB, but it now has none"), "{refused}");
     assert_eq!(status(&alice, "main"), "running");
     alice.post("/pod/delete?ins=main").ok();
     alice.post(&format!("/checkpoint/delete?checkpoint={id}")).ok();

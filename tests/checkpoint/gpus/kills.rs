@@ -48,7 +48,7 @@ fn killed_in_checkpoint(phase: &str, leave_running: bool) {
     kill_at(&mut server, phase);
     let (action, error) = last_action(&server);
     assert_eq!(action, "error");
-    assert!(error.starts_with(&format!("{phase}: pody was ended while it")) && !error.contains("without"), "{error}");
+    assert!(error.starts_with(&format!("{phase}: pody was stopped while it")) && !error.contains("without"), "{error}");
     eventually(Duration::from_secs(10), "it is running", || status(&alice, "main") == "running");
     for (name, identity) in ["one", "two"].into_iter().zip(&identities) {
         keeps_computing(&alice, "main", name, identity);

@@ -36,7 +36,7 @@ fn all_programs_are_locked_before_the_first_is_copied_and_restored_in_reverse_or
     assert_eq!(verdict["can_be_saved"], true, "{verdict}");
     assert_eq!(verdict["gpu_memory"], 2 * cuda::BYTES, "{verdict}");
     let notes = verdict["processes"].to_string();
-    assert!(notes.contains("it uses GPU 0: 64m of its memory there is saved with it"), "{notes}");
+    assert!(notes.contains("it uses GPU 0: 64m of GPU memory is saved with it"), "{notes}");
     assert!(cuda.calls().is_empty(), "a check changes nothing");
 
     let action = done(&alice, "/pod/checkpoint?ins=main");
@@ -120,7 +120,7 @@ fn a_restore_uses_other_gpus_of_the_same_model_or_is_refused() {
     for path in [restore.clone(), format!("{restore}&as=twin")] {
         let refused = alice.post(&path);
         assert_eq!(refused.status, 409, "{refused}");
-        assert!(refused.detail().contains("1 of NVIDIA A100-SXM4-80GB, and it has 2 of NVIDIA H200 now"), "{refused}");
+        assert!(refused.detail().contains("1 of NVIDIA A100-SXM4-80GB, but it now has 2 of NVIDIA H200"), "{refused}");
     }
     assert_eq!(alice.get("/pod/inspect?ins=twin").status, 404);
     // The same model, and a driver that cannot move memory to another GPU.

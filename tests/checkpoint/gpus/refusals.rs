@@ -38,7 +38,8 @@ fn gpu_checkpoints_are_off_by_default() {
     let cuda = Cuda::new("570.86.10");
     let Some((mut server, alice, identity)) = start(&cuda) else { return };
     server.reconfigure("[checkpoint]\ngpu = \"off\"");
-    let words = "uses a GPU (/dev/nvidia0), which cannot be saved; end it first, or save the files alone with --kind rootfsonly";
+    let words =
+        "uses a GPU (/dev/nvidia0), which cannot be saved; end it first, or save only the files with --kind rootfsonly";
     refused(&cuda, &alice, words);
     save(&alice, "ins=main&kind=rootfsonly");
     keeps_computing(&alice, "main", "one", &identity);
@@ -68,7 +69,7 @@ fn uses_of_a_gpu_other_than_plain_cuda_are_refused() {
     kinds(&[Kind::Mps]);
     refused(&cuda, &alice, "uses GPU 0 through MPS, which cuda-checkpoint cannot save");
     kinds(&[Kind::Compute, Kind::Graphics]);
-    refused(&cuda, &alice, "draws on GPU 0, and only CUDA can be saved");
+    refused(&cuda, &alice, "uses GPU 0 for graphics, and only CUDA can be saved");
     kinds(&[Kind::Compute]);
     cuda.gpus.change(|state| {
         let instance = MigInstance { uuid: "MIG-1".to_owned(), gpu_instance: 1, ..MigInstance::default() };
@@ -110,7 +111,7 @@ fn gpu_memory_beyond_the_pods_memory_limit_is_refused() {
     create(&alice, "main");
     cuda.run(&server, &alice, "main", "one", 0);
     cuda.gpus.change(|state| state.devices[0].processes[0].used_memory = Some(300 << 20));
-    refused(&cuda, &alice, "its programs have 300m on GPUs");
-    refused(&cuda, &alice, "of the pod's limit of 256m there is");
+    refused(&cuda, &alice, "its programs have 300m of GPU memory");
+    refused(&cuda, &alice, "of the pod's memory limit of 256m");
     delete(&alice, "main");
 }
