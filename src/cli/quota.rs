@@ -258,6 +258,7 @@ mod tests {
                 ..QuotaChange::default()
             }
         );
+        assert_eq!(update(&["--gpus", "-1"]).unwrap().gpus, Some(Change::Default));
         assert_eq!(update(&[]).unwrap(), QuotaChange::default());
         assert_eq!(
             update(&["--max-pods", "many"]).unwrap_err().to_string(),
