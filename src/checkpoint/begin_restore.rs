@@ -148,10 +148,10 @@ impl Checkpoints {
         let not_found = || PodError::NotFound(pod.container_name.clone());
         let container = pod.container.clone().ok_or_else(not_found)?;
         let inspect = self.0.engine.inspect(&container).await?.ok_or_else(not_found)?;
-        if !matches!(inspect.status.as_str(), "exited" | "created" | "dead") {
+        if !inspect.status.is_stopped() {
             return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: inspect.status });
         }
-        check_memory(manifest, inspect.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0))?;
+        check_memory(manifest, inspect.memory)?;
         // A pod that was saved and stopped has had its rule changed: from now on it is a pod like others.
         let restart = match &inspect.restart {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),

@@ -10,6 +10,7 @@ use crate::{
     model::{
         checkpoint::CheckpointStatus,
         ids::{ActionId, CheckpointId},
+        pod::ContainerStatus,
         quantities::ByteSize,
         schedule::Interval,
     },
@@ -37,11 +38,11 @@ pub enum CheckpointError {
     )]
     InProgress { pod: String, action: ActionId },
     #[error("{pod} is {status}; only running pods can be saved, of others the files: --kind rootfsonly")]
-    NotRunning { pod: String, status: String },
+    NotRunning { pod: String, status: ContainerStatus },
     #[error(
         "{pod} is {status}; stop it with `pody stop`, or restore under another name: --as, in /v2 overrides.pod_name"
     )]
-    StillRuns { pod: String, status: String },
+    StillRuns { pod: String, status: ContainerStatus },
     #[error("checkpoint {id} is {status}; only one that is ready can be used")]
     NotReady { id: CheckpointId, status: CheckpointStatus },
     #[error("checkpoint {0} is in use by a checkpoint or restore in progress; wait for its end")]

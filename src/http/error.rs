@@ -17,7 +17,7 @@ use crate::{
     app::PurgeError,
     checkpoint::CheckpointError,
     db::DbError,
-    engine::EngineError,
+    engine::{Answer, EngineError},
     host::disk::DiskError,
     model::ids::OpId,
     objects::ObjectError,
@@ -190,8 +190,23 @@ fn engine_status(error: &EngineError) -> StatusCode {
             StatusCode::SERVICE_UNAVAILABLE
         }
         EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
-        EngineError::Failed { status: 400, .. } => StatusCode::BAD_REQUEST,
-        EngineError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        EngineError::NoImage(Answer { status, .. })
+        | EngineError::NoNetwork(Answer { status, .. })
+        | EngineError::NoPids(Answer { status, .. })
+        | EngineError::CannotExecute { answer: Answer { status, .. }, .. }
+        | EngineError::AlreadyPaused(Answer { status, .. })
+        | EngineError::NotPaused(Answer { status, .. })
+        | EngineError::Paused(Answer { status, .. })
+        | EngineError::NotRunning(Answer { status, .. })
+        | EngineError::RemovalInProgress(Answer { status, .. })
+        | EngineError::StorageOptUnsupported(Answer { status, .. })
+        | EngineError::NoGpuDriver(Answer { status, .. })
+        | EngineError::NotFrozen(Answer { status, .. })
+        | EngineError::Failed { status, .. } => match status {
+            404 | 409 => StatusCode::CONFLICT,
+            400 => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        },
     }
 }
 
@@ -294,7 +309,9 @@ impl ApiError {
             {
                 Self::internal(&error)
             }
-            Self::Pod(PodError::Engine(error @ EngineError::Failed { status: 500.., .. })) => Self::internal(&error),
+            Self::Pod(PodError::Engine(error)) if error.status().is_some_and(|status| status >= 500) => {
+                Self::internal(&error)
+            }
             Self::Checkpoint(error) if checkpoint_status(&error) == StatusCode::INTERNAL_SERVER_ERROR => {
                 Self::internal(&error)
             }

@@ -1,8 +1,8 @@
 //! A pod: its row, its specification, and its states.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     ids::{ContainerId, OpId, PodId, WorkloadId},
@@ -30,6 +30,129 @@ impl State {
             (self, next),
             (Creating, Running | Deleting) | (Running, Deleting | Deleted) | (Deleting, Deleted | Failed)
         )
+    }
+}
+
+/// A container's status, in Docker's words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ContainerStatus {
+    /// Never started.
+    Created,
+    Running,
+    Paused,
+    /// Its first process has exited, and Docker starts it again after a delay.
+    Restarting,
+    Removing,
+    Exited,
+    /// Docker failed to remove it.
+    Dead,
+    /// A word that this version does not know.
+    Unknown(String),
+}
+
+impl ContainerStatus {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Removing => "removing",
+            Self::Exited => "exited",
+            Self::Dead => "dead",
+            Self::Unknown(word) => word,
+        }
+    }
+
+    /// Whether its processes run.
+    pub fn is_running(&self) -> bool {
+        *self == Self::Running
+    }
+
+    pub fn is_paused(&self) -> bool {
+        *self == Self::Paused
+    }
+
+    /// Whether it has processes, or will have some again in a moment.
+    pub fn is_up(&self) -> bool {
+        match self {
+            Self::Running | Self::Paused | Self::Restarting => true,
+            Self::Created | Self::Removing | Self::Exited | Self::Dead | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Whether it has no processes and stays so until somebody starts it.
+    pub fn is_stopped(&self) -> bool {
+        match self {
+            Self::Created | Self::Exited | Self::Dead => true,
+            Self::Running | Self::Paused | Self::Restarting | Self::Removing | Self::Unknown(_) => false,
+        }
+    }
+}
+
+impl From<&str> for ContainerStatus {
+    fn from(word: &str) -> Self {
+        match word {
+            "created" => Self::Created,
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "restarting" => Self::Restarting,
+            "removing" => Self::Removing,
+            "exited" => Self::Exited,
+            "dead" => Self::Dead,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ContainerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for ContainerStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// A pod's status as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PodStatus {
+    Creating,
+    Deleting,
+    /// Of a pod that exists, the status of its container.
+    Container(ContainerStatus),
+    /// Docker has not listed its container.
+    Unknown,
+}
+
+impl PodStatus {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Creating => "creating",
+            Self::Deleting => "deleting",
+            Self::Container(status) => status.as_str(),
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether the pod's processes run.
+    pub fn is_running(&self) -> bool {
+        *self == Self::Container(ContainerStatus::Running)
+    }
+}
+
+impl fmt::Display for PodStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for PodStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -179,6 +302,29 @@ impl RestartRule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Docker's words, of API 1.41 to 1.53, and what may be done with a container in each.
+    #[test]
+    fn docker_statuses_are_known() {
+        for (word, is_up, is_stopped) in [
+            ("created", false, true),
+            ("running", true, false),
+            ("paused", true, false),
+            ("restarting", true, false),
+            ("removing", false, false),
+            ("exited", false, true),
+            ("dead", false, true),
+        ] {
+            let status = ContainerStatus::from(word);
+            assert!(!matches!(status, ContainerStatus::Unknown(_)), "{word}");
+            assert_eq!((status.is_up(), status.is_stopped()), (is_up, is_stopped), "{word}");
+            assert_eq!((status.is_running(), status.is_paused()), (word == "running", word == "paused"));
+            assert_eq!(serde_json::to_value(PodStatus::Container(status)).unwrap(), word);
+        }
+        let other = ContainerStatus::from("stopping");
+        assert!(!other.is_up() && !other.is_stopped() && other.to_string() == "stopping");
+        assert_eq!(serde_json::to_value(&other).unwrap(), "stopping");
+    }
 
     /// Every pair of states, against the module's diagram.
     #[test]

@@ -238,15 +238,11 @@ impl Pods {
         };
         self.engine.ensure_created(&spec, (label::OP, &pod.op.to_string())).await.map_err(|error| match error {
             EngineError::Conflict(_) => PodError::Foreign(pod.container_name.clone()),
-            EngineError::NotFound(message) if message.to_ascii_lowercase().contains("image") => PodError::Image {
+            EngineError::NoImage(_) => PodError::Image {
                 image: pod.spec.image.parse().expect("an image that the engine listed"),
                 allowed: Vec::new(),
             },
-            EngineError::Failed { message, .. }
-                if message.contains("storage-opt") || message.contains("storage opt") =>
-            {
-                PodError::StorageUnsupported
-            }
+            EngineError::StorageOptUnsupported(_) => PodError::StorageUnsupported,
             error => error.into(),
         })
     }
@@ -259,12 +255,8 @@ impl Pods {
             tracing::warn!(pod = pod.container_name, %error, "cannot write SSH keys into the pod");
         }
         self.engine.start(container).await.map_err(|error| match error {
-            EngineError::NotFound(message) if message.contains("network") => {
-                PodError::Network(pod.spec.network.clone())
-            }
-            EngineError::Failed { message, .. } if message.contains("could not select device driver") => {
-                PodError::NoGpuDriver
-            }
+            EngineError::NoNetwork(_) => PodError::Network(pod.spec.network.clone()),
+            EngineError::NoGpuDriver(_) => PodError::NoGpuDriver,
             error => error.into(),
         })?;
         // The engine can drop port bindings silently: check that all requested ones exist.

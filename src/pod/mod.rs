@@ -51,7 +51,7 @@ pub use self::{
     exec::Executed,
     images::ImageView,
     lifecycle::Action,
-    maintenance::{AskedBy, is_up},
+    maintenance::AskedBy,
     shell::{NewShell, SessionView, Shell, ShellBlock, ShellEvent},
     view::{PodStats, PodView},
 };
@@ -65,7 +65,7 @@ use crate::{
         drain::Drain,
         ids::{ContainerId, PodId, SessionId},
         names::{ImageRef, PodRef, UserName, container_name},
-        pod::{Pod, State},
+        pod::{ContainerStatus, Pod, State},
         user::{Actor, Caller, SshKey},
     },
 };
@@ -301,7 +301,7 @@ impl Pods {
                     _ => PodError::NotFound(pod.container_name.clone()),
                 });
             };
-            if container.status == "running" {
+            if container.status.is_running() {
                 return Ok(container.id.clone());
             }
             if !self.locks.is_held(pod.id) || begun.elapsed() > LOCK_WAIT {
@@ -309,15 +309,20 @@ impl Pods {
             }
             tokio::time::sleep(LOCK_LOOK).await;
         };
-        let next = match container.status.as_str() {
+        let next = match &container.status {
             _ if self.locks.is_held(pod.id) => {
                 "an operation on it is in progress: see `pody actions`, and try again when it has ended"
             }
-            "paused" => "ask an admin to resume it with `docker unpause`",
-            "restarting" => "its first process keeps exiting: see `pody logs`",
-            _ => "start it with `pody start`",
+            ContainerStatus::Paused => "ask an admin to resume it with `docker unpause`",
+            ContainerStatus::Restarting => "its first process keeps exiting: see `pody logs`",
+            ContainerStatus::Created
+            | ContainerStatus::Running
+            | ContainerStatus::Removing
+            | ContainerStatus::Exited
+            | ContainerStatus::Dead
+            | ContainerStatus::Unknown(_) => "start it with `pody start`",
         };
-        Err(PodError::NotRunning { pod: pod.container_name.clone(), status: container.status.clone(), next })
+        Err(PodError::NotRunning { pod: pod.container_name.clone(), status: container.status.to_string(), next })
     }
 
     /// Closes the event of an operation that has ended. A database that cannot take the write now does not change

@@ -24,7 +24,7 @@ use crate::{
     model::{
         ids::PodId,
         names::{UserName, parse_container_name},
-        pod::{Pod, State},
+        pod::{ContainerStatus, Pod, State},
         user::Actor,
     },
 };
@@ -99,7 +99,7 @@ impl Pods {
             self.undo(pod, "pody stopped while it was creating the pod".to_owned()).await;
             return Ok(());
         };
-        if container.status == "created" {
+        if container.status == ContainerStatus::Created {
             self.refresh_keys(&pod, &container.id, Before::Start).await;
             if let Err(error) = self.engine.start(&container.id).await {
                 if error.is_ambiguous() {
@@ -145,7 +145,7 @@ impl Pods {
         for container in self.engine.inventory().list() {
             if ours.contains(&container.id)
                 || rows.pods.find(&container.name).is_some()
-                || container.status == "removing"
+                || container.status == ContainerStatus::Removing
             {
                 continue;
             }

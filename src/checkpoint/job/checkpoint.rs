@@ -76,7 +76,7 @@ impl CheckpointJob {
         let phases = Phase::of_checkpoint(Circumstances {
             kind: self.checkpoint.kind,
             leave_running: self.action.journal.leave_running,
-            runs: self.seen.inspect.status == "running",
+            runs: self.seen.inspect.status.is_running(),
             compresses: self.compression != Compression::None,
             has_gpus: self.action.journal.gpu.is_some(),
         });
@@ -126,7 +126,7 @@ impl CheckpointJob {
         if let Err(error) = self.ctx.0.engine.tag_image(&self.seen.inspect.image_id, KEPT_IMAGES, &tag).await {
             tracing::warn!(image = self.seen.inspect.image_id, %error, "the image of a checkpoint is not kept from pruning");
         }
-        if self.action.journal.leave_running == LeaveRunning::No && self.seen.inspect.status == "running" {
+        if self.action.journal.leave_running == LeaveRunning::No && self.seen.inspect.status.is_running() {
             // Else the engine would start the pod anew as soon as it is stopped.
             self.action.journal.restart = Some(self.seen.inspect.restart.clone());
             self.ctx.write_action(&self.action).await?;
@@ -152,8 +152,7 @@ impl CheckpointJob {
         }
         self.stand_still().await?;
         // A network that it shares stays when it is stopped.
-        let network = self.seen.inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
-        if !network.starts_with("container:") {
+        if !self.seen.inspect.shares_network() {
             let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
             self.network = lock::lock(self.seen.inspect.pid, is_stopped).await;
         }
@@ -171,11 +170,11 @@ impl CheckpointJob {
         let engine = &self.ctx.0.engine;
         for _ in 0..VFORKS {
             self.live.frozen_since().get_or_insert_with(Instant::now);
-            engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
-                true => CheckpointError::Criu(CriuFailure::other(
+            engine.pause(&self.seen.container).await.map_err(|error| match error {
+                EngineError::NotFrozen(_) => CheckpointError::Criu(CriuFailure::other(
                     "the kernel could not make its programs stand still, as they start others all the time or wait for a disk; try again when it does less",
                 )),
-                false => error.into(),
+                error => error.into(),
             })?;
             if !self.checkpoint.kind.has_processes() || stopped_tasks::in_vfork(&self.seen.container).is_none() {
                 return Ok(());
@@ -225,7 +224,7 @@ impl CheckpointJob {
             return Ok(());
         }
         match self.ctx.0.engine.inspect(&self.seen.container).await? {
-            Some(now) if now.pid == self.seen.inspect.pid && now.status == "paused" => Ok(()),
+            Some(now) if now.pid == self.seen.inspect.pid && now.status.is_paused() => Ok(()),
             Some(now) if now.pid == self.seen.inspect.pid => {
                 Err(CheckpointError::LetGo(self.pod.container_name.clone()))
             }

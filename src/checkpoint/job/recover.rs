@@ -116,7 +116,7 @@ impl Checkpoints {
     async fn paused(&self, container: Option<&ContainerId>) -> Result<Option<ContainerId>, CheckpointError> {
         let Some(container) = container else { return Ok(None) };
         let inspect = self.0.engine.inspect(container).await?;
-        Ok(inspect.filter(|inspect| inspect.status == "paused").map(|_| container.clone()))
+        Ok(inspect.filter(|inspect| inspect.status.is_paused()).map(|_| container.clone()))
     }
 
     /// Brings to its end what a daemon that was killed has left of a pod, before anything new is done with it. Else the
@@ -184,7 +184,7 @@ impl Checkpoints {
         if let (Some(container), Some(inspect)) = (&container, &inspect)
             && inspect.pid != 0
         {
-            let is_paused = inspect.status == "paused";
+            let is_paused = inspect.status.is_paused();
             if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
                 self.0.engine.kill(container).await?;
                 action.phase = Phase::Stop;
@@ -210,7 +210,7 @@ impl Checkpoints {
             let complaints = self.wake_gpus(&action, container).await;
             not_resumed = (!complaints.is_empty()).then(|| super::gpu::not_resumed(&complaints));
             let stopped =
-                complete && self.0.engine.inspect(container).await?.is_some_and(|now| now.status != "running");
+                complete && self.0.engine.inspect(container).await?.is_some_and(|now| !now.status.is_running());
             if stopped && action.journal.leave_running == LeaveRunning::No {
                 action.phase = Phase::Stop;
             }
@@ -265,7 +265,7 @@ impl Checkpoints {
             None => None,
         };
         let mut action = action.clone();
-        let lives = inspect.as_ref().is_some_and(|inspect| inspect.status == "running");
+        let lives = inspect.as_ref().is_some_and(|inspect| inspect.status.is_running());
         let begun = matches!(action.phase, Phase::Start | Phase::GpuOn | Phase::Check | Phase::Clean);
         if let (true, true, None, Some(container)) = (lives, begun, &action.error, &container) {
             let complaints = self.wake_gpus(&action, container).await;

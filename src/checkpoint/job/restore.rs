@@ -277,9 +277,9 @@ impl RestoreJob {
             drop(held_traffic);
             match (&started, again) {
                 // Without a word of CRIU's it was the engine, which at times takes the same again.
-                (Err(CheckpointError::Engine(EngineError::Failed { message, .. })), _) if engine_failures == 0 => {
+                (Err(CheckpointError::Engine(error)), _) if error.is_failure() && engine_failures == 0 => {
                     engine_failures += 1;
-                    tracing::warn!(pod = self.pod.container_name, message, "tried again");
+                    tracing::warn!(pod = self.pod.container_name, %error, "tried again");
                 }
                 // CRIU can do it by itself, only slower.
                 (Err(CheckpointError::Criu(failure)), _)
@@ -376,7 +376,7 @@ impl RestoreJob {
         let inspect = self.ctx.settled_inspect(container).await?;
         if error.is_ambiguous()
             && namespace_setup::is_done(&scratch)
-            && inspect.is_some_and(|inspect| inspect.status == "running")
+            && inspect.is_some_and(|inspect| inspect.status.is_running())
         {
             return Ok(());
         }
@@ -398,8 +398,7 @@ impl RestoreJob {
         let engine = &self.ctx.0.engine;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
         let inspect = engine.inspect(container).await?.ok_or_else(gone)?;
-        let parent = inspect.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
-        let old = self.manifest.container["Id"].as_str().unwrap_or_default();
+        let (parent, old) = (&inspect.cgroup_parent, self.manifest.container_id());
         let facts = engine.facts().await?;
         Ok(cgroup_root::root_option(self.manifest.host.group.as_deref(), old, container, &facts.cgroup_driver, parent))
     }
@@ -437,7 +436,7 @@ impl RestoreJob {
         tokio::time::sleep(PROBATION).await;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
         let inspect = self.ctx.0.engine.inspect(&container).await?.ok_or_else(gone)?;
-        if inspect.status != "running" {
+        if !inspect.status.is_running() {
             return Err(CheckpointError::EndedAtOnce(inspect.exit_code));
         }
         thread_attributes::put_back(&container, &self.manifest.tuning);
