@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use super::SHORT;
 
-/// Docker's response to a request that it did not fulfil.
+/// Docker's response to a request that it did not fulfil. Its sentence can be shown, and not read: what code decides by
+/// is a variant of [`EngineError`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
     /// Docker's sentence.
-    pub message: String,
+    message: String,
 }
 
 impl std::fmt::Display for Answer {
@@ -74,14 +75,14 @@ pub enum EngineError {
     #[error("{0}")]
     NotFrozen(Answer),
     /// Another 404: mostly, there is no such container.
-    #[error("Docker found no such object: {0}")]
-    NotFound(String),
+    #[error("{0}")]
+    NotFound(Answer),
     /// Another 409.
-    #[error("Docker refused: {0}")]
-    Conflict(String),
+    #[error("{0}")]
+    Conflict(Answer),
     /// Any other error status.
-    #[error("Docker answered {status}: {message}")]
-    Failed { status: u16, message: String },
+    #[error("{0}")]
+    Failed(Answer),
 }
 
 fn detail(text: &str) -> String {
@@ -116,10 +117,10 @@ impl EngineError {
             | Self::RemovalInProgress(answer)
             | Self::StorageOptUnsupported(answer)
             | Self::NoGpuDriver(answer)
-            | Self::NotFrozen(answer) => Some(answer.status),
-            Self::NotFound(_) => Some(404),
-            Self::Conflict(_) => Some(409),
-            Self::Failed { status, .. } => Some(*status),
+            | Self::NotFrozen(answer)
+            | Self::NotFound(answer)
+            | Self::Conflict(answer)
+            | Self::Failed(answer) => Some(answer.status),
         }
     }
 
@@ -217,10 +218,10 @@ fn recognize(answer: Answer) -> EngineError {
     };
     match SENTENCES.iter().find(matches) {
         Some((_, _, error)) => error(answer),
-        None => match answer {
-            Answer { status: 404, message } => EngineError::NotFound(message),
-            Answer { status: 409, message } => EngineError::Conflict(message),
-            Answer { status, message } => EngineError::Failed { status, message },
+        None => match answer.status {
+            404 => EngineError::NotFound(answer),
+            409 => EngineError::Conflict(answer),
+            _ => EngineError::Failed(answer),
         },
     }
 }

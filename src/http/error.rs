@@ -17,7 +17,7 @@ use crate::{
     app::PurgeError,
     checkpoint::CheckpointError,
     db::DbError,
-    engine::{Answer, EngineError},
+    engine::EngineError,
     host::disk::DiskError,
     model::ids::OpId,
     objects::ObjectError,
@@ -189,20 +189,22 @@ fn engine_status(error: &EngineError) -> StatusCode {
         EngineError::Unavailable(_) | EngineError::TimedOut(_) | EngineError::AnswerLost(_) | EngineError::DiskFull => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
-        EngineError::NoImage(Answer { status, .. })
-        | EngineError::NoNetwork(Answer { status, .. })
-        | EngineError::NoPids(Answer { status, .. })
-        | EngineError::CannotExecute { answer: Answer { status, .. }, .. }
-        | EngineError::AlreadyPaused(Answer { status, .. })
-        | EngineError::NotPaused(Answer { status, .. })
-        | EngineError::Paused(Answer { status, .. })
-        | EngineError::NotRunning(Answer { status, .. })
-        | EngineError::RemovalInProgress(Answer { status, .. })
-        | EngineError::StorageOptUnsupported(Answer { status, .. })
-        | EngineError::NoGpuDriver(Answer { status, .. })
-        | EngineError::NotFrozen(Answer { status, .. })
-        | EngineError::Failed { status, .. } => match status {
+        EngineError::PortTaken(_) => StatusCode::CONFLICT,
+        EngineError::NoImage(answer)
+        | EngineError::NoNetwork(answer)
+        | EngineError::NoPids(answer)
+        | EngineError::CannotExecute { answer, .. }
+        | EngineError::AlreadyPaused(answer)
+        | EngineError::NotPaused(answer)
+        | EngineError::Paused(answer)
+        | EngineError::NotRunning(answer)
+        | EngineError::RemovalInProgress(answer)
+        | EngineError::StorageOptUnsupported(answer)
+        | EngineError::NoGpuDriver(answer)
+        | EngineError::NotFrozen(answer)
+        | EngineError::NotFound(answer)
+        | EngineError::Conflict(answer)
+        | EngineError::Failed(answer) => match answer.status {
             404 | 409 => StatusCode::CONFLICT,
             400 => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -112,7 +112,7 @@ impl Pods {
             | EngineError::StorageOptUnsupported(_)
             | EngineError::NoGpuDriver(_)
             | EngineError::NotFrozen(_)
-            | EngineError::Failed { .. } => error.into(),
+            | EngineError::Failed(_) => error.into(),
         }
     }
 
