@@ -3,21 +3,20 @@
 //! A checkpoint. Its row is removed with its directory; one that could not be completed loses its row at once.
 //!
 //! ```text
-//!  insert ───► creating ───► ready ───► deprecated      insert: ready, taken in from the remote store
-//!                 │            │            │
-//!                 │ the user   │            │ after a time
-//!                 │ is deleted ▼            │
-//!                 └───────► deleting ◄──────┘
+//!  insert ───► creating ───► ready ───► deprecated      insert ───► ready: taken in from the remote store
+//!                  │           │            │
+//!   its user       │           │ by hand,   │ after a time
+//!   is deleted     │           ▼ expired    │
+//!                  └──────► deleting ◄──────┘
 //! ```
 //!
 //! Its copy in the remote store. The row outlives the checkpoint until the copy is deleted.
 //!
 //! ```text
-//!  insert ───► queued ───► copying ───► copied          insert: copied, of a checkpoint that is taken in
-//!              ▲  │         │  ▲          │
-//!              │  └► failed ◄┘  │          │ incomplete in the store
-//!              │       └───────┘          │
-//!              └──────────────────────────┘
+//!  insert ───► queued ───► copying ───► copied          insert ───► copied: of a checkpoint that is taken in
+//!
+//!  queued, copying ───► failed ───► copying: tried again
+//!  copied ───► queued: incomplete in the store
 //!  any ───► deleting: with its checkpoint
 //! ```
 

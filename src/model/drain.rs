@@ -14,9 +14,9 @@
 //!
 //! ```text
 //!  drain:    insert ───► waiting ───► saving ───► saved
-//!                           │           │ └─────► running: it cannot be saved, and stays
-//!                           │           └───────► stopping ───► stopped: the same, with force
-//!                           └── it cannot even begin: running or stopping
+//!                           │            │
+//!                           ├────────────┴──────► running: it cannot be saved, and is left
+//!                           └── or saving ──────► stopping ───► stopped: it cannot be saved, and force was asked for
 //!
 //!  undrain:  saved, stopped ───► returning ───► back
 //!                                    └────────► failed
