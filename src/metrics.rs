@@ -238,7 +238,7 @@ impl Metrics {
         self.pods.clear();
         for pod in pods.list_all() {
             let view = pods.view(&pod);
-            self.pods.get_or_create(&PodLabels { user: view.user.to_string(), status: view.status }).inc();
+            self.pods.get_or_create(&PodLabels { user: view.user.to_string(), status: view.status.to_string() }).inc();
         }
         self.readings.clear();
         self.readings.read_pods(pods);

@@ -117,6 +117,41 @@ fn handlers_call_the_domain_not_the_engine() {
     }
 }
 
+/// The states of rows follow the tables in `src/model/`: SQL writes them only in these functions, behind their guards.
+#[test]
+fn states_are_written_by_their_setters_only() {
+    let setters = [
+        ("pods", "src/db/pods.rs", "insert_pod", "update_pod"),
+        ("checkpoints", "src/db/checkpoints.rs", "insert_checkpoint", "update_checkpoint"),
+        ("actions", "src/db/actions.rs", "insert_action", "update_action"),
+        ("copies", "src/db/copies.rs", "insert_copy", "update_copy"),
+        ("drain", "src/db/drain.rs", "insert_drain", "update_drain"),
+        ("drained_pods", "src/db/drain.rs", "insert_drained", "update_drained"),
+    ];
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for (path, text) in files("src", "rs") {
+        let code = code(&text);
+        for function in code.split("fn ").skip(1) {
+            let name = function.split(['(', '<']).next().unwrap_or_default();
+            let sql = function.split_whitespace().collect::<Vec<_>>().join(" ");
+            for (table, file, insert, update) in setters {
+                let kinds = [("INTO", insert, "ensure_initial("), ("UPDATE", update, "sources(")];
+                for (verb, setter, guard) in kinds {
+                    if !sql.contains(&format!("{verb} {table} ")) {
+                        continue;
+                    }
+                    seen += 1;
+                    if path != file || name != setter || !sql.contains(guard) {
+                        wrong.push(format!("{path}: {name} writes {table}, without the guard of {setter} in {file}"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(seen, 2 * setters.len(), "a setter is not where this test looks for it");
+}
+
 #[test]
 fn main_dispatches_and_no_more() {
     let text = fs::read_to_string(root().join("src/main.rs")).expect("src/main.rs");
@@ -315,6 +350,7 @@ fn every_status_is_documented() {
         ("REQUEST_TIMEOUT", 408),
         ("CONFLICT", 409),
         ("PAYLOAD_TOO_LARGE", 413),
+        ("LOCKED", 423),
         ("UNPROCESSABLE_ENTITY", 422),
         ("TOO_MANY_REQUESTS", 429),
         ("INTERNAL_SERVER_ERROR", 500),

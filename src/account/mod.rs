@@ -41,44 +41,60 @@ const MAX_PASSWORD: usize = 1024;
 const MAX_COUNTED_NAME: usize = 40;
 
 /// Why authentication failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum AuthError {
     #[error("invalid username or password")]
+    #[strum(serialize = "invalid_credentials")]
     Wrong,
     #[error("this token is invalid or has expired")]
+    #[strum(serialize = "invalid_token")]
     BadToken,
     #[error("this account is disabled")]
+    #[strum(serialize = "account_disabled")]
     Disabled,
     #[error("too many wrong passwords; try again in {} s", .retry_after.as_secs())]
     Throttled { retry_after: Duration },
     #[error("too many passwords to check at once; try again in a second")]
+    #[strum(serialize = "logins_busy")]
     Busy,
     #[error("cannot reach the node that keeps the accounts")]
+    #[strum(transparent)]
     Remote(#[source] RemoteError),
 }
 
 /// Why a change of an account failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum AccountError {
     #[error("there is no user {0}")]
+    #[strum(serialize = "user_not_found")]
     NoUser(UserName),
     #[error("user {0} already exists")]
+    #[strum(serialize = "user_exists")]
     Exists(UserName),
     #[error("{0} is the last admin that can sign in; make another user an admin first")]
     LastAdmin(UserName),
     #[error("{user} still has {} pods: {}; purge the user, or delete the pods first", .pods.len(), .pods.join(", "))]
+    #[strum(serialize = "user_has_pods")]
     HasPods { user: UserName, pods: Vec<String> },
     #[error("a password has 1 to {MAX_PASSWORD} bytes")]
+    #[strum(serialize = "password_length")]
     Password,
     #[error("you have no token {0}")]
+    #[strum(serialize = "token_not_found")]
     NoToken(i64),
     #[error("you have no SSH key {0}")]
+    #[strum(serialize = "ssh_key_not_found")]
     NoKey(i64),
     #[error("a user has at most {0} of these; remove one first")]
+    #[strum(serialize = "too_many_credentials")]
     TooMany(usize),
     #[error("the accounts of this node are kept by another node")]
+    #[strum(transparent)]
     Remote(#[source] RemoteError),
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
 }
 
@@ -236,13 +252,7 @@ impl Accounts {
 
     /// The effective limits of a user.
     pub fn quota(&self, user: &UserName) -> Quota {
-        let default = Quota::from(&self.config.get().default_quota);
-        self.db
-            .snapshot()
-            .accounts
-            .quotas
-            .get(user)
-            .map_or_else(|| default.clone(), |stored| stored.or_default(&default))
+        self.stored_quota(user).or_default(&self.config.get().default_quota)
     }
 
     /// The stored limits of a user.

@@ -24,17 +24,23 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const LIST_AGE: Duration = Duration::from_secs(10);
 
 /// Why a request to the other node failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum RemoteError {
     #[error("the node at {endpoint} does not answer")]
+    #[strum(serialize = "accounts_node_unreachable")]
     Unreachable { endpoint: String, source: reqwest::Error },
     #[error("the node at {endpoint} rejects our access token; compare [remote_user_profile] on both nodes")]
+    #[strum(serialize = "accounts_node_token")]
     Token { endpoint: String },
     #[error("the node at {endpoint} serves its users read-only; change them there")]
+    #[strum(serialize = "accounts_node_read_only")]
     ReadOnly { endpoint: String },
     #[error("the node at {endpoint} does not serve its users; enable [remote_user_profile.service] there")]
+    #[strum(serialize = "accounts_node_disabled")]
     Disabled { endpoint: String },
     #[error("the node at {endpoint} answered {status}: {detail}")]
+    #[strum(serialize = "accounts_node_refused")]
     Refused { endpoint: String, status: u16, detail: String },
 }
 

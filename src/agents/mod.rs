@@ -50,25 +50,33 @@ pub struct NewSync {
 }
 
 /// Why an operation on clusters failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum ClusterError {
     #[error("you have no cluster {0}; create one with POST /v2/cluster")]
+    #[strum(serialize = "cluster_not_found")]
     NoCluster(ClusterId),
     #[error("{0} is this host, which reports itself; create a cluster of your own with POST /v2/cluster")]
+    #[strum(serialize = "cluster_is_this_host")]
     ThisHost(ClusterId),
     #[error("a cluster's name has 1 to {MAX_NAME} characters and no control characters")]
+    #[strum(serialize = "invalid_cluster_name")]
     Name,
     #[error("a user may have at most {MAX_CLUSTERS} clusters, and you have {MAX_CLUSTERS}; use one of them")]
     TooManyClusters,
     #[error(transparent)]
+    #[strum(serialize = "invalid_resource")]
     Resource(#[from] ResourceError),
     #[error("a resource may have at most {MAX_RESOURCE_BYTES} bytes of JSON, this has {0}; leave out managedFields")]
+    #[strum(serialize = "resource_too_large")]
     TooLarge(usize),
     #[error(
         "the clusters of a user may hold {MAX_RESOURCES} resources of {MAX_BYTES} bytes in total; yours hold {resources} of {bytes} bytes; resources without a report for a day are deleted"
     )]
+    #[strum(serialize = "too_many_resources")]
     TooMany { resources: u64, bytes: u64 },
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
 }
 

@@ -59,19 +59,25 @@ pub struct Info {
 }
 
 /// Why a report was not stored.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum ReportError {
     #[error("a report may have at most {MAX_JSON} bytes of JSON and texts of {MAX_TEXT} bytes, this one has more")]
+    #[strum(serialize = "report_too_large")]
     TooLarge,
     #[error("{0} must not contain control characters; leave them out")]
+    #[strum(serialize = "control_characters")]
     Control(&'static str),
     #[error(
         "the agents of one user may report {MAX_CHECKPOINTS} checkpoints in {MAX_BYTES} bytes; yours have reported {checkpoints} in {bytes}; deprecate some"
     )]
+    #[strum(serialize = "too_many_reports")]
     TooMany { checkpoints: u64, bytes: u64 },
     #[error(transparent)]
+    #[strum(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
 }
 
@@ -211,10 +217,14 @@ impl Reports {
                 if reported.status == ReportedStatus::Deprecated && tx.is_held_by_drain(id)? {
                     return Err(CheckpointError::HeldByDrain(id).into());
                 }
-                if let (Some(row), ReportedStatus::Deprecated) = (&ours, reported.status)
-                    && !tx.deprecate_checkpoint(id)?
-                {
-                    return Err(CheckpointError::NotReady { id, status: row.status }.into());
+                if let (Some(row), ReportedStatus::Deprecated) = (&ours, reported.status) {
+                    tx.update_checkpoint(id, CheckpointStatus::Deprecated, row.size).map_err(|error| {
+                        match error.is_too_late() {
+                            // It is not complete.
+                            true => ReportError::from(CheckpointError::NotReady { id, status: row.status }),
+                            false => error.into(),
+                        }
+                    })?;
                 }
                 tx.upsert_told_checkpoint(&reported)?;
                 check_limits(tx, &reported.user)?;

@@ -1,18 +1,18 @@
 //! Whether a user may have one more checkpoint. Pure: numbers in, a reason out.
 
 use super::CheckpointError;
-use crate::model::quota::{Limit, Quota};
+use crate::model::quota::Quota;
 
 /// Admits a checkpoint of about `size` bytes beside those held, given by their sizes.
 pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), CheckpointError> {
-    if let Limit(Some(limit)) = quota.checkpoint_count
+    if let Some(limit) = quota.checkpoint_count.0
         && held.len() as u64 >= limit
     {
         return Err(CheckpointError::Count { limit, held: held.len() as u64 });
     }
     let taken = held.iter().fold(0u64, |sum, size| sum.saturating_add(*size));
-    match quota.checkpoint_size {
-        Limit(Some(limit)) if taken.saturating_add(size) > limit => {
+    match quota.checkpoint_size.0 {
+        Some(limit) if taken.saturating_add(size) > limit => {
             Err(CheckpointError::Size { limit, held: taken, asked: size })
         }
         _ => Ok(()),
@@ -22,15 +22,15 @@ pub fn admit_checkpoint(quota: &Quota, held: &[u64], size: u64) -> Result<(), Ch
 /// Admits a checkpoint that may replace some of `own`, oldest first, beside the others. Returns how many of them have
 /// to be deleted, once the new one is complete.
 pub fn admit_in_place_of(quota: &Quota, others: &[u64], own: &[u64], size: u64) -> Result<usize, CheckpointError> {
-    let mut refused = None;
-    for gone in 0..=own.len() {
+    let admit_without = |gone: usize| {
         let held: Vec<u64> = others.iter().chain(&own[gone..]).copied().collect();
-        match admit_checkpoint(quota, &held, size) {
-            Ok(()) => return Ok(gone),
-            Err(error) => refused = refused.or(Some(error)),
-        }
+        admit_checkpoint(quota, &held, size)
+    };
+    match admit_without(0) {
+        Ok(()) => Ok(0),
+        // The refusal names all that the user has.
+        Err(refused) => (1..=own.len()).find(|gone| admit_without(*gone).is_ok()).ok_or(refused),
     }
-    Err(refused.unwrap_or(CheckpointError::NothingNamed))
 }
 
 #[cfg(test)]
@@ -38,7 +38,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::quota::DefaultQuota;
+    use crate::model::quota::{CountLimit, SizeLimit};
 
     proptest! {
         #[test]
@@ -46,9 +46,11 @@ mod tests {
             count in prop::option::of(0u64..6), limit in prop::option::of(0u64..300),
             held in prop::collection::vec(0u64..100, 0..8), size in 0u64..200,
         ) {
-            let mut quota = Quota::from(&DefaultQuota::default());
-            quota.checkpoint_count = Limit(count);
-            quota.checkpoint_size = Limit(limit);
+            let quota = Quota {
+                checkpoint_count: CountLimit(count),
+                checkpoint_size: SizeLimit(limit),
+                ..Quota::default()
+            };
             let fits = count.is_none_or(|count| (held.len() as u64) < count)
                 && limit.is_none_or(|limit| held.iter().sum::<u64>() + size <= limit);
             prop_assert_eq!(admit_checkpoint(&quota, &held, size).is_ok(), fits);
@@ -60,9 +62,11 @@ mod tests {
             count in prop::option::of(0u64..6), limit in prop::option::of(0u64..300),
             others in prop::collection::vec(0u64..100, 0..5), own in prop::collection::vec(0u64..100, 0..5), size in 0u64..200,
         ) {
-            let mut quota = Quota::from(&DefaultQuota::default());
-            quota.checkpoint_count = Limit(count);
-            quota.checkpoint_size = Limit(limit);
+            let quota = Quota {
+                checkpoint_count: CountLimit(count),
+                checkpoint_size: SizeLimit(limit),
+                ..Quota::default()
+            };
             let fits = |gone: usize| {
                 let held: Vec<u64> = others.iter().chain(&own[gone..]).copied().collect();
                 admit_checkpoint(&quota, &held, size).is_ok()

@@ -108,8 +108,8 @@ impl Checkpoints {
         let not_found = || PodError::NotFound(pod.container_name.clone());
         let container = pod.container.clone().ok_or_else(not_found)?;
         let inspect = self.0.engine.inspect(&container).await?.ok_or_else(not_found)?;
-        let runs = inspect.status == "running";
-        if !runs && (kind.has_processes() || matches!(inspect.status.as_str(), "paused" | "restarting")) {
+        let runs = inspect.status.is_running();
+        if !runs && (kind.has_processes() || inspect.status.is_up()) {
             return Err(CheckpointError::NotRunning { pod: pod.container_name.clone(), status: inspect.status });
         }
         let criu = match kind.has_processes() {
@@ -296,6 +296,6 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Examined) -> Manifest
         losses: seen.findings.losses.clone(),
         frozen_ms: 0,
         files: std::collections::BTreeMap::new(),
-        container: seen.inspect.document.clone(),
+        container: seen.inspect.document().clone(),
     }
 }

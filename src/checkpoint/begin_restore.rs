@@ -76,13 +76,10 @@ impl Checkpoints {
                 let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image)?;
                 check_mounts(&manifest.shape, &spec)?;
                 let gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), spec.gpus.clone()).await?;
-                let actor = Actor::from(caller);
+                let (actor, needed) = (Actor::from(caller), memory_needed(&manifest));
+                let check = move |granted: &PodSpec| check_memory(needed, granted.memory);
                 let (guard, pod) =
-                    self.0.pods.reserve_restored(actor, row.user.clone(), instance, allowed, spec).await?;
-                if let Err(error) = check_memory(&manifest, pod.spec.memory) {
-                    self.0.pods.undo_restored(pod, error.to_string()).await;
-                    return Err(error);
-                }
+                    self.0.pods.reserve_restored(actor, row.user.clone(), instance, allowed, spec, check).await?;
                 (guard, pod, Journal { makes_pod: true, gpu, ..Journal::default() })
             }
             Err(error) => return Err(error.into()),
@@ -148,10 +145,10 @@ impl Checkpoints {
         let not_found = || PodError::NotFound(pod.container_name.clone());
         let container = pod.container.clone().ok_or_else(not_found)?;
         let inspect = self.0.engine.inspect(&container).await?.ok_or_else(not_found)?;
-        if !matches!(inspect.status.as_str(), "exited" | "created" | "dead") {
+        if !inspect.status.is_stopped() {
             return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: inspect.status });
         }
-        check_memory(manifest, inspect.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0))?;
+        check_memory(memory_needed(manifest), inspect.memory)?;
         // A pod that was saved and stopped has had its restart policy changed: from now on it is a pod like others.
         let restart = match &inspect.restart {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
@@ -277,15 +274,22 @@ fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), Checkpoint
     Ok(())
 }
 
-/// A limit that is certainly too small. Processes may share memory that the images hold once for each, so only the
-/// largest process counts, plus the tmpfs mounts.
-fn check_memory(manifest: &Manifest, limit: Option<u64>) -> Result<(), CheckpointError> {
+/// What the pod needs for certain, bytes. Processes may share memory that the images hold once for each, so only the
+/// largest of them counts, plus the tmpfs mounts.
+fn memory_needed(manifest: &Manifest) -> u64 {
+    if !manifest.kind.has_processes() {
+        return 0;
+    }
     let sizes = |start: &'static str| {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         manifest.files.iter().filter(move |(path, _)| name(path).starts_with(start)).map(|(_, file)| file.size)
     };
-    let needed = sizes("pages-").max().unwrap_or(0) + sizes("tmpfs-dev-").sum::<u64>();
-    match limit.filter(|&limit| manifest.kind.has_processes() && needed > limit) {
+    sizes("pages-").max().unwrap_or(0) + sizes("tmpfs-dev-").sum::<u64>()
+}
+
+/// Refuses a limit that is too small for certain.
+fn check_memory(needed: u64, limit: Option<u64>) -> Result<(), CheckpointError> {
+    match limit.filter(|&limit| needed > limit) {
         Some(limit) => Err(CheckpointError::Memory { needed, limit }),
         None => Ok(()),
     }

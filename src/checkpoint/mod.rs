@@ -200,7 +200,11 @@ impl Checkpoints {
                 if tx.is_held_by_drain(id)? {
                     return Err(CheckpointError::HeldByDrain(id));
                 }
-                tx.update_checkpoint(id, CheckpointStatus::Deleting, row.size)?;
+                match tx.update_checkpoint(id, CheckpointStatus::Deleting, row.size) {
+                    // Another request has deleted it meanwhile.
+                    Ok(()) | Err(DbError::NoRow { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
                 let object = format!("{id} of {}", row.container_name);
                 note(tx, &actor, "checkpoint.delete", object, &row.user, Outcome::Ok)?;
                 Ok(())

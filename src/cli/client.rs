@@ -64,6 +64,8 @@ pub struct Refusal {
     pub status: StatusCode,
     /// What the server says, usually a sentence.
     pub detail: Value,
+    /// What the server calls the error. An older server and a proxy give none.
+    pub code: Option<String>,
     pub method: Method,
     pub url: String,
     retry_after: Option<String>,
@@ -109,6 +111,22 @@ impl ClientError {
             | Self::CaCert { .. }
             | Self::Tls(_)
             | Self::Store(_) => exit::FAILED,
+        }
+    }
+
+    /// What the server calls the error.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refusal) => refusal.code.as_deref(),
+            Self::Unreachable { .. }
+            | Self::Unintelligible(_)
+            | Self::NoWebSocket
+            | Self::BrokeOff(_)
+            | Self::BadServer { .. }
+            | Self::HalfIdentity { .. }
+            | Self::CaCert { .. }
+            | Self::Tls(_)
+            | Self::Store(_) => None,
         }
     }
 
@@ -329,12 +347,13 @@ async fn refuse_failure(method: Method, response: Response) -> Result<Response, 
     let retry_after =
         response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let body = response.text().await.map_err(ClientError::BrokeOff)?;
-    let detail = match serde_json::from_str::<Value>(&body).ok().and_then(|mut v| v.get_mut("detail").map(Value::take))
-    {
+    let mut parsed = serde_json::from_str::<Value>(&body).unwrap_or_default();
+    let code = parsed["code"].as_str().map(str::to_owned);
+    let detail = match parsed.get_mut("detail").map(Value::take) {
         Some(detail) => missing_parameters(&detail).map_or(detail, Value::String),
         None => Value::String(body.trim().to_owned()),
     };
-    Err(ClientError::Refused(Box::new(Refusal { status, detail, method, url, retry_after })))
+    Err(ClientError::Refused(Box::new(Refusal { status, detail, code, method, url, retry_after })))
 }
 
 /// `Missing query parameters: a, b`, if these are the only problems.

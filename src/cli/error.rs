@@ -153,6 +153,50 @@ impl CliError {
         }
     }
 
+    /// What the server calls the error, where it comes from one that gives codes.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Client(error) | Self::LoginRejected(error) | Self::LostAction { source: error, .. } => error.code(),
+            Self::Usage { .. }
+            | Self::StoppedWaiting(_)
+            | Self::NoDaemon
+            | Self::SilentDaemon
+            | Self::Store(_)
+            | Self::Open(_)
+            | Self::Start(_)
+            | Self::Account(_)
+            | Self::Purge(_)
+            | Self::Pod(_)
+            | Self::Checkpoint(_)
+            | Self::Import(_)
+            | Self::Db(_)
+            | Self::NoSeparator(_)
+            | Self::StdinNotLast(_)
+            | Self::NoRoute(_)
+            | Self::AmbiguousRoute(_)
+            | Self::AmbiguousMethod(_)
+            | Self::Quote(_)
+            | Self::NoPublicKey
+            | Self::BadPublicKey(_)
+            | Self::NoPort { .. }
+            | Self::KeyNotAdded(_)
+            | Self::ShellLost(_)
+            | Self::NoSession(_)
+            | Self::ManySessions(_)
+            | Self::PasswordsDiffer
+            | Self::EmptyPassword
+            | Self::Action(_)
+            | Self::Cancelled
+            | Self::NotConfirmed(_)
+            | Self::ReadFile { .. }
+            | Self::WriteFile { .. }
+            | Self::Run { .. }
+            | Self::Terminal(_)
+            | Self::Stdin(_)
+            | Self::Stdout(_) => None,
+        }
+    }
+
     /// The next step, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -118,7 +118,9 @@ impl Output {
             return;
         }
         match self.format {
-            Format::Json => eprintln!("{}", json!({"error": error.message(), "hint": error.hint()})),
+            Format::Json => {
+                eprintln!("{}", json!({"error": error.message(), "code": error.code(), "hint": error.hint()}));
+            }
             Format::People => {
                 eprintln!("{} {}", self.paint("error:", "1;31"), printable(&error.message()));
                 if let Some(hint) = error.hint() {

@@ -1,6 +1,8 @@
 //! `pody quota`: limits of accounts, in the database of this host.
 
-use clap::{Args, Subcommand};
+use std::iter;
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Subcommand, error::ErrorKind};
 use serde_json::json;
 
 use super::{
@@ -14,7 +16,7 @@ use crate::{
     account::AccountError,
     model::{
         names::UserName,
-        quota::{CoresChange, CountChange, GpusChange, Limit, Quota, QuotaChange, SizeChange, StoredQuota},
+        quota::{Limit, LimitValue, QuotaChange, StoredQuota, Unit},
         user::Actor,
     },
 };
@@ -49,48 +51,54 @@ pub enum QuotaCommand {
 pub struct UpdateArgs {
     /// The account
     name: UserName,
-    /// Number of pods
-    #[arg(long, allow_hyphen_values = true, value_name = "N")]
-    max_pods: Option<CountChange>,
-    /// Number of GPUs in use at the same time
-    #[arg(long, allow_hyphen_values = true, value_name = "N")]
-    gpu_count: Option<CountChange>,
-    /// The GPUs that pods see, by index: all, none, or a list like 0,1
-    #[arg(long, value_name = "LIST")]
-    gpus: Option<GpusChange>,
-    /// Memory of each pod, like 64g
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    memory_limit: Option<SizeChange>,
-    /// Writable layer of each pod, like 100g
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    storage_size: Option<SizeChange>,
-    /// /dev/shm of each pod, like 8g
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    shm_size: Option<SizeChange>,
-    /// Each tmpfs of each pod, like 1g; none for no tmpfs
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    tmpfs_size: Option<SizeChange>,
-    /// Number of committed images
-    #[arg(long, allow_hyphen_values = true, value_name = "N")]
-    commit_count: Option<CountChange>,
-    /// Largest writable layer that may be committed, like 20g
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    commit_size_limit: Option<SizeChange>,
-    /// CPU cores of each pod, like 16 or 0.5
-    #[arg(long, allow_hyphen_values = true, value_name = "CORES")]
-    cpu_limit: Option<CoresChange>,
-    /// Number of processes and threads of each pod
-    #[arg(long, allow_hyphen_values = true, value_name = "N")]
-    pids_limit: Option<CountChange>,
-    /// Sum of the memory limits of all pods, like 128g
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    total_memory: Option<SizeChange>,
-    /// Number of checkpoints
-    #[arg(long, allow_hyphen_values = true, value_name = "N")]
-    checkpoint_count: Option<CountChange>,
-    /// Size of all checkpoints together, like 200g
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE")]
-    checkpoint_size: Option<SizeChange>,
+    #[command(flatten)]
+    change: QuotaChange,
+}
+
+/// One option per row of the table of limits.
+impl Args for QuotaChange {
+    fn augment_args(command: Command) -> Command {
+        command.args(Limit::ALL.iter().map(option))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for QuotaChange {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut change = Self::default();
+        change.update_from_arg_matches(matches)?;
+        Ok(change)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for limit in Limit::ALL {
+            if let Some(text) = matches.get_one::<String>(limit.name) {
+                limit.change(self, text).map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `--max-pods <N>`. A value may begin with `-`: `-1` means the default.
+fn option(limit: &'static Limit) -> Arg {
+    let value_name = match limit.unit {
+        Unit::Count => "N",
+        Unit::Bytes => "SIZE",
+        Unit::Cores => "CORES",
+        Unit::Gpus => "LIST",
+    };
+    // A bad value is refused here, where clap knows the option that it belongs to.
+    let checked = move |text: &str| limit.change(&mut QuotaChange::default(), text).map(|()| text.to_owned());
+    Arg::new(limit.name)
+        .long(limit.name.replace('_', "-"))
+        .help(limit.description)
+        .value_name(value_name)
+        .allow_hyphen_values(true)
+        .value_parser(checked)
 }
 
 impl QuotaCommand {
@@ -108,23 +116,7 @@ impl QuotaCommand {
 
 impl UpdateArgs {
     async fn run(self, out: &Output) -> Result<u8, CliError> {
-        let name = self.name;
-        let change = QuotaChange {
-            max_pods: self.max_pods.map(|change| change.0),
-            gpu_count: self.gpu_count.map(|change| change.0),
-            gpus: self.gpus.map(|change| change.0),
-            memory_limit: self.memory_limit.map(|change| change.0),
-            storage_size: self.storage_size.map(|change| change.0),
-            shm_size: self.shm_size.map(|change| change.0),
-            tmpfs_size: self.tmpfs_size.map(|change| change.0),
-            commit_count: self.commit_count.map(|change| change.0),
-            commit_size_limit: self.commit_size_limit.map(|change| change.0),
-            cpu_limit: self.cpu_limit.map(|change| change.0),
-            pids_limit: self.pids_limit.map(|change| change.0),
-            total_memory: self.total_memory.map(|change| change.0),
-            checkpoint_count: self.checkpoint_count.map(|change| change.0),
-            checkpoint_size: self.checkpoint_size.map(|change| change.0),
-        };
+        let Self { name, change } = self;
         if change == QuotaChange::default() {
             return Err(CliError::usage("nothing to change", "see `pody quota update --help`"));
         }
@@ -156,81 +148,135 @@ async fn list(names: &[UserName], fallback: bool, out: &Output) -> Result<u8, Cl
         }
         Format::People => {
             let rows = quotas.map(|(stored, quota, name)| {
-                let mut row = vec![name.to_string()];
-                row.extend(if fallback { cells(&StoredQuota::from(quota)) } else { cells(&stored) });
-                row
+                let shown = if fallback { StoredQuota::from(quota) } else { stored };
+                iter::once(name.to_string()).chain(Limit::ALL.iter().map(|limit| cell(limit, &shown))).collect()
             });
-            let header = [
-                "NAME",
-                "PODS",
-                "GPUS AT ONCE",
-                "GPUS",
-                "MEMORY",
-                "ALL MEMORY",
-                "CORES",
-                "PIDS",
-                "STORAGE",
-                "SHM",
-                "TMPFS",
-                "COMMITS",
-                "COMMIT SIZE",
-                "CHECKPOINTS",
-                "CHECKPOINT SIZE",
-            ];
+            let header: Vec<&str> = iter::once("NAME").chain(Limit::ALL.iter().map(|limit| limit.heading)).collect();
             out.line(out.table(&header, rows))?;
         }
     }
     Ok(exit::OK)
 }
 
-/// One table row: `-` where nothing is stored.
-fn cells(quota: &StoredQuota) -> Vec<String> {
-    let text = |limit: Option<Limit>, shown: fn(i64) -> String| match limit {
+/// `-` where nothing is stored.
+fn cell(limit: &Limit, quota: &StoredQuota) -> String {
+    match limit.get(quota) {
         None => "-".to_owned(),
-        Some(Limit(None)) => "unlimited".to_owned(),
-        Some(limit) => shown(limit.as_i64()),
-    };
-    let count = |limit| text(limit, |n| n.to_string());
-    let size = |limit| text(limit, |n| output::size(n, 1));
-    let cores = quota.cpu_limit.map_or("-".to_owned(), |cpu| match cpu.0 {
-        None => "unlimited".to_owned(),
-        Some(_) => cpu.cores().to_string(),
-    });
-    vec![
-        count(quota.max_pods),
-        count(quota.gpu_count),
-        quota.gpus.as_ref().map_or("-".to_owned(), ToString::to_string),
-        size(quota.memory_limit),
-        size(quota.total_memory),
-        cores,
-        count(quota.pids_limit),
-        size(quota.storage_size),
-        size(quota.shm_size),
-        size(quota.tmpfs_size),
-        count(quota.commit_count),
-        size(quota.commit_size_limit),
-        count(quota.checkpoint_count),
-        size(quota.checkpoint_size),
-    ]
+        Some(LimitValue::Text(text)) => text,
+        Some(LimitValue::Integer(..0)) => "unlimited".to_owned(),
+        Some(LimitValue::Integer(number)) => match limit.unit {
+            Unit::Count | Unit::Gpus => number.to_string(),
+            Unit::Bytes => output::size(number, 1),
+            Unit::Cores => (number as f64 / 1000.0).to_string(),
+        },
+    }
 }
 
-impl From<Quota> for StoredQuota {
-    fn from(quota: Quota) -> Self {
-        Self {
-            max_pods: Some(quota.max_pods),
-            gpu_count: Some(quota.gpu_count),
-            gpus: Some(quota.gpus),
-            memory_limit: Some(quota.memory_limit),
-            storage_size: Some(quota.storage_size),
-            shm_size: Some(quota.shm_size),
-            tmpfs_size: Some(quota.tmpfs_size),
-            commit_count: Some(quota.commit_count),
-            commit_size_limit: Some(quota.commit_size_limit),
-            cpu_limit: Some(quota.cpu_limit),
-            pids_limit: Some(quota.pids_limit),
-            total_memory: Some(quota.total_memory),
-            checkpoint_count: Some(quota.checkpoint_count),
-            checkpoint_size: Some(quota.checkpoint_size),
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+    use crate::{
+        db::Db,
+        http::router::routes,
+        model::quota::{Change, CountLimit, CpuLimit, SizeLimit},
+    };
+
+    fn update(words: &[&str]) -> Result<QuotaChange, clap::Error> {
+        let command = QuotaChange::augment_args(Command::new("update"));
+        QuotaChange::from_arg_matches(&command.try_get_matches_from([&["update"], words].concat())?)
+    }
+
+    /// A quota with another value in each limit.
+    fn quota() -> StoredQuota {
+        let mut quota = StoredQuota::default();
+        for (number, limit) in (1..).zip(Limit::ALL) {
+            let value = match limit.unit {
+                Unit::Count | Unit::Bytes | Unit::Cores => LimitValue::Integer(number),
+                Unit::Gpus => LimitValue::Text(number.to_string()),
+            };
+            limit.set(&mut quota, value).unwrap();
         }
+        quota
+    }
+
+    #[test]
+    fn every_limit_is_stored_and_read() {
+        let home = tempfile::tempdir().unwrap();
+        let db = Db::open(home.path()).unwrap();
+        let name: UserName = "alice".parse().unwrap();
+        let stored = db.write_blocking(|tx| {
+            tx.upsert_quota(&name, &quota())?;
+            tx.find_quota(&name)
+        });
+        assert_eq!(stored.unwrap(), quota());
+        let emptied = db.write_blocking(|tx| {
+            tx.upsert_quota(&name, &StoredQuota::default())?;
+            tx.find_quota(&name)
+        });
+        assert_eq!(emptied.unwrap(), StoredQuota::default());
+    }
+
+    #[test]
+    fn every_limit_is_a_parameter_an_option_a_key_and_documented() {
+        let routes = routes();
+        let route = routes.iter().find(|route| route.path == "/admin/quota/update").unwrap();
+        let parameters: BTreeSet<&str> = route.params.iter().map(|param| param.name).collect();
+        let limits: BTreeSet<&str> = Limit::ALL.iter().map(|limit| limit.name).collect();
+        assert_eq!(parameters, &limits | &BTreeSet::from(["username"]));
+
+        let shown = serde_json::to_value(quota()).unwrap();
+        assert_eq!(shown.as_object().unwrap().keys().map(String::as_str).collect::<BTreeSet<_>>(), limits);
+
+        let read = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let example = read("config.toml.example");
+        let keys: toml::Table = toml::from_str(&example).unwrap();
+        let keys = keys["default_quota"].as_table().unwrap();
+        assert_eq!(keys.keys().map(String::as_str).collect::<BTreeSet<_>>(), limits, "config.toml.example");
+
+        let document = read("docs/API.md");
+        for limit in Limit::ALL {
+            let flag = format!("--{}", limit.name.replace('_', "-"));
+            let mut expected = QuotaChange::default();
+            limit.change(&mut expected, "unlimited").unwrap();
+            assert_eq!(update(&[&flag, "unlimited"]).unwrap(), expected, "{flag}");
+            assert!(document.contains(&format!("| `{}` |", limit.name)), "{} in docs/API.md", limit.name);
+        }
+    }
+
+    #[test]
+    fn options_take_what_the_parameters_take() {
+        let change = update(&["--max-pods", "3", "--memory-limit", "1.5g", "--cpu-limit", "0.5", "--gpu-count", "-1"]);
+        assert_eq!(
+            change.unwrap(),
+            QuotaChange {
+                max_pods: Some(Change::To(CountLimit(Some(3)))),
+                memory_limit: Some(Change::To(SizeLimit(Some(3 << 29)))),
+                cpu_limit: Some(Change::To(CpuLimit(Some(500)))),
+                gpu_count: Some(Change::Default),
+                ..QuotaChange::default()
+            }
+        );
+        assert_eq!(update(&[]).unwrap(), QuotaChange::default());
+        assert_eq!(
+            update(&["--max-pods", "many"]).unwrap_err().to_string(),
+            "error: invalid value 'many' for '--max-pods <N>': \"many\" is not a count; write a whole number, \
+             \"default\" or \"unlimited\"\n\nFor more information, try '--help'.\n"
+        );
+    }
+
+    #[test]
+    fn cells_are_in_the_unit_of_the_limit() {
+        let mut quota = StoredQuota::default();
+        for (limit, text) in Limit::ALL.iter().zip(["5", "unlimited", "0,1", "1.5g", "none"]) {
+            let mut change = QuotaChange::default();
+            limit.change(&mut change, text).unwrap();
+            quota.apply(change);
+        }
+        quota.cpu_limit = Some(CpuLimit(Some(1500)));
+        let cells: Vec<String> = Limit::ALL.iter().map(|limit| cell(limit, &quota)).collect();
+        assert_eq!(cells[..6], ["5", "unlimited", "0,1", "1.5G", "0B", "-"]);
+        assert_eq!(cells[9], "1.5");
     }
 }

@@ -13,6 +13,7 @@ use super::{
     exit, original,
     output::{self, Format, Output},
 };
+use crate::model::quota::{Limit, Unit};
 
 /// A request as typed.
 #[derive(Debug, Args)]
@@ -202,11 +203,12 @@ fn spell_out(value: Value) -> Value {
 }
 
 fn spell_out_field(key: String, value: Value) -> (String, Value) {
+    let is_size = |name: &str| {
+        let limit = Limit::ALL.iter().find(|limit| limit.name == name);
+        limit.is_some_and(|limit| limit.unit == Unit::Bytes) || matches!(name, "memory_used" | "gpu_memory_used")
+    };
     let text = match key.as_str() {
-        "memory_limit" | "memory_used" | "gpu_memory_used" | "commit_size_limit" | "storage_size" | "shm_size"
-        | "tmpfs_size" | "total_memory" | "checkpoint_size" => {
-            value.as_i64().filter(|&bytes| bytes != -1).map(|bytes| output::size(bytes, 1))
-        }
+        name if is_size(name) => value.as_i64().filter(|&bytes| bytes != -1).map(|bytes| output::size(bytes, 1)),
         "uptime" | "cputime" => value.as_f64().map(output::duration),
         _ => None,
     };

@@ -24,7 +24,7 @@ pub use self::{
 use crate::model::{
     names::NamePrefix,
     quantities::{ByteSize, PortRanges},
-    quota::DefaultQuota,
+    quota::Quota,
 };
 
 /// The port that clients expect if none is given.
@@ -59,7 +59,7 @@ pub struct Config {
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub remote_user_profile: RemoteUserProfile,
-    pub default_quota: DefaultQuota,
+    pub default_quota: Quota,
     pub images: Vec<ImageConfig>,
     pub server: ServerConfig,
     pub pod: PodConfig,

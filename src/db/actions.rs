@@ -3,7 +3,10 @@
 use rusqlite::{Row, params};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{DbError, Tx, collect, parsed};
+use super::{
+    DbError, Tx, collect, parsed,
+    states::{ensure_initial, sources},
+};
 use crate::model::{
     action::{Action, ActionFilter},
     ids::{ActionId, CheckpointId, PodId},
@@ -47,6 +50,7 @@ fn to_json(value: &impl Serialize) -> String {
 
 impl Tx<'_> {
     pub fn insert_action(&self, action: &Action) -> Result<(), DbError> {
+        ensure_initial(&action.id.to_string(), action.status)?;
         self.0.execute(
             &format!(
                 "INSERT INTO actions ({COLUMNS})
@@ -74,13 +78,17 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Updates the fields that change while it runs and when it ends.
+    /// Updates the fields that change while it runs and when it ends. One that has ended does not run again.
     pub fn update_action(&self, action: &Action) -> Result<(), DbError> {
-        self.0.execute(
-            "UPDATE actions SET status = ?2, phase = ?3, journal = ?4, bytes = ?5, frozen_ms = ?6, losses = ?7, error = ?8,
-                 ended_at = ?9 WHERE id = ?1",
+        let id = action.id.to_string();
+        let updated = self.0.execute(
+            &format!(
+                "UPDATE actions SET status = ?2, phase = ?3, journal = ?4, bytes = ?5, frozen_ms = ?6, losses = ?7,
+                     error = ?8, ended_at = ?9 WHERE id = ?1 AND status IN ({})",
+                sources(action.status)
+            ),
             params![
-                action.id.to_string(),
+                id,
                 action.status.as_str(),
                 action.phase.as_str(),
                 to_json(&action.journal),
@@ -91,7 +99,7 @@ impl Tx<'_> {
                 action.ended_at,
             ],
         )?;
-        Ok(())
+        self.ensure_updated(updated, "SELECT status FROM actions WHERE id = ?1", &id, action.status)
     }
 
     pub fn find_action(&self, id: ActionId) -> Result<Option<Action>, DbError> {

@@ -2,7 +2,10 @@
 
 use rusqlite::{Row, params};
 
-use super::{DbError, Tx, collect, parsed};
+use super::{
+    DbError, Tx, collect, parsed,
+    states::{ensure_initial, sources},
+};
 use crate::model::{
     checkpoint::{Checkpoint, CheckpointStatus},
     ids::CheckpointId,
@@ -35,6 +38,7 @@ fn read(row: &Row) -> Result<Checkpoint, DbError> {
 
 impl Tx<'_> {
     pub fn insert_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), DbError> {
+        ensure_initial(&checkpoint.id.to_string(), checkpoint.status)?;
         self.0.execute(
             &format!(
                 "INSERT INTO checkpoints ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
@@ -77,12 +81,21 @@ impl Tx<'_> {
     }
 
     /// Updates the status and the size. A checkpoint that is marked for deletion stays so, even if work on it was under
-    /// way.
+    /// way: [`DbError::Transition`].
     pub fn update_checkpoint(&self, id: CheckpointId, status: CheckpointStatus, size: u64) -> Result<(), DbError> {
-        self.0.execute(
-            "UPDATE checkpoints SET status = ?2, size = ?3 WHERE id = ?1 AND status != 'deleting'",
-            params![id.to_string(), status.as_str(), i64::try_from(size).unwrap_or(i64::MAX)],
+        let id = id.to_string();
+        let updated = self.0.execute(
+            &format!("UPDATE checkpoints SET status = ?2, size = ?3 WHERE id = ?1 AND status IN ({})", sources(status)),
+            params![id, status.as_str(), i64::try_from(size).unwrap_or(i64::MAX)],
         )?;
+        self.ensure_updated(updated, "SELECT status FROM checkpoints WHERE id = ?1", &id, status)
+    }
+
+    /// Marks all of one user's for deletion, also those that are being made.
+    pub fn delete_checkpoints_later(&self, user: &UserName) -> Result<(), DbError> {
+        for row in self.list_checkpoints(Some(user))? {
+            self.update_checkpoint(row.id, CheckpointStatus::Deleting, row.size)?;
+        }
         Ok(())
     }
 

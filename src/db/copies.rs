@@ -3,7 +3,10 @@
 
 use rusqlite::{Row, params};
 
-use super::{DbError, Tx, collect, parsed};
+use super::{
+    DbError, Tx, collect, parsed,
+    states::{ensure_initial, sources},
+};
 use crate::model::{
     checkpoint::{Copy, CopyStatus},
     ids::CheckpointId,
@@ -25,31 +28,30 @@ fn read(row: &Row) -> Result<Copy, DbError> {
 }
 
 impl Tx<'_> {
-    /// Inserts a copy; an existing one of the same checkpoint starts again.
-    pub fn put_copy(&self, copy: &Copy) -> Result<(), DbError> {
+    /// Inserts the copy of a checkpoint, which has none yet.
+    pub fn insert_copy(&self, copy: &Copy) -> Result<(), DbError> {
+        let id = copy.checkpoint.to_string();
+        ensure_initial(&id, copy.status)?;
         self.0.execute(
-            &format!("INSERT OR REPLACE INTO copies ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
-            params![
-                copy.checkpoint.to_string(),
-                copy.user.as_str(),
-                copy.store,
-                copy.status.as_str(),
-                copy.attempts,
-                copy.error,
-                copy.due_at
-            ],
+            &format!("INSERT INTO copies ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
+            params![id, copy.user.as_str(), copy.store, copy.status.as_str(), copy.attempts, copy.error, copy.due_at],
         )?;
         Ok(())
     }
 
-    /// Records the result of an attempt. A copy that was marked for deletion meanwhile stays so.
+    /// Records the result of an attempt. A copy that was marked for deletion meanwhile stays so:
+    /// [`DbError::Transition`].
     pub fn update_copy(&self, copy: &Copy) -> Result<(), DbError> {
-        self.0.execute(
-            "UPDATE copies SET status = ?2, attempts = ?3, error = ?4, due_at = ?5
-             WHERE checkpoint = ?1 AND (status != 'deleting' OR ?2 = 'deleting')",
-            params![copy.checkpoint.to_string(), copy.status.as_str(), copy.attempts, copy.error, copy.due_at],
+        let id = copy.checkpoint.to_string();
+        let updated = self.0.execute(
+            &format!(
+                "UPDATE copies SET status = ?2, attempts = ?3, error = ?4, due_at = ?5
+                 WHERE checkpoint = ?1 AND status IN ({})",
+                sources(copy.status)
+            ),
+            params![id, copy.status.as_str(), copy.attempts, copy.error, copy.due_at],
         )?;
-        Ok(())
+        self.ensure_updated(updated, "SELECT status FROM copies WHERE checkpoint = ?1", &id, copy.status)
     }
 
     pub fn find_copy(&self, checkpoint: CheckpointId) -> Result<Option<Copy>, DbError> {
@@ -73,13 +75,10 @@ impl Tx<'_> {
         collect(&self.0, &format!("SELECT {COLUMNS} FROM copies WHERE status = ?1"), [status.as_str()], read)
     }
 
-    /// Marks the copy of a deleted checkpoint for deletion.
+    /// Marks the copy of a deleted checkpoint for deletion, if it has one.
     pub fn delete_copy_later(&self, checkpoint: CheckpointId) -> Result<(), DbError> {
-        self.0.execute(
-            "UPDATE copies SET status = 'deleting', attempts = 0, error = NULL, due_at = 0 WHERE checkpoint = ?1",
-            [checkpoint.to_string()],
-        )?;
-        Ok(())
+        let Some(copy) = self.find_copy(checkpoint)? else { return Ok(()) };
+        self.update_copy(&Copy { status: CopyStatus::Deleting, attempts: 0, error: None, due_at: 0, ..copy })
     }
 
     pub fn forget_copy(&self, checkpoint: CheckpointId) -> Result<(), DbError> {

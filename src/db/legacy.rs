@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use super::{DbError, Tx, collect, parsed};
 use crate::model::{
     names::UserName,
-    quota::{Limit, StoredQuota},
+    quota::{Limit, LimitValue, StoredQuota},
 };
 
 /// What one process used, as pody 0.4.1 recorded it.
@@ -36,6 +36,14 @@ pub struct OldUser {
     /// Hex of `sha256("<user>:<password>")`.
     pub credential: String,
     pub is_admin: bool,
+}
+
+/// Whether a value of the old table `quota` stands for "the default".
+fn is_default(value: &LimitValue) -> bool {
+    match value {
+        LimitValue::Integer(number) => *number < 0,
+        LimitValue::Text(text) => text.is_empty(),
+    }
 }
 
 impl OldInstallation {
@@ -64,7 +72,7 @@ impl OldInstallation {
         })
     }
 
-    /// Quotas by user name. There, -1 and the empty text mean "the default".
+    /// Quotas by user name.
     pub fn list_quotas(&self) -> Result<Vec<(String, StoredQuota)>, DbError> {
         let Some(connection) = self.open("quota.db")? else { return Ok(Vec::new()) };
         let columns =
@@ -74,34 +82,19 @@ impl OldInstallation {
                 [],
                 |row| Ok(row.get::<_, String>(0)?),
             )?;
-        // Older editions lack some of the columns.
-        let column = |name: &str, missing: &str| {
-            if columns.iter().any(|c| c == name) { name.to_owned() } else { missing.to_owned() }
-        };
-        let query = format!(
-            "SELECT username, max_pods, gpu_count, {}, memory_limit, storage_size, {}, {}, {}, {} FROM quota",
-            column("gpus", "''"),
-            column("shm_size", "-1"),
-            column("tmpfs_size", "-1"),
-            column("commit_count", "-1"),
-            column("commit_size_limit", "-1"),
-        );
-        collect(&connection, &query, [], |row| {
-            let limit = |at: usize| row.get::<_, i64>(at).map(|n| u64::try_from(n).ok().map(|n| Limit(Some(n))));
-            let gpus: String = row.get(3)?;
-            let quota = StoredQuota {
-                max_pods: limit(1)?,
-                gpu_count: limit(2)?,
-                gpus: if gpus.is_empty() { None } else { Some(parsed(gpus)?) },
-                memory_limit: limit(4)?,
-                storage_size: limit(5)?,
-                shm_size: limit(6)?,
-                tmpfs_size: limit(7)?,
-                commit_count: limit(8)?,
-                commit_size_limit: limit(9)?,
-                ..StoredQuota::default()
-            };
-            Ok((row.get(0)?, quota))
+        // Its limits have the same names here. It lacks the later ones, and its older editions some more.
+        let limits: Vec<&Limit> =
+            Limit::ALL.iter().filter(|limit| columns.iter().any(|column| column == limit.name)).collect();
+        let names = limits.iter().map(|limit| format!(", {}", limit.name)).collect::<String>();
+        collect(&connection, &format!("SELECT username{names} FROM quota"), [], |row| {
+            let mut quota = StoredQuota::default();
+            for limit in &limits {
+                let value = row.get(limit.name)?;
+                if !is_default(&value) {
+                    limit.set(&mut quota, value).map_err(DbError::Row)?;
+                }
+            }
+            Ok((row.get("username")?, quota))
         })
     }
 
@@ -151,5 +144,34 @@ impl Tx<'_> {
                           FROM legacy_usage) GROUP BY user";
         let rows = collect(&self.0, query, [after], |row| Ok((parsed(row.get(0)?)?, (row.get(1)?, row.get(2)?))))?;
         Ok(rows.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        quantities::GpuSet,
+        quota::{CountLimit, SizeLimit},
+    };
+
+    #[test]
+    fn limits_are_taken_by_their_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Connection::open(directory.path().join("quota.db")).unwrap();
+        // An older edition without `tmpfs_size` and the limits on commits, and with a column that is unknown here.
+        let rows = "CREATE TABLE quota (username TEXT, shm_size INTEGER, max_pods INTEGER, gpu_count INTEGER, gpus TEXT,
+                        memory_limit INTEGER, storage_size INTEGER, note TEXT);
+                    INSERT INTO quota VALUES ('alice', 0, 3, -1, '0,1', 1024, -1, 'x'), ('bob', -1, -1, -1, '', -1, -1, '')";
+        database.execute_batch(rows).unwrap();
+        let alice = StoredQuota {
+            max_pods: Some(CountLimit(Some(3))),
+            gpus: Some(GpuSet::Only([0, 1].into())),
+            memory_limit: Some(SizeLimit(Some(1024))),
+            shm_size: Some(SizeLimit(Some(0))),
+            ..StoredQuota::default()
+        };
+        let quotas = OldInstallation::new(directory.path()).list_quotas().unwrap();
+        assert_eq!(quotas, [("alice".to_owned(), alice), ("bob".to_owned(), StoredQuota::default())]);
     }
 }

@@ -26,6 +26,7 @@ mod schedules;
 mod schema;
 mod snapshot;
 mod ssh_keys;
+mod states;
 mod tokens;
 mod usage;
 mod users;
@@ -57,24 +58,46 @@ const WRITE_WAIT: Duration = Duration::from_secs(3);
 const BALLAST_BYTES: usize = 1 << 20;
 
 /// Why a database operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum DbError {
     #[error("the database is locked by another program")]
+    #[strum(serialize = "database_busy")]
     Busy,
     #[error("the disk that holds the database is full")]
+    #[strum(serialize = "database_disk_full")]
     Full,
     #[error("the database's file is gone or was replaced; put it back, or restart pody")]
+    #[strum(serialize = "database_gone")]
     Gone,
     #[error("the database is damaged")]
+    #[strum(serialize = "internal")]
     Damaged(#[source] rusqlite::Error),
     #[error("the database failed")]
+    #[strum(serialize = "internal")]
     Other(#[source] rusqlite::Error),
     #[error("cannot decode a database row: {0}")]
+    #[strum(serialize = "internal")]
     Row(String),
     #[error("the database has format {found}, this pody knows up to {known}; install the newer pody again")]
+    #[strum(serialize = "internal")]
     Newer { found: i32, known: i32 },
     #[error("cannot open {path}")]
+    #[strum(serialize = "internal")]
     Open { path: PathBuf, source: std::io::Error },
+    /// The table of the states in [`crate::model`] does not have it; the row is unchanged.
+    #[error("{what} {id} cannot go from {from} to {to}")]
+    Transition { what: &'static str, id: String, from: String, to: &'static str },
+    /// Nothing to update.
+    #[error("{what} {id} has no row")]
+    NoRow { what: &'static str, id: String },
+}
+
+impl DbError {
+    /// Whether an update came too late: the row is gone, or in a state that the new one does not follow on.
+    pub fn is_too_late(&self) -> bool {
+        matches!(self, Self::Transition { .. } | Self::NoRow { .. })
+    }
 }
 
 impl From<rusqlite::Error> for DbError {

@@ -2,11 +2,14 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::{DbError, Tx, collect, parsed};
+use super::{
+    DbError, Tx, collect, parsed,
+    states::{ensure_initial, sources},
+};
 use crate::model::{
     ids::{ContainerId, PodId, WorkloadId},
     names::{InstanceName, UserName},
-    pod::{Pod, PodSpec, PublishedPort, State},
+    pod::{Pod, PodSpec, PublishedPort},
     time::now,
 };
 
@@ -74,8 +77,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Inserts a new pod and reserves its ports.
+    /// Inserts a new pod, in one of its first states, and reserves its ports.
     pub fn insert_pod(&self, pod: &Pod) -> Result<(), DbError> {
+        ensure_initial(&pod.id.to_string(), pod.state)?;
         let time = now();
         self.0.execute(
             &format!("INSERT INTO pods ({COLUMNS}, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"),
@@ -100,12 +104,17 @@ impl Tx<'_> {
     }
 
     /// Updates the fields that may change during a pod's life: state, spec, container, operation, event and reason.
+    /// Only from a state that the new one may follow on.
     pub fn update_pod(&self, pod: &Pod) -> Result<(), DbError> {
-        self.0.execute(
-            "UPDATE pods SET state = ?2, spec = ?3, container_id = ?4, op = ?5, event = ?6, reason = ?7, updated_at = ?8
-             WHERE id = ?1",
+        let id = pod.id.to_string();
+        let updated = self.0.execute(
+            &format!(
+                "UPDATE pods SET state = ?2, spec = ?3, container_id = ?4, op = ?5, event = ?6, reason = ?7,
+                     updated_at = ?8 WHERE id = ?1 AND state IN ({})",
+                sources(pod.state)
+            ),
             params![
-                pod.id.to_string(),
+                id,
                 pod.state.as_str(),
                 spec_to_json(&pod.spec),
                 pod.container.as_ref().map(ContainerId::as_str),
@@ -115,7 +124,7 @@ impl Tx<'_> {
                 now(),
             ],
         )?;
-        Ok(())
+        self.ensure_updated(updated, "SELECT state FROM pods WHERE id = ?1", &id, pod.state)
     }
 
     pub fn insert_ports(&self, pod: PodId, ports: &[PublishedPort]) -> Result<(), DbError> {
@@ -141,27 +150,4 @@ impl Tx<'_> {
 
 fn spec_to_json(spec: &PodSpec) -> String {
     serde_json::to_string(spec).expect("numbers and texts")
-}
-
-impl State {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Running => "running",
-            Self::Deleting => "deleting",
-            Self::Deleted => "deleted",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl std::str::FromStr for State {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed]
-            .into_iter()
-            .find(|state| state.as_str() == s)
-            .ok_or_else(|| format!("{s:?} is not a pod state"))
-    }
 }

@@ -132,22 +132,17 @@ impl Tx<'_> {
     /// Marks checkpoints that were deprecated long enough ago for deletion, unless a restore reads them, and deletes
     /// reports about nothing that still exists.
     pub fn drop_deprecated(&self, before: i64) -> Result<usize, DbError> {
-        let deleting = CheckpointStatus::Deleting.as_str();
-        let dropped = self.0.execute(
-            "UPDATE checkpoints SET status = ?2 WHERE status = 'deprecated'
+        let query = "SELECT id, size FROM checkpoints WHERE status = 'deprecated'
              AND id IN (SELECT id FROM told_checkpoints WHERE deprecated_at <= ?1)
-             AND id NOT IN (SELECT checkpoint FROM actions WHERE status = 'running')",
-            params![before, deleting],
-        )?;
+             AND id NOT IN (SELECT checkpoint FROM actions WHERE status = 'running')";
+        let read = |row: &Row| Ok((parsed(row.get(0)?)?, row.get::<_, i64>(1)?.unsigned_abs()));
+        let due: Vec<(CheckpointId, u64)> = collect(&self.0, query, [before], read)?;
+        for (id, size) in &due {
+            self.update_checkpoint(*id, CheckpointStatus::Deleting, *size)?;
+        }
         let own = self.0.execute("DELETE FROM told_checkpoints WHERE own AND deprecated_at <= ?1", [before])?;
         self.0.execute("DELETE FROM told_checkpoints WHERE NOT own AND id NOT IN (SELECT id FROM checkpoints)", [])?;
         self.0.execute("DELETE FROM told_actions WHERE id NOT IN (SELECT id FROM actions)", [])?;
-        Ok(dropped + own)
-    }
-
-    /// Marks a checkpoint of ours as deprecated; `false` if its state does not allow it.
-    pub fn deprecate_checkpoint(&self, id: CheckpointId) -> Result<bool, DbError> {
-        let query = "UPDATE checkpoints SET status = 'deprecated' WHERE id = ?1 AND status IN ('ready', 'deprecated')";
-        Ok(self.0.execute(query, [id.to_string()])? == 1)
+        Ok(due.len() + own)
     }
 }

@@ -1,12 +1,16 @@
 //! The tables `users` and `quotas`.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::iter;
+
+use rusqlite::{
+    Connection, OptionalExtension, Row, ToSql, params, params_from_iter,
+    types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
+};
 
 use super::{DbError, Tx, collect, parsed};
 use crate::model::{
     names::UserName,
-    quantities::GpuSet,
-    quota::{CpuLimit, Limit, StoredQuota},
+    quota::{Limit, LimitValue, StoredQuota},
     time::now,
     user::User,
 };
@@ -28,32 +32,43 @@ pub fn list(connection: &Connection) -> Result<Vec<User>, DbError> {
     collect(connection, &format!("SELECT {COLUMNS} FROM users ORDER BY id"), [], read)
 }
 
+impl ToSql for LimitValue {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Self::Integer(number) => number.to_sql(),
+            Self::Text(text) => text.to_sql(),
+        }
+    }
+}
+
+impl FromSql for LimitValue {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        match value {
+            ValueRef::Integer(number) => Ok(Self::Integer(number)),
+            ValueRef::Text(_) => value.as_str().map(|text| Self::Text(text.to_owned())),
+            ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => Err(FromSqlError::InvalidType),
+        }
+    }
+}
+
+/// The columns of `quotas`: the user, and one per limit.
+fn quota_columns() -> Vec<&'static str> {
+    iter::once("user").chain(Limit::ALL.iter().map(|limit| limit.name)).collect()
+}
+
 fn read_quota(row: &Row) -> Result<(UserName, StoredQuota), DbError> {
-    let limit = |at: usize| row.get::<_, Option<i64>>(at).map(|value| value.map(Limit::from_i64));
-    let quota = StoredQuota {
-        max_pods: limit(1)?,
-        gpu_count: limit(2)?,
-        gpus: row.get::<_, Option<String>>(3)?.map(parsed::<GpuSet>).transpose()?,
-        memory_limit: limit(4)?,
-        storage_size: limit(5)?,
-        shm_size: limit(6)?,
-        tmpfs_size: limit(7)?,
-        commit_count: limit(8)?,
-        commit_size_limit: limit(9)?,
-        cpu_limit: row.get::<_, Option<i64>>(10)?.map(|milli| CpuLimit(u64::try_from(milli).ok())),
-        pids_limit: limit(11)?,
-        total_memory: limit(12)?,
-        checkpoint_count: limit(13)?,
-        checkpoint_size: limit(14)?,
-    };
-    Ok((parsed(row.get(0)?)?, quota))
+    let mut quota = StoredQuota::default();
+    for limit in Limit::ALL {
+        if let Some(value) = row.get::<_, Option<LimitValue>>(limit.name)? {
+            limit.set(&mut quota, value).map_err(DbError::Row)?;
+        }
+    }
+    Ok((parsed(row.get("user")?)?, quota))
 }
 
 pub fn list_quotas(connection: &Connection) -> Result<Vec<(UserName, StoredQuota)>, DbError> {
-    let query =
-        "SELECT user, max_pods, gpu_count, gpus, memory_limit, storage_size, shm_size, tmpfs_size, commit_count,
-                        commit_size_limit, cpu_limit, pids_limit, total_memory, checkpoint_count, checkpoint_size FROM quotas";
-    collect(connection, query, [], read_quota)
+    let query = format!("SELECT {} FROM quotas", quota_columns().join(", "));
+    collect(connection, &query, [], read_quota)
 }
 
 impl Tx<'_> {
@@ -90,7 +105,7 @@ impl Tx<'_> {
             self.0.execute(&format!("DELETE FROM {table} WHERE user = ?1"), [name.as_str()])?;
         }
         // Checkpoints of their pods' memory must not pass to another user who gets the same name.
-        self.0.execute("UPDATE checkpoints SET status = 'deleting' WHERE user = ?1", [name.as_str()])?;
+        self.delete_checkpoints_later(name)?;
         self.0.execute("DELETE FROM actions WHERE user = ?1 AND status != 'running'", [name.as_str()])?;
         self.0.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])?;
         Ok(())
@@ -108,29 +123,13 @@ impl Tx<'_> {
     }
 
     pub fn upsert_quota(&self, user: &UserName, quota: &StoredQuota) -> Result<(), DbError> {
-        let limit = |limit: Option<Limit>| limit.map(Limit::as_i64);
-        self.0.execute(
-            "INSERT OR REPLACE INTO quotas (user, max_pods, gpu_count, gpus, memory_limit, storage_size, shm_size, tmpfs_size,
-                 commit_count, commit_size_limit, cpu_limit, pids_limit, total_memory, checkpoint_count, checkpoint_size)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-            params![
-                user.as_str(),
-                limit(quota.max_pods),
-                limit(quota.gpu_count),
-                quota.gpus.as_ref().map(GpuSet::to_string),
-                limit(quota.memory_limit),
-                limit(quota.storage_size),
-                limit(quota.shm_size),
-                limit(quota.tmpfs_size),
-                limit(quota.commit_count),
-                limit(quota.commit_size_limit),
-                quota.cpu_limit.map(|cpu| cpu.0.map_or(-1, |milli| milli as i64)),
-                limit(quota.pids_limit),
-                limit(quota.total_memory),
-                limit(quota.checkpoint_count),
-                limit(quota.checkpoint_size),
-            ],
-        )?;
+        let columns = quota_columns();
+        let places = vec!["?"; columns.len()].join(", ");
+        let query = format!("INSERT OR REPLACE INTO quotas ({}) VALUES ({places})", columns.join(", "));
+        let user = user.as_str();
+        let limits: Vec<Option<LimitValue>> = Limit::ALL.iter().map(|limit| limit.get(quota)).collect();
+        let values = iter::once(&user as &dyn ToSql).chain(limits.iter().map(|limit| limit as &dyn ToSql));
+        self.0.execute(&query, params_from_iter(values))?;
         Ok(())
     }
 

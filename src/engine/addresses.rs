@@ -119,7 +119,7 @@ impl Engine {
             .await;
         match inspected {
             Ok(network) => Ok(AddressPool::new(network)),
-            Err(EngineError::NotFound(_)) => Ok(None),
+            Err(EngineError::NoNetwork(_) | EngineError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -4,20 +4,23 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bollard::{
     container::CreateCheckpointOptions,
-    models::{ContainerUpdateBody, RestartPolicy, RestartPolicyNameEnum},
+    models::{ContainerInspectResponse, ContainerUpdateBody, RestartPolicy, RestartPolicyNameEnum},
     query_parameters::{
         InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, TagImageOptionsBuilder,
     },
 };
 use serde_json::Value;
 
-use super::{Engine, EngineError, LONG, SHORT};
-use crate::model::{ids::ContainerId, pod::RestartRule};
+use super::{Engine, EngineError, LONG, SHORT, container::status_of};
+use crate::model::{
+    ids::ContainerId,
+    pod::{ContainerStatus, RestartRule},
+};
 
 /// What a checkpoint needs to know about a container.
 #[derive(Clone, Debug)]
 pub struct ContainerInspect {
-    pub status: String,
+    pub status: ContainerStatus,
     /// Host PID of the first process; 0 when there is none.
     pub pid: i32,
     pub exit_code: i64,
@@ -29,24 +32,39 @@ pub struct ContainerInspect {
     pub upper: Option<PathBuf>,
     /// On its first network.
     pub address: Option<String>,
+    /// A network's name, `host`, or `container:…`; `""` and `default` = the default network.
+    pub network_mode: String,
+    /// Bytes; `None` = no limit.
+    pub memory: Option<u64>,
+    /// The parent of its cgroup that was asked for; mostly `""`.
+    pub cgroup_parent: String,
+    pub mounts: Vec<Mount>,
     /// Settings of the container that prevent a restore.
     pub obstacles: Vec<&'static str>,
-    /// The engine's whole response.
-    pub document: Value,
+    document: Value,
 }
 
-impl Engine {
-    /// Inspects the container; `None` if there is no such container.
-    pub async fn inspect(&self, id: &ContainerId) -> Result<Option<ContainerInspect>, EngineError> {
-        let name = id.to_string();
-        let inspect = self
-            .call(SHORT, |docker| async move { docker.inspect_container(&name, None::<InspectContainerOptions>).await })
-            .await;
-        let inspect = match inspect {
-            Ok(inspect) => inspect,
-            Err(EngineError::NotFound(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+/// A mount of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// A path of the host; empty for a tmpfs.
+    pub source: String,
+    /// As opposed to a volume or a tmpfs.
+    pub is_bind: bool,
+}
+
+impl ContainerInspect {
+    /// The engine's whole response, for the manifest of a checkpoint. What the code reads of it has a field.
+    pub fn document(&self) -> &Value {
+        &self.document
+    }
+
+    /// Whether it is in the network namespace of another container.
+    pub fn shares_network(&self) -> bool {
+        shares_network(&self.network_mode)
+    }
+
+    fn new(inspect: ContainerInspectResponse) -> Result<Self, EngineError> {
         let document = serde_json::to_value(&inspect).map_err(|e| EngineError::AnswerLost(e.to_string()))?;
         let state = inspect.state.unwrap_or_default();
         let host = inspect.host_config.unwrap_or_default();
@@ -61,8 +79,12 @@ impl Engine {
             (host.pid_mode.as_deref().is_some_and(|mode| !mode.is_empty()), "another's PID namespace"),
             (host.network_mode.as_deref() == Some("host"), "the host's network"),
         ];
-        Ok(Some(ContainerInspect {
-            status: state.status.map(|status| status.to_string()).unwrap_or_default(),
+        let mounts = inspect.mounts.unwrap_or_default().into_iter().map(|mount| Mount {
+            source: mount.source.unwrap_or_default(),
+            is_bind: mount.typ.as_deref() == Some("bind"),
+        });
+        Ok(Self {
+            status: status_of(&state),
             pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0),
             exit_code: state.exit_code.unwrap_or(0),
             image_id: inspect.image.unwrap_or_default(),
@@ -73,23 +95,50 @@ impl Engine {
             },
             upper: driver.and_then(|driver| driver.data.get("UpperDir").map(PathBuf::from)),
             address: addresses.into_values().find_map(|end| end.ip_address.filter(|address| !address.is_empty())),
+            network_mode: host.network_mode.unwrap_or_default(),
+            memory: host.memory.and_then(|bytes| u64::try_from(bytes).ok()).filter(|&bytes| bytes > 0),
+            cgroup_parent: host.cgroup_parent.unwrap_or_default(),
+            mounts: mounts.collect(),
             obstacles: obstacles.into_iter().filter_map(|(there, what)| there.then_some(what)).collect(),
             document,
-        }))
+        })
+    }
+}
+
+/// Whether a network mode is the network namespace of another container.
+pub(super) fn shares_network(network_mode: &str) -> bool {
+    network_mode.starts_with("container:")
+}
+
+impl Engine {
+    /// Inspects the container; `None` if there is no such container.
+    pub async fn inspect(&self, id: &ContainerId) -> Result<Option<ContainerInspect>, EngineError> {
+        let name = id.to_string();
+        let inspect = self
+            .call(SHORT, |docker| async move { docker.inspect_container(&name, None::<InspectContainerOptions>).await })
+            .await;
+        match inspect {
+            Ok(inspect) => ContainerInspect::new(inspect).map(Some),
+            Err(EngineError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Freezes the container's processes. Succeeds if it is already paused.
     pub async fn pause(&self, id: &ContainerId) -> Result<(), EngineError> {
         let pause = || self.retry_lost(SHORT, |docker, id| async move { docker.pause_container(&id).await }, id);
-        let paused = Self::until_frozen(pause).await;
-        self.unless_said(paused, "is already paused")
+        match Self::until_frozen(pause).await {
+            Err(EngineError::AlreadyPaused(_)) => Ok(()),
+            other => other,
+        }
     }
 
     /// Resumes them. Succeeds if the container is not paused.
     pub async fn unpause(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let unpaused =
-            self.retry_lost(SHORT, |docker, id| async move { docker.unpause_container(&id).await }, id).await;
-        self.unless_said(unpaused, "is not paused")
+        match self.retry_lost(SHORT, |docker, id| async move { docker.unpause_container(&id).await }, id).await {
+            Err(EngineError::NotPaused(_)) => Ok(()),
+            other => other,
+        }
     }
 
     /// Sends SIGKILL. Succeeds if the container is not running.
@@ -98,15 +147,8 @@ impl Engine {
             let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
             docker.kill_container(&id, Some(options)).await
         };
-        let killed = self.retry_lost(SHORT, kill, id).await;
-        self.unless_said(killed, "is not running")
-    }
-
-    fn unless_said(&self, done: Result<(), EngineError>, words: &str) -> Result<(), EngineError> {
-        match done {
-            Err(EngineError::Conflict(message) | EngineError::Failed { message, .. }) if message.contains(words) => {
-                Ok(())
-            }
+        match self.retry_lost(SHORT, kill, id).await {
+            Err(EngineError::NotRunning(_)) => Ok(()),
             other => other,
         }
     }
@@ -170,5 +212,42 @@ impl Engine {
         let info = self.call(LONG, |docker| async move { docker.info().await }).await?;
         let root = info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned());
         Ok(PathBuf::from(root).join("containers").join(id.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn inspect(document: Value) -> ContainerInspect {
+        ContainerInspect::new(serde_json::from_value(document).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_inspect_has_its_fields_from_the_document() {
+        let found = inspect(json!({
+            "Id": "2f1e", "Image": "sha256:1f", "State": {"Status": "paused", "Pid": 7, "ExitCode": 0},
+            "HostConfig": {"NetworkMode": "container:2f1e", "Memory": 1 << 30, "CgroupParent": "/lab"},
+            "Mounts": [{"Type": "bind", "Source": "/srv/a"}, {"Type": "tmpfs", "Source": ""}],
+        }));
+        assert_eq!((&found.status, found.pid, found.memory), (&ContainerStatus::Paused, 7, Some(1 << 30)));
+        assert_eq!((found.cgroup_parent.as_str(), found.image_id.as_str()), ("/lab", "sha256:1f"));
+        assert!(found.shares_network() && found.obstacles.is_empty());
+        let mount = |source: &str, is_bind| Mount { source: source.to_owned(), is_bind };
+        assert_eq!(found.mounts, [mount("/srv/a", true), mount("", false)]);
+        assert_eq!(
+            (&found.document()["Id"], &found.document()["HostConfig"]["CgroupParent"]),
+            (&json!("2f1e"), &json!("/lab"))
+        );
+    }
+
+    #[test]
+    fn what_an_inspect_lacks_is_no_limit() {
+        let found = inspect(json!({"State": {}, "HostConfig": {"Memory": 0}}));
+        assert_eq!((found.memory, found.network_mode.as_str(), found.mounts.len()), (None, "", 0));
+        assert!(!found.shares_network());
+        assert_eq!(found.status, ContainerStatus::Unknown(String::new()));
     }
 }

@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary};
+use bollard::models::{ContainerInspectResponse, ContainerState, ContainerSummary};
 
-use crate::model::{ids::ContainerId, pod::PublishedPort, quantities::GpuSet};
+use crate::model::{
+    ids::ContainerId,
+    pod::{ContainerStatus, PublishedPort},
+    quantities::GpuSet,
+};
 
 /// A container, as of its last inspection.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,8 +16,7 @@ pub struct Container {
     pub id: ContainerId,
     /// Without the leading slash.
     pub name: String,
-    /// `created`, `running`, `paused`, `restarting`, `removing`, `exited` or `dead`.
-    pub status: String,
+    pub status: ContainerStatus,
     /// By the name that it was created with.
     pub image: String,
     pub labels: HashMap<String, String>,
@@ -89,7 +92,7 @@ impl Container {
         Some(Self {
             id: summary.id?.parse().ok()?,
             name: summary.names?.first()?.trim_start_matches('/').to_owned(),
-            status: summary.state?.to_string(),
+            status: summary.state?.as_ref().into(),
             image: summary.image.unwrap_or_default(),
             labels: summary.labels.unwrap_or_default(),
             networks,
@@ -117,7 +120,7 @@ impl Container {
         Some(Self {
             id: inspect.id?.parse().ok()?,
             name: inspect.name?.trim_start_matches('/').to_owned(),
-            status: state.status.map(|s| s.to_string()).unwrap_or_default(),
+            status: status_of(&state),
             image: config.image.unwrap_or_default(),
             labels: config.labels.unwrap_or_default(),
             networks,
@@ -139,6 +142,11 @@ impl Container {
             }),
         })
     }
+}
+
+/// The status in an inspect.
+pub(super) fn status_of(state: &ContainerState) -> ContainerStatus {
+    state.status.as_ref().map_or("", AsRef::as_ref).into()
 }
 
 fn published(map: Option<bollard::models::PortMap>) -> Vec<PublishedPort> {

@@ -17,7 +17,7 @@ use bollard::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{Engine, EngineError, LONG, SHORT};
+use super::{Engine, EngineError, LONG, SHORT, checkpoint::shares_network};
 use crate::model::{
     ids::ContainerId,
     pod::{Init, PodSpec},
@@ -157,7 +157,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
 /// Disables multipath TCP, which servers written in Go use by default and CRIU cannot dump; they fall back to TCP. Only
 /// a pod with a network namespace of its own has such settings, and only if the kernel knows them.
 fn settings(network: &str) -> Option<HashMap<String, String>> {
-    let is_own = network != "host" && !network.starts_with("container:");
+    let is_own = network != "host" && !shares_network(network);
     (is_own && Path::new("/proc/sys/net/mptcp/enabled").exists())
         .then(|| HashMap::from([("net.mptcp.enabled".to_owned(), "0".to_owned())]))
 }
@@ -218,9 +218,7 @@ impl Engine {
         };
         let removed = match self.retry_lost(SHORT, remove, id).await {
             Err(EngineError::NotFound(_)) => Ok(()),
-            Err(EngineError::Conflict(message)) if message.contains("is already in progress") => {
-                self.wait_gone(id).await
-            }
+            Err(EngineError::RemovalInProgress(_)) => self.wait_gone(id).await,
             other => other,
         };
         if removed.is_ok() {
@@ -315,7 +313,7 @@ impl Engine {
     {
         for pause in FREEZES {
             match freeze().await {
-                Err(error) if error.is_not_frozen() => tokio::time::sleep(Duration::from_millis(pause)).await,
+                Err(EngineError::NotFrozen(_)) => tokio::time::sleep(Duration::from_millis(pause)).await,
                 other => return other,
             }
         }

@@ -135,7 +135,7 @@ impl Engine {
         let exit_code = exit_code?;
         // In this case the output is the runtime's error message.
         if exit_code == Some(CANNOT_RUN) && self.exec_pid(&exec_id).await.is_none() {
-            return Err(EngineError::Conflict(String::from_utf8_lossy(&kept).trim_end().to_owned()));
+            return Err(EngineError::from_runtime(String::from_utf8_lossy(&kept).trim_end().to_owned()));
         }
         Ok(ExecOutput { exit_code, output: kept, truncated })
     }

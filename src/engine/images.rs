@@ -12,7 +12,7 @@ impl Engine {
         let removed =
             self.call(LONG, |docker| async move { docker.remove_image(&owned, Some(options), None).await }).await;
         match removed {
-            Ok(_) | Err(EngineError::NotFound(_)) => self.refresh_images().await,
+            Ok(_) | Err(EngineError::NoImage(_) | EngineError::NotFound(_)) => self.refresh_images().await,
             Err(error) => Err(error),
         }
     }

@@ -436,12 +436,13 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::pod::ContainerStatus;
 
     fn container(id: &ContainerId) -> Container {
         Container {
             id: id.clone(),
             name: "a".to_owned(),
-            status: "running".to_owned(),
+            status: ContainerStatus::Running,
             image: String::new(),
             labels: HashMap::new(),
             networks: Vec::new(),

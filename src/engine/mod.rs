@@ -4,6 +4,7 @@
 //!   own writes. Reads answer from it and never wait for the engine.
 //! - Writes go through [`Engine::call`], which gives each a deadline and ends it early when the engine stops answering,
 //!   so that a hung engine is a 503 and not a hung request.
+//! - [`EngineError`] is the only reader of Docker's messages: other modules match its variants.
 //!
 //! The engine may be down when we start and may go away at any time; [`Engine::watch`] connects again by itself.
 
@@ -11,6 +12,7 @@ mod addresses;
 mod checkpoint;
 mod container;
 mod containers;
+mod error;
 mod exec;
 mod facts;
 mod images;
@@ -24,9 +26,10 @@ use tokio::sync::watch;
 
 pub use self::{
     addresses::{AddressPool, Placeholder},
-    checkpoint::ContainerInspect,
+    checkpoint::{ContainerInspect, Mount},
     container::{Container, Detail, Image},
     containers::{ContainerSpec, LogOptions},
+    error::{Answer, EngineError},
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::Inventory,
@@ -38,99 +41,6 @@ pub const SHORT: Duration = Duration::from_secs(7);
 
 /// Deadline of calls that move data (commit).
 pub const LONG: Duration = Duration::from_secs(600);
-
-/// Why a call to the engine failed.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    #[error("Docker does not answer{}", detail(.0))]
-    Unavailable(String),
-    /// The deadline passed: the engine may have done the work, or may do it later.
-    #[error("Docker did not finish within {} s", .0.as_secs())]
-    TimedOut(Duration),
-    #[error("Docker found no such object: {0}")]
-    NotFound(String),
-    #[error("Docker refused: {0}")]
-    Conflict(String),
-    #[error("port {0} of this host is in use by another program")]
-    PortTaken(u16),
-    #[error("the disk that holds Docker's data is full")]
-    DiskFull,
-    #[error("Docker answered {status}: {message}")]
-    Failed { status: u16, message: String },
-    /// The connection broke or the response could not be parsed: the work may have been done.
-    #[error("Docker's response was lost: {0}")]
-    AnswerLost(String),
-}
-
-fn detail(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(": {text}") }
-}
-
-impl EngineError {
-    /// Whether the work may have been done.
-    pub fn is_ambiguous(&self) -> bool {
-        matches!(self, Self::TimedOut(_) | Self::AnswerLost(_) | Self::Unavailable(_))
-    }
-
-    /// Whether the processes did not freeze in time. The runtime has resumed all of them then.
-    pub fn is_not_frozen(&self) -> bool {
-        matches!(self, Self::Failed { message, .. } if message.contains("unable to freeze"))
-    }
-}
-
-impl From<bollard::errors::Error> for EngineError {
-    fn from(error: bollard::errors::Error) -> Self {
-        use bollard::errors::Error;
-        match error {
-            Error::DockerResponseServerError { status_code, message } => from_answer(status_code, message),
-            Error::RequestTimeoutError => Self::TimedOut(SHORT),
-            Error::SocketNotFoundError(path) => Self::Unavailable(format!("no socket {path}")),
-            Error::HyperLegacyError { err } if err.is_connect() => Self::Unavailable(root_cause(&err)),
-            other => Self::AnswerLost(root_cause(&other)),
-        }
-    }
-}
-
-fn from_answer(status: u16, message: String) -> EngineError {
-    let lower = message.to_ascii_lowercase();
-    if lower.contains("no space left on device") {
-        return EngineError::DiskFull;
-    }
-    if (lower.contains("address already in use") || lower.contains("port is already allocated"))
-        && let Some(port) = taken_port(&message)
-    {
-        return EngineError::PortTaken(port);
-    }
-    match status {
-        404 => EngineError::NotFound(message),
-        409 => EngineError::Conflict(message),
-        status => EngineError::Failed { status, message },
-    }
-}
-
-/// The port in "Bind for 0.0.0.0:20001 failed: port is already allocated" and "listen tcp4 0.0.0.0:20001: bind: address
-/// already in use".
-fn taken_port(message: &str) -> Option<u16> {
-    let mut found = None;
-    for (at, _) in message.match_indices(':') {
-        let digits: String = message[at + 1..].chars().take_while(char::is_ascii_digit).collect();
-        let ends = message[at + 1 + digits.len()..].chars().next();
-        if let Ok(port @ 1..) = digits.parse::<u16>()
-            && matches!(ends, Some(':' | ' ') | None)
-        {
-            found = Some(port);
-        }
-    }
-    found
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}
 
 /// Whether the engine answers, as last seen by [`Engine::watch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,32 +143,5 @@ impl Engine {
     {
         let answer = tokio::time::timeout(deadline, call(self.docker()?)).await;
         answer.map_err(|_| EngineError::TimedOut(deadline))?.map_err(EngineError::from)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_about_ports_name_the_port() {
-        for (message, port) in [
-            (
-                "driver failed programming external connectivity on endpoint a-b (c2f): Bind for 0.0.0.0:20001 failed: port is already allocated",
-                20001,
-            ),
-            (
-                "driver failed: Error starting userland proxy: listen tcp4 0.0.0.0:20002: bind: address already in use",
-                20002,
-            ),
-            ("listen tcp4 [::]:20003: bind: address already in use", 20003),
-        ] {
-            assert!(
-                matches!(from_answer(500, message.to_owned()), EngineError::PortTaken(found) if found == port),
-                "{message}"
-            );
-        }
-        assert!(matches!(from_answer(500, "write /x: no space left on device".into()), EngineError::DiskFull));
-        assert!(matches!(from_answer(404, String::new()), EngineError::NotFound(_)));
     }
 }

@@ -73,51 +73,70 @@ impl Owner {
 }
 
 /// Why an operation on files failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum FileError {
     #[error("there is no file {0}")]
+    #[strum(serialize = "file_not_found")]
     NotFound(String),
     #[error("there is no folder {0}")]
+    #[strum(serialize = "directory_not_found")]
     NoDirectory(String),
     #[error("{0} does not meet the request's If-Match or If-None-Match; read its current ETag and try again")]
+    #[strum(serialize = "precondition_failed")]
     Precondition(String),
     #[error("{0} is not a file that can be read or replaced; choose another name")]
     NotAFile(String),
     #[error("{0} is a folder that is not empty; delete what is in it first")]
+    #[strum(serialize = "directory_not_empty")]
     NotEmpty(String),
     #[error("{0} leads through a symbolic link, which is not followed")]
     Symlink(String),
     #[error("this URL is invalid, has expired or is for another method; request a new one")]
+    #[strum(serialize = "invalid_signed_url")]
     BadLink,
     #[error("only admins may name another user")]
     AdminsOnly,
     #[error("{0} is being written by another request; try again when that has ended")]
+    #[strum(serialize = "file_busy")]
     Busy(String),
     #[error(
         "{path} has {have} bytes so far, and this part begins at {asked}; resume at {have}, or send the whole file"
     )]
+    #[strum(serialize = "upload_offset")]
     Offset { path: String, have: u64, asked: u64 },
     #[error("the file was announced with {said} bytes, and with this part it would have {found}")]
+    #[strum(serialize = "upload_total")]
     Total { said: u64, found: u64 },
     #[error("{found} of the announced {said} bytes arrived; resume at {found}")]
+    #[strum(serialize = "upload_cut")]
     Cut { said: u64, found: u64 },
     #[error("the bytes came too slowly; resume at {found}")]
+    #[strum(serialize = "slow_body")]
     Slow { found: u64 },
     #[error("a file may have at most {limit}, and this one has more")]
+    #[strum(serialize = "file_too_large")]
     TooLarge { limit: ByteSize },
     #[error("your files use {used} bytes of at most {limit}; delete some with DELETE /v2/files/…")]
+    #[strum(serialize = "files_size_limit")]
     OverLimit { limit: ByteSize, used: u64 },
     #[error("you have reached your limit of {limit} files; delete some with DELETE /v2/files/…")]
+    #[strum(serialize = "files_count_limit")]
     TooMany { limit: u64 },
     #[error("the disk for files has less than the {keep_free} that must be kept free; ask an admin")]
+    #[strum(serialize = "files_disk_full")]
     DiskFull { keep_free: ByteSize },
     #[error(transparent)]
+    #[strum(transparent)]
     Remote(#[from] ObjectError),
     #[error(transparent)]
+    #[strum(transparent)]
     Account(#[from] AccountError),
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
     #[error("cannot access the directory for files")]
+    #[strum(serialize = "internal")]
     Io(#[from] io::Error),
 }
 

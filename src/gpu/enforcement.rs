@@ -14,7 +14,7 @@ use crate::{
     model::{
         ids::{ContainerId, PodId, ProcessId},
         names::UserName,
-        quota::Limit,
+        quota::CountLimit,
         usage::GpuUuid,
     },
 };
@@ -75,12 +75,17 @@ struct GpuUse<'a> {
 
 impl Enforcer {
     /// What this snapshot requires.
-    pub fn decide(&mut self, snapshot: &Snapshot, limit: impl Fn(&UserName) -> Limit, rule: Rule) -> Vec<Enforcement> {
+    pub fn decide(
+        &mut self,
+        snapshot: &Snapshot,
+        limit: impl Fn(&UserName) -> CountLimit,
+        rule: Rule,
+    ) -> Vec<Enforcement> {
         let uses = uses(snapshot);
         self.0.retain(|user, _| uses.contains_key(user));
         let mut acts = Vec::new();
         for (user, uses) in uses {
-            let Limit(Some(allowed)) = limit(user) else {
+            let CountLimit(Some(allowed)) = limit(user) else {
                 self.0.remove(user);
                 continue;
             };
@@ -253,7 +258,7 @@ mod tests {
             vec![process(2, 20, "alice")],
             vec![process(3, 15, "alice"), process(4, 99, "bob")],
         ];
-        let limit = |_: &UserName| Limit(Some(1));
+        let limit = |_: &UserName| CountLimit(Some(1));
         let acts = enforcement.decide(&snapshot(0, &gpus), limit, RULE);
         let [Enforcement::Warn { user, message, .. }] = &acts[..] else { panic!("{acts:?}") };
         assert_eq!(user.as_str(), "alice");
@@ -278,7 +283,7 @@ mod tests {
         let mut enforcement = Enforcer::default();
         let gpus = [vec![process(1, 10, "alice")]];
         let rule = Rule { then: OnOveruse::Warn, ..RULE };
-        let limit = |_: &UserName| Limit(Some(0));
+        let limit = |_: &UserName| CountLimit(Some(0));
         assert_eq!(enforcement.decide(&snapshot(0, &gpus), limit, rule).len(), 1);
         assert!(enforcement.decide(&snapshot(1000, &gpus), limit, rule).is_empty());
     }
@@ -296,7 +301,7 @@ mod tests {
                 pid += 1;
                 process(pid, *started, owner)
             }).collect()).collect();
-            let limit = |user: &UserName| if user.as_str() == "alice" { Limit(Some(allowed)) } else { Limit(None) };
+            let limit = |user: &UserName| if user.as_str() == "alice" { CountLimit(Some(allowed)) } else { CountLimit(None) };
             let mut enforcement = Enforcer::default();
             let used = |gpus: &[Vec<GpuProcess>]| gpus.iter().filter(|on| on.iter().any(|p| p.owner.user().is_some_and(|u| u.as_str() == "alice"))).count() as u64;
             for round in 0..40 {

@@ -9,16 +9,20 @@ use std::{
 use crate::model::quantities::ByteSize;
 
 /// Why something on a disk failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum DiskError {
     #[error(
         "the disk is full: {path} has {} left; delete checkpoints with `pody checkpoint rm ID`, or free space there",
         ByteSize(*.free)
     )]
+    #[strum(serialize = "disk_full")]
     Full { path: PathBuf, free: u64 },
     #[error("{0} is on a disk that is mounted read-only; an admin has to check that disk and mount it writable")]
+    #[strum(serialize = "disk_read_only")]
     ReadOnly(PathBuf),
     #[error("{what} {path} failed: {source}")]
+    #[strum(serialize = "disk_failed")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
 

@@ -7,6 +7,7 @@ use axum::{
     http::Method,
     response::{IntoResponse, Response},
 };
+use utoipa::openapi::{RefOr, Schema};
 
 use super::{
     error::ApiError,
@@ -21,6 +22,8 @@ pub struct Dialect {
     pub prefix: &'static str,
     /// Renders an error that occurs before a handler is called.
     pub refuse: fn(ApiError) -> Response,
+    /// What its errors are called in `/openapi.json`, and their shape.
+    pub error: (&'static str, fn() -> RefOr<Schema>),
     /// Whether a slash at the end of a path is ignored.
     pub ignores_last_slash: bool,
     /// Whether a missing or mistyped parameter is a 422; it is a 400 elsewhere.

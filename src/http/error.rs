@@ -1,17 +1,17 @@
-//! The dialect's one error: a status and `{"detail": …}`.
+//! What any dialect can meet: a status, a code for programs, a sentence for people. Each dialect renders it in its form.
 //!
-//! Each domain error is mapped by an exhaustive match: a new one does not compile until it has its status here. What
-//! went wrong inside goes to the log under a request id, and the client gets the id.
+//! Each domain error is mapped by an exhaustive match: a new one does not compile until it has its status here. Its code
+//! is the name of the innermost domain error; docs/API.md lists them all. What went wrong inside goes to the log under a
+//! request id, and the client gets the id.
 
 use std::error::Error;
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde_json::{Value, json};
 
-use super::json::Json;
 use crate::{
     account::{AccountError, AuthError, RemoteError},
     app::PurgeError,
@@ -30,22 +30,29 @@ const RETRY: u64 = 2;
 /// Seconds until it is worth while to ask whether maintenance is over.
 const RETRY_MAINTENANCE: u64 = 60;
 
+/// The code of everything whose cause only the log has.
+const INTERNAL: &str = "internal";
+
 /// Every answer that is not a success.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum ApiError {
     #[error("{0}")]
     BadRequest(String),
     #[error("some parameters are missing or of another type")]
+    #[strum(serialize = "invalid_parameters")]
     Unprocessable(Vec<Value>),
     #[error("Not authenticated")]
     NotAuthenticated,
     #[error(transparent)]
+    #[strum(transparent)]
     Auth(#[from] AuthError),
     #[error("only admins may do this")]
     AdminsOnly,
     #[error("this request was made by another web site; open this server's own pages")]
     OtherSite,
     #[error("the {part} of a request has at most {max} bytes")]
+    #[strum(serialize = "request_too_large")]
     TooLong { part: &'static str, max: usize },
     #[error("the request's body came too slowly")]
     SlowBody,
@@ -54,16 +61,36 @@ pub enum ApiError {
     #[error("Method Not Allowed")]
     MethodNotAllowed,
     #[error(transparent)]
+    #[strum(transparent)]
     Pod(#[from] PodError),
     #[error(transparent)]
+    #[strum(transparent)]
     Account(#[from] AccountError),
     #[error(transparent)]
+    #[strum(transparent)]
     Checkpoint(CheckpointError),
-    /// The remote user profile service says no, with pody's own statuses.
-    #[error("{1}")]
-    Service(u16, &'static str),
+    #[error(transparent)]
+    #[strum(transparent)]
+    Service(#[from] ServiceRefusal),
     #[error("something went wrong inside pody; an admin finds it in the log under {0}")]
     Internal(OpId),
+}
+
+/// Why the remote user profile service does not serve another node. The sentences are those of pody 0.4.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum ServiceRefusal {
+    #[error("Remote user profile service is not enabled")]
+    #[strum(serialize = "user_service_disabled")]
+    Disabled,
+    #[error("Missing or invalid Authorization header")]
+    NoAccessToken,
+    #[error("Invalid access token")]
+    #[strum(serialize = "invalid_access_token")]
+    BadAccessToken,
+    #[error("User profile service is in read-only mode")]
+    #[strum(serialize = "user_service_read_only")]
+    ReadOnly,
 }
 
 impl ApiError {
@@ -108,17 +135,27 @@ impl ApiError {
                 AccountError::Db(error) => db_status(error),
             },
             Self::Checkpoint(error) => checkpoint_status(error),
-            Self::Service(status, _) => StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            Self::Service(refusal) => match refusal {
+                ServiceRefusal::Disabled => StatusCode::NOT_IMPLEMENTED,
+                ServiceRefusal::NoAccessToken => StatusCode::UNAUTHORIZED,
+                ServiceRefusal::BadAccessToken => StatusCode::FORBIDDEN,
+                ServiceRefusal::ReadOnly => StatusCode::LOCKED,
+            },
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// What stands under `detail`.
+    /// What a program decides by: the name of the innermost domain error.
+    pub fn code(&self) -> &'static str {
+        if self.hidden().is_some() { INTERNAL } else { self.into() }
+    }
+
+    /// The sentence, or the list of what is wrong with each parameter.
     pub fn detail(&self) -> Value {
         match self {
             Self::Unprocessable(list) => Value::Array(list.clone()),
             Self::Auth(AuthError::Remote(error)) => {
-                json!(format!("the node that keeps the accounts cannot be asked: {error}"))
+                json!(format!("cannot reach the node that keeps the accounts: {error}"))
             }
             Self::Account(AccountError::Remote(error)) => json!(error.to_string()),
             // What the connection to Docker says of itself is for admins.
@@ -128,7 +165,7 @@ impl ApiError {
                 )
             }
             Self::Pod(PodError::Engine(EngineError::AnswerLost(_))) => {
-                json!("Docker's answer was lost; look whether it was done, and try again if not")
+                json!("Docker's response was lost; check whether it was done, and try again if not")
             }
             other => json!(other.to_string()),
         }
@@ -189,9 +226,26 @@ fn engine_status(error: &EngineError) -> StatusCode {
         EngineError::Unavailable(_) | EngineError::TimedOut(_) | EngineError::AnswerLost(_) | EngineError::DiskFull => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        EngineError::NotFound(_) | EngineError::Conflict(_) | EngineError::PortTaken(_) => StatusCode::CONFLICT,
-        EngineError::Failed { status: 400, .. } => StatusCode::BAD_REQUEST,
-        EngineError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        EngineError::PortTaken(_) => StatusCode::CONFLICT,
+        EngineError::NoImage(answer)
+        | EngineError::NoNetwork(answer)
+        | EngineError::NoPids(answer)
+        | EngineError::CannotExecute { answer, .. }
+        | EngineError::AlreadyPaused(answer)
+        | EngineError::NotPaused(answer)
+        | EngineError::Paused(answer)
+        | EngineError::NotRunning(answer)
+        | EngineError::RemovalInProgress(answer)
+        | EngineError::StorageOptUnsupported(answer)
+        | EngineError::NoGpuDriver(answer)
+        | EngineError::NotFrozen(answer)
+        | EngineError::NotFound(answer)
+        | EngineError::Conflict(answer)
+        | EngineError::Failed(answer) => match answer.status {
+            404 | 409 => StatusCode::CONFLICT,
+            400 => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        },
     }
 }
 
@@ -253,9 +307,13 @@ pub fn object_status(error: &ObjectError) -> StatusCode {
 pub fn db_status(error: &DbError) -> StatusCode {
     match error {
         DbError::Busy | DbError::Full | DbError::Gone => StatusCode::SERVICE_UNAVAILABLE,
-        DbError::Damaged(_) | DbError::Other(_) | DbError::Row(_) | DbError::Newer { .. } | DbError::Open { .. } => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        DbError::Damaged(_)
+        | DbError::Other(_)
+        | DbError::Row(_)
+        | DbError::Newer { .. }
+        | DbError::Open { .. }
+        | DbError::Transition { .. }
+        | DbError::NoRow { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -286,19 +344,38 @@ impl From<DbError> for ApiError {
 }
 
 impl ApiError {
-    /// What a client may see of it: a sentence of the database or of Docker about itself goes to the log.
+    /// What a client does not see: a sentence of the database, of Docker or of CRIU about itself.
+    fn hidden(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Pod(PodError::Db(error)) | Self::Account(AccountError::Db(error)) => {
+                (db_status(error) == StatusCode::INTERNAL_SERVER_ERROR).then_some(error as _)
+            }
+            Self::Pod(PodError::Engine(error)) if error.status().is_some_and(|status| status >= 500) => Some(error),
+            Self::Checkpoint(error) => {
+                (checkpoint_status(error) == StatusCode::INTERNAL_SERVER_ERROR).then_some(error as _)
+            }
+            Self::BadRequest(_)
+            | Self::Unprocessable(_)
+            | Self::NotAuthenticated
+            | Self::Auth(_)
+            | Self::AdminsOnly
+            | Self::OtherSite
+            | Self::TooLong { .. }
+            | Self::SlowBody
+            | Self::NoRoute
+            | Self::MethodNotAllowed
+            | Self::Pod(_)
+            | Self::Account(_)
+            | Self::Service(_)
+            | Self::Internal(_) => None,
+        }
+    }
+
+    /// What a client may see of it: what is hidden goes to the log.
     pub fn disclosed(self) -> Self {
-        let error = match self {
-            Self::Pod(PodError::Db(error)) | Self::Account(AccountError::Db(error))
-                if db_status(&error) == StatusCode::INTERNAL_SERVER_ERROR =>
-            {
-                Self::internal(&error)
-            }
-            Self::Pod(PodError::Engine(error @ EngineError::Failed { status: 500.., .. })) => Self::internal(&error),
-            Self::Checkpoint(error) if checkpoint_status(&error) == StatusCode::INTERNAL_SERVER_ERROR => {
-                Self::internal(&error)
-            }
-            other => other,
+        let error = match self.hidden() {
+            Some(error) => Self::internal(error),
+            None => self,
         };
         if let Self::Pod(PodError::Engine(error @ (EngineError::Unavailable(_) | EngineError::AnswerLost(_)))) = &error
         {
@@ -317,15 +394,6 @@ impl ApiError {
         if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let error = self.disclosed();
-        let mut response = (error.status(), Json(json!({ "detail": error.detail() }))).into_response();
-        error.add_headers(&mut response);
-        response
     }
 }
 

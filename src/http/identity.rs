@@ -7,7 +7,10 @@ use axum::http::{HeaderMap, HeaderName, Uri, header};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use subtle::ConstantTimeEq;
 
-use super::{endpoint::Access, error::ApiError};
+use super::{
+    endpoint::Access,
+    error::{ApiError, ServiceRefusal},
+};
 use crate::{app::App, model::user::Caller};
 
 /// The caller of a route with this access. `None` for routes that need none.
@@ -61,13 +64,13 @@ pub fn admit_node(app: &App, authorization: Option<&str>) -> Result<(), ApiError
     let config = app.config.get();
     let service = &config.remote_user_profile.service;
     if !service.enabled {
-        return Err(ApiError::Service(501, "Remote user profile service is not enabled"));
+        return Err(ServiceRefusal::Disabled.into());
     }
     let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
-    let token = token.ok_or(ApiError::Service(401, "Missing or invalid Authorization header"))?;
+    let token = token.ok_or(ServiceRefusal::NoAccessToken)?;
     match bool::from(token.as_bytes().ct_eq(service.access_token.as_bytes())) {
         true => Ok(()),
-        false => Err(ApiError::Service(403, "Invalid access token")),
+        false => Err(ServiceRefusal::BadAccessToken.into()),
     }
 }
 

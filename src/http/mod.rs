@@ -5,6 +5,10 @@
 //! clients.
 
 pub mod cedana;
+#[cfg(test)]
+mod codes;
+#[cfg(test)]
+mod document;
 pub mod endpoint;
 pub mod error;
 pub mod identity;

@@ -13,14 +13,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter},
 };
+use utoipa::PartialSchema;
 
 use super::{
-    cedana::{self, V2Error},
+    cedana::{self, V2Error, V2ErrorBody},
     endpoint::{Access, Ctx, Dialect, Route, route},
     error::ApiError,
     identity::{identify, refuse_other_sites},
     params::{BodyUse, Input},
-    pody,
+    pody::{self, ErrorBody},
 };
 use crate::{app::App, engine::Health, model::names::clipped};
 
@@ -45,10 +46,17 @@ static DIALECTS: [Dialect; 2] = [
     Dialect {
         prefix: "/v2",
         refuse: |error| V2Error::from(error).into_response(),
+        error: ("V2Error", V2ErrorBody::schema),
         ignores_last_slash: true,
         knows_422: false,
     },
-    Dialect { prefix: "", refuse: ApiError::into_response, ignores_last_slash: false, knows_422: true },
+    Dialect {
+        prefix: "",
+        refuse: ApiError::into_response,
+        error: ("Error", ErrorBody::schema),
+        ignores_last_slash: false,
+        knows_422: true,
+    },
 ];
 
 fn dialect_of(path: &str) -> &'static Dialect {
@@ -336,11 +344,15 @@ async fn read_body(app: &App, body: Body) -> Result<Vec<u8>, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, fmt::Write as _, path::Path};
+    use std::{collections::HashSet, fmt::Write as _};
 
     use super::*;
+    use crate::{
+        http::document,
+        model::quota::{Limit, LimitValue, Quota, StoredQuota, Unit},
+    };
 
-    /// The table in docs/API.md.
+    /// The table of routes in docs/API.md.
     fn table() -> String {
         let mut text = String::from("| route | who | parameters | what |\n| --- | --- | --- | --- |\n");
         for route in routes() {
@@ -369,19 +381,36 @@ mod tests {
         text
     }
 
-    /// The document shows the list as it is. `UPDATE_DOCS=1 cargo test` rewrites it.
+    /// The table of limits in docs/API.md.
+    fn limits() -> String {
+        let mut text = String::from("| limit | value | default | what |\n| --- | --- | --- | --- |\n");
+        let default = StoredQuota::from(Quota::default());
+        for limit in Limit::ALL {
+            let value = match limit.unit {
+                Unit::Count => "count",
+                Unit::Bytes => "size",
+                Unit::Cores => "cores",
+                Unit::Gpus => "GPUs",
+            };
+            let default = match limit.get(&default).expect("a default") {
+                LimitValue::Text(text) => text,
+                LimitValue::Integer(..0) => "unlimited".to_owned(),
+                LimitValue::Integer(0) if limit.unit == Unit::Bytes => "none".to_owned(),
+                LimitValue::Integer(number) => number.to_string(),
+            };
+            let _ = writeln!(text, "| `{}` | {value} | {default} | {} |", limit.name, limit.description);
+        }
+        text
+    }
+
     #[test]
     fn the_document_lists_every_route() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/API.md");
-        let document = std::fs::read_to_string(&path).expect("docs/API.md");
-        let (before, rest) = document.split_once("<!-- routes -->\n").expect("the mark before the table");
-        let (shown, after) = rest.split_once("<!-- end of routes -->").expect("the mark behind the table");
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            let updated = format!("{before}<!-- routes -->\n{}<!-- end of routes -->{after}", table());
-            std::fs::write(&path, updated).expect("docs/API.md is written");
-        } else {
-            assert_eq!(shown, table(), "run `UPDATE_DOCS=1 cargo test the_document` and check the change");
-        }
+        document::check("routes", &table());
+    }
+
+    #[test]
+    fn the_document_lists_every_limit() {
+        document::check("limits", &limits());
     }
 
     #[test]

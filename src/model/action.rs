@@ -1,4 +1,11 @@
 //! Actions: one checkpoint or restore each, with the journal that recovery reads.
+//!
+//! ```text
+//!  insert ───► running ───► done
+//!                 └───────► error
+//! ```
+//!
+//! A running action has a phase, see [`super::phase`]. It stays `running` after a kill until recovery has ended it.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
@@ -11,6 +18,7 @@ use super::{
     phase::{ActionKind, Phase},
     pod::RestartRule,
     time::{as_time, as_time_if_any},
+    transitions::transitions,
     words::words,
 };
 
@@ -19,6 +27,14 @@ words! {
         Running = "running",
         Done = "done",
         Error = "error",
+    }
+}
+
+transitions! {
+    ActionStatus of "action" from [Running] {
+        Running => [Done, Error],
+        Done => [],
+        Error => [],
     }
 }
 

@@ -1,4 +1,25 @@
 //! The words of checkpoints: kinds, states, requests and views.
+//!
+//! A checkpoint. Its row is removed with its directory; one that could not be completed loses its row at once.
+//!
+//! ```text
+//!  insert ───► creating ───► ready ───► deprecated      insert: ready, registered from the remote store
+//!                 │            │            │
+//!                 │ the user   │            │ after a time
+//!                 │ is deleted ▼            │
+//!                 └───────► deleting ◄──────┘
+//! ```
+//!
+//! Its copy in the remote store. The row outlives the checkpoint until the copy is deleted.
+//!
+//! ```text
+//!  insert ───► queued ───► copying ───► copied          insert: copied, of a registered checkpoint
+//!              ▲  │         │  ▲          │
+//!              │  └► failed ◄┘  │          │ incomplete in the store
+//!              │       └───────┘          │
+//!              └──────────────────────────┘
+//!  any ───► deleting: with its checkpoint
+//! ```
 
 use std::str::FromStr;
 
@@ -8,6 +29,7 @@ use super::{
     ids::{CheckpointId, PodId},
     names::{InstanceName, PodRef, UserName},
     time::{as_time, rfc3339},
+    transitions::transitions,
     words::words,
 };
 
@@ -53,6 +75,16 @@ words! {
     }
 }
 
+transitions! {
+    CheckpointStatus of "checkpoint" from [Creating, Ready] {
+        // The user is deleted while it is made.
+        Creating => [Ready, Deleting],
+        Ready => [Deprecated, Deleting],
+        Deprecated => [Deleting],
+        Deleting => [],
+    }
+}
+
 words! {
     /// Who requested a checkpoint.
     Origin, "origin of a checkpoint" {
@@ -70,6 +102,17 @@ words! {
         Copied = "copied",
         Failed = "failed",
         Deleting = "deleting",
+    }
+}
+
+transitions! {
+    CopyStatus of "copy of checkpoint" from [Queued, Copied] {
+        // An attempt may fail before it has begun to copy.
+        Queued => [Copying, Failed, Deleting],
+        Copying => [Copied, Failed, Deleting],
+        Copied => [Queued, Deleting],
+        Failed => [Copying, Deleting],
+        Deleting => [],
     }
 }
 

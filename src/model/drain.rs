@@ -1,4 +1,36 @@
 //! The drain of a host, and the pods in it.
+//!
+//! A drain. Its row goes when all pods are back.
+//!
+//! ```text
+//!            drain             nothing is left to save            undrain               all are back
+//!  (no row) ───────► draining ────────────────────────► drained ─────────► undraining ───────────────► (no row)
+//!                                                                              └─────► ended: some did not come back
+//! ```
+//!
+//! Both may be asked for earlier: `drain` leads from each state to draining, `undrain` from each to undraining.
+//!
+//! A pod of it.
+//!
+//! ```text
+//!  drain:    insert ───► waiting ───► saving ───► saved
+//!                           │           │ └─────► running: it cannot be saved, and stays
+//!                           │           └───────► stopping ───► stopped: the same, with force
+//!                           └── it cannot even begin: running or stopping
+//!
+//!  undrain:  saved, stopped ───► returning ───► back
+//!                                    └────────► failed
+//! ```
+//!
+//! The other arrows begin where a kill or a request has interrupted one of these:
+//!
+//! - A drain that is asked for again saves each pod that runs by then, from every state but `running`, and leaves or
+//!   stops it where that fails. A pod that was `returning` and does not run is `saved` or `stopped` as before.
+//! - An undrain meets `saving` whose checkpoint is complete, and `stopping`: the pod returns from there, is found
+//!   running (`back`), or fails.
+//! - An undrain that is asked for again makes `failed` `saved` or `stopped`.
+//! - Rows are removed in any state: of a pod that was never stopped, and of one that was deleted. A save that was
+//!   begun before that inserts its row again.
 
 use serde::Serialize;
 
@@ -7,6 +39,7 @@ use super::{
     names::{InstanceName, UserName},
     phase::Phase,
     time::rfc3339,
+    transitions::transitions,
     words::words,
 };
 
@@ -17,6 +50,15 @@ words! {
         Undraining = "undraining",
         /// Over, but some pods were not restored.
         Ended = "ended",
+    }
+}
+
+transitions! {
+    DrainState of "drain" from [Draining] {
+        Draining => [Drained, Undraining],
+        Drained => [Draining, Undraining],
+        Undraining => [Draining, Ended],
+        Ended => [Draining, Undraining],
     }
 }
 
@@ -36,6 +78,20 @@ words! {
         Back = "back",
         /// Was not restored.
         Failed = "failed",
+    }
+}
+
+transitions! {
+    DrainedState of "drained pod" from [Waiting, Saving, Stopping, Running] {
+        Waiting => [Saving, Stopping, Running],
+        Saving => [Saved, Stopping, Running, Returning, Back, Failed],
+        Saved => [Saving, Stopping, Running, Returning, Back, Failed],
+        Stopping => [Saving, Stopped, Running, Returning, Back, Failed],
+        Stopped => [Saving, Stopping, Running, Returning, Back, Failed],
+        Running => [],
+        Returning => [Saving, Saved, Stopping, Stopped, Running, Back, Failed],
+        Back => [Saving, Stopping, Running],
+        Failed => [Saving, Saved, Stopping, Stopped, Running],
     }
 }
 

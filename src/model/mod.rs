@@ -15,6 +15,7 @@ pub mod quantities;
 pub mod quota;
 pub mod schedule;
 pub mod time;
+pub mod transitions;
 pub mod usage;
 pub mod user;
 pub mod words;

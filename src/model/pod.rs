@@ -1,35 +1,173 @@
 //! A pod: its row, its specification, and its states.
+//!
+//! ```text
+//!  insert ───► creating ───────────────► running ◄─── insert: adopted
+//!                 │ cannot be created      │ │
+//!                 ▼                        │ │ its container was removed outside pody
+//!              deleting ◄──── delete ──────┘ │
+//!                 │ │                        │
+//!        rollback │ └──────► deleted ◄───────┘
+//!                 ▼
+//!               failed
+//! ```
+//!
+//! `deleted` and `failed` are final: such a row stays, and frees the pod's name and ports.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     ids::{ContainerId, OpId, PodId, WorkloadId},
     names::{InstanceName, UserName},
     quantities::GpuSet,
+    transitions::transitions,
+    words::words,
 };
 
-/// Where a pod is in its life cycle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    Creating,
-    Running,
-    Deleting,
-    Deleted,
-    Failed,
+words! {
+    /// Where a pod is in its life cycle.
+    State, "state of a pod" {
+        Creating = "creating",
+        Running = "running",
+        /// Also a pod that could not be created, while it is rolled back.
+        Deleting = "deleting",
+        Deleted = "deleted",
+        /// It was never created.
+        Failed = "failed",
+    }
 }
 
-impl State {
-    pub const ALL: [Self; 5] = [Self::Creating, Self::Running, Self::Deleting, Self::Deleted, Self::Failed];
+transitions! {
+    State of "pod" from [Creating, Running] {
+        Creating => [Running, Deleting],
+        Running => [Deleting, Deleted],
+        Deleting => [Deleted, Failed],
+        Deleted => [],
+        Failed => [],
+    }
+}
 
-    /// The transitions of the module's diagram.
-    pub fn may_become(self, next: Self) -> bool {
-        use State::{Creating, Deleted, Deleting, Failed, Running};
-        matches!(
-            (self, next),
-            (Creating, Running | Deleting) | (Running, Deleting | Deleted) | (Deleting, Deleted | Failed)
-        )
+/// A container's status, in Docker's words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ContainerStatus {
+    /// Never started.
+    Created,
+    Running,
+    Paused,
+    /// Its first process has exited, and Docker starts it again after a delay.
+    Restarting,
+    Removing,
+    Exited,
+    /// Docker failed to remove it.
+    Dead,
+    /// A word that this version does not know.
+    Unknown(String),
+}
+
+impl ContainerStatus {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Removing => "removing",
+            Self::Exited => "exited",
+            Self::Dead => "dead",
+            Self::Unknown(word) => word,
+        }
+    }
+
+    /// Whether its processes run.
+    pub fn is_running(&self) -> bool {
+        *self == Self::Running
+    }
+
+    pub fn is_paused(&self) -> bool {
+        *self == Self::Paused
+    }
+
+    /// Whether it has processes, or will have some again in a moment.
+    pub fn is_up(&self) -> bool {
+        match self {
+            Self::Running | Self::Paused | Self::Restarting => true,
+            Self::Created | Self::Removing | Self::Exited | Self::Dead | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Whether it has no processes and stays so until somebody starts it.
+    pub fn is_stopped(&self) -> bool {
+        match self {
+            Self::Created | Self::Exited | Self::Dead => true,
+            Self::Running | Self::Paused | Self::Restarting | Self::Removing | Self::Unknown(_) => false,
+        }
+    }
+}
+
+impl From<&str> for ContainerStatus {
+    fn from(word: &str) -> Self {
+        match word {
+            "created" => Self::Created,
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "restarting" => Self::Restarting,
+            "removing" => Self::Removing,
+            "exited" => Self::Exited,
+            "dead" => Self::Dead,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ContainerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for ContainerStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// A pod's status as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PodStatus {
+    Creating,
+    Deleting,
+    /// Of a pod that exists, the status of its container.
+    Container(ContainerStatus),
+    /// Docker has not listed its container.
+    Unknown,
+}
+
+impl PodStatus {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Creating => "creating",
+            Self::Deleting => "deleting",
+            Self::Container(status) => status.as_str(),
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether the pod's processes run.
+    pub fn is_running(&self) -> bool {
+        *self == Self::Container(ContainerStatus::Running)
+    }
+}
+
+impl fmt::Display for PodStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for PodStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -54,14 +192,6 @@ pub struct Pod {
     pub reason: Option<String>,
     /// Milliseconds since 1970.
     pub created_at: i64,
-}
-
-impl Pod {
-    /// Changes the state. A transition that the table does not allow is a bug of ours.
-    pub fn become_state(&mut self, next: State) {
-        assert!(self.state.may_become(next), "a pod cannot go from {:?} to {next:?}", self.state);
-        self.state = next;
-    }
 }
 
 /// A port of the host that is published to a container.
@@ -180,25 +310,26 @@ impl RestartRule {
 mod tests {
     use super::*;
 
-    /// Every pair of states, against the module's diagram.
+    /// Docker's words, of API 1.41 to 1.53, and what may be done with a container in each.
     #[test]
-    fn only_the_transitions_of_the_diagram_are_allowed() {
-        let allowed: Vec<(State, State)> = State::ALL
-            .iter()
-            .flat_map(|from| State::ALL.iter().map(move |to| (*from, *to)))
-            .filter(|(from, to)| from.may_become(*to))
-            .collect();
-        use State::*;
-        assert_eq!(
-            allowed,
-            [
-                (Creating, Running),
-                (Creating, Deleting),
-                (Running, Deleting),
-                (Running, Deleted),
-                (Deleting, Deleted),
-                (Deleting, Failed)
-            ]
-        );
+    fn docker_statuses_are_known() {
+        for (word, is_up, is_stopped) in [
+            ("created", false, true),
+            ("running", true, false),
+            ("paused", true, false),
+            ("restarting", true, false),
+            ("removing", false, false),
+            ("exited", false, true),
+            ("dead", false, true),
+        ] {
+            let status = ContainerStatus::from(word);
+            assert!(!matches!(status, ContainerStatus::Unknown(_)), "{word}");
+            assert_eq!((status.is_up(), status.is_stopped()), (is_up, is_stopped), "{word}");
+            assert_eq!((status.is_running(), status.is_paused()), (word == "running", word == "paused"));
+            assert_eq!(serde_json::to_value(PodStatus::Container(status)).unwrap(), word);
+        }
+        let other = ContainerStatus::from("stopping");
+        assert!(!other.is_up() && !other.is_stopped() && other.to_string() == "stopping");
+        assert_eq!(serde_json::to_value(&other).unwrap(), "stopping");
     }
 }

@@ -1,42 +1,330 @@
-//! Quotas: fourteen limits a user has, each with a default in `[default_quota]`.
+//! Quotas: the limits that a user has, each with a default in `[default_quota]`.
 //!
 //! A stored quota has one optional value per limit: absent means "the default". Stored and configured values can both
 //! be "unlimited", which the API shows as pody 0.4.1 does: `-1` for numbers.
+//!
+//! A limit is one row of the `limits!` table below. The structs come from it, with one typed field per limit, so that
+//! the code that enforces a limit reads `quota.max_pods` and the compiler knows its unit. [`Limit::ALL`] is the same
+//! table as values: the database, the HTTP parameters, the options of `pody quota` and the documents walk over it
+//! and name no limit themselves.
+//!
+//! What the types of limits have in common is [`LimitType`]: how an admin writes a value, and its form in a column.
 
-use serde::{Deserialize, Serialize, Serializer};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::quantities::{ByteSize, GpuSet};
 
-/// A limit on something countable; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limit(pub Option<u64>);
+/// Makes from one row per limit: [`Quota`], [`StoredQuota`], [`QuotaChange`] and [`Limit::ALL`]. A row is
+///
+/// ```text
+/// /// What it limits, as the help and the documents say it
+/// name: Type = default value, "HEADING IN `pody quota list`";
+/// ```
+///
+/// The name is that of the field, the database column, the HTTP parameter and the key in the config; with `-` for `_`
+/// it is the option of `pody quota update`. The rows are in the order of the fields in a response.
+macro_rules! limits {
+    ($(#[doc = $doc:literal] $name:ident: $type:ty = $default:expr, $heading:literal;)+) => {
+        /// The limits in force of one user. Serialized as `/user/info` shows it: bytes, -1 = no limit.
+        ///
+        /// Also the `[default_quota]` of config.toml: all keys are optional there; `-1` and `""` mean no limit.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Quota {
+            $(#[doc = $doc] pub $name: $type,)+
+        }
+
+        impl Default for Quota {
+            /// The limits of a user without a quota, under a config without `[default_quota]`.
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        /// The stored limits of a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct StoredQuota {
+            $(#[doc = $doc] pub $name: Option<$type>,)+
+        }
+
+        /// A change of some limits; `None` leaves a limit as it is.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct QuotaChange {
+            $(#[doc = $doc] pub $name: Option<Change<$type>>,)+
+        }
+
+        impl StoredQuota {
+            /// The limits in force: the stored ones, and the default where none is stored.
+            pub fn or_default(&self, default: &Quota) -> Quota {
+                fn either<T: Clone>(stored: Option<&T>, default: &T) -> T {
+                    stored.unwrap_or(default).clone()
+                }
+                Quota { $($name: either(self.$name.as_ref(), &default.$name),)+ }
+            }
+
+            /// Applies every field that `change` sets.
+            pub fn apply(&mut self, change: QuotaChange) {
+                fn set<T>(field: &mut Option<T>, change: Option<Change<T>>) {
+                    match change {
+                        None => {}
+                        Some(Change::Default) => *field = None,
+                        Some(Change::To(value)) => *field = Some(value),
+                    }
+                }
+                $(set(&mut self.$name, change.$name);)+
+            }
+        }
+
+        impl From<Quota> for StoredQuota {
+            fn from(quota: Quota) -> Self {
+                Self { $($name: Some(quota.$name),)+ }
+            }
+        }
+
+        impl Limit {
+            /// Every limit, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self {
+                name: stringify!($name),
+                description: $doc.trim_ascii(),
+                heading: $heading,
+                unit: <$type as LimitType>::UNIT,
+                get: |quota| quota.$name.as_ref().map(LimitType::to_value),
+                set: |quota, value| {
+                    quota.$name = Some(LimitType::from_value(value)?);
+                    Ok(())
+                },
+                change: |change, text| {
+                    change.$name = Some(text.parse()?);
+                    Ok(())
+                },
+            },)+];
+        }
+    };
+}
+
+limits! {
+    /// Number of pods
+    max_pods: CountLimit = CountLimit::UNLIMITED, "PODS";
+    /// Number of GPUs in use at the same time
+    gpu_count: CountLimit = CountLimit::UNLIMITED, "GPUS AT ONCE";
+    /// The GPUs that pods see, by index: all, none, or a list like 0,1
+    gpus: GpuSet = GpuSet::UNLIMITED, "GPUS";
+    /// Memory of each pod, like 64g
+    memory_limit: SizeLimit = SizeLimit::UNLIMITED, "MEMORY";
+    /// Writable layer of each pod, like 100g
+    storage_size: SizeLimit = SizeLimit::UNLIMITED, "STORAGE";
+    /// /dev/shm of each pod, like 8g
+    shm_size: SizeLimit = SizeLimit::UNLIMITED, "SHM";
+    // As in pody 0.4.1: a config without this key gets no tmpfs.
+    /// Each tmpfs of each pod, like 1g; none for no tmpfs
+    tmpfs_size: SizeLimit = SizeLimit(Some(0)), "TMPFS";
+    /// Number of committed images
+    commit_count: CountLimit = CountLimit::UNLIMITED, "COMMITS";
+    /// Largest writable layer that may be committed, like 20g
+    commit_size_limit: SizeLimit = SizeLimit::UNLIMITED, "COMMIT SIZE";
+    /// CPU cores of each pod, like 16 or 0.5
+    cpu_limit: CpuLimit = CpuLimit::UNLIMITED, "CORES";
+    /// Number of processes and threads of each pod
+    pids_limit: CountLimit = CountLimit(Some(DEFAULT_PIDS)), "PIDS";
+    /// Sum of the memory limits of all pods, like 128g
+    total_memory: SizeLimit = SizeLimit::UNLIMITED, "ALL MEMORY";
+    /// Number of checkpoints
+    checkpoint_count: CountLimit = CountLimit::UNLIMITED, "CHECKPOINTS";
+    /// Size of all checkpoints together, like 200g
+    checkpoint_size: SizeLimit = SizeLimit::UNLIMITED, "CHECKPOINT SIZE";
+}
+
+/// Threads count as processes: enough for the data loaders of a large job, far below what harms the host.
+const DEFAULT_PIDS: u64 = 8192;
+
+/// One row of the table of limits, with the way to its field in each struct.
+pub struct Limit {
+    /// Of the field, the column, the HTTP parameter and the key in the config.
+    pub name: &'static str,
+    pub description: &'static str,
+    /// Of its column in `pody quota list`.
+    pub heading: &'static str,
+    pub unit: Unit,
+    get: fn(&StoredQuota) -> Option<LimitValue>,
+    set: fn(&mut StoredQuota, LimitValue) -> Result<(), String>,
+    change: fn(&mut QuotaChange, &str) -> Result<(), ChangeError>,
+}
 
 impl Limit {
-    pub const UNLIMITED: Self = Self(None);
-
-    /// Whether `amount` is within the limit.
-    pub fn allows(self, amount: u64) -> bool {
-        self.0.is_none_or(|limit| amount <= limit)
+    /// The stored value; `None` falls back to the default.
+    pub fn get(&self, quota: &StoredQuota) -> Option<LimitValue> {
+        (self.get)(quota)
     }
 
-    /// In the form of the API and the database: -1 for no limit.
-    pub fn as_i64(self) -> i64 {
-        self.0.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX))
+    /// Stores a value. The error is a sentence for the log: the value is of another type, or cannot be read.
+    pub fn set(&self, quota: &mut StoredQuota, value: LimitValue) -> Result<(), String> {
+        (self.set)(quota, value)
     }
 
-    pub fn from_i64(value: i64) -> Self {
-        Self(u64::try_from(value).ok())
+    /// Adds a new value in an admin's notation to a change.
+    pub fn change(&self, change: &mut QuotaChange, text: &str) -> Result<(), ChangeError> {
+        (self.change)(change, text)
     }
 }
 
-impl Serialize for Limit {
+/// What the value of a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Count,
+    Bytes,
+    /// CPU cores. A [`LimitValue`] has them in thousandths.
+    Cores,
+    /// GPUs by their indices.
+    Gpus,
+}
+
+impl Unit {
+    /// Why `text` is no value of this unit.
+    fn refuse(self, text: &str) -> ChangeError {
+        let text = text.to_owned();
+        match self {
+            Self::Count => ChangeError::Count(text),
+            Self::Bytes => ChangeError::Size(text),
+            Self::Cores => ChangeError::Cores(text),
+            Self::Gpus => ChangeError::Gpus(text),
+        }
+    }
+}
+
+/// The value of a limit of any type, as a database column holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitValue {
+    /// A count, bytes or thousandths of a core; negative for no limit.
+    Integer(i64),
+    /// A set of GPUs.
+    Text(String),
+}
+
+impl LimitValue {
+    /// A number whose `None` is no limit.
+    fn number(amount: Option<u64>) -> Self {
+        Self::Integer(signed(amount))
+    }
+
+    /// The number; `None` is no limit.
+    fn as_number(&self) -> Result<Option<u64>, String> {
+        match self {
+            Self::Integer(number) => Ok(unsigned(*number)),
+            Self::Text(text) => Err(format!("{text:?} is not a number")),
+        }
+    }
+}
+
+/// In the form of the API and the database: -1 for no limit.
+fn signed(amount: Option<u64>) -> i64 {
+    amount.map_or(-1, |amount| i64::try_from(amount).unwrap_or(i64::MAX))
+}
+
+fn unsigned(number: i64) -> Option<u64> {
+    u64::try_from(number).ok()
+}
+
+/// A type that the value of a limit can have.
+pub trait LimitType: Sized {
+    const UNIT: Unit;
+    const UNLIMITED: Self;
+
+    /// From an admin's text, other than those that every limit knows.
+    fn parse(text: &str) -> Option<Self>;
+
+    fn to_value(&self) -> LimitValue;
+
+    /// The error is a sentence for the log.
+    fn from_value(value: LimitValue) -> Result<Self, String>;
+}
+
+/// A limit on something countable; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountLimit(pub Option<u64>);
+
+impl LimitType for CountLimit {
+    const UNIT: Unit = Unit::Count;
+    const UNLIMITED: Self = Self(None);
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|&n: &u64| n <= i64::MAX as u64).map(|n| Self(Some(n)))
+    }
+
+    fn to_value(&self) -> LimitValue {
+        LimitValue::number(self.0)
+    }
+
+    fn from_value(value: LimitValue) -> Result<Self, String> {
+        value.as_number().map(Self)
+    }
+}
+
+impl Serialize for CountLimit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(self.as_i64())
+        serializer.serialize_i64(signed(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for CountLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        i64::deserialize(deserializer).map(|number| Self(unsigned(number)))
+    }
+}
+
+/// A limit in bytes; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeLimit(pub Option<u64>);
+
+impl LimitType for SizeLimit {
+    const UNIT: Unit = Unit::Bytes;
+    const UNLIMITED: Self = Self(None);
+
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "none" => Some(Self(Some(0))),
+            size => size.parse::<ByteSize>().ok().map(|size| Self(Some(size.0))),
+        }
+    }
+
+    fn to_value(&self) -> LimitValue {
+        LimitValue::number(self.0)
+    }
+
+    fn from_value(value: LimitValue) -> Result<Self, String> {
+        value.as_number().map(Self)
+    }
+}
+
+impl Serialize for SizeLimit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(signed(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for SizeLimit {
+    /// `"64g"`, `""` for no limit, `"none"` for zero, or a plain number of bytes.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Number(i64),
+            Text(String),
+        }
+        match Raw::deserialize(deserializer)? {
+            Raw::Number(number) => Ok(Self(unsigned(number))),
+            Raw::Text(text) => match text.trim() {
+                "" | "-1" => Ok(Self::UNLIMITED),
+                "none" => Ok(Self(Some(0))),
+                size => size.parse::<ByteSize>().map(|size| Self(Some(size.0))).map_err(serde::de::Error::custom),
+            },
+        }
     }
 }
 
 /// CPU cores a pod may use at once, in thousandths of a core; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuLimit(pub Option<u64>);
 
 impl CpuLimit {
@@ -51,109 +339,52 @@ impl CpuLimit {
     }
 }
 
+impl LimitType for CpuLimit {
+    const UNIT: Unit = Unit::Cores;
+    const UNLIMITED: Self = Self(None);
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse::<f64>().ok().filter(|cores| cores.is_finite() && *cores > 0.0).map(Self::from_cores)
+    }
+
+    fn to_value(&self) -> LimitValue {
+        LimitValue::number(self.0)
+    }
+
+    fn from_value(value: LimitValue) -> Result<Self, String> {
+        value.as_number().map(Self)
+    }
+}
+
 impl Serialize for CpuLimit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.cores())
     }
 }
 
-/// The effective limits of one user, with defaults filled in. Serialized as `/user/info` shows it: bytes, -1 = no
-/// limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Quota {
-    /// Pods at a time.
-    pub max_pods: Limit,
-    /// GPUs that may be computing at a time, across all of the user's pods.
-    pub gpu_count: Limit,
-    /// GPUs that the user's pods may see.
-    pub gpus: GpuSet,
-    /// Memory of one pod, bytes.
-    pub memory_limit: Limit,
-    /// Writable layer of one pod, bytes.
-    pub storage_size: Limit,
-    /// `/dev/shm` of one pod, bytes.
-    pub shm_size: Limit,
-    /// Each tmpfs of one pod, bytes; 0 = no tmpfs.
-    pub tmpfs_size: Limit,
-    /// Committed images at a time.
-    pub commit_count: Limit,
-    /// Largest writable layer of a pod that may be committed, bytes.
-    pub commit_size_limit: Limit,
-    /// CPU cores of one pod.
-    pub cpu_limit: CpuLimit,
-    /// Processes and threads of one pod.
-    pub pids_limit: Limit,
-    /// Memory limits of all of the user's pods together, bytes.
-    pub total_memory: Limit,
-    /// Checkpoints at a time.
-    pub checkpoint_count: Limit,
-    /// All of the user's checkpoints together, bytes.
-    pub checkpoint_size: Limit,
+impl<'de> Deserialize<'de> for CpuLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        f64::deserialize(deserializer).map(Self::from_cores)
+    }
 }
 
-/// The stored limits of a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct StoredQuota {
-    pub max_pods: Option<Limit>,
-    pub gpu_count: Option<Limit>,
-    pub gpus: Option<GpuSet>,
-    pub memory_limit: Option<Limit>,
-    pub storage_size: Option<Limit>,
-    pub shm_size: Option<Limit>,
-    pub tmpfs_size: Option<Limit>,
-    pub commit_count: Option<Limit>,
-    pub commit_size_limit: Option<Limit>,
-    pub cpu_limit: Option<CpuLimit>,
-    pub pids_limit: Option<Limit>,
-    pub total_memory: Option<Limit>,
-    pub checkpoint_count: Option<Limit>,
-    pub checkpoint_size: Option<Limit>,
-}
+impl LimitType for GpuSet {
+    const UNIT: Unit = Unit::Gpus;
+    const UNLIMITED: Self = Self::All;
 
-impl StoredQuota {
-    /// The effective limits: the stored ones, and the default where none is stored.
-    pub fn or_default(&self, default: &Quota) -> Quota {
-        Quota {
-            max_pods: self.max_pods.unwrap_or(default.max_pods),
-            gpu_count: self.gpu_count.unwrap_or(default.gpu_count),
-            gpus: self.gpus.clone().unwrap_or_else(|| default.gpus.clone()),
-            memory_limit: self.memory_limit.unwrap_or(default.memory_limit),
-            storage_size: self.storage_size.unwrap_or(default.storage_size),
-            shm_size: self.shm_size.unwrap_or(default.shm_size),
-            tmpfs_size: self.tmpfs_size.unwrap_or(default.tmpfs_size),
-            commit_count: self.commit_count.unwrap_or(default.commit_count),
-            commit_size_limit: self.commit_size_limit.unwrap_or(default.commit_size_limit),
-            cpu_limit: self.cpu_limit.unwrap_or(default.cpu_limit),
-            pids_limit: self.pids_limit.unwrap_or(default.pids_limit),
-            total_memory: self.total_memory.unwrap_or(default.total_memory),
-            checkpoint_count: self.checkpoint_count.unwrap_or(default.checkpoint_count),
-            checkpoint_size: self.checkpoint_size.unwrap_or(default.checkpoint_size),
-        }
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok()
     }
 
-    /// Applies every field that `change` sets.
-    pub fn apply(&mut self, change: QuotaChange) {
-        fn set<T>(field: &mut Option<T>, change: Option<Change<T>>) {
-            match change {
-                None => {}
-                Some(Change::Default) => *field = None,
-                Some(Change::To(value)) => *field = Some(value),
-            }
+    fn to_value(&self) -> LimitValue {
+        LimitValue::Text(self.to_string())
+    }
+
+    fn from_value(value: LimitValue) -> Result<Self, String> {
+        match value {
+            LimitValue::Text(text) => text.parse().map_err(|error| format!("{text:?}: {error}")),
+            LimitValue::Integer(number) => Err(format!("{number} is not a set of GPUs")),
         }
-        set(&mut self.max_pods, change.max_pods);
-        set(&mut self.gpu_count, change.gpu_count);
-        set(&mut self.gpus, change.gpus);
-        set(&mut self.memory_limit, change.memory_limit);
-        set(&mut self.storage_size, change.storage_size);
-        set(&mut self.shm_size, change.shm_size);
-        set(&mut self.tmpfs_size, change.tmpfs_size);
-        set(&mut self.commit_count, change.commit_count);
-        set(&mut self.commit_size_limit, change.commit_size_limit);
-        set(&mut self.cpu_limit, change.cpu_limit);
-        set(&mut self.pids_limit, change.pids_limit);
-        set(&mut self.total_memory, change.total_memory);
-        set(&mut self.checkpoint_count, change.checkpoint_count);
-        set(&mut self.checkpoint_size, change.checkpoint_size);
     }
 }
 
@@ -178,173 +409,16 @@ pub enum ChangeError {
     Gpus(String),
 }
 
-/// A count, a size, cores or GPUs in an admin's notation. `default`, the empty text and pody's `-1` mean the default.
-fn parse_change<T>(s: &str, unlimited: impl Fn() -> Option<T>, value: impl Fn(&str) -> Option<T>) -> Option<Change<T>> {
-    match s.trim() {
-        "" | "-1" | "default" => Some(Change::Default),
-        "unlimited" => unlimited().map(Change::To),
-        text => value(text).map(Change::To),
-    }
-}
+impl<T: LimitType> FromStr for Change<T> {
+    type Err = ChangeError;
 
-/// One field of [`QuotaChange`], by its unit.
-macro_rules! change_text {
-    ($(#[$doc:meta])* $name:ident($inner:ty), $error:ident, $unlimited:expr, $value:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq)]
-        pub struct $name(pub Change<$inner>);
-
-        impl std::str::FromStr for $name {
-            type Err = ChangeError;
-
-            fn from_str(s: &str) -> Result<Self, ChangeError> {
-                parse_change(s, $unlimited, $value).map(Self).ok_or_else(|| ChangeError::$error(s.to_owned()))
-            }
+    /// An admin's notation: `default`, `unlimited`, or a value like `5`, `64g`, `0.5` or `0,1`. The empty text and
+    /// pody's `-1` mean the default.
+    fn from_str(text: &str) -> Result<Self, ChangeError> {
+        match text.trim() {
+            "" | "-1" | "default" => Ok(Self::Default),
+            "unlimited" => Ok(Self::To(T::UNLIMITED)),
+            value => T::parse(value).map(Self::To).ok_or_else(|| T::UNIT.refuse(text)),
         }
-    };
-}
-
-change_text!(
-    /// A new count: `5`, `default`, `unlimited`.
-    CountChange(Limit),
-    Count,
-    || Some(Limit::UNLIMITED),
-    |text| text.parse().ok().filter(|&n: &u64| n <= i64::MAX as u64).map(|n| Limit(Some(n)))
-);
-
-change_text!(
-    /// A new size: `64g`, `none` (zero), `default`, `unlimited`.
-    SizeChange(Limit),
-    Size,
-    || Some(Limit::UNLIMITED),
-    |text| match text {
-        "none" => Some(Limit(Some(0))),
-        text => text.parse::<ByteSize>().ok().map(|size| Limit(Some(size.0))),
-    }
-);
-
-change_text!(
-    /// A new number of cores: `4`, `0.5`, `default`, `unlimited`.
-    CoresChange(CpuLimit),
-    Cores,
-    || Some(CpuLimit(None)),
-    |text| text.parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0).map(CpuLimit::from_cores)
-);
-
-change_text!(
-    /// A new set of GPUs: `all`, `none`, `0,1`, `default`.
-    GpusChange(GpuSet),
-    Gpus,
-    || Some(GpuSet::All),
-    |text| text.parse().ok()
-);
-
-/// A change of some limits; `None` leaves a limit as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct QuotaChange {
-    pub max_pods: Option<Change<Limit>>,
-    pub gpu_count: Option<Change<Limit>>,
-    pub gpus: Option<Change<GpuSet>>,
-    pub memory_limit: Option<Change<Limit>>,
-    pub storage_size: Option<Change<Limit>>,
-    pub shm_size: Option<Change<Limit>>,
-    pub tmpfs_size: Option<Change<Limit>>,
-    pub commit_count: Option<Change<Limit>>,
-    pub commit_size_limit: Option<Change<Limit>>,
-    pub cpu_limit: Option<Change<CpuLimit>>,
-    pub pids_limit: Option<Change<Limit>>,
-    pub total_memory: Option<Change<Limit>>,
-    pub checkpoint_count: Option<Change<Limit>>,
-    pub checkpoint_size: Option<Change<Limit>>,
-}
-
-/// `[default_quota]` of config.toml. All keys are optional; `-1` and `""` mean no limit.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DefaultQuota {
-    pub max_pods: i64,
-    pub gpu_count: i64,
-    pub gpus: GpuSet,
-    #[serde(deserialize_with = "size_limit")]
-    pub memory_limit: Limit,
-    #[serde(deserialize_with = "size_limit")]
-    pub storage_size: Limit,
-    #[serde(deserialize_with = "size_limit")]
-    pub shm_size: Limit,
-    #[serde(deserialize_with = "size_limit")]
-    pub tmpfs_size: Limit,
-    pub commit_count: i64,
-    #[serde(deserialize_with = "size_limit")]
-    pub commit_size_limit: Limit,
-    pub cpu_limit: f64,
-    pub pids_limit: i64,
-    #[serde(deserialize_with = "size_limit")]
-    pub total_memory: Limit,
-    pub checkpoint_count: i64,
-    #[serde(deserialize_with = "size_limit")]
-    pub checkpoint_size: Limit,
-}
-
-/// Threads count as processes: enough for the data loaders of a large job, far below what harms the host.
-const DEFAULT_PIDS: i64 = 8192;
-
-impl Default for DefaultQuota {
-    fn default() -> Self {
-        Self {
-            max_pods: -1,
-            gpu_count: -1,
-            gpus: GpuSet::All,
-            memory_limit: Limit::UNLIMITED,
-            storage_size: Limit::UNLIMITED,
-            shm_size: Limit::UNLIMITED,
-            // As in pody 0.4.1: a config without this key gets no tmpfs.
-            tmpfs_size: Limit(Some(0)),
-            commit_count: -1,
-            commit_size_limit: Limit::UNLIMITED,
-            cpu_limit: -1.0,
-            pids_limit: DEFAULT_PIDS,
-            total_memory: Limit::UNLIMITED,
-            checkpoint_count: -1,
-            checkpoint_size: Limit::UNLIMITED,
-        }
-    }
-}
-
-impl From<&DefaultQuota> for Quota {
-    fn from(d: &DefaultQuota) -> Self {
-        Self {
-            max_pods: Limit::from_i64(d.max_pods),
-            gpu_count: Limit::from_i64(d.gpu_count),
-            gpus: d.gpus.clone(),
-            memory_limit: d.memory_limit,
-            storage_size: d.storage_size,
-            shm_size: d.shm_size,
-            tmpfs_size: d.tmpfs_size,
-            commit_count: Limit::from_i64(d.commit_count),
-            commit_size_limit: d.commit_size_limit,
-            cpu_limit: CpuLimit::from_cores(d.cpu_limit),
-            pids_limit: Limit::from_i64(d.pids_limit),
-            total_memory: d.total_memory,
-            checkpoint_count: Limit::from_i64(d.checkpoint_count),
-            checkpoint_size: d.checkpoint_size,
-        }
-    }
-}
-
-/// A size in the config: `"64g"`, `""` for no limit, `"none"` for zero, or a plain number of bytes.
-fn size_limit<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Limit, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Raw {
-        Number(i64),
-        Text(String),
-    }
-    match Raw::deserialize(deserializer)? {
-        Raw::Number(n) => Ok(Limit::from_i64(n)),
-        Raw::Text(text) => match text.trim() {
-            "" | "-1" => Ok(Limit::UNLIMITED),
-            "none" => Ok(Limit(Some(0))),
-            size => size.parse::<ByteSize>().map(|s| Limit(Some(s.0))).map_err(serde::de::Error::custom),
-        },
     }
 }

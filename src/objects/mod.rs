@@ -31,24 +31,32 @@ use crate::config::{LiveConfig, RemoteConfig};
 const MAX_WORDS: usize = 300;
 
 /// Why an operation on the remote store failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum ObjectError {
     #[error("no remote store is configured; an admin sets url in [checkpoint.remote] of config.toml")]
+    #[strum(serialize = "no_remote_store")]
     None,
     #[error("[checkpoint.remote] {0}")]
+    #[strum(serialize = "remote_store_config")]
     Config(String),
     #[error("the remote store has no {0}")]
+    #[strum(serialize = "not_in_remote_store")]
     NotFound(String),
     #[error("the remote store failed: {0}")]
+    #[strum(serialize = "remote_store_failed")]
     Failed(String),
     /// The stored object is not what was uploaded, or the local file is not what should be uploaded.
     #[error("{key}: {why}")]
+    #[strum(serialize = "remote_object_changed")]
     Changed { key: String, why: String },
     #[error("{path}: {source}")]
+    #[strum(serialize = "internal")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("it was cancelled")]
     Cancelled,
     #[error("the remote store cannot sign URLs; use s3://, gs:// or az:// with keys, or [files] store = \"here\"")]
+    #[strum(serialize = "remote_store_cannot_sign")]
     NoSigner,
 }
 

@@ -4,7 +4,7 @@ use crate::{
     gpu::ledger::{GpuLoad, least_used},
     model::{
         quantities::{ByteSize, GpuRequest, GpuSet},
-        quota::{Limit, Quota},
+        quota::Quota,
     },
 };
 
@@ -17,7 +17,8 @@ pub struct HeldQuota {
 }
 
 /// Which rule refuses, with its numbers.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     #[error("{}", too_many("max_pods", *.limit, .pods, "pody rm NAME"))]
     MaxPods { limit: u64, pods: Vec<String> },
@@ -38,6 +39,7 @@ pub enum Refusal {
     #[error("{}", too_many("commit_count", *.limit, .images, "pody post image/delete image:NAME"))]
     CommitCount { limit: u64, images: Vec<String> },
     #[error("commit_size_limit is {} and the pod has written {}; delete files in it, or move them to a volume", ByteSize(*.limit), ByteSize(*.size))]
+    #[strum(serialize = "commit_size_limit")]
     CommitSize { limit: u64, size: u64 },
 }
 
@@ -57,12 +59,12 @@ pub struct Grant {
 
 /// Admits one more pod besides those held. A pod without a memory limit of its own gets what is left of `total_memory`.
 pub fn admit_pod(quota: &Quota, held: &[HeldQuota]) -> Result<Grant, Refusal> {
-    if let Limit(Some(limit)) = quota.max_pods
+    if let Some(limit) = quota.max_pods.0
         && held.len() as u64 >= limit
     {
         return Err(Refusal::MaxPods { limit, pods: held.iter().map(|pod| pod.name.clone()).collect() });
     }
-    let Limit(Some(total)) = quota.total_memory else { return Ok(Grant { memory: quota.memory_limit.0 }) };
+    let Some(total) = quota.total_memory.0 else { return Ok(Grant { memory: quota.memory_limit.0 }) };
     let mut used: u64 = 0;
     for pod in held {
         let memory = pod.memory.ok_or_else(|| Refusal::UnlimitedPod { limit: total, pod: pod.name.clone() })?;
@@ -82,7 +84,7 @@ pub fn choose_gpus(quota: &Quota, request: &GpuRequest, gpus: &[GpuLoad]) -> Res
         GpuRequest::Count(count) => u64::from(*count),
         GpuRequest::Ids(ids) => ids.len() as u64,
     };
-    if let Limit(Some(limit)) = quota.gpu_count
+    if let Some(limit) = quota.gpu_count.0
         && asked > limit
     {
         return Err(Refusal::GpuCount { limit, asked });
@@ -106,13 +108,13 @@ pub fn choose_gpus(quota: &Quota, request: &GpuRequest, gpus: &[GpuLoad]) -> Res
 
 /// Admits one more committed image besides those held.
 pub fn admit_commit(quota: &Quota, held: &[String], size: u64) -> Result<(), Refusal> {
-    if let Limit(Some(limit)) = quota.commit_count
+    if let Some(limit) = quota.commit_count.0
         && held.len() as u64 >= limit
     {
         return Err(Refusal::CommitCount { limit, images: held.to_vec() });
     }
-    match quota.commit_size_limit {
-        Limit(Some(limit)) if size > limit => Err(Refusal::CommitSize { limit, size }),
+    match quota.commit_size_limit.0 {
+        Some(limit) if size > limit => Err(Refusal::CommitSize { limit, size }),
         _ => Ok(()),
     }
 }
@@ -122,14 +124,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::quota::DefaultQuota;
+    use crate::model::quota::{CountLimit, SizeLimit};
 
     fn quota(max_pods: Option<u64>, memory: Option<u64>, total: Option<u64>) -> Quota {
-        let mut quota = Quota::from(&DefaultQuota::default());
-        quota.max_pods = Limit(max_pods);
-        quota.memory_limit = Limit(memory);
-        quota.total_memory = Limit(total);
-        quota
+        Quota {
+            max_pods: CountLimit(max_pods),
+            memory_limit: SizeLimit(memory),
+            total_memory: SizeLimit(total),
+            ..Quota::default()
+        }
     }
 
     #[test]
@@ -156,7 +159,7 @@ mod tests {
             choose(&quota, "1,").unwrap_err().to_string(),
             "your quota lets your pods see the GPUs 0,3 and you ask for 1; choose among those, or ask an admin"
         );
-        quota.gpu_count = Limit(Some(1));
+        quota.gpu_count = CountLimit(Some(1));
         assert!(matches!(choose(&quota, "0,3"), Err(Refusal::GpuCount { limit: 1, asked: 2 })));
     }
 
@@ -204,8 +207,8 @@ mod tests {
         #[test]
         fn commits_never_exceed_the_quota(count in prop::option::of(0u64..5), limit in prop::option::of(0u64..100), held in 0usize..8, size in 0u64..120) {
             let mut quota = quota(None, None, None);
-            quota.commit_count = Limit(count);
-            quota.commit_size_limit = Limit(limit);
+            quota.commit_count = CountLimit(count);
+            quota.commit_size_limit = SizeLimit(limit);
             let images: Vec<String> = (0..held).map(|n| n.to_string()).collect();
             let fits = count.is_none_or(|count| (held as u64) < count) && limit.is_none_or(|limit| size <= limit);
             prop_assert_eq!(admit_commit(&quota, &images, size).is_ok(), fits);

@@ -65,7 +65,7 @@ impl Pods {
             self.gpus.look().await;
         }
         let spec = self.spec(&wanted, &image)?;
-        let mut pod = self.reserve(actor, "pod.create", id, wanted, image, spec).await?;
+        let mut pod = self.reserve((actor, "pod.create"), id, wanted, image, spec, |_| Ok::<_, PodError>(())).await?;
         fail_point!("create-reserved");
         match self.build_in_time(&mut pod).await {
             Ok(container) => {
@@ -133,15 +133,19 @@ impl Pods {
         }
     }
 
-    pub(super) async fn reserve(
+    /// Admits a pod, on `action` of `actor`, and inserts its row. `check` may refuse what the pod is granted.
+    pub(super) async fn reserve<E>(
         &self,
-        actor: Actor,
-        action: &'static str,
+        (actor, action): (Actor, &'static str),
         id: PodId,
         NewPod { owner, instance, .. }: NewPod,
         image: AllowedImage,
         mut spec: PodSpec,
-    ) -> Result<Pod, PodError> {
+        check: impl FnOnce(&PodSpec) -> Result<(), E> + Send + 'static,
+    ) -> Result<Pod, E>
+    where
+        E: From<PodError> + From<DbError> + Send + 'static,
+    {
         let config = self.config.get();
         let quota = self.accounts.quota(&owner);
         let name = container_name(config.name_prefix.as_ref(), &owner, &instance);
@@ -152,20 +156,22 @@ impl Pods {
                 AskedBy::Caller.ensure_not_drained(tx)?;
                 let live = tx.list_live_pods()?;
                 if live.iter().any(|pod| pod.container_name == name) {
-                    return Err(PodError::Exists(name));
+                    return Err(PodError::Exists(name).into());
                 }
                 if foreign {
-                    return Err(PodError::Foreign(name));
+                    return Err(PodError::Foreign(name).into());
                 }
                 let held: Vec<HeldQuota> = live
                     .iter()
                     .filter(|pod| pod.user == owner)
                     .map(|pod| HeldQuota { name: pod.container_name.clone(), memory: pod.spec.memory })
                     .collect();
-                spec.memory = admission::admit_pod(&quota, &held)?.memory.filter(|&bytes| bytes > 0);
+                let grant = admission::admit_pod(&quota, &held).map_err(PodError::from)?;
+                spec.memory = grant.memory.filter(|&bytes| bytes > 0);
                 let mut taken: HashSet<u16> = tx.list_ports()?.into_iter().collect();
                 taken.extend(used_elsewhere);
                 spec.ports = ports::choose(&config.available_ports, &taken, &image.ports)?;
+                check(&spec)?;
                 let event = begin_event(tx, &actor, action, &name, &owner)?;
                 let pod = Pod {
                     id,
@@ -238,15 +244,11 @@ impl Pods {
         };
         self.engine.ensure_created(&spec, (label::OP, &pod.op.to_string())).await.map_err(|error| match error {
             EngineError::Conflict(_) => PodError::Foreign(pod.container_name.clone()),
-            EngineError::NotFound(message) if message.to_ascii_lowercase().contains("image") => PodError::Image {
+            EngineError::NoImage(_) => PodError::Image {
                 image: pod.spec.image.parse().expect("an image that the engine listed"),
                 allowed: Vec::new(),
             },
-            EngineError::Failed { message, .. }
-                if message.contains("storage-opt") || message.contains("storage opt") =>
-            {
-                PodError::StorageUnsupported
-            }
+            EngineError::StorageOptUnsupported(_) => PodError::StorageUnsupported,
             error => error.into(),
         })
     }
@@ -259,12 +261,8 @@ impl Pods {
             tracing::warn!(pod = pod.container_name, %error, "cannot write SSH keys into the pod");
         }
         self.engine.start(container).await.map_err(|error| match error {
-            EngineError::NotFound(message) if message.contains("network") => {
-                PodError::Network(pod.spec.network.clone())
-            }
-            EngineError::Failed { message, .. } if message.contains("could not select device driver") => {
-                PodError::NoGpuDriver
-            }
+            EngineError::NoNetwork(_) => PodError::Network(pod.spec.network.clone()),
+            EngineError::NoGpuDriver(_) => PodError::NoGpuDriver,
             error => error.into(),
         })?;
         // The engine can drop port bindings silently: check that all requested ones exist.
@@ -301,7 +299,7 @@ impl Pods {
 
     /// The last step: from here on the pod exists.
     pub(super) async fn finish_create(&self, mut pod: Pod, container: ContainerId) -> Result<Arc<Pod>, PodError> {
-        pod.become_state(State::Running);
+        pod.state = State::Running;
         pod.container = Some(container);
         let row = pod.clone();
         self.db

@@ -50,7 +50,7 @@ impl Pods {
 
     async fn delete_locked(&self, actor: Actor, mut pod: Pod) -> Result<(), PodError> {
         self.engine.ensure_up()?;
-        pod.become_state(State::Deleting);
+        pod.state = State::Deleting;
         pod.op = OpId::generate();
         let mut row = pod;
         let pod = self
@@ -70,7 +70,7 @@ impl Pods {
     /// Removes all traces of a pod that was not created. Reconciliation does later what cannot be done now.
     pub(super) async fn undo(&self, mut pod: Pod, reason: String) {
         tracing::warn!(pod = pod.container_name, reason, "pod not created, rolling back");
-        pod.become_state(State::Deleting);
+        pod.state = State::Deleting;
         pod.reason = Some(reason);
         let row = pod.clone();
         let undone = async {
@@ -101,7 +101,7 @@ impl Pods {
     /// The last step of a deletion: frees the name and the ports.
     pub(super) async fn finish_delete(&self, mut pod: Pod) -> Result<(), DbError> {
         let outcome = if pod.reason.is_some() { Outcome::Failed } else { Outcome::Ok };
-        pod.become_state(if pod.reason.is_some() { State::Failed } else { State::Deleted });
+        pod.state = if pod.reason.is_some() { State::Failed } else { State::Deleted };
         self.write_urgent(move |tx| {
             tx.update_pod(&pod)?;
             tx.delete_ports(pod.id)?;

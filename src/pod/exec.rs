@@ -67,8 +67,7 @@ impl Pods {
         let inside = container.clone();
         let kill = |pid| async move { processes::end_session(pid, &inside) };
         let mut ran = self.engine.exec(&container, request.clone(), kill.clone()).await;
-        while let Err(EngineError::Conflict(message)) = &ran
-            && message.contains("paused")
+        while let Err(EngineError::Paused(_)) = &ran
             && self.locks.is_held(pod.id)
         {
             // A checkpoint began between our check and the engine's: nothing was started.
@@ -88,20 +87,32 @@ impl Pods {
     }
 
     pub(super) fn exec_error(&self, pod: &crate::model::pod::Pod, error: EngineError) -> PodError {
-        let no_pids = |message: &str| message.to_ascii_lowercase().contains("resource temporarily unavailable");
         match error {
-            EngineError::Failed { message, .. } | EngineError::Conflict(message) if no_pids(&message) => {
+            EngineError::NoPids(_) => {
                 PodError::NoPids { pod: pod.container_name.clone(), limit: pod.spec.pids.unwrap_or(0) }
             }
             // The image lacks bash, or bash cannot be executed.
-            EngineError::Conflict(message) if message.contains("exec: \"/bin/bash\"") => {
+            EngineError::CannotExecute { program, .. } if program == SHELL => {
                 PodError::NoShell { pod: pod.container_name.clone() }
             }
-            EngineError::Conflict(message) if message.contains("paused") => ended(pod, "paused"),
-            EngineError::Conflict(_) => ended(pod, "not running"),
-            EngineError::Failed { message, .. } if message.contains("is not running") => ended(pod, "not running"),
+            EngineError::Paused(_) | EngineError::AlreadyPaused(_) => ended(pod, "paused"),
+            EngineError::NotRunning(_)
+            | EngineError::RemovalInProgress(_)
+            | EngineError::CannotExecute { .. }
+            | EngineError::Conflict(_) => ended(pod, "not running"),
             EngineError::NotFound(_) => PodError::NotFound(pod.container_name.clone()),
-            error => error.into(),
+            EngineError::Unavailable(_)
+            | EngineError::TimedOut(_)
+            | EngineError::AnswerLost(_)
+            | EngineError::PortTaken(_)
+            | EngineError::DiskFull
+            | EngineError::NoImage(_)
+            | EngineError::NoNetwork(_)
+            | EngineError::NotPaused(_)
+            | EngineError::StorageOptUnsupported(_)
+            | EngineError::NoGpuDriver(_)
+            | EngineError::NotFrozen(_)
+            | EngineError::Failed(_) => error.into(),
         }
     }
 

@@ -95,7 +95,7 @@ impl Pods {
     /// Container and first process of a running pod that was given GPUs.
     fn with_gpus(&self, pod: &Pod) -> Option<(ContainerId, i32)> {
         let container =
-            self.container(pod).filter(|container| pod.state == State::Running && container.status == "running")?;
+            self.container(pod).filter(|container| pod.state == State::Running && container.status.is_running())?;
         let detail = container.detail.as_ref().filter(|detail| detail.pid > 0 && detail.gpus != GpuSet::none())?;
         Some((container.id.clone(), detail.pid))
     }

@@ -103,6 +103,7 @@ impl Pods {
         };
         done.map_err(|error| match error {
             EngineError::NotFound(_) => PodError::NotFound(pod.container_name.clone()),
+            EngineError::NoNetwork(_) => PodError::Network(pod.spec.network.clone()),
             error => error.into(),
         })
     }

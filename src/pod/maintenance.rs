@@ -38,11 +38,6 @@ impl AskedBy {
     }
 }
 
-/// Whether a container with this status has processes.
-pub fn is_up(status: &str) -> bool {
-    matches!(status, "running" | "paused" | "restarting")
-}
-
 impl Pods {
     pub(crate) fn ensure_not_drained(&self, by: &AskedBy) -> Result<(), PodError> {
         match (by, &self.db.snapshot().upkeep.drain) {
@@ -53,6 +48,6 @@ impl Pods {
 
     /// Whether the pod's container has processes, according to the inventory.
     pub(crate) fn is_up(&self, pod: &Pod) -> bool {
-        self.container(pod).is_some_and(|container| is_up(&container.status))
+        self.container(pod).is_some_and(|container| container.status.is_up())
     }
 }

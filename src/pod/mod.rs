@@ -51,7 +51,7 @@ pub use self::{
     exec::Executed,
     images::ImageView,
     lifecycle::Action,
-    maintenance::{AskedBy, is_up},
+    maintenance::AskedBy,
     shell::{NewShell, SessionView, Shell, ShellBlock, ShellEvent},
     view::{PodStats, PodView},
 };
@@ -65,7 +65,7 @@ use crate::{
         drain::Drain,
         ids::{ContainerId, PodId, SessionId},
         names::{ImageRef, PodRef, UserName, container_name},
-        pod::{Pod, State},
+        pod::{ContainerStatus, Pod, State},
         user::{Actor, Caller, SshKey},
     },
 };
@@ -91,23 +91,30 @@ pub mod label {
 }
 
 /// Why an operation on a pod failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum PodError {
     #[error("there is no pod {0}")]
+    #[strum(serialize = "pod_not_found")]
     NotFound(String),
     #[error("{}", .0.refusal())]
     Draining(Box<Drain>),
     #[error("pod {0} already exists; choose another name, or delete it with `pody rm {0}`")]
+    #[strum(serialize = "pod_exists")]
     Exists(String),
     #[error("a container named {0} exists that pody did not create; choose another name")]
+    #[strum(serialize = "foreign_container")]
     Foreign(String),
     #[error("{pod} is busy: {what}; try again in a moment")]
+    #[strum(serialize = "pod_busy")]
     Busy { pod: String, what: &'static str },
     #[error(transparent)]
+    #[strum(transparent)]
     Refused(#[from] Refusal),
     #[error("{image} is not an image that you may use; {}", if .allowed.is_empty() {
         "there are none yet: ask an admin to list one under [[images]] in config.toml and to build or pull it".to_owned()
     } else { format!("choose one of: {}", .allowed.join(", ")) })]
+    #[strum(serialize = "image_not_allowed")]
     Image { image: ImageRef, allowed: Vec<String> },
     #[error("{0} is not your image; only your own commits can be deleted")]
     NotYourImage(String),
@@ -118,42 +125,54 @@ pub enum PodError {
     #[error(
         "no free port: the pod needs {needed}, and {free} of the {all} ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     )]
+    #[strum(serialize = "no_free_port")]
     NoPort { needed: usize, free: usize, all: usize },
     #[error("{pod} is {status}; {next}")]
+    #[strum(serialize = "pod_not_running")]
     NotRunning { pod: String, status: String, next: &'static str },
     #[error("/bin/bash does not run in {pod}; install it in the image")]
     NoShell { pod: String },
     #[error("{pod} has no session {session}; `pody shell NAME --list` lists its sessions")]
+    #[strum(serialize = "session_not_found")]
     NoSession { pod: String, session: SessionId },
     #[error(
         "{pod} was created before pods could run commands in the background; create it again, or end the command line with &"
     )]
     NoInit { pod: String },
     #[error("a command line has at most {max} bytes and no NUL; put a longer one into a file in the pod and run that")]
+    #[strum(serialize = "command_too_long")]
     Command { max: usize },
     #[error("a command's timeout is 1 to {max} s, you asked for {asked}")]
+    #[strum(serialize = "timeout_out_of_range")]
     Timeout { asked: u64, max: u64 },
     #[error("cannot create the directory {path} of a volume: {source}")]
+    #[strum(serialize = "volume_failed")]
     Volume { path: std::path::PathBuf, source: std::io::Error },
     #[error(
         "cannot write the init program of pods below {path}: {source}; check that its disk has space and is writable"
     )]
+    #[strum(serialize = "init_failed")]
     Init { path: std::path::PathBuf, source: std::io::Error },
     #[error("{pod} has reached its pids_limit of {limit} processes; end some of them, or restart it")]
+    #[strum(serialize = "pids_limit")]
     NoPids { pod: String, limit: u64 },
     #[error(
         "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
     )]
+    #[strum(serialize = "storage_size_unsupported")]
     StorageUnsupported,
     #[error(
         "Docker cannot give GPUs to pods on this host; ask an admin to install the NVIDIA Container Toolkit and restart Docker, or to set the quota gpus to none"
     )]
     NoGpuDriver,
     #[error("the network {0} of the config does not exist; ask an admin to create it with `docker network create {0}`")]
+    #[strum(serialize = "network_not_found")]
     Network(String),
     #[error(transparent)]
+    #[strum(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
+    #[strum(transparent)]
     Db(#[from] DbError),
 }
 
@@ -301,7 +320,7 @@ impl Pods {
                     _ => PodError::NotFound(pod.container_name.clone()),
                 });
             };
-            if container.status == "running" {
+            if container.status.is_running() {
                 return Ok(container.id.clone());
             }
             if !self.locks.is_held(pod.id) || begun.elapsed() > LOCK_WAIT {
@@ -309,15 +328,20 @@ impl Pods {
             }
             tokio::time::sleep(LOCK_LOOK).await;
         };
-        let next = match container.status.as_str() {
+        let next = match &container.status {
             _ if self.locks.is_held(pod.id) => {
                 "an operation on it is in progress: see `pody actions`, and try again when it has ended"
             }
-            "paused" => "ask an admin to resume it with `docker unpause`",
-            "restarting" => "its first process keeps exiting: see `pody logs`",
-            _ => "start it with `pody start`",
+            ContainerStatus::Paused => "ask an admin to resume it with `docker unpause`",
+            ContainerStatus::Restarting => "its first process keeps exiting: see `pody logs`",
+            ContainerStatus::Created
+            | ContainerStatus::Running
+            | ContainerStatus::Removing
+            | ContainerStatus::Exited
+            | ContainerStatus::Dead
+            | ContainerStatus::Unknown(_) => "start it with `pody start`",
         };
-        Err(PodError::NotRunning { pod: pod.container_name.clone(), status: container.status.clone(), next })
+        Err(PodError::NotRunning { pod: pod.container_name.clone(), status: container.status.to_string(), next })
     }
 
     /// Closes the event of an operation that has ended. A database that cannot take the write now does not change

@@ -24,7 +24,7 @@ use crate::{
     model::{
         ids::PodId,
         names::{UserName, parse_container_name},
-        pod::{Pod, State},
+        pod::{ContainerStatus, Pod, State},
         user::Actor,
     },
 };
@@ -99,7 +99,7 @@ impl Pods {
             self.undo(pod, "pody stopped while it was creating the pod".to_owned()).await;
             return Ok(());
         };
-        if container.status == "created" {
+        if container.status == ContainerStatus::Created {
             self.refresh_keys(&pod, &container.id, Before::Start).await;
             if let Err(error) = self.engine.start(&container.id).await {
                 if error.is_ambiguous() {
@@ -122,7 +122,7 @@ impl Pods {
         }
         tracing::warn!(pod = pod.container_name, "the container was removed outside pody");
         let mut row = pod.clone();
-        row.become_state(State::Deleted);
+        row.state = State::Deleted;
         row.reason = Some("its container was removed outside pody".to_owned());
         self.write_urgent(move |tx| {
             let event = begin_event(tx, &Actor::daemon(), "pod.lost", &row.container_name, &row.user)?;
@@ -145,7 +145,7 @@ impl Pods {
         for container in self.engine.inventory().list() {
             if ours.contains(&container.id)
                 || rows.pods.find(&container.name).is_some()
-                || container.status == "removing"
+                || container.status == ContainerStatus::Removing
             {
                 continue;
             }

@@ -11,6 +11,7 @@ use super::{
     label,
 };
 use crate::{
+    db::DbError,
     engine::EngineError,
     model::{
         ids::{ContainerId, PodId},
@@ -61,21 +62,25 @@ impl Pods {
         self.init.program()
     }
 
-    /// Records the pod as one that is being created.
-    pub(crate) async fn reserve_restored(
+    /// Records the pod as one that is being created, unless `check` refuses what it is granted.
+    pub(crate) async fn reserve_restored<E>(
         &self,
         actor: Actor,
         owner: UserName,
         instance: InstanceName,
         image: AllowedImage,
         spec: PodSpec,
-    ) -> Result<(OwnedMutexGuard<()>, Pod), PodError> {
-        self.engine.ensure_up()?;
+        check: impl FnOnce(&PodSpec) -> Result<(), E> + Send + 'static,
+    ) -> Result<(OwnedMutexGuard<()>, Pod), E>
+    where
+        E: From<PodError> + From<DbError> + Send + 'static,
+    {
+        self.engine.ensure_up().map_err(PodError::from)?;
         let id = PodId::generate();
         let guard = self.locks.lock(id).await;
         let image_name = image.name.parse().map_err(|_| PodError::NotYourImage(image.name.clone()))?;
         let wanted = NewPod { owner, instance, image: image_name, gpus: None };
-        let pod = self.reserve(actor, "pod.restore", id, wanted, image, spec).await?;
+        let pod = self.reserve((actor, "pod.restore"), id, wanted, image, spec, check).await?;
         Ok((guard, pod))
     }
 

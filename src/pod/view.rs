@@ -10,7 +10,7 @@ use crate::{
     host::cgroup::{Cgroup, Sample},
     model::{
         names::{InstanceName, PodRef, UserName},
-        pod::{Pod, State},
+        pod::{ContainerStatus, Pod, PodStatus, State},
         schedule::ScheduleView,
         time::rfc3339,
         user::Caller,
@@ -26,8 +26,7 @@ pub struct PodView {
     pub instance: InstanceName,
     pub container_id: Option<String>,
     pub name: String,
-    /// The engine's status: `running`, `exited`, `created`, `paused`, …; `creating` and `deleting` are ours.
-    pub status: String,
+    pub status: PodStatus,
     pub image: String,
     pub networks: Vec<String>,
     /// `"20806:22"`: host, pod.
@@ -91,7 +90,7 @@ impl Pods {
         let signed = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok()).unwrap_or(-1);
         let ports = match &container {
             Some(container) if !container.ports.is_empty() => &container.ports,
-            Some(_) if self.status(pod) == "exited" => &Vec::new(),
+            Some(_) if self.status(pod) == PodStatus::Container(ContainerStatus::Exited) => &Vec::new(),
             _ => &pod.spec.ports,
         };
         PodView {
@@ -120,12 +119,13 @@ impl Pods {
         self.container(pod)?.detail.clone()
     }
 
-    fn status(&self, pod: &Pod) -> String {
+    fn status(&self, pod: &Pod) -> PodStatus {
         match pod.state {
-            State::Creating => "creating".to_owned(),
-            State::Deleting => "deleting".to_owned(),
+            State::Creating => PodStatus::Creating,
+            State::Deleting => PodStatus::Deleting,
             State::Running | State::Deleted | State::Failed => {
-                self.container(pod).map_or_else(|| "unknown".to_owned(), |container| container.status.clone())
+                let container = self.container(pod);
+                container.map_or(PodStatus::Unknown, |container| PodStatus::Container(container.status.clone()))
             }
         }
     }
@@ -142,7 +142,7 @@ impl Pods {
         self.running(&pod).await?;
         let not_running = || PodError::NotRunning {
             pod: pod.container_name.clone(),
-            status: "exited".into(),
+            status: ContainerStatus::Exited.to_string(),
             next: "start it with `pody start`",
         };
         let first = self.sample(&pod).ok_or_else(not_running)?;

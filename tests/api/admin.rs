@@ -22,6 +22,7 @@ fn users_are_added_listed_changed_and_deleted() {
     assert_snapshot!(admin.post("/admin/user/add?username=carol&password=word"), @r#"
     409
     {
+      "code": "user_exists",
       "detail": "user carol already exists"
     }
     "#);
@@ -64,6 +65,7 @@ fn users_are_added_listed_changed_and_deleted() {
     assert_snapshot!(server.client("carol", "other").get("/admin/user/list"), @r#"
     403
     {
+      "code": "admins_only",
       "detail": "only admins may do this"
     }
     "#);
@@ -76,6 +78,7 @@ fn users_are_added_listed_changed_and_deleted() {
     assert_snapshot!(admin.post("/admin/user/delete?username=carol"), @r#"
     404
     {
+      "code": "user_not_found",
       "detail": "there is no user carol"
     }
     "#);
@@ -100,6 +103,7 @@ fn bad_accounts_are_refused() {
     assert_snapshot!(admin.post("/admin/user/add"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -116,18 +120,21 @@ fn bad_accounts_are_refused() {
     assert_snapshot!(admin.post("/admin/user/add?username=share"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "username: \"share\" is reserved"
     }
     "#);
     assert_snapshot!(admin.post("/admin/user/add?username=carol&password="), @r#"
     400
     {
+      "code": "password_length",
       "detail": "a password has 1 to 1024 bytes"
     }
     "#);
     assert_snapshot!(admin.post("/admin/user/add?username=carol&admin=maybe"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "maybe",
@@ -144,18 +151,21 @@ fn bad_accounts_are_refused() {
     assert_snapshot!(admin.post("/admin/user/update?username=carol&admin=true"), @r#"
     404
     {
+      "code": "user_not_found",
       "detail": "there is no user carol"
     }
     "#);
     assert_snapshot!(admin.post("/admin/user/update?username=alice"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "nothing to change: name password, admin or disabled"
     }
     "#);
     assert_snapshot!(admin.post("/admin/user/purge?username=carol"), @r#"
     404
     {
+      "code": "user_not_found",
       "detail": "there is no user carol"
     }
     "#);
@@ -168,6 +178,7 @@ fn the_last_admin_cannot_be_removed() {
     assert_snapshot!(admin.post("/admin/user/update?username=boss&admin=false"), @r#"
     409
     {
+      "code": "last_admin",
       "detail": "boss is the last admin that can sign in; make another user an admin first"
     }
     "#);
@@ -209,6 +220,7 @@ fn a_disabled_user_loses_access_at_once_and_regains_it_when_enabled() {
     assert_snapshot!(alice.get("/user/info"), @r#"
     403
     {
+      "code": "account_disabled",
       "detail": "this account is disabled"
     }
     "#);
@@ -301,30 +313,35 @@ fn bad_quotas_are_refused() {
     assert_snapshot!(update(""), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "nothing to change: name at least one limit, for example max_pods=5"
     }
     "#);
     assert_snapshot!(update("&max_pods=some"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "max_pods: \"some\" is not a count; write a whole number, \"default\" or \"unlimited\""
     }
     "#);
     assert_snapshot!(update("&memory_limit=64q"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "memory_limit: \"64q\" is not a size; write a size like 64g, \"default\", \"unlimited\" or \"none\" for zero"
     }
     "#);
     assert_snapshot!(update("&gpus=first"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "gpus: \"first\" is not a set of GPUs; write \"all\", \"none\", indices like \"0,1\" or \"default\""
     }
     "#);
     assert_snapshot!(update("&cpu_limit=0"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "cpu_limit: \"0\" is not a number of cores; write a number like 4 or 0.5, \"default\" or \"unlimited\""
     }
     "#);
@@ -341,12 +358,14 @@ fn bad_quotas_are_refused() {
     assert_snapshot!(admin.post("/admin/quota/update?username=nobody&max_pods=1"), @r#"
     404
     {
+      "code": "user_not_found",
       "detail": "there is no user nobody"
     }
     "#);
     assert_snapshot!(admin.get("/admin/quota/list?username=nobody"), @r#"
     404
     {
+      "code": "user_not_found",
       "detail": "there is no user nobody"
     }
     "#);
@@ -369,6 +388,7 @@ fn purge_deletes_a_users_pods_and_delete_refuses_a_user_with_pods() {
     assert_snapshot!(admin.post("/admin/user/delete?username=alice"), @r#"
     409
     {
+      "code": "user_has_pods",
       "detail": "alice still has 2 pods: [prefix]-alice-one, [prefix]-alice-two; purge the user, or delete the pods first"
     }
     "#);

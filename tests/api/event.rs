@@ -86,6 +86,7 @@ fn members_read_their_own_events_and_admins_all() {
     assert_snapshot!(alice.get("/events?user=bob"), @r#"
     403
     {
+      "code": "admins_only",
       "detail": "only admins may do this"
     }
     "#);
@@ -113,6 +114,7 @@ fn events_come_in_pages_newest_first() {
     assert_snapshot!(alice.get("/events?limit=many"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "many",
@@ -129,6 +131,7 @@ fn events_come_in_pages_newest_first() {
     assert_snapshot!(alice.get("/events?limit=-1"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "-1",

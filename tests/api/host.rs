@@ -28,12 +28,14 @@ fn gpus_are_selected_by_index() {
     assert_snapshot!(alice.get("/host/gpu-ps?id=x"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "id: \"x\" is not a GPU index; write 0 or 0,1"
     }
     "#);
     assert_snapshot!(server.anon().get("/host/gpu-ps"), @r#"
     401
     {
+      "code": "not_authenticated",
       "detail": "Not authenticated"
     }
     "#);

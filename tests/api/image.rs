@@ -26,6 +26,7 @@ fn the_list_has_the_configured_images_that_exist() {
     assert_snapshot!(alice.get("/image/inspect?image=not-on-this-host"), @r#"
     400
     {
+      "code": "image_not_allowed",
       "detail": "not-on-this-host is not an image that you may use; choose one of: pody-base:latest"
     }
     "#);
@@ -65,18 +66,21 @@ fn only_listed_images_are_visible() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=debian:13"), @r#"
     400
     {
+      "code": "image_not_allowed",
       "detail": "debian:13 is not an image that you may use; choose one of: pody-base:latest"
     }
     "#);
     assert_snapshot!(alice.post("/image/delete?image=pody-base"), @r#"
     403
     {
+      "code": "not_your_image",
       "detail": "pody-base is not your image; only your own commits can be deleted"
     }
     "#);
     assert_snapshot!(server.admin().post("/image/delete?image=pody-base"), @r#"
     403
     {
+      "code": "not_your_image",
       "detail": "pody-base is not your image; only your own commits can be deleted"
     }
     "#);
@@ -95,6 +99,7 @@ fn a_rule_with_a_tag_allows_only_that_tag() {
     assert_snapshot!(alice.post("/pod/create?ins=main&image=pody-base"), @r#"
     400
     {
+      "code": "image_not_allowed",
       "detail": "pody-base is not an image that you may use; there are none yet: ask an admin to list one under [[images]] in config.toml and to build or pull it"
     }
     "#);

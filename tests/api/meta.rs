@@ -149,6 +149,7 @@ fn help_finds_one_route_or_a_prefix() {
     assert_snapshot!(server.anon().get("/help"), @r#"
     401
     {
+      "code": "not_authenticated",
       "detail": "Not authenticated"
     }
     "#);
@@ -162,6 +163,11 @@ fn openapi_describes_all_routes() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+            let name = if path.starts_with("/v2/") { "V2Error" } else { "Error" };
+            for (status, response) in operation["responses"].as_object().unwrap().iter().filter(|(s, _)| *s != "200") {
+                let schema = &response["content"]["application/json"]["schema"]["$ref"];
+                assert_eq!(schema, &json!(format!("#/components/schemas/{name}")), "{method} {path} {status}");
+            }
             let params = operation["parameters"].as_array().cloned().unwrap_or_default();
             let params = params.iter().map(|param| {
                 let name = param["name"].as_str().unwrap();
@@ -179,6 +185,9 @@ fn openapi_describes_all_routes() {
         ((route.method.to_string(), route.path.to_owned()), params.collect())
     });
     assert_eq!(shown, listed.collect());
+    let required = |name: &str| document["components"]["schemas"][name]["required"].clone();
+    assert_eq!(required("Error"), json!(["detail", "code"]));
+    assert_eq!(required("V2Error"), json!(["message", "code", "details", "reason"]));
 }
 
 #[test]
@@ -223,18 +232,21 @@ fn what_is_no_route_is_404_and_another_method_405() {
     assert_snapshot!(server.anon().get("/nothing"), @r#"
     404
     {
+      "code": "no_route",
       "detail": "Not Found"
     }
     "#);
     assert_snapshot!(server.anon().get("/pod/list/"), @r#"
     404
     {
+      "code": "no_route",
       "detail": "Not Found"
     }
     "#);
     assert_snapshot!(server.anon().get("/pod/../user/info"), @r#"
     404
     {
+      "code": "no_route",
       "detail": "Not Found"
     }
     "#);
@@ -248,8 +260,10 @@ fn what_is_no_route_is_404_and_another_method_405() {
                 let answer = server.anon().send(method, &path, &[]);
                 assert_eq!(answer.status, 405, "{method} {path}: {answer}");
                 let expected = match path.starts_with("/v2/") {
-                    true => json!({"message": "Method Not Allowed", "code": "405", "details": null}),
-                    false => json!({"detail": "Method Not Allowed"}),
+                    true => {
+                        json!({"message": "Method Not Allowed", "code": "405", "details": null, "reason": "method_not_allowed"})
+                    }
+                    false => json!({"detail": "Method Not Allowed", "code": "method_not_allowed"}),
                 };
                 assert_eq!(answer.json(), expected);
                 let allow = answer.header("allow").unwrap_or_default().to_owned();

@@ -83,6 +83,7 @@ fn users_of_pody_0_4_1_on_a_node_of_ours() {
     assert_snapshot!(server.client("carol", "wrong").get("/user/info"), @r#"
     401
     {
+      "code": "invalid_credentials",
       "detail": "invalid username or password"
     }
     "#);
@@ -121,12 +122,14 @@ fn users_are_shared_between_two_nodes_of_ours() {
     assert_snapshot!(said(boss.post("/admin/user/add?username=alice&password=x")), @r#"
     409
     {
+      "code": "accounts_node_refused",
       "detail": "the node at [home] answered 409: user alice already exists"
     }
     "#);
     assert_snapshot!(said(boss.post("/admin/user/delete?username=nobody")), @r#"
     404
     {
+      "code": "accounts_node_refused",
       "detail": "the node at [home] answered 404: there is no user nobody"
     }
     "#);
@@ -140,6 +143,7 @@ fn a_node_without_write_access_says_so() {
     assert_snapshot!(answer.replace(&home.base(), "[home]"), @r#"
     502
     {
+      "code": "accounts_node_read_only",
       "detail": "the node at [home] serves its users read-only; change them there"
     }
     "#);
@@ -157,7 +161,7 @@ fn a_home_node_that_is_down() {
     let answer = server.member("bob").get("/user/info");
     assert_eq!(answer.status, 503, "{answer}");
     assert!(answer.header("retry-after").is_some());
-    assert!(answer.detail().starts_with("the node that keeps the accounts cannot be asked: "), "{answer}");
+    assert!(answer.detail().starts_with("cannot reach the node that keeps the accounts: "), "{answer}");
     home.start_again();
     eventually(Duration::from_secs(5), "bob is accepted", || server.member("bob").get("/user/info").status == 200);
 }

@@ -75,6 +75,7 @@ fn all_missing_parameters_are_reported_at_once_as_fastapi_does() {
     assert_snapshot!(alice.post("/pod/create"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -100,6 +101,7 @@ fn all_missing_parameters_are_reported_at_once_as_fastapi_does() {
     assert_snapshot!(alice.post("/pod/exec?ins=main"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -116,6 +118,7 @@ fn all_missing_parameters_are_reported_at_once_as_fastapi_does() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=long"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "long",
@@ -132,6 +135,7 @@ fn all_missing_parameters_are_reported_at_once_as_fastapi_does() {
     assert_snapshot!(alice.get("/pod/logs?ins=main&follow=perhaps&tail=-1"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "-1",
@@ -167,6 +171,7 @@ fn too_large_requests_are_refused() {
     assert_snapshot!(query(40_000), @r#"
     413
     {
+      "code": "request_too_large",
       "detail": "the query of a request has at most 32768 bytes"
     }
     "#);
@@ -176,6 +181,7 @@ fn too_large_requests_are_refused() {
     assert_snapshot!(body(1_100_000), @r#"
     413
     {
+      "code": "request_too_large",
       "detail": "the body of a request has at most 1048576 bytes"
     }
     "#);
@@ -284,6 +290,7 @@ fn a_change_from_another_site_is_refused() {
     assert_snapshot!(alice.send("POST", "/user/tokens/create", &[("origin", "http://evil.example")]), @r#"
     403
     {
+      "code": "other_site",
       "detail": "this request was made by another web site; open this server's own pages"
     }
     "#);

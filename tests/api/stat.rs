@@ -16,12 +16,14 @@ fn usage_is_split_and_formatted_as_requested() {
     assert_snapshot!(alice.get("/stat/usage?by=week"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "by: \"week\" is not one of user, pod, gpu, hour, day; separate several with commas"
     }
     "#);
     assert_snapshot!(alice.get("/stat/usage?format=xml"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "format: \"xml\" is not a format; use json or csv"
     }
     "#);
@@ -46,6 +48,7 @@ fn windows_and_users_are_parsed() {
     assert_snapshot!(alice.get("/stat/cputime?t=soon"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "t: \"soon\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);

@@ -43,6 +43,7 @@ fn info_shows_account_and_quota() {
     assert_snapshot!(server.anon().get("/user/info"), @r#"
     401
     {
+      "code": "not_authenticated",
       "detail": "Not authenticated"
     }
     "#);
@@ -113,6 +114,7 @@ fn a_changed_password_applies_at_once() {
     assert_snapshot!(alice.get("/user/info"), @r#"
     401
     {
+      "code": "invalid_credentials",
       "detail": "invalid username or password"
     }
     "#);
@@ -145,6 +147,7 @@ fn a_password_has_1_to_1024_bytes() {
     assert_snapshot!(alice.post("/user/ch-passwd"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -161,6 +164,7 @@ fn a_password_has_1_to_1024_bytes() {
     assert_snapshot!(alice.post("/user/ch-passwd?passwd="), @r#"
     400
     {
+      "code": "password_length",
       "detail": "a password has 1 to 1024 bytes"
     }
     "#);
@@ -190,6 +194,7 @@ fn missing_or_wrong_credentials_get_401_with_a_challenge() {
     assert_snapshot!(anon.with_authorization(&wrong).get("/user/info"), @r#"
     401
     {
+      "code": "invalid_credentials",
       "detail": "invalid username or password"
     }
     "#);
@@ -249,6 +254,7 @@ fn tokens_are_created_used_and_revoked() {
     assert_snapshot!(by_token.get("/user/info"), @r#"
     401
     {
+      "code": "invalid_token",
       "detail": "this token is invalid or has expired"
     }
     "#);
@@ -276,6 +282,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/revoke?id=1"), @r#"
     404
     {
+      "code": "token_not_found",
       "detail": "you have no token 1"
     }
     "#);
@@ -286,6 +293,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/revoke"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -302,6 +310,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/revoke?id=x"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "x",
@@ -318,6 +327,7 @@ fn tokens_of_others_and_bad_parameters_are_refused() {
     assert_snapshot!(bob.post("/user/tokens/create?expires=soon"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "expires: \"soon\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);
@@ -338,6 +348,7 @@ fn tokens_end_with_their_account() {
     assert_snapshot!(by_token(&alice), @r#"
     403
     {
+      "code": "account_disabled",
       "detail": "this account is disabled"
     }
     "#);
@@ -375,6 +386,7 @@ fn ssh_keys_are_added_listed_and_removed() {
     assert_snapshot!(server.member("bob").post("/user/ssh-keys/delete?id=1"), @r#"
     404
     {
+      "code": "ssh_key_not_found",
       "detail": "you have no SSH key 1"
     }
     "#);
@@ -394,6 +406,7 @@ fn invalid_ssh_keys_are_refused() {
     assert_snapshot!(alice.post("/user/ssh-keys/add"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -410,18 +423,21 @@ fn invalid_ssh_keys_are_refused() {
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", "hello")]), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "key: a public key is one line: TYPE BASE64 [COMMENT], as in ~/.ssh/id_ed25519.pub"
     }
     "#);
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", "-----BEGIN OPENSSH PRIVATE KEY-----\nx")]), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "key: this is a private key; send its .pub file instead, and create a new key pair, because this one has been exposed"
     }
     "#);
     assert_snapshot!(alice.post_with("/user/ssh-keys/add", &[("key", &format!("command=\"x\" {KEY}"))]), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "key: \"command=\\\"x\\\"\" is not a key type that sshd accepts"
     }
     "#);

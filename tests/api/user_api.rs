@@ -25,12 +25,14 @@ fn it_is_off_unless_enabled() {
     assert_snapshot!(node(&server).get("/user_api/list_users"), @r#"
     501
     {
+      "code": "user_service_disabled",
       "detail": "Remote user profile service is not enabled"
     }
     "#);
     assert_snapshot!(server.anon().get("/user_api/list_users"), @r#"
     501
     {
+      "code": "user_service_disabled",
       "detail": "Remote user profile service is not enabled"
     }
     "#);
@@ -42,18 +44,21 @@ fn only_nodes_with_the_token_are_admitted() {
     assert_snapshot!(server.anon().get("/user_api/list_users"), @r#"
     401
     {
+      "code": "no_access_token",
       "detail": "Missing or invalid Authorization header"
     }
     "#);
     assert_snapshot!(server.admin().get("/user_api/list_users"), @r#"
     401
     {
+      "code": "no_access_token",
       "detail": "Missing or invalid Authorization header"
     }
     "#);
     assert_snapshot!(server.anon().with_authorization("Bearer between-node").get("/user_api/list_users"), @r#"
     403
     {
+      "code": "invalid_access_token",
       "detail": "Invalid access token"
     }
     "#);
@@ -120,18 +125,21 @@ fn users_are_read() {
     assert_snapshot!(node.get("/user_api/get_user"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "Either user_id or username must be provided"
     }
     "#);
     assert_snapshot!(node.get("/user_api/get_user?user_id=1&username=alice"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "Only one of user_id or username should be provided"
     }
     "#);
     assert_snapshot!(node.get("/user_api/get_user?user_id=x"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "x",
@@ -179,6 +187,7 @@ fn a_credential_identifies_its_user() {
     assert_snapshot!(node.get("/user_api/check_user"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": null,
@@ -212,6 +221,7 @@ fn it_is_read_only_unless_writing_is_enabled() {
     assert_snapshot!(node(&server).post("/user_api/add_user?username=carol&password=x"), @r#"
     423
     {
+      "code": "user_service_read_only",
       "detail": "User profile service is in read-only mode"
     }
     "#);
@@ -244,6 +254,7 @@ fn users_are_changed() {
     assert_snapshot!(node.post("/user_api/update_user?username=carol"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "No fields to update"
     }
     "#);

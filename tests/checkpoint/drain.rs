@@ -86,7 +86,7 @@ fn a_drain_checkpoints_and_stops_all_pods_and_an_undrain_restores_them() {
 
     admin.post_with("/admin/drain", &[("reason", "driver upgrade")]).ok();
     let refused = alice.post("/pod/create?ins=new&image=pody-base");
-    assert_eq!(refused.status, 503, "{refused}");
+    assert_eq!((refused.status, refused.code().as_str()), (503, "draining"), "{refused}");
     for words in ["by boss since 20", "(driver upgrade)", "`pody undrain`"] {
         assert!(refused.detail().contains(words), "{refused}");
     }
@@ -109,7 +109,7 @@ fn a_drain_checkpoints_and_stops_all_pods_and_an_undrain_restores_them() {
         "/pod/restore?ins=main&as=other",
     ] {
         let refused = alice.post(path);
-        assert_eq!(refused.status, 503, "{path}: {refused}");
+        assert_eq!((refused.status, refused.code().as_str()), (503, "draining"), "{path}: {refused}");
         assert!(refused.detail().contains("driver upgrade"), "{path}: {refused}");
     }
     assert_eq!(admin.post("/pod/start?ins=alice-main").status, 503);

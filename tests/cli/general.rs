@@ -29,13 +29,19 @@ fn refused_credentials_are_exit_code_4() {
 #[test]
 fn other_refusals_are_exit_code_1_with_retry_after_as_a_hint() {
     let fake = Fake::start();
-    fake.on_status("/pod/ps", 503, json!({"detail": "Docker does not answer"}));
+    fake.on_status("/pod/ps", 503, json!({"detail": "Docker does not answer", "code": "docker_unavailable"}));
     let refused = fake.run(&["ps"]);
     assert_eq!(refused.code, 1);
     assert_eq!(refused.stderr, "error: Docker does not answer\nhint: try again in 7 s\n");
     let refused = fake.run(&["ps", "--json"]);
     assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
-    assert_eq!(refused.stderr, "{\"error\":\"Docker does not answer\",\"hint\":\"try again in 7 s\"}\n");
+    let shown = r#"{"error":"Docker does not answer","code":"docker_unavailable","hint":"try again in 7 s"}"#;
+    assert_eq!(refused.stderr, format!("{shown}\n"));
+
+    // A proxy, or an older server.
+    fake.on_text("/pod/ps", 502, "Bad Gateway");
+    let refused = fake.run(&["ps", "--json"]);
+    assert_eq!(refused.stderr, "{\"error\":\"Bad Gateway\",\"code\":null,\"hint\":null}\n");
 }
 
 #[test]

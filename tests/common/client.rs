@@ -81,6 +81,13 @@ impl Answer {
         json["detail"].as_str().unwrap_or_else(|| panic!("no detail in {json}")).to_owned()
     }
 
+    /// The value of `code`.
+    #[track_caller]
+    pub fn code(&self) -> String {
+        let json = self.json();
+        json["code"].as_str().unwrap_or_else(|| panic!("no code in {json}")).to_owned()
+    }
+
     /// Fails the test unless the status is 200.
     #[track_caller]
     pub fn ok(self) -> Self {

@@ -408,7 +408,7 @@ impl Checkpoints {
     async fn runs(&self, pod: &Pod) -> Result<bool, CheckpointError> {
         let Some(container) = &pod.container else { return Ok(false) };
         let inspect = self.settled_inspect(container).await?;
-        Ok(inspect.is_some_and(|inspect| pod::is_up(&inspect.status)))
+        Ok(inspect.is_some_and(|inspect| inspect.status.is_up()))
     }
 
     async fn put_drained(&self, row: DrainedPod) -> Result<(), CheckpointError> {

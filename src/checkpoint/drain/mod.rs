@@ -3,12 +3,7 @@
 //! A request only writes a row; [`drainer`] does the work, so a killed daemon resumes where it was, and so does one
 //! after a reboot.
 //!
-//! ```text
-//!            drain              all settled                 undrain               all back
-//!  (no row) ───────► draining ─────────────► drained ─────────────► undraining ───────────► (no row)
-//!                       ▲  └──── undrain ──────────────────────────────▲ │ └──► ended: some were not restored
-//!                       └─────────────── drain ──────────────────────────┘        └── undrain: retried
-//! ```
+//! The states of a drain and of a pod in it, and what leads from one to another: [`crate::model::drain`].
 //!
 //! While a row exists that is not `ended`, no pod is created, started or restored: each of these operations checks the
 //! row in the transaction that records it.

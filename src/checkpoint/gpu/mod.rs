@@ -248,7 +248,6 @@ fn note(found: &mut Findings, program: &Program, needed: Option<String>) {
 
 /// The memory available for that of the GPUs.
 fn memory(inspect: &ContainerInspect) -> Memory {
-    let limit = inspect.document["HostConfig"]["Memory"].as_u64().filter(|&limit| limit > 0);
     let used = Cgroup::of_process(inspect.pid).and_then(|cgroup| cgroup.read()).map_or(0, |sample| sample.memory_bytes);
-    Memory { host_free: memory::available(), pod: limit.map(|limit| (limit, limit.saturating_sub(used))) }
+    Memory { host_free: memory::available(), pod: inspect.memory.map(|limit| (limit, limit.saturating_sub(used))) }
 }

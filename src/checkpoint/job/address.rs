@@ -82,7 +82,7 @@ pub(in crate::checkpoint) async fn reserve_lower(
     let mut held =
         ReservedAddresses { engine: engine.clone(), placeholders: Vec::new(), bridge: None, turn: Some(turn) };
     let inspect = engine.inspect(container).await?.ok_or_else(|| closed("the pod is gone".to_owned()))?;
-    let network = inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+    let network = inspect.network_mode.as_str();
     let (free_below, bridge) = free_below(engine, network, address, &pod.container_name).await?.map_err(&closed)?;
     held.bridge = bridge;
     if free_below > MOST {

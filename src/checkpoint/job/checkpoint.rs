@@ -76,7 +76,7 @@ impl CheckpointJob {
         let phases = Phase::of_checkpoint(Circumstances {
             kind: self.checkpoint.kind,
             leave_running: self.action.journal.leave_running,
-            runs: self.seen.inspect.status == "running",
+            runs: self.seen.inspect.status.is_running(),
             compresses: self.compression != Compression::None,
             has_gpus: self.action.journal.gpu.is_some(),
         });
@@ -126,7 +126,7 @@ impl CheckpointJob {
         if let Err(error) = self.ctx.0.engine.tag_image(&self.seen.inspect.image_id, KEPT_IMAGES, &tag).await {
             tracing::warn!(image = self.seen.inspect.image_id, %error, "could not protect the image of a checkpoint from pruning");
         }
-        if self.action.journal.leave_running == LeaveRunning::No && self.seen.inspect.status == "running" {
+        if self.action.journal.leave_running == LeaveRunning::No && self.seen.inspect.status.is_running() {
             // Otherwise the engine would restart the pod as soon as it is stopped.
             self.action.journal.restart = Some(self.seen.inspect.restart.clone());
             self.ctx.write_action(&self.action).await?;
@@ -152,8 +152,7 @@ impl CheckpointJob {
         }
         self.freeze_outside_vfork().await?;
         // A network that it shares remains when it is stopped.
-        let network = self.seen.inspect.document["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
-        if !network.starts_with("container:") {
+        if !self.seen.inspect.shares_network() {
             let is_stopped = self.action.journal.leave_running == LeaveRunning::No;
             self.network = lock::lock(self.seen.inspect.pid, is_stopped).await;
         }
@@ -171,11 +170,11 @@ impl CheckpointJob {
         let engine = &self.ctx.0.engine;
         for _ in 0..VFORKS {
             self.live.frozen_since().get_or_insert_with(Instant::now);
-            engine.pause(&self.seen.container).await.map_err(|error| match error.is_not_frozen() {
-                true => CheckpointError::Criu(CriuFailure::other(
+            engine.pause(&self.seen.container).await.map_err(|error| match error {
+                EngineError::NotFrozen(_) => CheckpointError::Criu(CriuFailure::other(
                     "the kernel could not freeze its programs, as they constantly start others or wait for a disk; try again when the pod is less busy",
                 )),
-                false => error.into(),
+                error => error.into(),
             })?;
             if !self.checkpoint.kind.has_processes() || stopped_tasks::in_vfork(&self.seen.container).is_none() {
                 return Ok(());
@@ -225,7 +224,7 @@ impl CheckpointJob {
             return Ok(());
         }
         match self.ctx.0.engine.inspect(&self.seen.container).await? {
-            Some(now) if now.pid == self.seen.inspect.pid && now.status == "paused" => Ok(()),
+            Some(now) if now.pid == self.seen.inspect.pid && now.status.is_paused() => Ok(()),
             Some(now) if now.pid == self.seen.inspect.pid => {
                 Err(CheckpointError::LetGo(self.pod.container_name.clone()))
             }
@@ -354,8 +353,12 @@ impl Checkpoints {
             None
         });
         let also = move |tx: &Tx| {
-            tx.update_checkpoint(id, CheckpointStatus::Ready, size)?;
-            copy.as_ref().map_or(Ok(()), |copy| tx.put_copy(copy))
+            match tx.update_checkpoint(id, CheckpointStatus::Ready, size) {
+                Ok(()) => copy.as_ref().map_or(Ok(()), |copy| tx.insert_copy(copy)),
+                // Its user was deleted meanwhile. It stays marked for deletion and gets no copy; only the action ends.
+                Err(error) if error.is_too_late() => Ok(()),
+                Err(error) => Err(error),
+            }
         };
         self.end_action(action, Ok(()), also).await?;
         self.0.copies.resume();

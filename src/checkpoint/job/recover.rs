@@ -27,7 +27,7 @@ use crate::{
     engine::{ContainerInspect, Health},
     host::disk,
     model::{
-        action::Action,
+        action::{Action, ActionStatus},
         checkpoint::{CheckpointStatus, LeaveRunning},
         ids::{ActionId, CheckpointId, ContainerId, PodId},
         phase::{ActionKind, Phase},
@@ -116,7 +116,7 @@ impl Checkpoints {
     async fn paused(&self, container: Option<&ContainerId>) -> Result<Option<ContainerId>, CheckpointError> {
         let Some(container) = container else { return Ok(None) };
         let inspect = self.0.engine.inspect(container).await?;
-        Ok(inspect.filter(|inspect| inspect.status == "paused").map(|_| container.clone()))
+        Ok(inspect.filter(|inspect| inspect.status.is_paused()).map(|_| container.clone()))
     }
 
     /// Completes or rolls back what a killed daemon has left of a pod, before anything new is done with it. Otherwise
@@ -125,12 +125,20 @@ impl Checkpoints {
         let mut left: Vec<Action> = self.0.db.read(|tx| tx.list_running_actions()).await?;
         left.retain(|action| action.pod == pod && !self.live().contains_key(&action.id));
         for action in left {
-            match action.kind {
-                ActionKind::Checkpoint => self.settle_checkpoint(&action).await?,
-                ActionKind::Restore => self.settle_restore(&action).await?,
-            }
+            self.settle(action.id).await?;
         }
         Ok(())
+    }
+
+    /// Brings an action to its end that nobody is at work on. The pod's lock is held.
+    async fn settle(&self, id: ActionId) -> Result<(), CheckpointError> {
+        // Read again: it may have ended, with nobody at work on it any more, since it was listed.
+        let action: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
+        let Some(action) = action.filter(|action| action.status == ActionStatus::Running) else { return Ok(()) };
+        match action.kind {
+            ActionKind::Checkpoint => self.settle_checkpoint(&action).await,
+            ActionKind::Restore => self.settle_restore(&action).await,
+        }
     }
 
     async fn settle_all(&self) -> Result<(), CheckpointError> {
@@ -144,11 +152,7 @@ impl Checkpoints {
                 self.settle_later();
                 continue;
             };
-            let settled = match action.kind {
-                ActionKind::Checkpoint => self.settle_checkpoint(&action).await,
-                ActionKind::Restore => self.settle_restore(&action).await,
-            };
-            if let Err(error) = settled {
+            if let Err(error) = self.settle(action.id).await {
                 tracing::warn!(action = %action.id, pod = action.container_name, %error, "could not recover an action, retrying");
                 self.settle_later();
             }
@@ -184,7 +188,7 @@ impl Checkpoints {
         if let (Some(container), Some(inspect)) = (&container, &inspect)
             && inspect.pid != 0
         {
-            let is_paused = inspect.status == "paused";
+            let is_paused = inspect.status.is_paused();
             if is_paused && complete && action.journal.leave_running == LeaveRunning::No {
                 self.0.engine.kill(container).await?;
                 action.phase = Phase::Stop;
@@ -210,7 +214,7 @@ impl Checkpoints {
             let complaints = self.wake_gpus(&action, container).await;
             not_resumed = (!complaints.is_empty()).then(|| super::gpu::not_resumed(&complaints));
             let stopped =
-                complete && self.0.engine.inspect(container).await?.is_some_and(|now| now.status != "running");
+                complete && self.0.engine.inspect(container).await?.is_some_and(|now| !now.status.is_running());
             if stopped && action.journal.leave_running == LeaveRunning::No {
                 action.phase = Phase::Stop;
             }
@@ -265,7 +269,7 @@ impl Checkpoints {
             None => None,
         };
         let mut action = action.clone();
-        let lives = inspect.as_ref().is_some_and(|inspect| inspect.status == "running");
+        let lives = inspect.as_ref().is_some_and(|inspect| inspect.status.is_running());
         let begun = matches!(action.phase, Phase::Start | Phase::GpuOn | Phase::Check | Phase::Clean);
         if let (true, true, None, Some(container)) = (lives, begun, &action.error, &container) {
             let complaints = self.wake_gpus(&action, container).await;

@@ -106,7 +106,19 @@ impl RestoreJob {
             Phase::Start => self.start().await,
             Phase::GpuOn => self.gpu_on().await,
             Phase::Check => self.check().await,
-            _ => self.finish().await,
+            Phase::Clean => self.finish().await,
+            // `fetch` is a part of `verify`; the others are a checkpoint's.
+            Phase::Fetch
+            | Phase::Preflight
+            | Phase::GpuOff
+            | Phase::Pause
+            | Phase::Dump
+            | Phase::Rootfs
+            | Phase::Resume
+            | Phase::Hash
+            | Phase::Commit
+            | Phase::Stop
+            | Phase::Compress => Ok(()),
         }
     }
 
@@ -216,14 +228,14 @@ impl RestoreJob {
         if !self.manifest.kind.has_processes() {
             return Ok(self.ctx.0.engine.start(&container).await?);
         }
-        let choices = Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
+        let (mut way, mut others) =
+            Way::choices(&self.manifest.sockets, !self.action.journal.makes_pod, self.connections);
         let mut why = match self.connections {
             Some(Connections::Close) => "as requested".to_owned(),
             _ => "the pod has another address".to_owned(),
         };
-        for (at, way) in choices.iter().enumerate() {
-            let is_last = at + 1 == choices.len();
-            match self.start_by(&container, *way).await {
+        loop {
+            let error = match self.start_by(&container, way).await {
                 Ok(()) => {
                     let sockets = &self.manifest.sockets;
                     let count = match way.tcp {
@@ -236,19 +248,23 @@ impl RestoreJob {
                     }
                     return Ok(());
                 }
-                Err(CheckpointError::AddressGone { address, why: gone }) if !is_last => {
+                Err(error) => error,
+            };
+            let Some((next, rest)) = others.split_first() else { return Err(error) };
+            match error {
+                CheckpointError::AddressGone { address, why: gone } => {
                     tracing::info!(pod = self.pod.container_name, %address, gone, "restoring with another address");
                     if self.connections.is_none() {
                         why = format!("the pod's original address {address} is not available: {gone}");
                     }
                 }
-                Err(CheckpointError::Criu(failure)) if failure.kind == FailureKind::AddressTaken && !is_last => {
+                CheckpointError::Criu(failure) if failure.kind == FailureKind::AddressTaken => {
                     tracing::info!(pod = self.pod.container_name, %failure, "restore failed, retrying with connections closed");
                 }
-                Err(error) => return Err(error),
+                error => return Err(error),
             }
+            (way, others) = (*next, rest);
         }
-        Err(CheckpointError::NothingNamed)
     }
 
     /// Starts it this way, and again after a transient failure.
@@ -276,9 +292,9 @@ impl RestoreJob {
             drop(held_traffic);
             match (&started, again) {
                 // Without an error of CRIU's the engine failed, which may succeed with the same input again.
-                (Err(CheckpointError::Engine(EngineError::Failed { message, .. })), _) if engine_failures == 0 => {
+                (Err(CheckpointError::Engine(error)), _) if error.is_failure() && engine_failures == 0 => {
                     engine_failures += 1;
-                    tracing::warn!(pod = self.pod.container_name, message, "the engine failed to start it, retrying");
+                    tracing::warn!(pod = self.pod.container_name, %error, "the engine failed to start it, retrying");
                 }
                 // CRIU can do it by itself, only slower.
                 (Err(CheckpointError::Criu(failure)), _)
@@ -375,7 +391,7 @@ impl RestoreJob {
         let inspect = self.ctx.settled_inspect(container).await?;
         if error.is_ambiguous()
             && namespace_setup::is_done(&scratch)
-            && inspect.is_some_and(|inspect| inspect.status == "running")
+            && inspect.is_some_and(|inspect| inspect.status.is_running())
         {
             return Ok(());
         }
@@ -397,8 +413,7 @@ impl RestoreJob {
         let engine = &self.ctx.0.engine;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
         let inspect = engine.inspect(container).await?.ok_or_else(gone)?;
-        let parent = inspect.document["HostConfig"]["CgroupParent"].as_str().unwrap_or_default();
-        let old = self.manifest.container["Id"].as_str().unwrap_or_default();
+        let (parent, old) = (&inspect.cgroup_parent, self.manifest.container_id());
         let facts = engine.facts().await?;
         Ok(cgroup_root::root_option(self.manifest.host.group.as_deref(), old, container, &facts.cgroup_driver, parent))
     }
@@ -436,7 +451,7 @@ impl RestoreJob {
         tokio::time::sleep(PROBATION).await;
         let gone = || PodError::NotFound(self.pod.container_name.clone());
         let inspect = self.ctx.0.engine.inspect(&container).await?.ok_or_else(gone)?;
-        if inspect.status != "running" {
+        if !inspect.status.is_running() {
             return Err(CheckpointError::EndedAtOnce(inspect.exit_code));
         }
         thread_attributes::put_back(&container, &self.manifest.tuning);

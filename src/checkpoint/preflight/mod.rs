@@ -30,7 +30,7 @@ use crate::{
         },
         runc::Load,
     },
-    engine::ContainerInspect,
+    engine::{ContainerInspect, Mount},
     host::{disk, process},
     model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
 };
@@ -183,9 +183,8 @@ fn look_closely(
             .problems
             .push(format!("it was created with {obstacle}, which cannot be restored; create it again with pody"));
     }
-    for mount in inspect.document["Mounts"].as_array().into_iter().flatten() {
-        let source = mount["Source"].as_str().unwrap_or_default();
-        if mount["Type"] == "bind" && fs::symlink_metadata(source).is_ok_and(|source| source.is_symlink()) {
+    for Mount { source, is_bind } in &inspect.mounts {
+        if *is_bind && fs::symlink_metadata(source).is_ok_and(|source| source.is_symlink()) {
             found.problems.push(format!(
                 "its mount of {source} is a symbolic link, which cannot be restored; create it again with the resolved path"
             ));

@@ -7,7 +7,7 @@
 //!     manifest.json                    last: with it the copy is complete
 //! ```
 //!
-//! The table `copies` is the journal:
+//! The table `copies` is the journal; what leads from one state to another: [`crate::model::checkpoint`].
 //!
 //! | state | what is done | after a kill |
 //! | --- | --- | --- |
@@ -30,6 +30,7 @@ use super::copying::{Begun, UnderWay};
 use crate::{
     checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread, store::MANIFEST},
     config::{CopyWhich, RemoteConfig},
+    db::DbError,
     host::disk,
     model::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus},
@@ -150,19 +151,26 @@ impl Checkpoints {
             Ok(()) => {
                 tracing::info!(checkpoint = %id, store = copy.store, "copied");
                 let copied = Copy { status: CopyStatus::Copied, error: None, ..copy };
-                self.0.db.write(move |tx| tx.update_copy(&copied)).await
+                self.write_attempt(copied).await
             }
             Err(CheckpointError::Remote(ObjectError::Cancelled)) => return,
             Err(error) => {
                 tracing::warn!(checkpoint = %id, %error, deletes, "the copy of a checkpoint failed, will retry");
-                let failed = copy.failed(&error);
-                self.0.db.write(move |tx| tx.update_copy(&failed)).await
+                self.write_attempt(copy.failed(&error)).await
             }
         };
-        if let Err::<(), crate::db::DbError>(error) = written {
+        if let Err::<(), DbError>(error) = written {
             tracing::warn!(checkpoint = %id, %error, "could not record the outcome of a copy; it is determined again");
         } else if !deletes && let Err(error) = self.drop_local_directory(id).await {
             tracing::warn!(checkpoint = %id, %error, "could not remove its local directory, will retry");
+        }
+    }
+
+    /// Records the result of an attempt. A copy that was marked for deletion meanwhile stays so.
+    async fn write_attempt(&self, copy: Copy) -> Result<(), DbError> {
+        match self.0.db.write(move |tx| tx.update_copy(&copy)).await {
+            Err(error) if DbError::is_too_late(&error) => Ok(()),
+            written => written,
         }
     }
 
@@ -187,7 +195,11 @@ impl Checkpoints {
             return Err(ObjectError::Cancelled.into());
         }
         let begun = Copy { status: CopyStatus::Copying, ..copy.clone() };
-        self.0.db.write(move |tx| tx.update_copy(&begun)).await?;
+        match self.0.db.write(move |tx| tx.update_copy(&begun)).await {
+            // It was marked for deletion since it was found due.
+            Err(error) if DbError::is_too_late(&error) => return Err(ObjectError::Cancelled.into()),
+            written => written?,
+        }
         let storage = self.storage_of(copy)?;
         let directory = self.0.store.directory(id);
         let manifest = {
@@ -276,7 +288,7 @@ impl Checkpoints {
         if !has_manifest || !manifest.stored().all(is_there) {
             tracing::warn!(checkpoint = %id, "its copy is no longer complete; copying again");
             let again = Copy { status: CopyStatus::Queued, due_at: 0, ..copy };
-            return Ok(self.0.db.write(move |tx| tx.update_copy(&again)).await?);
+            return Ok(self.write_attempt(again).await?);
         }
         tracing::info!(checkpoint = %id, "removed from this host; its copy is complete");
         Ok(off_thread(move || disk::remove(&directory)).await?)

@@ -157,7 +157,7 @@ impl Checkpoints {
                 let held: Vec<u64> = held.map(|row| row.size).collect();
                 admission::admit_checkpoint(&quota, &held, written.size)?;
                 tx.insert_checkpoint(&written)?;
-                tx.put_copy(&copy)?;
+                tx.insert_copy(&copy)?;
                 let object = format!("{id} of {}", written.container_name);
                 note(tx, &actor, "checkpoint.fetch", object, &written.user, Outcome::Ok)?;
                 Ok(())

@@ -86,7 +86,7 @@ pub struct Manifest {
     pub frozen_ms: u64,
     /// By path from the directory.
     pub files: BTreeMap<PathBuf, FileEntry>,
-    /// The engine's full description of the container.
+    /// The engine's full description of the container. What the code reads of it has a method.
     pub container: Value,
 }
 
@@ -107,6 +107,11 @@ pub struct Host {
 impl Manifest {
     pub fn format() -> u32 {
         FORMAT
+    }
+
+    /// The id of the container that was saved; empty where the engine did not say it.
+    pub fn container_id(&self) -> &str {
+        self.container["Id"].as_str().unwrap_or_default()
     }
 
     /// Bytes that the checkpoint takes.

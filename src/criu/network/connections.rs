@@ -44,8 +44,8 @@ pub struct Way {
 }
 
 impl Way {
-    /// What to try, in this order.
-    pub fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> &'static [Self] {
+    /// What to try first, and then, in this order.
+    pub fn choices(sockets: &Sockets, in_place: bool, wanted: Option<Connections>) -> (Self, &'static [Self]) {
         const fn way(tcp: Tcp, addresses: AddressPolicy) -> Way {
             Way { tcp, addresses }
         }
@@ -57,17 +57,17 @@ impl Way {
         // Only one pod can have the address, and others may know it.
         let again = in_place && sockets.need_their_address();
         match (wanted, sockets.outside, in_place) {
-            (Some(Connections::Close), ..) if again => &[CLOSED_AGAIN, CLOSED],
-            (Some(Connections::Close), ..) => &[CLOSED],
-            (Some(Connections::Keep), 0, _) if again => &[AGAIN, INSIDE],
-            (Some(Connections::Keep), 0, _) => &[INSIDE],
-            (Some(Connections::Keep), ..) => &[AGAIN],
-            (None, 0, _) if again => &[AGAIN, INSIDE, CLOSED],
-            (None, 0, _) => &[INSIDE, CLOSED],
+            (Some(Connections::Close), ..) if again => (CLOSED_AGAIN, &[CLOSED]),
+            (Some(Connections::Close), ..) => (CLOSED, &[]),
+            (Some(Connections::Keep), 0, _) if again => (AGAIN, &[INSIDE]),
+            (Some(Connections::Keep), 0, _) => (INSIDE, &[]),
+            (Some(Connections::Keep), ..) => (AGAIN, &[]),
+            (None, 0, _) if again => (AGAIN, &[INSIDE, CLOSED]),
+            (None, 0, _) => (INSIDE, &[CLOSED]),
             // Where the pod lacks its original address, a connection with others must not look alive.
-            (None, _, true) => &[AGAIN, CUT_OFF, CLOSED],
+            (None, _, true) => (AGAIN, &[CUT_OFF, CLOSED]),
             // Two pods with one connection would fight over it.
-            (None, _, false) => &[CUT_OFF, CLOSED],
+            (None, _, false) => (CUT_OFF, &[CLOSED]),
         }
     }
 }
@@ -111,23 +111,24 @@ mod tests {
     fn a_clone_does_not_take_the_connections_of_another() {
         let [inside, cut_off, closed] =
             [Tcp::Established, Tcp::CloseOutside, Tcp::Close].map(|tcp| Way { tcp, addresses: AddressPolicy::New });
-        assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, None), [inside, closed]);
-        assert_eq!(Way::choices(&sockets(3, 1, &[2]), false, None), [cut_off, closed]);
-        assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, Some(Connections::Close)), [closed]);
+        assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, None), (inside, [closed].as_slice()));
+        assert_eq!(Way::choices(&sockets(3, 1, &[2]), false, None), (cut_off, [closed].as_slice()));
+        assert_eq!(Way::choices(&sockets(3, 0, &[2]), false, Some(Connections::Close)), (closed, [].as_slice()));
     }
 
     #[test]
     fn a_connection_with_others_continues_with_the_original_address_alone() {
         for (outside, wanted) in [(1, None), (2, Some(Connections::Keep))] {
-            for way in Way::choices(&sockets(3, outside, &[2]), true, wanted) {
+            let (first, others) = Way::choices(&sockets(3, outside, &[2]), true, wanted);
+            for way in [&first].into_iter().chain(others) {
                 assert!(way.tcp != Tcp::Established || way.addresses == AddressPolicy::Original, "{way:?}");
             }
         }
         // What is bound to it is reached by others again.
-        assert_eq!(Way::choices(&sockets(0, 0, &[2]), true, None)[0].addresses, AddressPolicy::Original);
+        assert_eq!(Way::choices(&sockets(0, 0, &[2]), true, None).0.addresses, AddressPolicy::Original);
         // Nobody needs it, or it was an address of an earlier life.
-        assert_eq!(Way::choices(&sockets(3, 0, &[]), true, None)[0].addresses, AddressPolicy::New);
-        assert_eq!(Way::choices(&sockets(3, 0, &[7]), true, None)[0].addresses, AddressPolicy::New);
+        assert_eq!(Way::choices(&sockets(3, 0, &[]), true, None).0.addresses, AddressPolicy::New);
+        assert_eq!(Way::choices(&sockets(3, 0, &[7]), true, None).0.addresses, AddressPolicy::New);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The dialect's one error: a status and `{"message", "code", "details"}`.
+//! The dialect's one error: a status and `{"message", "code", "details", "reason"}`. `code` is the status as text, as in
+//! the original; what a program decides by is `reason`, which the original lacks and its description allows.
 //!
 //! Errors that any dialect can meet get their status from [`ApiError`], whose match over the domain errors is
 //! exhaustive; those of this dialect alone get it here, also exhaustively.
@@ -7,7 +8,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::{
     account::{AccountError, AuthError},
@@ -24,26 +27,32 @@ use crate::{
 };
 
 /// Every response that is not a success.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum V2Error {
     #[error(transparent)]
+    #[strum(transparent)]
     Request(#[from] ApiError),
     #[error("{0}")]
     BadRequest(String),
     #[error("{0}")]
     NotFound(String),
     #[error("the file has {size} bytes, none of them in the requested Range; bytes count from 0")]
+    #[strum(serialize = "range_not_satisfiable")]
     Range { size: u64 },
     #[error(transparent)]
+    #[strum(transparent)]
     Cluster(ClusterError),
     #[error(transparent)]
+    #[strum(transparent)]
     File(FileError),
     #[error(transparent)]
+    #[strum(transparent)]
     Reports(ReportError),
 }
 
 impl V2Error {
-    fn status(&self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
             // The editions of this dialect know no 422.
             Self::Request(ApiError::Unprocessable(_)) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -82,6 +91,19 @@ impl V2Error {
                 FileError::Remote(error) => object_status(error),
                 FileError::Account(_) | FileError::Db(_) | FileError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
+        }
+    }
+
+    /// What a program decides by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::BadRequest(_)
+            | Self::NotFound(_)
+            | Self::Range { .. }
+            | Self::Cluster(_)
+            | Self::File(_)
+            | Self::Reports(_) => self.into(),
         }
     }
 
@@ -163,11 +185,24 @@ impl IntoResponse for V2Error {
         };
         let status = error.status();
         let (message, details) = error.message();
-        let body = json!({"message": message, "code": status.as_u16().to_string(), "details": details});
+        let body = V2ErrorBody { message, code: status.as_u16().to_string(), details, reason: error.reason() };
         let mut response = (status, Json(body)).into_response();
         if let Self::Request(error) = &error {
             error.add_headers(&mut response);
         }
         response
     }
+}
+
+/// The dialect's errors.
+#[derive(Serialize, ToSchema)]
+pub struct V2ErrorBody {
+    /// A sentence.
+    message: String,
+    /// The HTTP status.
+    code: String,
+    /// What more there is to say, if any.
+    details: Value,
+    /// What a program decides by; docs/API.md lists them as codes.
+    reason: &'static str,
 }

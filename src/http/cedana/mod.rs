@@ -23,7 +23,7 @@ use serde::{
 };
 use serde_json::Value;
 
-pub use self::error::V2Error;
+pub use self::error::{V2Error, V2ErrorBody};
 use super::params::{BadParam, Parameter};
 use crate::{
     app::App,

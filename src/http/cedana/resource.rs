@@ -9,7 +9,7 @@ use crate::{
     http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
         agent::{Kind, Resource},
-        pod::Pod,
+        pod::{ContainerStatus, Pod, PodStatus},
         time::now,
         user::Caller,
     },
@@ -108,14 +108,19 @@ async fn all_pods(app: &App, caller: &Caller) -> Result<Vec<PodView>, V2Error> {
 }
 
 /// Kubernetes' word for the engine's state.
-fn phase(status: &str) -> &'static str {
+fn phase(status: &PodStatus) -> &'static str {
     match status {
-        "running" => "Running",
-        "paused" => "Paused",
-        "creating" | "created" | "restarting" => "Pending",
-        "exited" | "dead" => "Stopped",
-        "deleting" | "removing" => "Terminating",
-        _ => "Unknown",
+        PodStatus::Creating => "Pending",
+        PodStatus::Deleting => "Terminating",
+        PodStatus::Unknown => "Unknown",
+        PodStatus::Container(status) => match status {
+            ContainerStatus::Running => "Running",
+            ContainerStatus::Paused => "Paused",
+            ContainerStatus::Created | ContainerStatus::Restarting => "Pending",
+            ContainerStatus::Exited | ContainerStatus::Dead => "Stopped",
+            ContainerStatus::Removing => "Terminating",
+            ContainerStatus::Unknown(_) => "Unknown",
+        },
     }
 }
 
@@ -128,7 +133,7 @@ fn our_pod(app: &App, pod: &Pod) -> PodView {
         namespace: pod.user.to_string(),
         status: phase(&view.status).to_owned(),
         age: age(pod.created_at),
-        ready: format!("{}/1", u8::from(view.status == "running")),
+        ready: format!("{}/1", u8::from(view.status.is_running())),
         node: app.clusters.host_name(),
         restarts: detail.as_ref().map_or(0, |detail| detail.restarts),
         monitored_by_policies: [],
@@ -202,7 +207,7 @@ pub async fn count_jobs(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V
 /// A job of ours is a running pod: its name survives when the pod is created again or restored.
 async fn all_jobs(app: &App, caller: &Caller) -> Result<Vec<JobView>, V2Error> {
     app.pods.wait_ready().await;
-    let running = pods_of(app, caller).into_iter().filter(|pod| app.pods.view(pod).status == "running");
+    let running = pods_of(app, caller).into_iter().filter(|pod| app.pods.view(pod).status.is_running());
     let ours = running.map(|pod| {
         let view = our_pod(app, &pod);
         JobView {

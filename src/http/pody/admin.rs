@@ -6,10 +6,14 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::{AccountError, UserChange},
-    http::{endpoint::Ctx, json::Json, params::NoParams},
+    http::{
+        endpoint::Ctx,
+        json::Json,
+        params::{BadParam, Input, NoParams, Param, Params},
+    },
     model::{
         names::UserName,
-        quota::{CoresChange, CountChange, GpusChange, Quota, QuotaChange, SizeChange, StoredQuota},
+        quota::{Limit, Quota, QuotaChange, StoredQuota},
         user::Actor,
     },
     params,
@@ -93,34 +97,49 @@ pub async fn list_quotas(ctx: Ctx, params: ListQuotas) -> Result<Json<impl Seria
     Ok(Json(rows.collect::<Vec<_>>()))
 }
 
-params! { UpdateQuota { username: UserName;
-    max_pods: CountChange, gpu_count: CountChange, gpus: GpusChange, memory_limit: SizeChange, storage_size: SizeChange,
-    shm_size: SizeChange, tmpfs_size: SizeChange, commit_count: CountChange, commit_size_limit: SizeChange,
-    cpu_limit: CoresChange, pids_limit: CountChange, total_memory: SizeChange,
-    checkpoint_count: CountChange, checkpoint_size: SizeChange,
-} }
+/// The account, and one optional parameter per row of the table of limits.
+pub struct UpdateQuota {
+    username: UserName,
+    change: QuotaChange,
+}
+
+impl UpdateQuota {
+    const LIST: [Param; 1 + Limit::ALL.len()] = {
+        let mut list = [OneUser::LIST[0]; 1 + Limit::ALL.len()];
+        // A `for` loop cannot run in a constant.
+        let mut at = 0;
+        while at < Limit::ALL.len() {
+            list[1 + at] = Param { name: Limit::ALL[at].name, optional: true, kind: "string" };
+            at += 1;
+        }
+        list
+    };
+}
+
+impl Params for UpdateQuota {
+    const LIST: &'static [Param] = &Self::LIST;
+
+    fn read(input: &Input) -> Result<Self, Vec<BadParam>> {
+        let user = OneUser::read(input);
+        let mut change = QuotaChange::default();
+        let mut bad = Vec::new();
+        for limit in Limit::ALL {
+            let changed = input.get(limit.name).map_or(Ok(()), |text| limit.change(&mut change, text));
+            bad.extend(changed.err().map(|error| BadParam::Rule { name: limit.name.into(), rule: error.to_string() }));
+        }
+        match user {
+            Ok(OneUser { username }) if bad.is_empty() => Ok(Self { username, change }),
+            Ok(_) => Err(bad),
+            Err(user) => Err(user.into_iter().chain(bad).collect()),
+        }
+    }
+}
 
 pub async fn update_quota(ctx: Ctx, params: UpdateQuota) -> Result<Json<impl Serialize>, ApiError> {
-    let name = params.username;
+    let UpdateQuota { username: name, change } = params;
     if ctx.app.accounts.find_user(&name).await.map_err(AccountError::Remote)?.is_none() {
         return Err(AccountError::NoUser(name).into());
     }
-    let change = QuotaChange {
-        max_pods: params.max_pods.map(|change| change.0),
-        gpu_count: params.gpu_count.map(|change| change.0),
-        gpus: params.gpus.map(|change| change.0),
-        memory_limit: params.memory_limit.map(|change| change.0),
-        storage_size: params.storage_size.map(|change| change.0),
-        shm_size: params.shm_size.map(|change| change.0),
-        tmpfs_size: params.tmpfs_size.map(|change| change.0),
-        commit_count: params.commit_count.map(|change| change.0),
-        commit_size_limit: params.commit_size_limit.map(|change| change.0),
-        cpu_limit: params.cpu_limit.map(|change| change.0),
-        pids_limit: params.pids_limit.map(|change| change.0),
-        total_memory: params.total_memory.map(|change| change.0),
-        checkpoint_count: params.checkpoint_count.map(|change| change.0),
-        checkpoint_size: params.checkpoint_size.map(|change| change.0),
-    };
     if change == QuotaChange::default() {
         return Err(ApiError::BadRequest(
             "nothing to change: name at least one limit, for example max_pods=5".to_owned(),

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::Serialize;
 use utoipa::openapi::{
-    HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Required, ResponseBuilder, ResponsesBuilder,
+    HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, Required, ResponseBuilder, ResponsesBuilder,
     content::Content,
     path::{OperationBuilder, ParameterBuilder, ParameterIn, PathItem},
     request_body::RequestBodyBuilder,
@@ -129,6 +129,9 @@ fn describe(routes: &[Route]) -> OpenApi {
         paths = paths.path(route.path, PathItem::new(method, operation.build()));
     }
     let mut components = utoipa::openapi::Components::new();
+    for (name, schema) in routes.iter().map(|route| route.dialect.error) {
+        components.schemas.entry(name.to_owned()).or_insert_with(schema);
+    }
     for (name, scheme) in [("basic", HttpAuthScheme::Basic), ("bearer", HttpAuthScheme::Bearer)] {
         components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
     }
@@ -158,8 +161,14 @@ fn responses(route: &Route) -> utoipa::openapi::Responses {
             ("503", "Docker or the database is not available"),
         ]);
     }
+    let error = Ref::from_schema_name(route.dialect.error.0);
     let add = |builder: ResponsesBuilder, (status, text): (&str, &str)| {
-        builder.response(status, ResponseBuilder::new().description(text).build())
+        let response = ResponseBuilder::new().description(text);
+        let response = match status {
+            "200" => response,
+            _ => response.content("application/json", Content::new(Some(error.clone()))),
+        };
+        builder.response(status, response.build())
     };
     all.into_iter().fold(ResponsesBuilder::new(), add).build()
 }

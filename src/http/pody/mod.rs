@@ -18,9 +18,19 @@ pub mod token;
 pub mod user;
 pub mod user_api;
 
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::Value;
+use utoipa::{
+    ToSchema,
+    openapi::{
+        OneOfBuilder,
+        schema::{ArrayBuilder, ObjectBuilder, Schema, Type},
+    },
+};
 
 pub use super::error::{ApiError, db_status, object_status};
+use super::json::Json;
 
 /// `{"message": …}`
 #[derive(Serialize)]
@@ -29,8 +39,8 @@ struct Message {
 }
 
 impl Message {
-    fn new(message: impl Into<String>) -> super::json::Json<Self> {
-        super::json::Json(Self { message: message.into() })
+    fn new(message: impl Into<String>) -> Json<Self> {
+        Json(Self { message: message.into() })
     }
 }
 
@@ -38,4 +48,30 @@ impl Message {
 #[derive(Serialize)]
 struct Log {
     log: String,
+}
+
+/// The dialect's errors. pody 0.4.1 has `detail` alone, and its client ignores other members.
+#[derive(Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// A sentence with the rule, the numbers and the next step; of a 422, a list as FastAPI makes it.
+    #[schema(schema_with = detail_schema)]
+    detail: Value,
+    /// What a program decides by; docs/API.md lists the codes.
+    code: &'static str,
+}
+
+fn detail_schema() -> Schema {
+    let problem = ObjectBuilder::new().schema_type(Type::Object).build();
+    let problems = ArrayBuilder::new().items(problem).build();
+    OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::String).build()).item(problems).build().into()
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = self.disclosed();
+        let body = ErrorBody { detail: error.detail(), code: error.code() };
+        let mut response = (error.status(), Json(body)).into_response();
+        error.add_headers(&mut response);
+        response
+    }
 }

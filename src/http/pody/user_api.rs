@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{ApiError, Message};
 use crate::{
     account::{AccountError, UserChange},
-    http::{endpoint::Ctx, json::Json},
+    http::{endpoint::Ctx, error::ServiceRefusal, json::Json},
     model::{
         names::UserName,
         user::{Actor, UserInfo},
@@ -32,7 +32,7 @@ impl From<Option<UserInfo>> for WireUser {
 
 fn writable(ctx: &Ctx) -> Result<Actor, ApiError> {
     match ctx.app.config.get().remote_user_profile.service.readonly {
-        true => Err(ApiError::Service(423, "User profile service is in read-only mode")),
+        true => Err(ServiceRefusal::ReadOnly.into()),
         false => Ok(Actor::node(ctx.peer.ip())),
     }
 }

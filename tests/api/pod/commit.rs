@@ -29,6 +29,7 @@ fn a_commit_is_its_owners_image() {
     assert_snapshot!(alice.post("/pod/commit?ins=main&tag=two"), @r#"
     409
     {
+      "code": "image_exists",
       "detail": "image [prefix]_commit:alice-two already exists; choose another tag, or delete it with `pody post image/delete image:[prefix]_commit:alice-two`"
     }
     "#);
@@ -67,6 +68,7 @@ fn a_commit_is_its_owners_image() {
     assert_snapshot!(alice.post("/image/delete?image=alice-two"), @r#"
     409
     {
+      "code": "image_in_use",
       "detail": "[prefix]_commit:alice-two is in use by [prefix]-alice-next; delete that first"
     }
     "#);
@@ -80,6 +82,7 @@ fn a_commit_is_its_owners_image() {
     assert_snapshot!(alice.post("/image/delete?image=alice-two"), @r#"
     400
     {
+      "code": "image_not_allowed",
       "detail": "alice-two is not an image that you may use; choose one of: alice, pody-base:latest"
     }
     "#);
@@ -114,6 +117,7 @@ fn commits_are_counted() {
     assert_snapshot!(alice.post("/pod/commit?ins=main&tag=two"), @r#"
     403
     {
+      "code": "commit_count",
       "detail": "commit_count is 1 and you have 1: [prefix]_commit:alice-one; delete one with `pody post image/delete image:NAME`"
     }
     "#);

@@ -133,6 +133,7 @@ fn a_create_that_the_engine_refuses_leaves_nothing_behind() {
     assert_snapshot!(try_create(&alice, "main"), @r#"
     500
     {
+      "code": "network_not_found",
       "detail": "the network not_a_network of the config does not exist; ask an admin to create it with `docker network create not_a_network`"
     }
     "#);
@@ -150,6 +151,7 @@ fn a_create_with_an_impossible_volume_leaves_nothing_behind() {
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     500
     {
+      "code": "volume_failed",
       "detail": "cannot create the directory /proc/nothing/alice of a volume: No such file or directory (os error 2)"
     }
     "#);
@@ -166,6 +168,7 @@ fn a_storage_limit_works_or_says_what_it_needs() {
         assert_snapshot!(answer, @r#"
         500
         {
+          "code": "storage_size_unsupported",
           "detail": "the quota storage_size needs Docker on overlay2 over xfs with pquota, which this host does not have; ask an admin to set storage_size to \"\""
         }
         "#);

@@ -80,18 +80,21 @@ fn bad_commands_and_deadlines_are_refused() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=0"), @r#"
     400
     {
+      "code": "timeout_out_of_range",
       "detail": "a command's timeout is 1 to 3600 s, you asked for 0"
     }
     "#);
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=3601"), @r#"
     400
     {
+      "code": "timeout_out_of_range",
       "detail": "a command's timeout is 1 to 3600 s, you asked for 3601"
     }
     "#);
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true&timeout=-1"), @r#"
     422
     {
+      "code": "invalid_parameters",
       "detail": [
         {
           "input": "-1",
@@ -112,6 +115,7 @@ fn bad_commands_and_deadlines_are_refused() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
+      "code": "no_shell",
       "detail": "/bin/bash does not run in [prefix]-alice-main; install it in the image"
     }
     "#);

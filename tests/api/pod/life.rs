@@ -88,12 +88,14 @@ fn from_create_to_delete() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
+      "code": "pod_not_running",
       "detail": "[prefix]-alice-main is exited; start it with `pody start`"
     }
     "#);
     assert_snapshot!(alice.get("/pod/stats?ins=main"), @r#"
     409
     {
+      "code": "pod_not_running",
       "detail": "[prefix]-alice-main is exited; start it with `pody start`"
     }
     "#);
@@ -111,6 +113,7 @@ fn from_create_to_delete() {
     assert_snapshot!(try_create(&alice, "main"), @r#"
     409
     {
+      "code": "pod_exists",
       "detail": "pod [prefix]-alice-main already exists; choose another name, or delete it with `pody rm [prefix]-alice-main`"
     }
     "#);
@@ -123,6 +126,7 @@ fn from_create_to_delete() {
     assert_snapshot!(alice.post("/pod/delete?ins=main"), @r#"
     404
     {
+      "code": "pod_not_found",
       "detail": "there is no pod main"
     }
     "#);
@@ -195,6 +199,7 @@ fn changes_by_hand_are_visible() {
     assert_snapshot!(alice.post("/pod/exec?ins=main&cmd=true"), @r#"
     409
     {
+      "code": "pod_not_running",
       "detail": "[prefix]-alice-main is paused; ask an admin to resume it with `docker unpause`"
     }
     "#);
@@ -222,6 +227,7 @@ fn an_admin_sees_and_manages_everybodys_pods() {
     assert_snapshot!(alice.get("/pod/ps?all=true"), @r#"
     403
     {
+      "code": "admins_only",
       "detail": "only admins may do this"
     }
     "#);

@@ -43,6 +43,7 @@ fn the_end_of_the_output_is_shown() {
     assert_snapshot!(alice.get("/pod/logs?ins=main&since=then"), @r#"
     400
     {
+      "code": "bad_request",
       "detail": "since: \"then\" is not a duration; write 1y, 1w, 1d, 1h, 1m, 1s or a number of seconds"
     }
     "#);

@@ -29,6 +29,7 @@ fn a_port_with_a_listener_is_not_given_to_a_pod() {
     assert_snapshot!(refusals.join("\n"), @r#"
     409
     {
+      "code": "no_free_port",
       "detail": "no free port: the pod needs 1, and 0 of the 2 ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     }
     "#);
@@ -84,6 +85,7 @@ fn a_create_without_free_ports_is_refused() {
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     409
     {
+      "code": "no_free_port",
       "detail": "no free port: the pod needs 1, and 0 of the 0 ports of this host are free; delete a pod, or ask an admin for more in available_ports"
     }
     "#);

@@ -16,6 +16,7 @@ fn max_pods() {
     assert_snapshot!(try_create(&alice, "three"), @r#"
     403
     {
+      "code": "max_pods",
       "detail": "max_pods is 2 and you have 2: [prefix]-alice-one, [prefix]-alice-two; delete one with `pody rm NAME`"
     }
     "#);
@@ -46,6 +47,7 @@ fn max_pods_of_zero() {
     assert_snapshot!(try_create(&server.member("alice"), "main"), @r#"
     403
     {
+      "code": "max_pods",
       "detail": "max_pods is 0 and lets you have none; ask an admin for more"
     }
     "#);
@@ -64,6 +66,7 @@ fn total_memory_with_a_limit_per_pod() {
     assert_snapshot!(try_create(&alice, "three"), @r#"
     403
     {
+      "code": "total_memory",
       "detail": "total_memory is 500m and your pods hold 400m of it; this one would take 200m; delete one with `pody rm NAME`, or ask an admin"
     }
     "#);
@@ -81,6 +84,7 @@ fn total_memory_without_a_limit_per_pod() {
     assert_snapshot!(try_create(&alice, "two"), @r#"
     403
     {
+      "code": "total_memory",
       "detail": "total_memory is 300m and your pods hold 300m of it; none is left for another; delete one with `pody rm NAME`, or ask an admin"
     }
     "#);
@@ -96,6 +100,7 @@ fn total_memory_with_an_existing_pod_without_limit() {
     assert_snapshot!(try_create(&alice, "two"), @r#"
     403
     {
+      "code": "unlimited_pod",
       "detail": "total_memory is 300m and [prefix]-alice-one has no limit of its own; create it again, or ask an admin"
     }
     "#);

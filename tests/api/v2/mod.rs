@@ -79,7 +79,8 @@ fn errors_have_the_shape_of_the_dialect() {
     {
       "code": "401",
       "details": null,
-      "message": "Not authenticated"
+      "message": "Not authenticated",
+      "reason": "not_authenticated"
     }
     "#);
     assert_snapshot!(server.client("alice", "wrong").get("/v2/pods"), @r#"
@@ -87,7 +88,8 @@ fn errors_have_the_shape_of_the_dialect() {
     {
       "code": "401",
       "details": null,
-      "message": "invalid username or password"
+      "message": "invalid username or password",
+      "reason": "invalid_credentials"
     }
     "#);
     assert_snapshot!(server.member("alice").get("/v2/nothing"), @r#"
@@ -95,7 +97,8 @@ fn errors_have_the_shape_of_the_dialect() {
     {
       "code": "404",
       "details": null,
-      "message": "Not Found"
+      "message": "Not Found",
+      "reason": "no_route"
     }
     "#);
     assert_snapshot!(server.member("alice").get("/v2/pods?id=x"), @r#"
@@ -103,7 +106,8 @@ fn errors_have_the_shape_of_the_dialect() {
     {
       "code": "400",
       "details": null,
-      "message": "id: \"x\" is not a UUID"
+      "message": "id: \"x\" is not a UUID",
+      "reason": "bad_request"
     }
     "#);
     assert_snapshot!(server.member("alice").get("/v2/events?time=yesterday"), @r#"
@@ -121,7 +125,8 @@ fn errors_have_the_shape_of_the_dialect() {
           "type": "int_parsing"
         }
       ],
-      "message": "time: Input should be a valid integer, unable to parse string as an integer"
+      "message": "time: Input should be a valid integer, unable to parse string as an integer",
+      "reason": "invalid_parameters"
     }
     "#);
 }
