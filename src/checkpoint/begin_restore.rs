@@ -275,7 +275,7 @@ fn check_belongs(manifest: &Manifest, row: &Checkpoint) -> Result<(), Checkpoint
 }
 
 /// What the pod needs for certain, bytes. Processes may share memory that the images hold once for each, so only the
-/// largest of them counts, with the tmpfs mounts.
+/// largest of them counts, plus the tmpfs mounts.
 fn memory_needed(manifest: &Manifest) -> u64 {
     if !manifest.kind.has_processes() {
         return 0;

@@ -3,7 +3,7 @@
 //! A checkpoint. Its row is removed with its directory; one that could not be completed loses its row at once.
 //!
 //! ```text
-//!  insert ───► creating ───► ready ───► deprecated      insert ───► ready: taken in from the remote store
+//!  insert ───► creating ───► ready ───► deprecated      insert ───► ready: registered from the remote store
 //!                  │           │            │
 //!   its user       │           │ by hand,   │ after a time
 //!   is deleted     │           ▼ expired    │
@@ -13,9 +13,9 @@
 //! Its copy in the remote store. The row outlives the checkpoint until the copy is deleted.
 //!
 //! ```text
-//!  insert ───► queued ───► copying ───► copied          insert ───► copied: of a checkpoint that is taken in
+//!  insert ───► queued ───► copying ───► copied          insert ───► copied: of a registered checkpoint
 //!
-//!  queued, copying ───► failed ───► copying: tried again
+//!  queued, copying ───► failed ───► copying: retried
 //!  copied ───► queued: incomplete in the store
 //!  any ───► deleting: with its checkpoint
 //! ```

@@ -1,5 +1,5 @@
 //! The phases of checkpoints and restores, in one table each. A phase is written into the action's row before it
-//! begins, so that a later start knows what may have been done; [`crate::checkpoint::job`] recovers from there.
+//! begins, so that a later start knows what may have been done; `checkpoint::job` recovers from there.
 //!
 //! A checkpoint:
 //!

@@ -4,7 +4,7 @@
 //! between two samples is a delta, and a delta is written in one transaction with the cursor from which it was counted:
 //! a kill in between loses nothing, since counting continues from the old cursor, and counts nothing twice.
 //!
-//! Deltas are added to buckets of 10 s, 1 min and 1 h at once ([`STEPS`]), each with its own retention: a window that
+//! Deltas are added to buckets of 10 s, 1 min and 1 h at once ([`crate::model::usage::STEPS`]), each with its own retention: a window that
 //! begins in the middle of a job counts its part, to the resolution of the finest bucket that still exists.
 
 mod gpu_time;

@@ -166,7 +166,7 @@ impl Checkpoints {
         }
     }
 
-    /// Writes the result of an attempt. A copy that was marked for deletion meanwhile stays so.
+    /// Records the result of an attempt. A copy that was marked for deletion meanwhile stays so.
     async fn write_attempt(&self, copy: Copy) -> Result<(), DbError> {
         match self.0.db.write(move |tx| tx.update_copy(&copy)).await {
             Err(error) if DbError::is_too_late(&error) => Ok(()),
