@@ -41,6 +41,8 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use crate::host::blocking::off_thread;
+
 pub use self::{
     commits::Commit,
     events::{Event, EventFilter, EventSearch, FoundEvent, NewEvent, Outcome},
@@ -256,14 +258,6 @@ fn transact<T, E: From<DbError>>(connection: &mut Connection, work: impl FnOnce(
     let value = work(&tx)?;
     tx.0.commit().map_err(DbError::from)?;
     Ok(value)
-}
-
-/// Runs blocking work on the runtime's blocking threads. A panic in it resumes here.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 fn connect(path: &Path) -> Result<Connection, DbError> {

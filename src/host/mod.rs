@@ -1,5 +1,6 @@
 //! This host as the kernel shows it: processes, memory, cgroups, sockets, bridges, device access, and the time.
 
+pub mod blocking;
 pub mod bridge;
 pub mod cgroup;
 pub mod clock;

@@ -15,9 +15,9 @@
 
 pub mod drainer;
 
-use super::{CheckpointError, Checkpoints, note_of_host};
+use super::{CheckpointError, Checkpoints};
 use crate::{
-    db::Outcome,
+    db::NewEvent,
     host::process,
     model::{
         action::ActionStatus,
@@ -66,7 +66,7 @@ impl Checkpoints {
                     }
                 }
                 tx.upsert_drain(&drain)?;
-                note_of_host(tx, &actor, "host.drain", Outcome::Ok, &drain.reason)?;
+                tx.insert_event(&NewEvent::by(&actor).did("host.drain", "host").detail(drain.reason))?;
                 Ok::<_, CheckpointError>(())
             })
             .await?;
@@ -99,7 +99,7 @@ impl Checkpoints {
                     }
                 }
                 tx.upsert_drain(&Drain { state: DrainState::Undraining, ..drain.clone() })?;
-                note_of_host(tx, &actor, "host.undrain", Outcome::Ok, &drain.reason)?;
+                tx.insert_event(&NewEvent::by(&actor).did("host.undrain", "host").detail(drain.reason))?;
                 Ok::<_, CheckpointError>(())
             })
             .await?;

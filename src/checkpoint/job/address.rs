@@ -18,8 +18,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::restore::RestoreJob;
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread},
+    checkpoint::{CheckpointError, Checkpoints, Manifest},
     engine::{Engine, Placeholder},
+    host::blocking::off_thread,
     model::{
         action::Action,
         drain::DrainedPod,

@@ -28,9 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::copying::{Begun, UnderWay};
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread, store::MANIFEST},
+    checkpoint::{CheckpointError, Checkpoints, Manifest, store::MANIFEST},
     config::{CopyWhich, RemoteConfig},
-    host::disk,
+    host::{blocking::off_thread, disk},
     model::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus},
         ids::CheckpointId,
