@@ -28,7 +28,7 @@ use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Tx},
     model::{
-        names::UserName,
+        names::{UserName, start_of},
         quota::{Quota, QuotaChange, StoredQuota},
         user::{Actor, Caller, TokenHash, User, UserInfo},
     },
@@ -127,7 +127,7 @@ impl Accounts {
     /// Refuses a name that cannot exist, in the time that a possible name takes.
     async fn refuse(&self, name: &str, credential: &Credential, address: IpAddr) -> Result<Caller, AuthError> {
         let limits = self.config.get();
-        let account: String = name.chars().take(MAX_COUNTED_NAME).collect();
+        let account = start_of(name, MAX_COUNTED_NAME).to_owned();
         self.throttle.check(&account, address, &limits.throttle)?;
         let _turn = self.passwords.turn().await.ok_or(AuthError::Busy)?;
         self.throttle.check(&account, address, &limits.throttle)?;

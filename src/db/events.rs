@@ -11,27 +11,17 @@ use crate::model::{
     names::UserName,
     time::{now, rfc3339},
     user::Actor,
+    words::words,
 };
 
-/// How an accepted change ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    Pending,
-    Ok,
-    Failed,
-    /// The daemon exited before the work was done.
-    Interrupted,
-}
-
-impl Outcome {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Interrupted => "interrupted",
-        }
+words! {
+    /// How an accepted change ended.
+    Outcome, "outcome" {
+        Pending = "pending",
+        Ok = "ok",
+        Failed = "failed",
+        /// The daemon exited before the work was done.
+        Interrupted = "interrupted",
     }
 }
 

@@ -41,7 +41,7 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use crate::host::blocking::off_thread;
+use crate::host::{blocking::off_thread, disk};
 
 pub use self::{
     commits::Commit,
@@ -240,8 +240,7 @@ impl Db {
             return;
         }
         // Only a disk with room to spare: refilling must not be what fills it.
-        let free = nix::sys::statvfs::statvfs(&path.parent().unwrap_or(Path::new("/")).to_path_buf())
-            .map_or(0, |s| s.blocks_available() * s.fragment_size());
+        let free = disk::available(path.parent().unwrap_or(Path::new("/"))).unwrap_or(0);
         if free <= 32 * BALLAST_BYTES as u64 {
             return;
         }

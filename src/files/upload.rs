@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use super::{FileError, FilePath, Files, Owner, make_private};
 use crate::{
     db::NewEvent,
+    host::disk,
     model::{quantities::ByteSize, user::Actor},
 };
 
@@ -157,8 +158,7 @@ impl Upload {
 
     fn check_disk(&self, more: u64) -> Result<(), FileError> {
         let ByteSize(keep) = self.files.0.config.get().files.keep_free;
-        let free = nix::sys::statvfs::statvfs(&self.files.0.root)
-            .map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
+        let free = disk::available(&self.files.0.root).unwrap_or(u64::MAX);
         if free < keep.saturating_add(more) { Err(FileError::DiskFull { keep_free: ByteSize(keep) }) } else { Ok(()) }
     }
 

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod device;
 pub mod disk;
 pub mod memory;
+pub mod mountinfo;
 pub mod netlink;
 pub mod parallel;
 pub mod pidfd;
