@@ -224,3 +224,20 @@ impl Tx<'_> {
         Ok(self.0.execute(query, [keep])?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_succeeded_and_is_for_admins_unless_it_says_otherwise() {
+        let plain = NewEvent::by(&Actor::local()).did("host.drain", "host");
+        assert_eq!((plain.actor.name.as_str(), plain.actor.source.as_str()), ("root", "local"));
+        assert_eq!((plain.action, plain.object.as_str(), plain.outcome), ("host.drain", "host", Outcome::Ok));
+        assert_eq!((&plain.user, &plain.detail), (&None, &None));
+        let user: UserName = "alice".parse().unwrap();
+        let full = NewEvent::by(&Actor::daemon()).did("pod.create", 7).of(&user).detail("why".to_owned()).pending();
+        assert_eq!((full.object.as_str(), full.outcome), ("7", Outcome::Pending));
+        assert_eq!((full.user, full.detail.as_deref()), (Some(user), Some("why")));
+    }
+}

@@ -10,3 +10,16 @@ pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_work_runs_on_another_thread_and_its_panic_comes_back() {
+        let here = std::thread::current().id();
+        assert_ne!(off_thread(|| std::thread::current().id()).await, here);
+        let panicked = tokio::spawn(off_thread(|| std::panic::panic_any("it broke"))).await.unwrap_err();
+        assert_eq!(panicked.into_panic().downcast_ref(), Some(&"it broke"));
+    }
+}
