@@ -152,6 +152,125 @@ fn states_are_written_by_their_setters_only() {
     assert_eq!(seen, 2 * setters.len(), "a setter is not where this test looks for it");
 }
 
+/// Comments, texts and characters are blanked out, so that the braces and names in them count for nothing.
+fn blanked(text: &str) -> String {
+    let mut code = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            'r' if rest.starts_with("r#\"") => rest[3..].find("\"#").map_or(rest.len(), |end| end + 5),
+            '"' => length_of_text(rest),
+            '\'' if rest[1..].starts_with('\\') => rest[3..].find('\'').map_or(rest.len(), |end| end + 4),
+            '\'' if rest.chars().nth(2) == Some('\'') => rest.char_indices().nth(3).map_or(rest.len(), |(at, _)| at),
+            _ => 0,
+        };
+        code.push(if length == 0 { first } else { ' ' });
+        rest = &rest[length.max(first.len_utf8())..];
+    }
+    code
+}
+
+fn length_of_text(text: &str) -> usize {
+    let mut letters = text.char_indices().skip(1);
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '\\' => drop(letters.next()),
+            '"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Behind the bracket that closes this one.
+fn closing(code: &str, open: usize) -> usize {
+    let mut depth = 0;
+    for (at, letter) in code[open..].char_indices() {
+        match letter {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return open + at + 1;
+        }
+    }
+    code.len()
+}
+
+/// The bodies of async functions and blocks, without what they give to `off_thread`.
+fn async_bodies(code: &str) -> Vec<String> {
+    let on_the_runtime = |mut body: &str| {
+        let mut left = String::new();
+        while let Some(at) = body.find("off_thread(") {
+            let open = at + "off_thread".len();
+            left.push_str(&body[..open]);
+            body = &body[closing(body, open)..];
+        }
+        left + body
+    };
+    let bodies = code.match_indices("async ").filter_map(|(at, keyword)| {
+        let rest = &code[at + keyword.len()..];
+        let has_body = ["fn ", "move {", "move |", "{", "|"].iter().any(|begin| rest.starts_with(begin));
+        let open = at + keyword.len() + rest.find('{').filter(|_| has_body)?;
+        Some(on_the_runtime(&code[open..closing(code, open)]))
+    });
+    bodies.collect()
+}
+
+/// Calls of `fs` and `disk` in async code: `fs::rename`, `disk::size_of`.
+fn blocking_calls(text: &str) -> BTreeSet<String> {
+    let is_name = |c: &char| c.is_alphanumeric() || *c == '_';
+    let mut calls = BTreeSet::new();
+    for body in async_bodies(&blanked(text)) {
+        for module in ["fs::", "disk::"] {
+            for (at, _) in body.match_indices(module) {
+                let before = &body[..at];
+                let is_another = before.ends_with("tokio::") || before.ends_with("unix::");
+                let name: String = body[at + module.len()..].chars().take_while(is_name).collect();
+                let is_function = name.starts_with(|c: char| c.is_ascii_lowercase());
+                if is_function && !is_another && !before.ends_with(|c: char| is_name(&c)) {
+                    calls.insert(format!("{module}{name}"));
+                }
+            }
+        }
+    }
+    calls
+}
+
+/// A disk may be slow, and a network file system may hang: that must not hold up a thread of the runtime.
+#[test]
+fn async_code_leaves_disks_to_off_thread() {
+    /// (file, call, why it may stay)
+    const EXCEPTIONS: &[(&str, &str, &str)] = &[];
+    let mut wrong = Vec::new();
+    for (path, text) in ["src/pod", "src/checkpoint", "src/agents", "src/files"].iter().flat_map(|at| files(at, "rs")) {
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let calls = blocking_calls(text);
+        let excepted = |call: &String| EXCEPTIONS.iter().any(|(file, which, _)| *file == path && which == call);
+        wrong.extend(calls.iter().filter(|call| !excepted(call)).map(|call| format!("{path} calls {call}")));
+    }
+    assert!(wrong.is_empty(), "give these to off_thread: {wrong:#?}");
+}
+
+#[test]
+fn blocking_calls_in_async_code_are_found() {
+    let text = r##"
+        fn plain() { std::fs::read("a") }
+        async fn one<T: Into<String>>(&self, to: [u8; 2]) -> Result<(), fs::Error> {
+            let text = "} // fs::copy"; // fs::copy
+            let odd = ['{', '"', '\'', '\\'];
+            off_thread(move || { fs::write(")", odd); disk::free(&path) }).await;
+            let data: fs::Metadata = tokio::fs::metadata(text).await?;
+            std::fs::rename(a, b)
+        }
+        fn two<'a>(at: &'a str) -> impl Future { async move { my_disk::read(at); host::disk::size_of(at) } }
+        fn three() { fs::exists(r#"async fn "} "#) }
+    "##;
+    assert_eq!(blocking_calls(text).into_iter().collect::<Vec<_>>(), ["disk::size_of", "fs::rename"]);
+}
+
 #[test]
 fn main_dispatches_and_no_more() {
     let text = fs::read_to_string(root().join("src/main.rs")).expect("src/main.rs");

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{AccountError, Accounts, passwords::Credential, record};
+use super::{AccountError, Accounts, passwords::Credential};
 use crate::{
-    db::OldInstallation,
+    db::{NewEvent, OldInstallation},
     model::{names::UserName, user::Actor},
 };
 
@@ -88,7 +88,7 @@ impl Accounts {
                     report.usage += usize::from(tx.insert_legacy_usage(row)?);
                 }
                 let detail = format!("{} users, {} quotas, {} rows of usage", users.len(), quotas.len(), report.usage);
-                record::<ImportError>(tx, &actor, "import", "pody 0.4.1", None, Some(detail))?;
+                tx.insert_event(&NewEvent::by(&actor).did("import", "pody 0.4.1").detail(detail))?;
                 Ok(report)
             })
             .await

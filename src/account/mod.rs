@@ -26,9 +26,9 @@ pub use self::{
 };
 use crate::{
     config::LiveConfig,
-    db::{Db, DbError, NewEvent, Outcome, Tx},
+    db::{Db, DbError, NewEvent, Tx},
     model::{
-        names::UserName,
+        names::{UserName, start_of},
         quota::{Quota, QuotaChange, StoredQuota},
         user::{Actor, Caller, TokenHash, User, UserInfo},
     },
@@ -143,7 +143,7 @@ impl Accounts {
     /// Refuses a name that cannot exist, in the time that a possible name takes.
     async fn refuse(&self, name: &str, credential: &Credential, address: IpAddr) -> Result<Caller, AuthError> {
         let limits = self.config.get();
-        let account: String = name.chars().take(MAX_COUNTED_NAME).collect();
+        let account = start_of(name, MAX_COUNTED_NAME).to_owned();
         self.throttle.check(&account, address, &limits.throttle)?;
         let _turn = self.passwords.turn().await.ok_or(AuthError::Busy)?;
         self.throttle.check(&account, address, &limits.throttle)?;
@@ -324,7 +324,8 @@ impl Accounts {
                     return Err(AccountError::LastAdmin(name));
                 }
                 let detail = changed.into_iter().flatten().collect::<Vec<_>>().join(", ");
-                record(tx, &actor, "user.update", name.as_str(), Some(&name), Some(detail))
+                tx.insert_event(&NewEvent::by(&actor).did("user.update", &name).of(&name).detail(detail))?;
+                Ok(())
             })
             .await
     }
@@ -352,7 +353,8 @@ impl Accounts {
                 if user.is_admin && !user.disabled && tx.count_admins()? == 0 {
                     return Err(AccountError::LastAdmin(name));
                 }
-                record(tx, &actor, "user.delete", name.as_str(), Some(&name), None)
+                tx.insert_event(&NewEvent::by(&actor).did("user.delete", &name).of(&name))?;
+                Ok(())
             })
             .await
     }
@@ -363,7 +365,8 @@ impl Accounts {
                 let mut quota = tx.find_quota(&user)?;
                 quota.apply(change);
                 tx.upsert_quota(&user, &quota)?;
-                record(tx, &actor, "quota.update", user.as_str(), Some(&user), None)
+                tx.insert_event(&NewEvent::by(&actor).did("quota.update", &user).of(&user))?;
+                Ok(())
             })
             .await
     }
@@ -372,7 +375,8 @@ impl Accounts {
         self.db
             .write(move |tx| {
                 tx.delete_quota(&user)?;
-                record(tx, &actor, "quota.reset", user.as_str(), Some(&user), None)
+                tx.insert_event(&NewEvent::by(&actor).did("quota.reset", &user).of(&user))?;
+                Ok(())
             })
             .await
     }
@@ -386,26 +390,7 @@ fn insert_user(tx: &Tx, actor: &Actor, name: &UserName, hash: &str, is_admin: bo
     if !tx.insert_user(name, hash, is_admin)? {
         return Err(AccountError::Exists(name.clone()));
     }
-    record(tx, actor, "user.add", name.as_str(), Some(name), is_admin.then(|| "admin".to_owned()))
-}
-
-/// Records a change that this transaction makes.
-fn record<E: From<DbError>>(
-    tx: &Tx,
-    actor: &Actor,
-    action: &'static str,
-    object: &str,
-    user: Option<&UserName>,
-    detail: Option<String>,
-) -> Result<(), E> {
-    tx.insert_event(&NewEvent {
-        actor: actor.name.clone(),
-        source: actor.source.clone(),
-        action,
-        object: object.to_owned(),
-        user: user.cloned(),
-        outcome: Outcome::Ok,
-        detail,
-    })?;
+    let event = NewEvent::by(actor).did("user.add", name).of(name).detail(is_admin.then(|| "admin".to_owned()));
+    tx.insert_event(&event)?;
     Ok(())
 }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::model::names::UserName;
+use crate::{host::blocking::off_thread, model::names::UserName};
 
 /// How long a verified credential is accepted without hashing it again.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
@@ -148,11 +148,4 @@ fn hash(credential: &Credential) -> String {
 
 async fn verify(credential: Credential, password: String) -> bool {
     off_thread(move || Argon2::default().verify_password(credential.0.as_bytes(), password.as_str()).is_ok()).await
-}
-
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

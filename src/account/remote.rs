@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     config::RemoteProvider,
-    model::{names::UserName, user::UserInfo},
+    model::{
+        names::{UserName, start_of},
+        user::UserInfo,
+    },
 };
 
 /// How long the other node may take to answer.
@@ -22,6 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a list of the other node's users is cached.
 const LIST_AGE: Duration = Duration::from_secs(10);
+
+/// Characters of an answer that a message shows.
+const SHOWN: usize = 200;
 
 /// Why a request to the other node failed.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
@@ -199,7 +205,7 @@ impl Remote {
                 let sentence = serde_json::from_str(&text)
                     .ok()
                     .and_then(|answer: serde_json::Value| answer["detail"].as_str().map(str::to_owned));
-                let detail = sentence.unwrap_or(text).chars().take(200).collect();
+                let detail = start_of(&sentence.unwrap_or(text), SHOWN).to_owned();
                 Err(RemoteError::Refused { endpoint, status, detail })
             }
         }

@@ -3,11 +3,14 @@
 
 use serde::Serialize;
 
-use super::{AccountError, Accounts, record};
-use crate::model::{
-    names::UserName,
-    time::{now, rfc3339},
-    user::{Actor, PublicKey, SshKey},
+use super::{AccountError, Accounts};
+use crate::{
+    db::NewEvent,
+    model::{
+        names::UserName,
+        time::{now, rfc3339},
+        user::{Actor, PublicKey, SshKey},
+    },
 };
 
 /// Most keys of a user.
@@ -49,7 +52,7 @@ impl Accounts {
                     return Err(AccountError::TooMany(MAX_KEYS));
                 }
                 let stored = tx.upsert_ssh_key(&user, &key, now())?;
-                record::<AccountError>(tx, &actor, "ssh-key.add", &key.fingerprint(), Some(&user), None)?;
+                tx.insert_event(&NewEvent::by(&actor).did("ssh-key.add", key.fingerprint()).of(&user))?;
                 Ok(stored)
             })
             .await
@@ -58,7 +61,10 @@ impl Accounts {
     pub async fn delete_ssh_key(&self, actor: Actor, user: UserName, id: i64) -> Result<(), AccountError> {
         self.db
             .write(move |tx| match tx.delete_ssh_key(&user, id)? {
-                true => record(tx, &actor, "ssh-key.delete", &id.to_string(), Some(&user), None),
+                true => {
+                    tx.insert_event(&NewEvent::by(&actor).did("ssh-key.delete", id).of(&user))?;
+                    Ok(())
+                }
                 false => Err(AccountError::NoKey(id)),
             })
             .await

@@ -3,12 +3,15 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
 
-use super::{AccountError, Accounts, record};
-use crate::model::{
-    names::UserName,
-    quantities::Span,
-    time::{now, rfc3339},
-    user::{Actor, TokenHash},
+use super::{AccountError, Accounts};
+use crate::{
+    db::NewEvent,
+    model::{
+        names::UserName,
+        quantities::Span,
+        time::{now, rfc3339},
+        user::{Actor, TokenHash},
+    },
 };
 
 /// Most tokens of a user.
@@ -66,7 +69,7 @@ impl Accounts {
             .write(move |tx| {
                 tx.delete_expired_tokens(created_at)?;
                 let id = tx.insert_token(&user, &name, hash, created_at, expires_at)?;
-                record::<AccountError>(tx, &actor, "token.create", &id.to_string(), Some(&user), Some(name))?;
+                tx.insert_event(&NewEvent::by(&actor).did("token.create", id).of(&user).detail(name))?;
                 Ok::<_, AccountError>(id)
             })
             .await?;
@@ -76,7 +79,10 @@ impl Accounts {
     pub async fn revoke_token(&self, actor: Actor, user: UserName, id: i64) -> Result<(), AccountError> {
         self.db
             .write(move |tx| match tx.delete_token(&user, id)? {
-                true => record(tx, &actor, "token.revoke", &id.to_string(), Some(&user), None),
+                true => {
+                    tx.insert_event(&NewEvent::by(&actor).did("token.revoke", id).of(&user))?;
+                    Ok(())
+                }
                 false => Err(AccountError::NoToken(id)),
             })
             .await

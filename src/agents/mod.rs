@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::{
-    db::{Db, DbError, NewEvent, Outcome, Tx},
+    db::{Db, DbError, NewEvent, Tx},
     model::{
         agent::{self, Cluster, Kind, Resource, ResourceError},
         ids::ClusterId,
@@ -176,15 +176,8 @@ fn ensure(tx: &Tx, caller: &Caller, name: String) -> Result<ClusterId, ClusterEr
     let id = ClusterId::generate();
     let cluster = Cluster { id, user: caller.user.clone(), name, metadata: None, synced_at: None };
     tx.insert_cluster(&cluster, now())?;
-    tx.insert_event(&NewEvent {
-        actor: caller.user.to_string(),
-        source: caller.address.to_string(),
-        action: "cluster.create",
-        object: cluster.name,
-        user: Some(caller.user.clone()),
-        outcome: Outcome::Ok,
-        detail: Some(id.to_string()),
-    })?;
+    let event = NewEvent::by(&caller.into()).did("cluster.create", cluster.name).of(&caller.user);
+    tx.insert_event(&event.detail(id.to_string()))?;
     Ok(id)
 }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
     config::LiveConfig,
-    db::{Db, DbError, NewEvent, Outcome, Tx},
+    db::{Db, DbError, NewEvent, Tx},
     model::{
         action::Action,
         agent::{ReportedAction, ReportedCheckpoint, ReportedStatus},
@@ -111,14 +111,15 @@ impl Reports {
 
     /// Registers an agent's checkpoint without files.
     pub async fn create(&self, caller: &Caller) -> Result<CheckpointId, ReportError> {
-        let (id, caller) = (CheckpointId::generate(), caller.clone());
+        let (id, actor, user) = (CheckpointId::generate(), Actor::from(caller), caller.user.clone());
         self.db
             .write(move |tx| {
-                let mut reported = empty(id, caller.user.clone(), true);
+                let mut reported = empty(id, user, true);
                 reported.status = ReportedStatus::Initializing;
                 tx.upsert_told_checkpoint(&reported)?;
                 check_limits(tx, &reported.user)?;
-                record(tx, &caller, "checkpoint.tell", id, &reported.user)
+                tx.insert_event(&NewEvent::by(&actor).did("checkpoint.tell", id).of(&reported.user))?;
+                Ok::<_, ReportError>(())
             })
             .await?;
         Ok(id)
@@ -228,7 +229,8 @@ impl Reports {
                 }
                 tx.upsert_told_checkpoint(&reported)?;
                 check_limits(tx, &reported.user)?;
-                record(tx, &caller, action, id, &reported.user)
+                tx.insert_event(&NewEvent::by(&Actor::from(&caller)).did(action, id).of(&reported.user))?;
+                Ok(())
             })
             .await
     }
@@ -333,18 +335,5 @@ fn check_limits(tx: &Tx, user: &UserName) -> Result<(), ReportError> {
     if checkpoints > MAX_CHECKPOINTS || bytes > MAX_BYTES {
         return Err(ReportError::TooMany { checkpoints, bytes });
     }
-    Ok(())
-}
-
-fn record(
-    tx: &Tx,
-    caller: &Caller,
-    action: &'static str,
-    id: CheckpointId,
-    user: &UserName,
-) -> Result<(), ReportError> {
-    let Actor { name: actor, source } = Actor::from(caller);
-    let (object, user, outcome) = (id.to_string(), Some(user.clone()), Outcome::Ok);
-    tx.insert_event(&NewEvent { actor, source, action, object, user, outcome, detail: None })?;
     Ok(())
 }

@@ -8,13 +8,14 @@ use super::{
     drain::drainer::new_row,
     gpu,
     job::checkpoint::{CheckpointJob, Examined},
-    note, off_thread, preflight,
+    preflight,
     schedules::scheduler::is_needed,
     store::manifest::{Host, Manifest},
 };
 use crate::{
     criu::{cgroup_root, network::lock::NetworkLock, runc::deadline, version},
-    db::{Outcome, Tx},
+    db::{NewEvent, Tx},
+    host::blocking::off_thread,
     model::{
         action::{Action, ActionStatus, Journal},
         checkpoint::{Checkpoint, CheckpointStatus, Kind, NewCheckpoint, Origin},
@@ -215,8 +216,8 @@ impl Checkpoints {
                 let held: Vec<Checkpoint> =
                     held.into_iter().filter(|row| row.status != CheckpointStatus::Deleting).collect();
                 admit(tx, &quota, held, &written, &action, drained)?;
-                let object = written.container_name.clone();
-                action.event = note(tx, &actor, "pod.checkpoint", object, &written.user, Outcome::Pending)?;
+                let event = NewEvent::by(&actor).did("pod.checkpoint", &written.container_name).of(&written.user);
+                action.event = tx.insert_event(&event.pending())?;
                 tx.insert_checkpoint(&written)?;
                 tx.insert_action(&action)?;
                 Ok::<_, CheckpointError>(action)

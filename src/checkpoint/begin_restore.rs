@@ -8,13 +8,12 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     CheckpointError, Checkpoints,
     job::restore::RestoreJob,
-    note,
     store::{self, KEPT_IMAGES, manifest::Manifest},
 };
 use crate::{
     criu::{cgroup_root, version},
-    db::Outcome,
-    host::disk,
+    db::NewEvent,
+    host::{blocking::off_thread, disk},
     model::{
         action::{Action, ActionStatus, Journal},
         checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus, NewRestore},
@@ -73,7 +72,7 @@ impl Checkpoints {
             Ok(pod) => return Err(PodError::Exists(pod.container_name.clone()).into()),
             Err(PodError::NotFound(_)) => {
                 let image = self.image_of(&manifest)?;
-                let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image)?;
+                let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image).await?;
                 check_mounts(&manifest.shape, &spec)?;
                 let gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), spec.gpus.clone()).await?;
                 let (actor, needed) = (Actor::from(caller), memory_needed(&manifest));
@@ -169,18 +168,21 @@ impl Checkpoints {
         let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
         let files = manifest.files.get(Path::new(store::ROOTFS)).map_or(0, |file| file.size);
         let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.root_dir.clone());
-        let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
-        let needs = match device(&store) == device(&engine) {
-            true => vec![(store, packed + files)],
-            false => vec![(store, packed), (engine, files)],
-        };
-        for (path, needed) in needs {
-            let free = disk::free(&path).saturating_sub(keep);
-            if needed > free {
-                return Err(CheckpointError::Space { path, needed, free });
+        off_thread(move || {
+            let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
+            let needs = match device(&store) == device(&engine) {
+                true => vec![(store, packed + files)],
+                false => vec![(store, packed), (engine, files)],
+            };
+            for (path, needed) in needs {
+                let free = disk::free(&path).saturating_sub(keep);
+                if needed > free {
+                    return Err(CheckpointError::Space { path, needed, free });
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
     /// The same image, by its original name where that still means it.
@@ -237,8 +239,8 @@ impl Checkpoints {
                     return Err(CheckpointError::NotFound(id.to_string()));
                 }
                 if !action.journal.makes_pod {
-                    let object = action.container_name.clone();
-                    action.event = note(tx, &actor, "pod.restore", object, &action.user, Outcome::Pending)?;
+                    let event = NewEvent::by(&actor).did("pod.restore", &action.container_name).of(&action.user);
+                    action.event = tx.insert_event(&event.pending())?;
                 }
                 tx.insert_action(&action)?;
                 if let AskedBy::Drain(_) = by

@@ -206,7 +206,7 @@ impl Checkpoints {
                     Err(error) => return Err(error.into()),
                 }
                 let object = format!("{id} of {}", row.container_name);
-                note(tx, &actor, "checkpoint.delete", object, &row.user, Outcome::Ok)?;
+                tx.insert_event(&NewEvent::by(&actor).did("checkpoint.delete", object).of(&row.user))?;
                 Ok(())
             })
             .await?;
@@ -303,51 +303,7 @@ fn millis_since(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn note(
-    tx: &Tx,
-    actor: &Actor,
-    action: &'static str,
-    object: String,
-    user: &UserName,
-    outcome: Outcome,
-) -> Result<i64, DbError> {
-    tell(tx, actor, action, object, Some(user), outcome, None)
-}
-
-/// Records an event that concerns the host as a whole.
-fn note_of_host(tx: &Tx, actor: &Actor, action: &'static str, outcome: Outcome, detail: &str) -> Result<i64, DbError> {
-    tell(tx, actor, action, "host".to_owned(), None, outcome, Some(detail))
-}
-
-fn tell(
-    tx: &Tx,
-    actor: &Actor,
-    action: &'static str,
-    object: String,
-    user: Option<&UserName>,
-    outcome: Outcome,
-    detail: Option<&str>,
-) -> Result<i64, DbError> {
-    tx.insert_event(&NewEvent {
-        actor: actor.name.clone(),
-        source: actor.source.clone(),
-        action,
-        object,
-        user: user.cloned(),
-        outcome,
-        detail: detail.map(str::to_owned),
-    })
-}
-
 /// The daemon itself, acting on a user's pods.
 fn caller_for(user: &UserName) -> Caller {
     Caller { user: user.clone(), is_admin: true, address: std::net::Ipv4Addr::LOCALHOST.into() }
-}
-
-/// Runs blocking work off the runtime's threads.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

@@ -18,6 +18,7 @@ use super::{
     output::{self, Output},
     terminal,
 };
+use crate::model::names::start_of;
 
 /// Time between two polls of an action, and between two while the server does not respond.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -105,7 +106,7 @@ impl Action {
         let line =
             format!("{what}: {:<9} {bar}{} of {}{frozen}", self.phase, Self::size(self.bytes), Self::size(total));
         // A line that wraps cannot be erased.
-        line.chars().take(columns.saturating_sub(1)).collect()
+        start_of(&line, columns.saturating_sub(1)).to_owned()
     }
 
     /// As a row of the table.

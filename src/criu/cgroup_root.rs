@@ -5,9 +5,9 @@
 //! container's own cgroup, which is empty, for ended. So CRIU gets the current root as an option. On version 1 runc
 //! does that itself.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use crate::model::ids::ContainerId;
+use crate::{host::cgroup, model::ids::ContainerId};
 
 /// The version of cgroups that programs are sorted by on this host.
 pub fn version() -> u8 {
@@ -16,8 +16,9 @@ pub fn version() -> u8 {
 
 /// The path of a process's cgroup on version 2, as the host sees it.
 pub fn of(pid: i32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned).filter(|_| version() == 2)
+    let text = cgroup::memberships_of(pid)?;
+    let unified = cgroup::memberships(&text).find(|line| line.hierarchy == "0" && line.controllers.is_empty())?;
+    Some(unified.path.to_owned()).filter(|_| version() == 2)
 }
 
 /// The line for CRIU's options. `saved_path` is the cgroup's path at the dump and `old` the container at that time;

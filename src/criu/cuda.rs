@@ -22,7 +22,10 @@ use tokio::{
     process::Command,
 };
 
-use crate::{host::process, model::ids::ActionId};
+use crate::{
+    host::process,
+    model::{ids::ActionId, words::words},
+};
 
 /// The program's name, where the config gives none.
 const NAME: &str = "cuda-checkpoint";
@@ -65,23 +68,13 @@ impl FromStr for CudaState {
     }
 }
 
-/// What it can do with a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    Lock,
-    Checkpoint,
-    Restore,
-    Unlock,
-}
-
-impl Step {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Lock => "lock",
-            Self::Checkpoint => "checkpoint",
-            Self::Restore => "restore",
-            Self::Unlock => "unlock",
-        }
+words! {
+    /// What it can do with a process.
+    Step, "step of cuda-checkpoint" {
+        Lock = "lock",
+        Checkpoint = "checkpoint",
+        Restore = "restore",
+        Unlock = "unlock",
     }
 }
 

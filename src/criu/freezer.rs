@@ -5,15 +5,12 @@
 //! mode, on which each send fails, so that programs take them for broken. So CRIU is watched while it works, and its
 //! programs are frozen before its end is reported to anyone.
 
-use std::{
-    convert::Infallible,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{convert::Infallible, fs, path::PathBuf};
 
 use futures_util::future;
 
 use crate::host::{
+    cgroup::{self, Membership},
     pidfd::PidFd,
     process::{self, Stat},
 };
@@ -68,15 +65,11 @@ enum Version {
 
 /// The files that freeze the processes in this one's cgroup.
 fn files(pid: i32) -> Vec<(PathBuf, Version)> {
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let file = |line: &str| {
-        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        let path = path.trim_start_matches('/');
-        match controllers {
-            "freezer" => Some((Path::new("/sys/fs/cgroup/freezer").join(path).join("freezer.state"), Version::One)),
-            "" => Some((Path::new("/sys/fs/cgroup").join(path).join("cgroup.freeze"), Version::Two)),
-            _ => None,
-        }
+    let text = cgroup::memberships_of(pid).unwrap_or_default();
+    let file = |line: Membership<'_>| match line.controllers {
+        "freezer" => Some((line.directory("freezer").join("freezer.state"), Version::One)),
+        "" => Some((line.directory("").join("cgroup.freeze"), Version::Two)),
+        _ => None,
     };
-    cgroup.lines().filter_map(file).filter(|(file, _)| file.exists()).collect()
+    cgroup::memberships(&text).filter_map(file).filter(|(file, _)| file.exists()).collect()
 }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     host::{
+        blocking::off_thread,
         disk,
         process::{self, Stat},
     },
@@ -34,8 +35,13 @@ const GONE: Duration = Duration::from_secs(5);
 /// Returns when what a killed daemon started for a dump has ended by itself, or no longer writes anything.
 pub async fn wait_ended(action: ActionId, directory: &Path) {
     let (mut size, mut since) = (0, Instant::now());
-    while since.elapsed() < STALLED && of_action(action, directory).into_iter().any(|pid| !is_zombie(pid)) {
-        let now = disk::size_of(directory);
+    while since.elapsed() < STALLED {
+        let directory = directory.to_owned();
+        let look = move || {
+            let lives = of_action(action, &directory).into_iter().any(|pid| !is_zombie(pid));
+            lives.then(|| disk::size_of(&directory))
+        };
+        let Some(now) = off_thread(look).await else { return };
         if now != size {
             (size, since) = (now, Instant::now());
         }

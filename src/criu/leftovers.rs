@@ -12,7 +12,10 @@ use std::{
 
 use nix::mount::{MntFlags, umount2};
 
-use crate::{host::process, model::ids::ContainerId};
+use crate::{
+    host::{mountinfo, process},
+    model::ids::ContainerId,
+};
 
 /// criu/cgroup.c
 const CGROUPS: &str = ".criu.cgyard.";
@@ -25,7 +28,7 @@ const OLD: Duration = Duration::from_secs(600);
 
 /// Unmounts the cgroups in the engine's directory for this container.
 pub fn unmount(container: &ContainerId) {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = mountinfo::read("self").unwrap_or_default();
     for yard in of_container(&mounts, container) {
         // With all that is mounted below it.
         if let Err(error) = umount2(&yard, MntFlags::MNT_DETACH) {
@@ -52,8 +55,7 @@ fn of_container(mounts: &str, container: &ContainerId) -> Vec<PathBuf> {
                 matches!(part, Component::Normal(name) if name == container.as_str() || name == discarded.as_str())
             })
     };
-    let targets = mounts.lines().filter_map(|line| line.split_whitespace().nth(4)).map(PathBuf::from);
-    targets.filter(|path| is_its(path)).collect()
+    mountinfo::parse(mounts).map(|mount| mount.path()).filter(|path| is_its(path)).collect()
 }
 
 /// Removes directories that are empty, old, and belong to no restore in progress, of any daemon.
@@ -74,8 +76,7 @@ pub fn sweep() {
         return;
     }
     // A directory that is mounted in a pod is in use though the host sees it empty.
-    let mounts = |pid: i32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    let is_used = process::list().into_iter().any(|pid| mounts(pid).contains(MOUNTS));
+    let is_used = process::list().into_iter().any(|pid| mountinfo::read(pid).is_ok_and(|text| text.contains(MOUNTS)));
     for directory in found.iter().filter(|_| !is_used) {
         let _ = fs::remove_dir(directory);
     }

@@ -37,7 +37,11 @@ use super::{
     network::sockets,
     runc,
 };
-use crate::host::{cgroup, netlink};
+use crate::host::{
+    cgroup,
+    mountinfo::{self, Mount},
+    netlink,
+};
 
 /// The hidden command under which this program does it.
 pub const COMMAND: &str = "namespace-setup";
@@ -156,13 +160,13 @@ fn image_of(device: u64) -> String {
 
 /// The names that CRIU will give the images of a pod's tmpfs mounts.
 pub fn memory_images(pid: i32) -> Vec<String> {
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let mounts = mountinfo::read(pid).unwrap_or_default();
     whole(&mounts).map(|mount| image_of(mount.device)).collect()
 }
 
 /// The large tmpfs images, by the mounts of the frozen pod.
 pub fn memory_files(images: &Path, pid: i32) -> Vec<MemoryFiles> {
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let mounts = mountinfo::read(pid).unwrap_or_default();
     let of_mount = |Mount { number, device, target, .. }| {
         let name = image_of(device);
         let is_large = fs::metadata(images.join(&name)).is_ok_and(|image| image.len() > LARGE);
@@ -227,37 +231,9 @@ fn set_network(pid: i32, settings: &BTreeMap<String, String>) {
     let _ = netlink::in_network_of(pid, write);
 }
 
-/// A line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Mount<'a> {
-    number: u32,
-    /// The kernel's number of the file system.
-    device: u64,
-    root: &'a str,
-    target: &'a str,
-    is_writable: bool,
-    kind: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let mut fields = line.split_whitespace();
-        let number = fields.next()?.parse().ok()?;
-        let (major, minor) = fields.nth(1)?.split_once(':')?;
-        Some(Self {
-            number,
-            device: major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?,
-            root: fields.next()?,
-            target: fields.next()?,
-            is_writable: fields.next()?.split(',').any(|option| option == "rw"),
-            kind: line.split_once(" - ")?.1.split_whitespace().next()?,
-        })
-    }
-}
-
 /// The tmpfs mounts that are mounted whole, writable, once, and with nothing mounted over them.
 fn whole(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
-    let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let mounts: Vec<Mount> = mountinfo::parse(mountinfo).collect();
     let all = mounts.clone();
     mounts.into_iter().filter(move |mount| {
         let times = all.iter().filter(|other| other.device == mount.device || other.target == mount.target).count();
@@ -274,7 +250,7 @@ fn made_for(number: u32, mountinfo: &str) -> Option<&str> {
         let (last, directory) = (parts.next(), parts.next().unwrap_or_default());
         mount.kind == "tmpfs" && last == Some(&name) && directory.starts_with(".criu.mntns.")
     };
-    mountinfo.lines().filter_map(Mount::parse).find(is_it).map(|mount| mount.target)
+    mountinfo::parse(mountinfo).find(is_it).map(|mount| mount.target)
 }
 
 /// Does what the plan says, for the pod whose first process this is. It runs in a process of its own, which then enters
@@ -334,7 +310,7 @@ pub fn set_up(file: &Path, pid: i32) -> Result<(), CriuFailure> {
 impl Filling {
     fn fill(&self, pid: i32) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(text)?;
+        let mounts = mountinfo::read(pid).map_err(text)?;
         let made = made_for(self.mount, &mounts).ok_or("CRIU's mount of it was not found")?;
         let target = File::open(format!("/proc/{pid}/root{made}")).map_err(text)?;
         let mut packed = File::open(&self.archive).map_err(text)?;

@@ -6,48 +6,84 @@
 use rusqlite::{Row, params};
 use serde::Serialize;
 
-use super::{DbError, Tx, collect};
+use super::{Db, DbError, Tx, collect};
 use crate::model::{
     names::UserName,
     time::{now, rfc3339},
+    user::Actor,
+    words::words,
 };
 
-/// How an accepted change ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    Pending,
-    Ok,
-    Failed,
-    /// The daemon exited before the work was done.
-    Interrupted,
-}
-
-impl Outcome {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Interrupted => "interrupted",
-        }
+words! {
+    /// How an accepted change ended.
+    Outcome, "outcome" {
+        Pending = "pending",
+        Ok = "ok",
+        Failed = "failed",
+        /// The daemon exited before the work was done.
+        Interrupted = "interrupted",
     }
 }
 
-/// An event to record.
+/// An event to record: `NewEvent::by(&actor).did("user.update", &name).of(&name)`. Without more it succeeded, has no
+/// detail, and only admins may read it.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
-    /// A user, or `pody` for the daemon's own actions and `root` for admin commands on the host.
-    pub actor: String,
-    /// The address it came from, or `local`.
-    pub source: String,
+    /// A user, or `pody` for the daemon's own actions and `root` for admin commands on the host; its source is the
+    /// address it came from, or `local`.
+    actor: Actor,
     /// `pod.create`, `user.update`, …
-    pub action: &'static str,
-    pub object: String,
+    action: &'static str,
+    object: String,
+    user: Option<UserName>,
+    outcome: Outcome,
+    detail: Option<String>,
+}
+
+/// The author of an event that is being built.
+#[derive(Clone, Debug)]
+pub struct EventAuthor(Actor);
+
+impl EventAuthor {
+    pub fn did(self, action: &'static str, object: impl ToString) -> NewEvent {
+        let object = object.to_string();
+        NewEvent { actor: self.0, action, object, user: None, outcome: Outcome::Ok, detail: None }
+    }
+}
+
+impl NewEvent {
+    pub fn by(actor: &Actor) -> EventAuthor {
+        EventAuthor(actor.clone())
+    }
+
     /// The user it concerns, who may read it.
-    pub user: Option<UserName>,
-    pub outcome: Outcome,
-    pub detail: Option<String>,
+    #[must_use]
+    pub fn of(self, user: &UserName) -> Self {
+        Self { user: Some(user.clone()), ..self }
+    }
+
+    /// The work begins now; [`Tx::close_event`] records its end.
+    #[must_use]
+    pub fn pending(self) -> Self {
+        self.outcome(Outcome::Pending)
+    }
+
+    #[must_use]
+    pub fn outcome(self, outcome: Outcome) -> Self {
+        Self { outcome, ..self }
+    }
+
+    #[must_use]
+    pub fn detail(self, detail: impl Into<Option<String>>) -> Self {
+        Self { detail: detail.into(), ..self }
+    }
+}
+
+impl Db {
+    /// Inserts an event that records no change of the database.
+    pub async fn insert_event(&self, event: NewEvent) -> Result<i64, DbError> {
+        self.write(move |tx| tx.insert_event(&event)).await
+    }
 }
 
 /// A row as the API shows it.
@@ -116,8 +152,8 @@ impl Tx<'_> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 now(),
-                event.actor,
-                event.source,
+                event.actor.name,
+                event.actor.source,
                 event.action,
                 event.object,
                 event.user.as_ref().map(UserName::as_str),
@@ -186,5 +222,22 @@ impl Tx<'_> {
         let query = "DELETE FROM events WHERE outcome != 'pending'
                      AND id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?1)";
         Ok(self.0.execute(query, [keep])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_succeeded_and_is_for_admins_unless_it_says_otherwise() {
+        let plain = NewEvent::by(&Actor::local()).did("host.drain", "host");
+        assert_eq!((plain.actor.name.as_str(), plain.actor.source.as_str()), ("root", "local"));
+        assert_eq!((plain.action, plain.object.as_str(), plain.outcome), ("host.drain", "host", Outcome::Ok));
+        assert_eq!((&plain.user, &plain.detail), (&None, &None));
+        let user: UserName = "alice".parse().unwrap();
+        let full = NewEvent::by(&Actor::daemon()).did("pod.create", 7).of(&user).detail("why".to_owned()).pending();
+        assert_eq!((full.object.as_str(), full.outcome), ("7", Outcome::Pending));
+        assert_eq!((full.user, full.detail.as_deref()), (Some(user), Some("why")));
     }
 }

@@ -42,6 +42,8 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use crate::host::{blocking::off_thread, disk};
+
 pub use self::{
     commits::Commit,
     events::{Event, EventFilter, EventSearch, FoundEvent, NewEvent, Outcome},
@@ -261,8 +263,7 @@ impl Db {
             return;
         }
         // Only a disk with room to spare: refilling must not be what fills it.
-        let free = nix::sys::statvfs::statvfs(&path.parent().unwrap_or(Path::new("/")).to_path_buf())
-            .map_or(0, |s| s.blocks_available() * s.fragment_size());
+        let free = disk::available(path.parent().unwrap_or(Path::new("/"))).unwrap_or(0);
         if free <= 32 * BALLAST_BYTES as u64 {
             return;
         }
@@ -279,14 +280,6 @@ fn transact<T, E: From<DbError>>(connection: &mut Connection, work: impl FnOnce(
     let value = work(&tx)?;
     tx.0.commit().map_err(DbError::from)?;
     Ok(value)
-}
-
-/// Runs blocking work on the runtime's blocking threads. A panic in it resumes here.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 fn connect(path: &Path) -> Result<Connection, DbError> {

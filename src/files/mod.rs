@@ -37,7 +37,8 @@ pub use self::{
 use crate::{
     account::{AccountError, Accounts},
     config::LiveConfig,
-    db::{Db, DbError, NewEvent, Outcome},
+    db::{Db, DbError, NewEvent},
+    host::blocking::off_thread,
     model::{
         names::UserName,
         quantities::ByteSize,
@@ -260,11 +261,17 @@ impl Files {
 
     /// Deletes a file or an empty directory.
     pub async fn delete(&self, actor: Actor, owner: Owner, path: FilePath) -> Result<(), FileError> {
-        let (user, object) = (owner.user.clone(), path.to_string());
+        let event = NewEvent::by(&actor).did("file.delete", &path).of(&owner.user);
         if let Some(remote) = self.remote()? {
             remote.delete(&owner, &path).await?;
-            return self.record(actor, "file.delete", user, object, None).await;
+        } else {
+            self.delete_here(owner, path).await?;
         }
+        self.0.db.insert_event(event).await?;
+        Ok(())
+    }
+
+    async fn delete_here(&self, owner: Owner, path: FilePath) -> Result<(), FileError> {
         self.off_thread(move |files| {
             files.used_by(&owner)?;
             if let Some(size) = files.directory(&owner)?.remove(&path)? {
@@ -272,8 +279,7 @@ impl Files {
             }
             Ok(())
         })
-        .await?;
-        self.record(actor, "file.delete", user, object, None).await
+        .await
     }
 
     /// Bytes of an incomplete file that have arrived so far.
@@ -426,30 +432,13 @@ impl Files {
         }
     }
 
-    async fn record(
-        &self,
-        actor: Actor,
-        action: &'static str,
-        user: UserName,
-        object: String,
-        detail: Option<String>,
-    ) -> Result<(), FileError> {
-        let Actor { name, source } = actor;
-        let outcome = Outcome::Ok;
-        let event = NewEvent { actor: name, source, action, object, user: Some(user), outcome, detail };
-        self.0.db.write(move |tx| Ok(tx.insert_event(&event).map(|_| ())?)).await
-    }
-
     /// Disks may be slow: never block a thread of the runtime.
     async fn off_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
         let files = self.clone();
-        match tokio::task::spawn_blocking(move || work(&files)).await {
-            Ok(done) => done,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        off_thread(move || work(&files)).await
     }
 }
 

@@ -15,7 +15,11 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::{FileError, FilePath, Files, Owner, make_private};
-use crate::model::{quantities::ByteSize, user::Actor};
+use crate::{
+    db::NewEvent,
+    host::disk,
+    model::{quantities::ByteSize, user::Actor},
+};
 
 /// Bytes written between two checks of the disk's free space.
 const LOOK_EVERY: u64 = 16 << 20;
@@ -154,8 +158,7 @@ impl Upload {
 
     fn check_disk(&self, more: u64) -> Result<(), FileError> {
         let ByteSize(keep) = self.files.0.config.get().files.keep_free;
-        let free = nix::sys::statvfs::statvfs(&self.files.0.root)
-            .map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
+        let free = disk::available(&self.files.0.root).unwrap_or(u64::MAX);
         if free < keep.saturating_add(more) { Err(FileError::DiskFull { keep_free: ByteSize(keep) }) } else { Ok(()) }
     }
 
@@ -211,10 +214,11 @@ impl Upload {
         if !is_whole {
             return Ok(false);
         }
-        let (files, actor) = (self.files.clone(), self.actor.clone());
-        let (user, object, size) = (self.owner.user.clone(), self.path.to_string(), self.have);
+        let files = self.files.clone();
+        let event = NewEvent::by(&self.actor).did("file.write", &self.path).of(&self.owner.user);
+        let event = event.detail(format!("{} bytes", self.have));
         files.off_thread(move |files| self.take_in(files)).await?;
-        files.record(actor, "file.write", user, object, Some(format!("{size} bytes"))).await?;
+        files.0.db.insert_event(event).await?;
         Ok(true)
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Device, Gpus, Health, Library, Snapshot, nvml};
 use crate::{
-    db::{DbError, NewEvent, Outcome},
+    db::NewEvent,
     model::{usage::GpuUuid, user::Actor},
 };
 
@@ -48,18 +48,9 @@ pub async fn run(gpus: Gpus, stop: CancellationToken) {
         };
         for incident in incidents {
             tracing::warn!(gpu = incident.object, what = incident.action, detail = incident.detail, "GPU");
-            let Actor { name, source } = Actor::daemon();
             let Incident { action, object, detail } = incident;
-            let event = NewEvent {
-                actor: name,
-                source,
-                action,
-                object,
-                user: None,
-                outcome: Outcome::Ok,
-                detail: Some(detail),
-            };
-            if let Err::<_, DbError>(error) = gpus.0.db.write(move |tx| tx.insert_event(&event)).await {
+            let event = NewEvent::by(&Actor::daemon()).did(action, object).detail(detail);
+            if let Err(error) = gpus.0.db.insert_event(event).await {
                 tracing::warn!(%error, "could not record the event");
             }
         }

@@ -44,7 +44,7 @@ impl Cgroup {
         if pid <= 0 {
             return None;
         }
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+        Self::parse(&memberships_of(pid)?)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -157,30 +157,61 @@ impl Meter {
 
 /// The cgroup whose device rules apply to a process; `None` if the process is gone.
 pub fn of_devices(pid: i32) -> Option<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let directories = directories(&text);
-    directories.get("devices").or_else(|| directories.get("")).cloned()
+    directory_of(pid, "devices")
 }
 
 /// The cgroup to which a process's memory is charged; `None` if the process is gone.
 pub fn of_memory(pid: i32) -> Option<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let directories = directories(&text);
-    directories.get("memory").or_else(|| directories.get("")).cloned()
+    directory_of(pid, "memory")
 }
 
-/// Parses `/proc/PID/cgroup` (cgroups(7)), `ID:CONTROLLERS:PATH` per hierarchy, into the directory of each controller;
-/// version 2 is under the empty name.
+fn directory_of(pid: i32, controller: &str) -> Option<PathBuf> {
+    let text = memberships_of(pid)?;
+    let directories = directories(&text);
+    directories.get(controller).or_else(|| directories.get("")).cloned()
+}
+
+/// The directory of each controller; version 2 is under the empty name.
 fn directories(text: &str) -> HashMap<&str, PathBuf> {
-    let mut directories = HashMap::new();
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        for controller in controllers.split(',') {
-            directories.insert(controller, Path::new(ROOT).join(controller).join(path.trim_start_matches('/')));
-        }
+    let of_each = memberships(text).flat_map(|line| line.controllers.split(',').map(move |one| (one, line)));
+    of_each.map(|(controller, line)| (controller, line.directory(controller))).collect()
+}
+
+/// `/proc/PID/cgroup`; `None` if the process is gone. Odd bytes in a path are replaced: they must not hide a process.
+pub fn memberships_of(pid: i32) -> Option<String> {
+    Some(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cgroup")).ok()?).into_owned())
+}
+
+/// The lines of `/proc/PID/cgroup`; one of another form is left out.
+pub fn memberships(text: &str) -> impl Iterator<Item = Membership<'_>> {
+    text.lines().filter_map(Membership::parse)
+}
+
+/// A line of `/proc/PID/cgroup` (cgroups(7)): the cgroup of a process in one hierarchy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Membership<'a> {
+    /// `0` on version 2.
+    pub hierarchy: &'a str,
+    /// With commas between them, and empty on version 2.
+    pub controllers: &'a str,
+    pub path: &'a str,
+}
+
+impl<'a> Membership<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut parts = line.splitn(3, ':');
+        Some(Self { hierarchy: parts.next()?, controllers: parts.next()?, path: parts.next()? })
     }
-    directories
+
+    /// Version 2 has the empty controller.
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.split(',').any(|one| one == controller)
+    }
+
+    /// Where its files are, below the mount of this controller; the empty one is version 2's.
+    pub fn directory(&self, controller: &str) -> PathBuf {
+        Path::new(ROOT).join(controller).join(self.path.trim_start_matches('/'))
+    }
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -210,6 +241,21 @@ mod tests {
         let v2 = "0::/system.slice/docker-ab.scope\n";
         assert_eq!(Cgroup::parse(v2), Some(Cgroup::V2("/sys/fs/cgroup/system.slice/docker-ab.scope".into())));
         assert_eq!(Cgroup::of_process(0), None);
+    }
+
+    #[test]
+    fn each_line_is_a_membership() {
+        let text = "3:cpu,cpuacct:/docker/a:b\n1:name=systemd:/x\n0::/y\nodd\n4:memory\n\n";
+        let lines: Vec<Membership> = memberships(text).collect();
+        assert_eq!(lines[0], Membership { hierarchy: "3", controllers: "cpu,cpuacct", path: "/docker/a:b" });
+        assert!(lines[0].has("cpuacct") && !lines[0].has("") && !lines[0].has("cpu,cpuacct"));
+        assert_eq!(lines[0].directory("cpu"), Path::new("/sys/fs/cgroup/cpu/docker/a:b"));
+        assert!(lines[1].has("name=systemd") && !lines[1].has("systemd"));
+        assert!(lines[2].has("") && !lines[2].has("memory") && lines[2].hierarchy == "0");
+        assert_eq!(lines[2].directory(""), Path::new("/sys/fs/cgroup/y"));
+        assert_eq!(lines.len(), 3);
+        let up = Membership { hierarchy: "0", controllers: "", path: "//y" };
+        assert_eq!(up.directory(""), Path::new("/sys/fs/cgroup/y"), "never outside of it");
     }
 
     fn v1() -> Cgroup {

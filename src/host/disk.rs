@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use crate::model::quantities::ByteSize;
 
 /// Why something on a disk failed.
@@ -40,14 +42,28 @@ impl DiskError {
 
 /// Bytes that root may still write there, including the space reserved for root.
 pub fn left(path: &Path) -> u64 {
-    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    nix::sys::statvfs::statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
+    let there = existing(path).unwrap_or(Path::new("/"));
+    statvfs(there).map_or(u64::MAX, |disk| disk.blocks_free() * disk.fragment_size())
 }
 
 /// Bytes free on the disk of a path, or of the nearest existing directory above it.
 pub fn free(path: &Path) -> u64 {
-    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    nix::sys::statvfs::statvfs(there).map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
+    available(existing(path).unwrap_or(Path::new("/"))).unwrap_or(0)
+}
+
+/// Bytes free on the disk of a path that is there; `None` where the system does not say.
+pub fn available(path: &Path) -> Option<u64> {
+    statvfs(path).map(|disk| disk.blocks_available() * disk.fragment_size()).ok()
+}
+
+/// Whether no program in it can be run; `None` where the system does not say.
+pub fn is_noexec(path: &Path) -> Option<bool> {
+    statvfs(path).map(|disk| disk.flags().contains(FsFlags::ST_NOEXEC)).ok()
+}
+
+/// The path, or the nearest directory above it that is there.
+pub fn existing(path: &Path) -> Option<&Path> {
+    path.ancestors().find(|path| path.exists())
 }
 
 /// Removes a directory with everything in it. Succeeds if it does not exist.

@@ -7,6 +7,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
+use super::cgroup;
 use crate::model::ids::{ContainerId, ProcessId};
 
 /// Longest command line that is kept, bytes.
@@ -77,14 +78,13 @@ pub fn has_open_below(pid: i32, directory: &Path) -> bool {
 
 /// The container that a process lives in; the outermost if they are nested.
 pub fn container_of(pid: i32) -> Option<ContainerId> {
-    find_container(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+    find_container(&cgroup::memberships_of(pid)?)
 }
 
 /// Parses `/proc/PID/cgroup`: `/docker/ID` with cgroupfs, `/system.slice/docker-ID.scope` with systemd, on version 1
 /// and 2.
 fn find_container(cgroup: &str) -> Option<ContainerId> {
-    let paths = cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    paths.flat_map(|path| path.split('/')).find_map(|part| {
+    cgroup::memberships(cgroup).flat_map(|line| line.path.split('/')).find_map(|part| {
         let id = part.strip_suffix(".scope").map_or(part, |scope| scope.rsplit('-').next().unwrap_or(scope));
         id.parse().ok()
     })

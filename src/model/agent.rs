@@ -1,51 +1,20 @@
 //! A pod, node or job of an external Kubernetes, as its agent reported it.
 
-use std::{fmt, str::FromStr};
-
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
     ids::{ActionId, CheckpointId, ClusterId},
     names::UserName,
+    words::words,
 };
 
-/// The kind of a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Pod,
-    Node,
-    Job,
-}
-
-impl Kind {
-    const ALL: [Self; 3] = [Self::Pod, Self::Node, Self::Job];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pod => "pod",
-            Self::Node => "node",
-            Self::Job => "job",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Why a text is not a kind.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a kind of resource")]
-pub struct KindError(String);
-
-impl FromStr for Kind {
-    type Err = KindError;
-
-    fn from_str(s: &str) -> Result<Self, KindError> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == s).ok_or_else(|| KindError(s.to_owned()))
+words! {
+    /// The kind of a resource.
+    Kind, "kind of resource" {
+        Pod = "pod",
+        Node = "node",
+        Job = "job",
     }
 }
 
@@ -176,38 +145,13 @@ impl Resource {
     }
 }
 
-/// The progress of an agent's own checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReportedStatus {
-    Initializing,
-    UpdatedInfo,
-    Ready,
-    Deprecated,
-}
-
-impl ReportedStatus {
-    const ALL: [Self; 4] = [Self::Initializing, Self::UpdatedInfo, Self::Ready, Self::Deprecated];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Initializing => "initializing",
-            Self::UpdatedInfo => "updated_info",
-            Self::Ready => "ready",
-            Self::Deprecated => "deprecated",
-        }
-    }
-}
-
-/// Why a text is not a state of a checkpoint.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a state of a checkpoint")]
-pub struct ReportedStatusError(String);
-
-impl FromStr for ReportedStatus {
-    type Err = ReportedStatusError;
-
-    fn from_str(s: &str) -> Result<Self, ReportedStatusError> {
-        Self::ALL.into_iter().find(|status| status.as_str() == s).ok_or_else(|| ReportedStatusError(s.to_owned()))
+words! {
+    /// The progress of an agent's own checkpoint.
+    ReportedStatus, "state of a checkpoint" {
+        Initializing = "initializing",
+        UpdatedInfo = "updated_info",
+        Ready = "ready",
+        Deprecated = "deprecated",
     }
 }
 

@@ -5,6 +5,11 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::names::start_of;
+
+/// Characters of a text that is no id that a message shows.
+const SHOWN: usize = 60;
+
 /// Why a text is not an id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an id; an id looks like 01a1ff4b-2c76-709c-a7c8-ecb5ea72c60e, and lists show them")]
@@ -41,7 +46,7 @@ macro_rules! uuid_id {
             type Err = BadId;
 
             fn from_str(s: &str) -> Result<Self, BadId> {
-                Uuid::parse_str(s).map(Self).map_err(|_| BadId(s.chars().take(60).collect()))
+                Uuid::parse_str(s).map(Self).map_err(|_| BadId(start_of(s, SHOWN).to_owned()))
             }
         }
     };

@@ -11,12 +11,25 @@ const MAX_PART: usize = 20;
 /// Characters of an input that a message shows.
 const SHOWN: usize = 100;
 
+/// Characters of a word that a message shows.
+const SHOWN_OF_WORD: usize = 40;
+
 /// The part of an input that a message shows: all of it, or its beginning. Nobody reads the rest of a long one.
 pub fn clipped(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
+    match start_of(text, SHOWN) {
+        shown if shown.len() < text.len() => format!("{shown}…"),
+        whole => whole.to_owned(),
     }
+}
+
+/// The same of what should be one word, such as a name or a number, without a mark that there is more.
+pub fn clipped_word(text: &str) -> String {
+    start_of(text, SHOWN_OF_WORD).to_owned()
+}
+
+/// The first characters of a text, so many at most.
+pub fn start_of(text: &str, characters: usize) -> &str {
+    text.char_indices().nth(characters).map_or(text, |(end, _)| &text[..end])
 }
 
 /// Why a name was rejected.
@@ -34,7 +47,7 @@ pub enum NameError {
 
 /// An ASCII identifier of 1 to 20 characters that neither starts nor ends with `_`.
 fn parse_part(s: &str) -> Result<String, NameError> {
-    let clipped = || s.chars().take(40).collect::<String>();
+    let clipped = || clipped_word(s);
     if s.is_empty() || s.chars().count() > MAX_PART {
         return Err(NameError::Length(clipped()));
     }
@@ -256,6 +269,9 @@ mod tests {
         assert_eq!(clipped("ünï"), "ünï");
         assert_eq!(clipped(&"ü".repeat(SHOWN)), "ü".repeat(SHOWN));
         assert_eq!(clipped(&"ü".repeat(5000)), "ü".repeat(SHOWN) + "…");
+        assert_eq!(clipped_word(&"ü".repeat(41)), "ü".repeat(40));
+        assert_eq!((start_of("ünï", 2), start_of("ünï", 3), start_of("ünï", 9)), ("ün", "ünï", "ünï"));
+        assert_eq!((start_of("ünï", 0), start_of("", 4)), ("", ""));
     }
 
     proptest! {

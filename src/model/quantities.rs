@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use super::{names::clipped_word, time::unit_seconds};
+
 /// A number of bytes in the notation of pody's config: `512`, `64g`, `1.5t`, also `64GiB`. Units are powers of 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -18,7 +20,7 @@ impl FromStr for ByteSize {
     type Err = ByteSizeError;
 
     fn from_str(s: &str) -> Result<Self, ByteSizeError> {
-        let error = || ByteSizeError(s.chars().take(40).collect());
+        let error = || ByteSizeError(clipped_word(s));
         let lower = s.trim().to_ascii_lowercase();
         let split = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
         let (digits, unit) = lower.split_at(split);
@@ -94,7 +96,7 @@ impl FromStr for GpuSet {
                 .map(|id| id.trim().parse::<u32>())
                 .collect::<Result<_, _>>()
                 .map(Self::Only)
-                .map_err(|_| GpuSetError(s.chars().take(40).collect())),
+                .map_err(|_| GpuSetError(clipped_word(s))),
         }
     }
 }
@@ -138,7 +140,7 @@ impl FromStr for GpuRequest {
 
     /// A bare number is a count; indices have a comma, at least at the end.
     fn from_str(s: &str) -> Result<Self, GpuRequestError> {
-        let error = || GpuRequestError(s.chars().take(40).collect());
+        let error = || GpuRequestError(clipped_word(s));
         match s.trim() {
             "none" => Ok(Self::Count(0)),
             list if list.contains(',') => {
@@ -214,18 +216,12 @@ impl FromStr for Span {
 
     fn from_str(s: &str) -> Result<Self, SpanError> {
         let lower = s.trim().to_ascii_lowercase();
-        let (number, factor) = match lower.char_indices().next_back() {
-            Some((at, 'y')) => (&lower[..at], 365.0 * 86_400.0),
-            Some((at, 'w')) => (&lower[..at], 7.0 * 86_400.0),
-            Some((at, 'd')) => (&lower[..at], 86_400.0),
-            Some((at, 'h')) => (&lower[..at], 3_600.0),
-            Some((at, 'm')) => (&lower[..at], 60.0),
-            Some((at, 's')) => (&lower[..at], 1.0),
-            _ => (lower.as_str(), 1.0),
-        };
+        let last = lower.char_indices().next_back();
+        let unit = last.and_then(|(at, unit)| Some((&lower[..at], unit_seconds(unit)?)));
+        let (number, factor) = unit.unwrap_or((&lower, 1));
         match number.parse::<f64>() {
-            Ok(n) if n.is_finite() && n >= 0.0 => Ok(Self(n * factor)),
-            _ => Err(SpanError(s.chars().take(40).collect())),
+            Ok(n) if n.is_finite() && n >= 0.0 => Ok(Self(n * factor as f64)),
+            _ => Err(SpanError(clipped_word(s))),
         }
     }
 }
@@ -245,6 +241,24 @@ mod tests {
         }
         for bad in ["", "g", "-1", "1x", "99999999t", "1..2g"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_have_a_unit_or_are_seconds() {
+        for (text, seconds) in [
+            ("1y", 31_536_000.0),
+            ("2w", 1_209_600.0),
+            ("1.5d", 129_600.0),
+            (" 4H ", 14_400.0),
+            ("30m", 1800.0),
+            ("10s", 10.0),
+            ("90", 90.0),
+        ] {
+            assert_eq!(text.parse(), Ok(Span(seconds)), "{text}");
+        }
+        for bad in ["", "h", "-1h", "1 week", "infd", "1é"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
     }
 

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{
     ids::{ActionId, CheckpointId, PodId},
-    names::{InstanceName, UserName},
-    time::{as_time, as_time_if_any},
+    names::{InstanceName, UserName, clipped_word},
+    time::{UNITS, as_time, as_time_if_any, unit_seconds},
 };
 
 /// Longest time between two checkpoints, seconds: a year.
@@ -62,16 +62,16 @@ impl FromStr for Interval {
     type Err = IntervalError;
 
     fn from_str(s: &str) -> Result<Self, IntervalError> {
-        let error = || IntervalError(clipped(s));
+        let error = || IntervalError(clipped_word(s));
         let (number, unit) = s.split_at(s.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?);
-        let unit = match unit.to_ascii_lowercase().as_str() {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            "d" => 86_400,
-            "w" => 7 * 86_400,
-            _ => return Err(error()),
+        let mut letters = unit.chars();
+        let unit = match (letters.next(), letters.next()) {
+            // A year at most: days and weeks say it.
+            (Some('y' | 'Y'), _) => None,
+            (Some(unit), None) => unit_seconds(unit),
+            (None, _) | (Some(_), Some(_)) => None,
         };
+        let unit = unit.ok_or_else(error)?;
         let seconds = number.parse::<i64>().ok().and_then(|number| number.checked_mul(unit));
         seconds.filter(|seconds| (1..=LONGEST).contains(seconds)).map(Self).ok_or_else(error)
     }
@@ -80,8 +80,8 @@ impl FromStr for Interval {
 impl fmt::Display for Interval {
     /// In the largest unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(7 * 86_400, 'w'), (86_400, 'd'), (3600, 'h'), (60, 'm'), (1, 's')];
-        let (size, unit) = units.into_iter().find(|(size, _)| self.0 % size == 0).unwrap_or((1, 's'));
+        let units = UNITS.into_iter().filter(|(unit, _)| *unit != 'y');
+        let (unit, size) = units.into_iter().find(|(_, size)| self.0 % size == 0).unwrap_or(('s', 1));
         write!(f, "{}{unit}", self.0 / size)
     }
 }
@@ -91,7 +91,7 @@ impl FromStr for Keep {
 
     fn from_str(s: &str) -> Result<Self, KeepError> {
         let number = s.parse::<u32>().ok().filter(|number| (1..=MOST).contains(number));
-        number.map(Self).ok_or_else(|| KeepError(clipped(s)))
+        number.map(Self).ok_or_else(|| KeepError(clipped_word(s)))
     }
 }
 
@@ -112,7 +112,7 @@ impl FromStr for Rule {
             {
                 Ok(Self { every: interval.parse()?, keep: count.parse()? })
             }
-            _ => Err(RuleError::Form(clipped(s))),
+            _ => Err(RuleError::Form(clipped_word(s))),
         }
     }
 }
@@ -188,10 +188,6 @@ pub struct PodSchedule {
     pub schedule: ScheduleView,
 }
 
-fn clipped(text: &str) -> String {
-    text.chars().take(40).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -218,6 +214,8 @@ mod tests {
             "every 6h keep 4 more",
             "each 6h keep 4",
             "every 400d keep 4",
+            "every 1y keep 4",
+            "every 6hh keep 4",
             "every 99999999999999999999h keep 4",
             "every 6é keep 4",
         ];

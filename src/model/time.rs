@@ -19,3 +19,12 @@ pub fn now() -> i64 {
 pub fn rfc3339(millis: i64) -> String {
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| millis.to_string(), |t| t.to_string())
 }
+
+/// Units of durations in texts, largest first, with their seconds.
+pub const UNITS: [(char, i64); 6] =
+    [('y', 365 * 86_400), ('w', 7 * 86_400), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+
+/// The seconds of a unit, which may be a capital letter.
+pub fn unit_seconds(unit: char) -> Option<i64> {
+    UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&unit)).map(|(_, seconds)| *seconds)
+}

@@ -9,7 +9,10 @@ use base64::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::names::UserName;
+use super::names::{UserName, clipped_word, start_of};
+
+/// Longest comment of a key that is kept, characters.
+const MOST_COMMENT: usize = 200;
 
 /// A row of the table `users`.
 #[derive(Clone, Debug)]
@@ -149,7 +152,7 @@ impl FromStr for PublicKey {
         let mut words = line.splitn(3, ' ');
         let (Some(key_type), Some(body)) = (words.next(), words.next()) else { return Err(PublicKeyError::PodSpec) };
         if !KEY_TYPES.contains(&key_type) {
-            return Err(PublicKeyError::Type(key_type.chars().take(40).collect()));
+            return Err(PublicKeyError::Type(clipped_word(key_type)));
         }
         let decoded = BASE64_STANDARD.decode(body).map_err(|_| PublicKeyError::Body)?;
         // The body repeats the type, after its length (RFC 4253, 6.6).
@@ -157,7 +160,7 @@ impl FromStr for PublicKey {
         if inner != key_type.as_bytes() {
             return Err(PublicKeyError::Body);
         }
-        let comment = words.next().unwrap_or_default().trim().chars().take(200).collect();
+        let comment = start_of(words.next().unwrap_or_default().trim(), MOST_COMMENT).to_owned();
         Ok(Self { key_type: key_type.to_owned(), body: body.to_owned(), comment })
     }
 }

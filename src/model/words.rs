@@ -30,7 +30,7 @@ macro_rules! words {
 
             fn from_str(s: &str) -> Result<Self, $crate::model::words::UnknownWord> {
                 Self::ALL.iter().copied().find(|word| word.as_str() == s).ok_or_else(|| $crate::model::words::UnknownWord {
-                    text: s.chars().take(40).collect(),
+                    text: $crate::model::names::clipped_word(s),
                     what: $what,
                     known: vec![$($word),*],
                 })

@@ -25,7 +25,10 @@ pub use self::{
     open::check,
     transfer::{Expected, Transfer},
 };
-use crate::config::{LiveConfig, RemoteConfig};
+use crate::{
+    config::{LiveConfig, RemoteConfig},
+    host::blocking::off_thread,
+};
 
 /// Longest error text of a store that is kept, characters.
 const MAX_WORDS: usize = 300;
@@ -260,14 +263,6 @@ impl LiveStorage {
         let storage = Storage::open(&wanted)?;
         *opened = Some((wanted, storage.clone()));
         Ok(storage)
-    }
-}
-
-/// Runs blocking work off the runtime's threads.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

@@ -13,7 +13,8 @@ use object_store::{ObjectStoreExt, PutPayload};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Key, ObjectError, Storage, name, off_thread};
+use super::{Key, ObjectError, Storage, name};
+use crate::host::blocking::off_thread;
 
 /// Bytes of one part; stores require at least 5 MiB.
 const PART: u64 = 8 << 20;

@@ -10,9 +10,9 @@ use std::{
 
 use fail::fail_point;
 
-use super::{PodError, Pods, admission, begin_event, label};
+use super::{PodError, Pods, admission, label};
 use crate::{
-    db::{self, DbError, Outcome},
+    db::{self, DbError, NewEvent, Outcome},
     model::{
         ids::OpId,
         names::{CommitTag, PodRef, UserName},
@@ -160,7 +160,7 @@ impl Pods {
                     return Err(PodError::ImageExists(image));
                 }
                 admission::admit_commit(&quota, &held, size)?;
-                let event = begin_event(tx, &actor, "pod.commit", &object, &user)?;
+                let event = tx.insert_event(&NewEvent::by(&actor).did("pod.commit", object).of(&user).pending())?;
                 tx.insert_commit(&db::Commit { image, user, op, event })?;
                 Ok(event)
             })

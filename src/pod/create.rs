@@ -7,21 +7,21 @@
 //!
 //! Any failure after 1 is rolled back by [`super::delete`]'s `undo`, which leaves nothing behind.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, fs, sync::Arc, time::Duration};
 
 use fail::fail_point;
 
 use super::{
     AskedBy, PodError, Pods,
     admission::{self, HeldQuota},
-    begin_event,
     images::AllowedImage,
     label, ports,
 };
 use crate::{
     config::VolumeMapping,
-    db::{DbError, Outcome},
+    db::{DbError, NewEvent, Outcome},
     engine::{ContainerSpec, EngineError},
+    host::blocking::off_thread,
     model::{
         ids::{ContainerId, OpId, PodId},
         names::{ImageRef, InstanceName, UserName, container_name},
@@ -64,7 +64,7 @@ impl Pods {
             // To choose the GPUs that are least used at this moment.
             self.gpus.look().await;
         }
-        let spec = self.spec(&wanted, &image)?;
+        let spec = self.spec(&wanted, &image).await?;
         let mut pod = self.reserve((actor, "pod.create"), id, wanted, image, spec, |_| Ok::<_, PodError>(())).await?;
         fail_point!("create-reserved");
         match self.build_in_time(&mut pod).await {
@@ -80,7 +80,7 @@ impl Pods {
     }
 
     /// The spec of a new pod of this user; its ports and memory are decided when it is admitted.
-    pub(super) fn spec(
+    pub(super) async fn spec(
         &self,
         NewPod { owner, instance, gpus, .. }: &NewPod,
         image: &AllowedImage,
@@ -104,7 +104,7 @@ impl Pods {
         }
         // pody takes 0 for "no limit" in these three, and so does the engine.
         let positive = |limit: Option<u64>| limit.filter(|&n| n > 0);
-        let gpus = self.gpus_for(&quota, gpus.as_ref())?;
+        let gpus = self.gpus_for(&quota, gpus.as_ref()).await?;
         Ok(PodSpec {
             image: image.name.clone(),
             hostname: instance.to_string(),
@@ -124,10 +124,10 @@ impl Pods {
     }
 
     /// The GPUs of a new pod. A request that names none gets what the quota and the host allow, maybe nothing.
-    fn gpus_for(&self, quota: &Quota, request: Option<&GpuRequest>) -> Result<Option<GpuSet>, PodError> {
-        let Some(request) = request else { return Ok(host_gives_gpus().then(|| quota.gpus.clone())) };
+    async fn gpus_for(&self, quota: &Quota, request: Option<&GpuRequest>) -> Result<Option<GpuSet>, PodError> {
+        let Some(request) = request else { return Ok(off_thread(host_gives_gpus).await.then(|| quota.gpus.clone())) };
         let chosen = admission::choose_gpus(quota, request, &self.gpus.loads())?;
-        match chosen != GpuSet::none() && !host_gives_gpus() {
+        match chosen != GpuSet::none() && !off_thread(host_gives_gpus).await {
             true => Err(PodError::NoGpuDriver),
             false => Ok(Some(chosen)),
         }
@@ -172,7 +172,7 @@ impl Pods {
                 taken.extend(used_elsewhere);
                 spec.ports = ports::choose(&config.available_ports, &taken, &image.ports)?;
                 check(&spec)?;
-                let event = begin_event(tx, &actor, action, &name, &owner)?;
+                let event = tx.insert_event(&NewEvent::by(&actor).did(action, &name).of(&owner).pending())?;
                 let pod = Pod {
                     id,
                     workload: tx.ensure_workload(&owner, &instance)?,
@@ -213,7 +213,7 @@ impl Pods {
     }
 
     async fn build(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
-        make_directories(&mut pod.spec)?;
+        make_directories(&mut pod.spec).await?;
         let _turn = self.engine_turns.acquire().await;
         for _ in 0..PORT_TRIES {
             let container = self.make_container(pod).await?;
@@ -365,7 +365,7 @@ impl Pods {
                     adopted: true,
                     container: Some(id),
                     op: OpId::generate(),
-                    event: begin_event(tx, &actor, "pod.adopt", &name, &owner)?,
+                    event: tx.insert_event(&NewEvent::by(&actor).did("pod.adopt", &name).of(&owner).pending())?,
                     reason: None,
                     created_at: now(),
                 };
@@ -381,17 +381,23 @@ impl Pods {
 
 /// Creates missing directories on the host, and resolves all of them: a bind mount whose source is a symbolic link can
 /// be checkpointed but not restored.
-pub(super) fn make_directories(spec: &mut PodSpec) -> Result<(), PodError> {
-    for bind in &mut spec.binds {
-        let path = bind.source.clone();
-        let made = std::fs::create_dir_all(&path).or_else(|error| match path.exists() {
-            // A file may be mounted too.
-            true => Ok(()),
-            false => Err(error),
-        });
-        let resolved = made.and_then(|()| std::fs::canonicalize(&path));
-        bind.source = resolved.map_err(|source| PodError::Volume { path, source })?;
-    }
+pub(super) async fn make_directories(spec: &mut PodSpec) -> Result<(), PodError> {
+    let mut binds = spec.binds.clone();
+    // Volumes may be on a network file system that does not answer.
+    spec.binds = off_thread(move || {
+        for bind in &mut binds {
+            let path = bind.source.clone();
+            let made = fs::create_dir_all(&path).or_else(|error| match path.exists() {
+                // A file may be mounted too.
+                true => Ok(()),
+                false => Err(error),
+            });
+            let resolved = made.and_then(|()| fs::canonicalize(&path));
+            bind.source = resolved.map_err(|source| PodError::Volume { path, source })?;
+        }
+        Ok::<_, PodError>(binds)
+    })
+    .await?;
     Ok(())
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use fail::fail_point;
 
-use super::{PodError, Pods, begin_event, label};
+use super::{PodError, Pods, label};
 use crate::{
-    db::{DbError, Outcome},
+    db::{DbError, NewEvent, Outcome},
     engine::EngineError,
     model::{
         ids::OpId,
@@ -55,7 +55,9 @@ impl Pods {
         let mut row = pod;
         let pod = self
             .write_urgent(move |tx| {
-                row.event = begin_event(tx, &actor, "pod.delete", &row.container_name, &row.user)?;
+                row.event = tx.insert_event(
+                    &NewEvent::by(&actor).did("pod.delete", &row.container_name).of(&row.user).pending(),
+                )?;
                 tx.update_pod(&row)?;
                 Ok(row.clone())
             })

@@ -4,14 +4,9 @@ use std::time::Duration;
 
 use super::{PodError, Pods, processes};
 use crate::{
-    db::{NewEvent, Outcome},
+    db::NewEvent,
     engine::{EngineError, ExecRequest, LogOptions},
-    model::{
-        ids::ContainerId,
-        names::PodRef,
-        pod::Init,
-        user::{Actor, Caller},
-    },
+    model::{ids::ContainerId, names::PodRef, pod::Init, user::Caller},
 };
 
 /// Bytes of a command line: the kernel's limit on one argument of a program (MAX_ARG_STRLEN), without its final NUL.
@@ -54,8 +49,9 @@ impl Pods {
             return Err(PodError::Timeout { asked: seconds, max: limits.max_timeout_seconds });
         }
         let container = self.running(&pod).await?;
-        // The command itself is private to the member and may contain secrets.
-        self.note(caller, "pod.exec", &pod).await?;
+        // Only the request: its outcome is for the caller. The command is private to the member and may contain secrets.
+        let event = NewEvent::by(&caller.into()).did("pod.exec", &pod.container_name).of(&pod.user);
+        self.db.insert_event(event).await?;
         let filters = pod.spec.init.as_ref().is_some_and(|init| !init.io_uring);
         let filter: &[&str] = if filters { &[Init::INSIDE, "run", "--"] } else { &[] };
         let words = filter.iter().copied().chain([SHELL, "-c", &command]).map(str::to_owned).collect();
@@ -135,31 +131,6 @@ impl Pods {
         options: LogOptions,
     ) -> Result<impl futures_util::Stream<Item = Result<bytes::Bytes, EngineError>> + Send + use<>, PodError> {
         Ok(self.engine.logs(container, options)?)
-    }
-
-    /// Records the request only; its outcome is for the caller.
-    pub(super) async fn note(
-        &self,
-        caller: &Caller,
-        action: &'static str,
-        pod: &crate::model::pod::Pod,
-    ) -> Result<(), PodError> {
-        let actor = Actor::from(caller);
-        let (object, user) = (pod.container_name.clone(), pod.user.clone());
-        self.db
-            .write(move |tx| {
-                tx.insert_event(&NewEvent {
-                    actor: actor.name,
-                    source: actor.source,
-                    action,
-                    object,
-                    user: Some(user),
-                    outcome: Outcome::Ok,
-                    detail: None,
-                })
-            })
-            .await?;
-        Ok(())
     }
 }
 

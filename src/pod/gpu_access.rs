@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Pods;
 use crate::{
-    db::{DbError, NewEvent, Outcome},
+    db::{DbError, NewEvent},
     gpu::Library,
     host::device::{self, Access},
     model::{
@@ -117,10 +117,8 @@ impl Pods {
                 None => (BACK, "info", "this pod can open its GPUs again".to_owned()),
             };
             tracing::warn!(pod = pod.container_name, message, "the GPU access of a pod changed");
-            let Actor { name, source } = Actor::daemon();
-            let (object, user, detail) = (pod.container_name.clone(), Some(pod.user.clone()), Some(message.clone()));
-            let event = NewEvent { actor: name, source, action, object, user, outcome: Outcome::Ok, detail };
-            self.db.write(move |tx| tx.insert_event(&event)).await?;
+            let event = NewEvent::by(&Actor::daemon()).did(action, &pod.container_name).of(&pod.user);
+            self.db.insert_event(event.detail(message.clone())).await?;
             self.gpu_access.put(pod.id, DeviceSnapshot { pid, trouble });
             self.tell(pod.id, level, &message).await;
         } else {

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{PodError, Pods, begin_event, commit::is_commit_of};
+use super::{PodError, Pods, commit::is_commit_of};
 use crate::{
     config::ImageConfig,
+    db::NewEvent,
     engine::Image,
     model::{
         names::{ImageRef, UserName},
-        user::{Actor, Caller},
+        user::Caller,
     },
 };
 
@@ -121,8 +122,8 @@ impl Pods {
         if !pods.is_empty() {
             return Err(PodError::ImageInUse { image: name, pods });
         }
-        let (actor, user, object) = (Actor::from(caller), caller.user.clone(), name.clone());
-        let event = self.db.write(move |tx| begin_event(tx, &actor, "image.delete", &object, &user)).await?;
+        let event = NewEvent::by(&caller.into()).did("image.delete", &name).of(&caller.user).pending();
+        let event = self.db.insert_event(event).await?;
         let done = self.engine.remove_image(&name).await;
         self.close_event(event, &done).await;
         done?;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{AskedBy, PodError, Pods, begin_event, keys::Before};
+use super::{AskedBy, PodError, Pods, keys::Before};
 use crate::{
-    db::DbError,
+    db::{DbError, NewEvent},
     engine::{EngineError, LogOptions},
     model::{ids::ContainerId, names::PodRef, user::Caller},
 };
@@ -70,7 +70,8 @@ impl Pods {
                 if action != Action::Stop {
                     by.ensure_not_drained(tx)?;
                 }
-                Ok::<_, PodError>(begin_event(tx, &actor, name, &row.container_name, &row.user)?)
+                let event = NewEvent::by(&actor).did(name, &row.container_name).of(&row.user).pending();
+                Ok::<_, PodError>(tx.insert_event(&event)?)
             })
             .await?;
         let done = timeout_at(deadline, self.act_on(&pod, &container, action)).await;

@@ -58,7 +58,7 @@ pub use self::{
 use crate::{
     account::Accounts,
     config::LiveConfig,
-    db::{Db, DbError, NewEvent, Outcome, Tx},
+    db::{Db, DbError, Outcome},
     engine::{Container, Engine, EngineError},
     gpu::Gpus,
     model::{
@@ -66,7 +66,7 @@ use crate::{
         ids::{ContainerId, PodId, SessionId},
         names::{ImageRef, PodRef, UserName, container_name},
         pod::{ContainerStatus, Pod, State},
-        user::{Actor, Caller, SshKey},
+        user::{Caller, SshKey},
     },
 };
 
@@ -384,19 +384,6 @@ impl Pods {
             Vec::new()
         })
     }
-}
-
-/// Records that an operation on a pod begins. The event is closed when the operation ends.
-fn begin_event(tx: &Tx, actor: &Actor, action: &'static str, pod: &str, user: &UserName) -> Result<i64, DbError> {
-    tx.insert_event(&NewEvent {
-        actor: actor.name.clone(),
-        source: actor.source.clone(),
-        action,
-        object: pod.to_owned(),
-        user: Some(user.clone()),
-        outcome: Outcome::Pending,
-        detail: None,
-    })
 }
 
 impl Pod {

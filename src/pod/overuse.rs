@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Pods, processes};
 use crate::{
-    db::{DbError, NewEvent, Outcome},
+    db::{DbError, NewEvent},
     engine::ExecRequest,
     gpu::{
         Gpus,
@@ -65,18 +65,21 @@ impl Pods {
     async fn carry_out(&self, act: Enforcement) -> Result<(), DbError> {
         match act {
             Enforcement::Warn { user, pods, message } => {
-                self.note_overuse("gpu.overuse", &user, &message).await?;
+                tracing::warn!(%user, message, "GPU overuse");
+                self.db.insert_event(event("gpu.overuse", &user, &message)).await?;
                 for pod in pods {
                     self.tell(pod, "warning", &message).await;
                 }
             }
             Enforcement::EndProcess { user, pod, container, process, message } => {
-                self.note_overuse("gpu.end-process", &user, &message).await?;
+                tracing::warn!(%user, message, "GPU overuse");
+                self.db.insert_event(event("gpu.end-process", &user, &message)).await?;
                 end_tree(process, &container);
                 self.tell(pod, "critical", &message).await;
             }
             Enforcement::StopPod { user, pod, message } => {
-                self.note_overuse("gpu.stop-pod", &user, &message).await?;
+                tracing::warn!(%user, message, "GPU overuse");
+                self.db.insert_event(event("gpu.stop-pod", &user, &message)).await?;
                 self.tell(pod, "critical", &message).await;
                 self.stop_for_overuse(pod).await;
             }
@@ -91,16 +94,6 @@ impl Pods {
             tracing::warn!(%error, "cannot stop a pod that uses too many GPUs");
         }
         let _ = self.engine.look(&container).await;
-    }
-
-    async fn note_overuse(&self, action: &'static str, user: &UserName, message: &str) -> Result<(), DbError> {
-        tracing::warn!(%user, message, "GPU overuse");
-        let Actor { name, source } = Actor::daemon();
-        let (user, detail) = (user.clone(), Some(message.to_owned()));
-        let object = user.to_string();
-        let event = NewEvent { actor: name, source, action, object, user: Some(user), outcome: Outcome::Ok, detail };
-        self.db.write(move |tx| tx.insert_event(&event)).await?;
-        Ok(())
     }
 
     /// Leaves a message in a pod: in `/log/pody/<time>.<level>.log`, as pody 0.4.1 does, and on its terminals.
@@ -122,6 +115,10 @@ impl Pods {
             self.engine.exec(&container, request, |pid| async move { processes::end_session(pid, &inside) }).await;
         told.map(|_| ()).map_err(|error| error.to_string())
     }
+}
+
+fn event(action: &'static str, user: &UserName, message: &str) -> NewEvent {
+    NewEvent::by(&Actor::daemon()).did(action, user).of(user).detail(message.to_owned())
 }
 
 /// Ends a process and its descendants, within its container.

@@ -17,9 +17,9 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{PodError, Pods, begin_event, keys::Before, label};
+use super::{PodError, Pods, keys::Before, label};
 use crate::{
-    db::Outcome,
+    db::{NewEvent, Outcome},
     engine::{Container, Health},
     model::{
         ids::PodId,
@@ -125,7 +125,9 @@ impl Pods {
         row.state = State::Deleted;
         row.reason = Some("its container was removed outside pody".to_owned());
         self.write_urgent(move |tx| {
-            let event = begin_event(tx, &Actor::daemon(), "pod.lost", &row.container_name, &row.user)?;
+            let event = tx.insert_event(
+                &NewEvent::by(&Actor::daemon()).did("pod.lost", &row.container_name).of(&row.user).pending(),
+            )?;
             tx.update_pod(&row)?;
             tx.delete_ports(row.id)?;
             tx.end_workload(row.workload)?;

@@ -31,7 +31,7 @@ impl Pods {
     /// The spec of a saved pod under the current rules: directories, network and limits are the current ones, the rest
     /// is
     /// original.
-    pub(crate) fn restored_spec(
+    pub(crate) async fn restored_spec(
         &self,
         owner: &UserName,
         instance: &InstanceName,
@@ -48,7 +48,7 @@ impl Pods {
             command: Vec::new(),
         };
         let wanted = NewPod { owner: owner.clone(), instance: instance.clone(), image, gpus: None };
-        let today = self.spec(&wanted, &allowed)?;
+        let today = self.spec(&wanted, &allowed).await?;
         let gpus = if saved.gpus == Some(GpuSet::none()) { saved.gpus.clone() } else { today.gpus.clone() };
         let init = match &saved.init {
             Some(init) => Some(Init { program: self.init.same_here(&init.program)?, ..init.clone() }),
@@ -86,7 +86,7 @@ impl Pods {
 
     /// Creates the pod's container without starting it.
     pub(crate) async fn make_restored(&self, pod: &mut Pod) -> Result<ContainerId, PodError> {
-        make_directories(&mut pod.spec)?;
+        make_directories(&mut pod.spec).await?;
         let _turn = self.engine_turns.acquire().await;
         self.make_container(pod).await
     }

@@ -21,6 +21,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{LOCK_LOOK, LOCK_WAIT, PodError, Pods, exec::check_command, processes};
 use crate::{
+    db::NewEvent,
     engine::{EngineError, ExecRequest, Piece, Pipes, Terminal},
     host::process::{self, Stat},
     model::{
@@ -172,7 +173,8 @@ impl Pods {
             tokio::time::sleep(LOCK_LOOK).await;
         }
         let container = self.running(&pod).await?;
-        self.note(caller, "pod.shell", &pod).await?;
+        let event = NewEvent::by(&caller.into()).did("pod.shell", &pod.container_name).of(&pod.user);
+        self.db.insert_event(event).await?;
         let command = match &new.command {
             Some(line) => vec!["/bin/bash".to_owned(), "-c".to_owned(), line.clone()],
             None => vec!["/bin/bash".to_owned(), "-l".to_owned()],
@@ -235,7 +237,8 @@ impl Pods {
         if pod.spec.init.is_none() {
             return Err(PodError::NoInit { pod: pod_name() });
         }
-        self.note(caller, "pod.exec", &pod).await?;
+        let event = NewEvent::by(&caller.into()).did("pod.exec", &pod.container_name).of(&pod.user);
+        self.db.insert_event(event).await?;
         let id = SessionId::generate();
         let words = ["start", &id.to_string(), "--", "/bin/bash", "-c", &command];
         match self.ask_init(&pod, &container, &words).await?.lines().find_map(|line| line.trim().parse().ok()) {

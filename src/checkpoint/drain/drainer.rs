@@ -9,8 +9,8 @@ use fail::fail_point;
 use futures_util::{StreamExt, stream};
 
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, caller_for, note_of_host},
-    db::Outcome,
+    checkpoint::{CheckpointError, Checkpoints, caller_for},
+    db::{NewEvent, Outcome},
     engine::{EngineError, Health},
     host::process,
     model::{
@@ -242,7 +242,8 @@ impl Checkpoints {
                     true => (Outcome::Ok, "no pod is running".to_owned()),
                     false => (Outcome::Failed, format!("not saved, left running: {left}")),
                 };
-                note_of_host(tx, &actor_of(&drain), "host.drained", outcome, &text)?;
+                let event = NewEvent::by(&actor_of(&drain)).did("host.drained", "host");
+                tx.insert_event(&event.outcome(outcome).detail(text))?;
                 Ok(())
             })
             .await
@@ -369,7 +370,8 @@ impl Checkpoints {
                         (Outcome::Failed, format!("not restored: {failed}"))
                     }
                 };
-                note_of_host(tx, &actor_of(&drain), "host.undrained", outcome, &text)?;
+                let event = NewEvent::by(&actor_of(&drain)).did("host.undrained", "host");
+                tx.insert_event(&event.outcome(outcome).detail(text))?;
                 Ok(())
             })
             .await

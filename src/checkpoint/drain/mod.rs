@@ -10,9 +10,9 @@
 
 pub mod drainer;
 
-use super::{CheckpointError, Checkpoints, note_of_host};
+use super::{CheckpointError, Checkpoints};
 use crate::{
-    db::Outcome,
+    db::NewEvent,
     host::process,
     model::{
         action::ActionStatus,
@@ -61,7 +61,7 @@ impl Checkpoints {
                     }
                 }
                 tx.upsert_drain(&drain)?;
-                note_of_host(tx, &actor, "host.drain", Outcome::Ok, &drain.reason)?;
+                tx.insert_event(&NewEvent::by(&actor).did("host.drain", "host").detail(drain.reason))?;
                 Ok::<_, CheckpointError>(())
             })
             .await?;
@@ -94,7 +94,7 @@ impl Checkpoints {
                     }
                 }
                 tx.upsert_drain(&Drain { state: DrainState::Undraining, ..drain.clone() })?;
-                note_of_host(tx, &actor, "host.undrain", Outcome::Ok, &drain.reason)?;
+                tx.insert_event(&NewEvent::by(&actor).did("host.undrain", "host").detail(drain.reason))?;
                 Ok::<_, CheckpointError>(())
             })
             .await?;

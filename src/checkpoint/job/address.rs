@@ -17,8 +17,9 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread},
+    checkpoint::{CheckpointError, Checkpoints, Manifest},
     engine::{Engine, Placeholder},
+    host::blocking::off_thread,
     model::{
         action::Action,
         drain::DrainedPod,

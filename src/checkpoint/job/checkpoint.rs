@@ -13,7 +13,7 @@ use crate::{
     checkpoint::{
         ActionGuard, CheckpointError, Checkpoints, Manifest, Progress, Verdict,
         gpu::GpusSeen,
-        millis_since, off_thread,
+        millis_since,
         preflight::Findings,
         store::{self, KEPT_IMAGES, archive, compress, hashing},
     },
@@ -26,7 +26,10 @@ use crate::{
     },
     db::Tx,
     engine::{ContainerInspect, EngineError},
-    host::disk::{self, DiskError},
+    host::{
+        blocking::off_thread,
+        disk::{self, DiskError},
+    },
     model::{
         action::Action,
         checkpoint::{Checkpoint, CheckpointStatus, Compression, LeaveRunning},
@@ -120,7 +123,8 @@ impl CheckpointJob {
     }
 
     async fn prepare(&mut self) -> Result<(), CheckpointError> {
-        self.directory = self.ctx.0.store.begin(self.checkpoint.id)?;
+        let (store, id) = (self.ctx.0.store.clone(), self.checkpoint.id);
+        self.directory = off_thread(move || store.begin(id)).await?;
         let tag = self.checkpoint.id.to_string();
         // A restore needs the same image; without a name, pruning would remove it once the pod is gone.
         if let Err(error) = self.ctx.0.engine.tag_image(&self.seen.inspect.image_id, KEPT_IMAGES, &tag).await {
@@ -202,7 +206,9 @@ impl CheckpointJob {
         // Before tar's error: for a pod that was unpaused, tar reports files that changed.
         self.ensure_paused().await?;
         packed?;
-        self.live.bytes.store(disk::size_of(&self.directory), Ordering::Relaxed);
+        let directory = self.directory.clone();
+        let size = off_thread(move || disk::size_of(&directory)).await;
+        self.live.bytes.store(size, Ordering::Relaxed);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use super::checkpoint::{CheckpointJob, RETRY_DELAYS};
 use crate::{
-    checkpoint::{CheckpointError, off_thread},
+    checkpoint::CheckpointError,
     criu::{
         conf::HostOptions,
         diagnosis,
@@ -26,6 +26,7 @@ use crate::{
     },
     engine::EngineError,
     host::{
+        blocking::off_thread,
         disk::{self, DiskError},
         process,
     },
@@ -55,8 +56,11 @@ impl CheckpointJob {
             *self.live.frozen_since() = None;
             tokio::time::sleep(Duration::from_millis(pause)).await;
             let images = self.directory.join(runc::IMAGES);
-            disk::remove(&images)?;
-            std::fs::create_dir(&images).map_err(DiskError::io("making", &images))?;
+            off_thread(move || {
+                disk::remove(&images)?;
+                fs::create_dir(&images).map_err(DiskError::io("making", &images))
+            })
+            .await?;
             self.freeze().await?;
         }
         self.dump_once().await
@@ -82,13 +86,19 @@ impl CheckpointJob {
         self.manifest.tuning = thread_attributes::look(&self.seen.container, inspect.pid);
         self.manifest.hosts = namespace_setup::hosts(inspect.pid);
         self.manifest.network = namespace_setup::network_settings(inspect.pid);
-        stopped_tasks::note(&self.action.journal.stopped, &images).map_err(DiskError::io("writing", &images))?;
+        let (pid, container, stopped) = (inspect.pid, self.seen.container.clone(), self.action.journal.stopped.clone());
         let mut names = self.seen.findings.socket_names.clone();
-        // All were checked before the freeze.
-        names.extend(socket_names::current(inspect.pid, None, &kill::members(&self.seen.container)));
-        patches::correct(&images, &names).map_err(DiskError::io("correcting", &images))?;
-        self.manifest.memory_files = namespace_setup::memory_files(&images, inspect.pid);
-        let size = disk::size_of(&images) + caught.load(Ordering::Relaxed);
+        // In one piece: the pod is still frozen.
+        let (memory_files, written) = off_thread(move || {
+            stopped_tasks::note(&stopped, &images).map_err(DiskError::io("writing", &images))?;
+            // All were checked before the freeze.
+            names.extend(socket_names::current(pid, None, &kill::members(&container)));
+            patches::correct(&images, &names).map_err(DiskError::io("correcting", &images))?;
+            Ok::<_, DiskError>((namespace_setup::memory_files(&images, pid), disk::size_of(&images)))
+        })
+        .await?;
+        self.manifest.memory_files = memory_files;
+        let size = written + caught.load(Ordering::Relaxed);
         self.live.bytes.store(size, Ordering::Relaxed);
         let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         // A small one measures CRIU's start and not its speed, and one of a pod that is stopped the disk's.
@@ -199,21 +209,25 @@ impl CheckpointJob {
         // CRIU may have thawed the pod.
         freezer::freeze(self.seen.inspect.pid);
         let images = self.directory.join(runc::IMAGES);
-        for file in disk::files_below(&made).map_err(DiskError::io("reading", &made))? {
-            let to = images.join(&file);
-            std::fs::rename(made.join(&file), &to)
-                .or_else(|_| std::fs::copy(made.join(&file), &to).map(drop))
-                .map_err(DiskError::io("taking over", &to))?;
-        }
-        Ok(disk::remove(&made)?)
+        let taken = off_thread(move || {
+            for file in disk::files_below(&made).map_err(DiskError::io("reading", &made))? {
+                let to = images.join(&file);
+                fs::rename(made.join(&file), &to)
+                    .or_else(|_| fs::copy(made.join(&file), &to).map(drop))
+                    .map_err(DiskError::io("taking over", &to))?;
+            }
+            disk::remove(&made)
+        });
+        Ok(taken.await?)
     }
 
     /// Reports how much was written, for ever.
     async fn watch(&self, directory: &Path, caught: &AtomicU64) -> Infallible {
         loop {
             tokio::time::sleep(LOOK).await;
-            let written = disk::size_of(directory) + caught.load(Ordering::Relaxed);
-            self.live.bytes.store(written, Ordering::Relaxed);
+            let images = directory.to_owned();
+            let written = off_thread(move || disk::size_of(&images)).await;
+            self.live.bytes.store(written + caught.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 }

@@ -11,13 +11,13 @@ use std::{
 
 use super::{checkpoint::CheckpointJob, restore::RestoreJob};
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, off_thread, preflight},
+    checkpoint::{CheckpointError, Checkpoints, preflight},
     criu::{
         cuda::{self, CudaState, Step, Tool, ToolError},
         kill,
         runc::{Load, deadline},
     },
-    host::process,
+    host::{blocking::off_thread, process},
     model::{
         action::{Action, GpuProcess, GpuWork},
         ids::{ActionId, ContainerId},

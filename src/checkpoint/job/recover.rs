@@ -6,7 +6,7 @@
 //! A restore: a pod that lives is left alive, and the restore is done; otherwise what there is of it is ended, and
 //! files and container are put back.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, fs, path::PathBuf, time::Duration};
 
 use fail::fail_point;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::hold_traffic;
 use crate::{
     checkpoint::{
-        CheckpointError, Checkpoints, Manifest, gpu, off_thread,
+        CheckpointError, Checkpoints, Manifest, gpu,
         store::{
             KEPT_IMAGES,
             archive::{self, aside},
@@ -25,7 +25,7 @@ use crate::{
         conf::HostOptions, freezer, kill, leftovers, linked_images, namespace_setup, network::lock, runc, stopped_tasks,
     },
     engine::{ContainerInspect, Health},
-    host::disk,
+    host::{blocking::off_thread, disk},
     model::{
         action::{Action, ActionStatus},
         checkpoint::{CheckpointStatus, LeaveRunning},
@@ -90,7 +90,7 @@ impl Checkpoints {
         }
         for (action, checkpoint) in frozen() {
             let directory = self.0.store.directory_under_way(checkpoint);
-            let directory = std::fs::canonicalize(&directory).unwrap_or(directory);
+            let directory = resolved(directory).await;
             let row = self.0.db.read(move |tx| tx.find_action(action)).await.ok().flatten();
             match self.paused(row.and_then(|row| row.journal.container).as_ref()).await {
                 Ok(Some(container)) => kill::end_dump(action, &directory, &container).await,
@@ -162,9 +162,7 @@ impl Checkpoints {
 
     /// Completes or rolls back a checkpoint from any phase. The pod's lock is held.
     pub(in crate::checkpoint) async fn settle_checkpoint(&self, action: &Action) -> Result<(), CheckpointError> {
-        let under_way = self.0.store.directory_under_way(action.checkpoint);
-        // By the kernel's name for it.
-        let under_way = std::fs::canonicalize(&under_way).unwrap_or(under_way);
+        let under_way = resolved(self.0.store.directory_under_way(action.checkpoint)).await;
         // CRIU leaves programs whole when it ends by itself, but not when it is killed.
         kill::wait_ended(action.id, &under_way).await;
         // If the engine gives no answer, this is retried: CRIU must not be killed in a pod that then runs.
@@ -237,7 +235,8 @@ impl Checkpoints {
             action.losses.extend(action.error.take().into_iter().chain(not_resumed));
             return self.end_saved(action, size).await;
         }
-        self.0.store.remove(id)?;
+        let store = self.0.store.clone();
+        off_thread(move || store.remove(id)).await?;
         self.untag_image(id).await;
         fail_point!("recover-checkpoint-removed");
         let error =
@@ -300,7 +299,8 @@ impl Checkpoints {
         }
         fail_point!("recover-restore-ended");
         if let Some(upper) = &action.journal.upper {
-            archive::put_back(upper, &aside(upper, &action))?;
+            let (upper, aside) = (upper.clone(), aside(upper, &action));
+            off_thread(move || archive::put_back(&upper, &aside)).await?;
         }
         fail_point!("recover-restore-put-back");
         if action.journal.restart_if_not.is_some() {
@@ -340,7 +340,8 @@ impl Checkpoints {
         }
         hold_traffic::end(action);
         self.remove_placeholders(action).await?;
-        disk::remove(&self.0.store.scratch(action.id))?;
+        let scratch = self.0.store.scratch(action.id);
+        off_thread(move || disk::remove(&scratch)).await?;
         self.remove_engine_directories(action).await?;
         let id = action.id;
         off_thread(move || linked_images::remove_engine_copies(id)).await;
@@ -352,12 +353,15 @@ impl Checkpoints {
         let Some(container) = &action.journal.container else { return Ok(()) };
         let checkpoints = self.0.engine.container_directory(container).await?.join("checkpoints");
         let prefix = format!("pody-{}", action.id);
-        for entry in std::fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                disk::remove(&entry.path())?;
+        off_thread(move || {
+            for entry in fs::read_dir(&checkpoints).into_iter().flatten().filter_map(Result::ok) {
+                if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                    disk::remove(&entry.path())?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
     /// Removes the directories of rows that are to be deleted, then the rows, then images that nothing refers to any
@@ -406,4 +410,9 @@ impl Checkpoints {
         })
         .await
     }
+}
+
+/// The directory as the kernel names it, without symbolic links; unchanged where it is not there.
+async fn resolved(directory: PathBuf) -> PathBuf {
+    off_thread(move || fs::canonicalize(&directory).unwrap_or(directory)).await
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     checkpoint::{
-        ActionGuard, CheckpointError, Checkpoints, Progress, off_thread,
+        ActionGuard, CheckpointError, Checkpoints, Progress,
         store::{
             self,
             archive::{self, aside},
@@ -39,7 +39,7 @@ use crate::{
         thread_attributes,
     },
     engine::EngineError,
-    host::disk::DiskError,
+    host::{blocking::off_thread, disk::DiskError},
     model::{
         action::{Action, HeldTraffic},
         checkpoint::Connections,
@@ -152,11 +152,13 @@ impl RestoreJob {
 
     async fn prepare(&mut self) -> Result<(), CheckpointError> {
         let scratch = self.ctx.0.store.scratch(self.action.id);
-        fs::create_dir_all(&scratch).map_err(DiskError::io("making", &scratch))?;
         let (manifest, directory) = (self.manifest.clone(), self.directory.clone());
         let streams = self.ctx.0.config.get().checkpoint.streams();
-        self.images =
-            off_thread(move || compress::unpack_all(&manifest, &directory, &scratch, streams, &|_| {})).await?;
+        self.images = off_thread(move || {
+            fs::create_dir_all(&scratch).map_err(DiskError::io("making", &scratch))?;
+            compress::unpack_all(&manifest, &directory, &scratch, streams, &|_| {})
+        })
+        .await?;
         self.fill().await
     }
 
@@ -180,8 +182,9 @@ impl RestoreJob {
             }
             self.ctx.write_action(&self.action).await?;
             if let Some(upper) = &self.action.journal.upper {
-                archive::put_aside(upper, &aside(upper, &self.action))
-                    .map_err(DiskError::io("putting aside", upper))?;
+                let (upper, aside) = (upper.clone(), aside(upper, &self.action));
+                let put = move || archive::put_aside(&upper, &aside).map_err(DiskError::io("putting aside", &upper));
+                off_thread(put).await?;
             }
             let archive = self.image(Path::new(store::ROOTFS))?;
             archive::unpack(&archive, &upper).await?;

@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use serde::Serialize;
@@ -31,7 +31,7 @@ use crate::{
         runc::Load,
     },
     engine::{ContainerInspect, Mount},
-    host::{disk, process},
+    host::{cgroup, disk, process},
     model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
 };
 
@@ -473,18 +473,10 @@ fn has_sys_resource() -> bool {
 
 /// Bytes of memory that an image will hold: private pages and tmpfs, not the page cache.
 fn memory_of(pid: i32) -> u64 {
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let file = cgroup.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
-        let root = Path::new("/sys/fs/cgroup");
-        match controllers {
-            "" => Some(root.join(path)),
-            list if list.split(',').any(|controller| controller == "memory") => Some(root.join("memory").join(path)),
-            _ => None,
-        }
-        .map(|directory| directory.join("memory.stat"))
-        .filter(|file| file.is_file())
+    let groups = cgroup::memberships_of(pid).unwrap_or_default();
+    let file = cgroup::memberships(&groups).find_map(|line| {
+        let controller = ["", "memory"].into_iter().find(|controller| line.has(controller))?;
+        Some(line.directory(controller).join("memory.stat")).filter(|file| file.is_file())
     });
     let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
     let value =

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::host::mountinfo::{self, Mount};
+
 /// Directories that CRIU always searches (criu/irmap.c, `hints`).
 const ALWAYS: [&str; 6] = [
     "/etc",
@@ -44,7 +46,7 @@ pub fn watched(fdinfo: &str) -> Vec<Watched> {
 
 /// The watched files that CRIU would not find. `pid` is the pod's first process.
 pub fn not_found(pid: i32, watched: HashSet<Watched>, watch_paths: &[PathBuf]) -> HashSet<Watched> {
-    let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let mountinfo = mountinfo::read(pid).unwrap_or_default();
     let openable = openable(&mountinfo, |target| fs::metadata(inside(pid, target)).is_ok_and(|data| data.is_dir()));
     let mut sought: HashSet<Watched> =
         watched.into_iter().filter(|watched| !openable.contains(&watched.device)).collect();
@@ -76,26 +78,14 @@ fn inside(pid: i32, path: &Path) -> PathBuf {
 
 fn watched_by(data: &fs::Metadata) -> Watched {
     let device = data.dev();
-    Watched { device: kernel_number(nix::libc::major(device), nix::libc::minor(device)), inode: data.ino() }
-}
-
-/// The kernel's own form of a device number: 12 bits and 20.
-fn kernel_number(major: u32, minor: u32) -> u64 {
-    u64::from(major) << 20 | u64::from(minor)
+    Watched { device: mountinfo::device_number(nix::libc::major(device), nix::libc::minor(device)), inode: data.ino() }
 }
 
 /// The file systems whose files can be opened by their inode: all but overlays and /proc, where a directory of them is
 /// mounted.
 fn openable(mountinfo: &str, is_directory: impl Fn(&Path) -> bool) -> HashSet<u64> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace().skip(2);
-        let (major, minor) = fields.next()?.split_once(':')?;
-        let target = fields.nth(1)?;
-        let kind = line.split_once(" - ")?.1.split_whitespace().next()?;
-        let number = kernel_number(major.parse().ok()?, minor.parse().ok()?);
-        (!["overlay", "proc"].contains(&kind) && is_directory(Path::new(target))).then_some(number)
-    });
-    mounts.collect()
+    let is_openable = |mount: &Mount<'_>| !["overlay", "proc"].contains(&mount.kind) && is_directory(&mount.path());
+    mountinfo::parse(mountinfo).filter(is_openable).map(|mount| mount.device).collect()
 }
 
 #[cfg(test)]

@@ -28,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::copying::{Begun, UnderWay};
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, Manifest, off_thread, store::MANIFEST},
+    checkpoint::{CheckpointError, Checkpoints, Manifest, store::MANIFEST},
     config::{CopyWhich, RemoteConfig},
     db::DbError,
-    host::disk,
+    host::{blocking::off_thread, disk},
     model::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus},
         ids::CheckpointId,

@@ -15,12 +15,15 @@ use tokio_util::sync::CancellationToken;
 use super::copies::{MANIFEST_HASH, key_of, key_of_file, key_of_user};
 use crate::{
     checkpoint::{
-        CheckpointError, Checkpoints, Manifest, Progress, admission, may_see, note, off_thread,
+        CheckpointError, Checkpoints, Manifest, Progress, admission, may_see,
         store::{KEPT_IMAGES, MANIFEST, manifest},
     },
     criu::runc,
-    db::Outcome,
-    host::disk::{self, DiskError},
+    db::NewEvent,
+    host::{
+        blocking::off_thread,
+        disk::{self, DiskError},
+    },
     model::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus, CopyView, Kind, Origin},
         ids::CheckpointId,
@@ -159,7 +162,7 @@ impl Checkpoints {
                 tx.insert_checkpoint(&written)?;
                 tx.insert_copy(&copy)?;
                 let object = format!("{id} of {}", written.container_name);
-                note(tx, &actor, "checkpoint.fetch", object, &written.user, Outcome::Ok)?;
+                tx.insert_event(&NewEvent::by(&actor).did("checkpoint.fetch", object).of(&written.user))?;
                 Ok(())
             })
             .await?;
@@ -201,23 +204,26 @@ impl Checkpoints {
             let config = self.0.config.get();
             (config.checkpoint.streams(), config.checkpoint.keep_free.0)
         };
-        let missing = {
+        let (missing, free) = {
             let (manifest, directory) = (manifest.clone(), directory.clone());
-            off_thread(move || manifest.damaged_files(&directory, streams)).await
+            off_thread(move || (manifest.damaged_files(&directory, streams), disk::free(&directory))).await
         };
         let needed: u64 = missing.iter().map(|(_, size, _)| size).sum();
-        let free = disk::free(&directory).saturating_sub(keep_free);
+        let free = free.saturating_sub(keep_free);
         if needed > free {
             return Err(CheckpointError::Space { path: directory, needed, free });
         }
         tracing::info!(checkpoint = %manifest.id, files = missing.len(), bytes = needed, "downloaded from the remote store");
         live.bytes.store(0, Ordering::Relaxed);
-        for (path, ..) in &missing {
-            let above =
-                directory.join(path).parent().map(std::path::Path::to_owned).unwrap_or_else(|| directory.clone());
-            fs::create_dir_all(&above).map_err(DiskError::io("making the directory", &above))?;
-        }
-        fs::create_dir_all(&directory).map_err(DiskError::io("making the directory", &directory))?;
+        let above = missing.iter().filter_map(|(path, ..)| Some(directory.join(path).parent()?.to_owned()));
+        let needed: Vec<PathBuf> = above.chain([directory.clone()]).collect();
+        off_thread(move || {
+            let make = |directory: &PathBuf| {
+                fs::create_dir_all(directory).map_err(DiskError::io("making the directory", directory))
+            };
+            needed.iter().try_for_each(make)
+        })
+        .await?;
         let (permits, cancel) = (Semaphore::new(streams), CancellationToken::new());
         let progress = |bytes: u64| {
             live.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -233,12 +239,17 @@ impl Checkpoints {
                 let under_way = PathBuf::from(under_way);
                 let got = storage.get_file(&key, &under_way, Expected { size, blake3: &blake3 }, transfer).await;
                 let why = match got {
-                    Ok(()) => return Ok(fs::rename(&under_way, &to).map_err(DiskError::io("renaming", &under_way))?),
+                    Ok(()) => {
+                        let rename = off_thread(move || {
+                            fs::rename(&under_way, &to).map_err(DiskError::io("renaming", under_way))
+                        });
+                        return Ok(rename.await?);
+                    }
                     Err(ObjectError::NotFound(_)) => "it is also missing in the remote store".to_owned(),
                     Err(ObjectError::Changed { why, .. }) => format!("in its copy in the remote store: {why}"),
                     Err(error) => return Err(CheckpointError::from(error)),
                 };
-                let _ = fs::remove_file(&under_way);
+                let _ = off_thread(move || fs::remove_file(&under_way)).await;
                 let path = path.strip_prefix(runc::IMAGES).unwrap_or(&path).display().to_string();
                 Err(CheckpointError::Damaged { id: manifest.id, file: path, why })
             }

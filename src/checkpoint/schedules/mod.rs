@@ -3,9 +3,9 @@
 pub mod retention;
 pub mod scheduler;
 
-use super::{CheckpointError, Checkpoints, note, tell};
+use super::{CheckpointError, Checkpoints};
 use crate::{
-    db::Outcome,
+    db::NewEvent,
     model::{
         names::{PodRef, UserName},
         schedule::{Interval, LONGEST, PodSchedule, Rule, Schedule, ScheduleView},
@@ -54,8 +54,8 @@ impl Checkpoints {
                 };
                 schedule.advance(now());
                 tx.upsert_schedule(&schedule)?;
-                let (object, user, rule) = (row.container_name.clone(), Some(&row.user), rule.to_string());
-                tell(tx, &actor, "schedule.set", object, user, Outcome::Ok, Some(&rule))?;
+                let event = NewEvent::by(&actor).did("schedule.set", &row.container_name).of(&row.user);
+                tx.insert_event(&event.detail(rule.to_string()))?;
                 Ok::<_, CheckpointError>(schedule)
             })
             .await?;
@@ -76,7 +76,7 @@ impl Checkpoints {
                 if !tx.delete_schedule(pod.id)? {
                     return Err(CheckpointError::NoSchedule(pod.container_name.clone()));
                 }
-                note(tx, &actor, "schedule.end", pod.container_name.clone(), &pod.user, Outcome::Ok)?;
+                tx.insert_event(&NewEvent::by(&actor).did("schedule.end", &pod.container_name).of(&pod.user))?;
                 Ok(())
             })
             .await

@@ -13,8 +13,8 @@ use fail::fail_point;
 
 use super::retention::{self, Kept, Reason, Rules};
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints, caller_for, tell},
-    db::{DbError, Outcome, Tx},
+    checkpoint::{CheckpointError, Checkpoints, caller_for},
+    db::{DbError, NewEvent, Outcome, Tx},
     engine::{EngineError, Health},
     model::{
         action::{Action, ActionStatus},
@@ -123,7 +123,8 @@ impl Checkpoints {
             .write(move |tx| {
                 let Some(mut schedule) = tx.find_schedule(pod)? else { return Ok(()) };
                 if schedule.last_error.as_ref() != Some(&why) {
-                    tell(tx, &Actor::daemon(), action, name, Some(&schedule.user), outcome, Some(&why))?;
+                    let event = NewEvent::by(&Actor::daemon()).did(action, name).of(&schedule.user);
+                    tx.insert_event(&event.outcome(outcome).detail(why.clone()))?;
                 }
                 schedule.last_error = Some(why);
                 schedule.advance(now());
@@ -253,6 +254,7 @@ fn expire_one(tx: &Tx, id: CheckpointId, why: &str) -> Result<(), DbError> {
     }
     tx.update_checkpoint(id, CheckpointStatus::Deleting, row.size)?;
     let object = format!("{id} of {}", row.container_name);
-    tell(tx, &Actor::daemon(), "checkpoint.expire", object, Some(&row.user), Outcome::Ok, Some(why))?;
+    let event = NewEvent::by(&Actor::daemon()).did("checkpoint.expire", object).of(&row.user);
+    tx.insert_event(&event.detail(why.to_owned()))?;
     Ok(())
 }

@@ -9,7 +9,10 @@ use tokio::process::Command;
 use crate::{
     checkpoint::CheckpointError,
     criu::runc::RECORDS,
-    host::disk::{self, DiskError},
+    host::{
+        blocking::off_thread,
+        disk::{self, DiskError},
+    },
     model::{action::Action, names::clipped},
 };
 
@@ -49,7 +52,10 @@ async fn run(mut tar: Command, to: &Path) -> Result<(), CheckpointError> {
     let is_full =
         ["No space left on device", "Disk quota exceeded", "Wrote only"].iter().any(|words| said.contains(words));
     match is_full {
-        true => Err(DiskError::Full { path: to.to_owned(), free: disk::left(to) }.into()),
+        true => {
+            let path = to.to_owned();
+            Err(off_thread(move || DiskError::Full { free: disk::left(&path), path }).await.into())
+        }
         // A line may contain a whole path.
         false => Err(failed(said.lines().take(3).map(clipped).collect::<Vec<_>>().join("; "))),
     }

@@ -26,7 +26,7 @@ use crate::{
     model::{
         checkpoint::Kind,
         ids::{CheckpointId, PodId},
-        names::{InstanceName, UserName},
+        names::{InstanceName, UserName, start_of},
         pod::PodSpec,
         time::now,
     },
@@ -44,6 +44,9 @@ const MAX_FILES: usize = 200_000;
 const MAX_LOSSES: usize = 1_000;
 
 const MAX_TEXT: usize = 4_096;
+
+/// Characters of foreign text that a message shows.
+const SHOWN: usize = 100;
 
 /// A petabyte: sums of sizes stay far below the type's maximum.
 const MAX_BYTES: u64 = 1 << 50;
@@ -282,7 +285,7 @@ fn check_hash(directory: &Path, path: &Path, blake3: &str, progress: &(dyn Fn(u6
 
 /// Foreign text on one short line.
 fn shown(text: &str) -> String {
-    format!("{:?}", text.chars().take(100).collect::<String>())
+    format!("{:?}", start_of(text, SHOWN))
 }
 
 #[cfg(test)]

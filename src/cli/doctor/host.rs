@@ -12,6 +12,7 @@ use super::Finding;
 use crate::{
     cli::client::Client,
     config::Config,
+    host::disk,
     model::quantities::{ByteSize, PortRanges},
     objects,
 };
@@ -59,9 +60,8 @@ fn ports(ranges: &PortRanges) -> Finding {
 
 /// Free space on the file system of a path, or of its nearest existing parent.
 fn disk(check: &'static str, path: &Path) -> Option<Finding> {
-    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
-    let stat = nix::sys::statvfs::statvfs(existing).ok()?;
-    let free = stat.blocks_available() * stat.fragment_size();
+    let existing = disk::existing(path)?;
+    let free = disk::available(existing)?;
     let found = format!("{} free at {}", ByteSize(free), existing.display());
     Some(match free {
         ..NO_SPACE => Finding::fail(check, found, "free disk space: `docker system df` shows what Docker uses"),
@@ -72,11 +72,11 @@ fn disk(check: &'static str, path: &Path) -> Option<Finding> {
 
 /// The first process of every pod is a program in PODY_HOME.
 fn runs_programs(home: &Path) -> Option<Finding> {
-    let stat = nix::sys::statvfs::statvfs(home.ancestors().find(|ancestor| ancestor.exists())?).ok()?;
+    let is_noexec = disk::is_noexec(disk::existing(home)?)?;
     let fix = "mount it without noexec, or set PODY_HOME to another directory";
     let found =
         format!("{} is mounted noexec: new pods do not start, their first process is a program in it", home.display());
-    stat.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Finding::fail("noexec", found, fix))
+    is_noexec.then(|| Finding::fail("noexec", found, fix))
 }
 
 /// The database holds password hashes and the config may hold access tokens, so only their owner may read them.

@@ -18,12 +18,15 @@ use tokio::{
 };
 
 use super::{ROUTE, view::Gpus};
-use crate::cli::{
-    client::{Client, ClientError},
-    error::CliError,
-    exit,
-    output::{Output, printable_line},
-    terminal::{self, FullScreen},
+use crate::{
+    cli::{
+        client::{Client, ClientError},
+        error::CliError,
+        exit,
+        output::{Output, printable_line},
+        terminal::{self, FullScreen},
+    },
+    model::names::start_of,
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -144,7 +147,7 @@ impl LiveView<'_> {
             None => (format!("{}  {time}  q to quit", self.server), "1"),
             Some(problem) => (format!("{}  as of {time}: {problem}", self.server), "1;33"),
         };
-        self.out.color(&printable_line(&text).chars().take(width).collect::<String>(), colour)
+        self.out.color(start_of(&printable_line(&text), width), colour)
     }
 
     /// Draws the screen in one write, so that it does not flicker.

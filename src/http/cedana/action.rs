@@ -27,6 +27,7 @@ use crate::{
         pod::Pod,
         time::rfc3339,
         user::Caller,
+        words::words,
     },
     params,
 };
@@ -99,25 +100,14 @@ impl ActionView {
     }
 }
 
-/// The progress of an action, in this dialect's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Initialized,
-    Processing,
-    Created,
-    Ready,
-    Error,
-}
-
-impl Step {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Initialized => "initialized",
-            Self::Processing => "processing",
-            Self::Created => "checkpoint_created",
-            Self::Ready => "ready",
-            Self::Error => "error",
-        }
+words! {
+    /// The progress of an action, in this dialect's words.
+    Step, "step of an action" {
+        Initialized = "initialized",
+        Processing = "processing",
+        Created = "checkpoint_created",
+        Ready = "ready",
+        Error = "error",
     }
 }
 

@@ -127,31 +127,10 @@ fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Re
 /// The reasons of one route, as an enum `Reason`.
 macro_rules! reasons {
     ($($variant:ident = $word:literal),* $(,)?) => {
-        #[derive(Clone, Copy, utoipa::ToSchema)]
-        enum Reason {
-            $(#[schema(rename = $word)] $variant),*
-        }
-
-        impl Reason {
-            fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word),*
-                }
-            }
-        }
-
-        impl std::str::FromStr for Reason {
-            type Err = $crate::model::words::UnknownWord;
-
-            fn from_str(s: &str) -> Result<Self, Self::Err> {
-                match s {
-                    $($word => Ok(Self::$variant),)*
-                    other => Err(Self::Err {
-                        text: $crate::model::names::clipped(other),
-                        what: "reason",
-                        known: vec![$($word),*],
-                    }),
-                }
+        $crate::model::words::words! {
+            #[derive(utoipa::ToSchema)]
+            Reason, "reason" {
+                $(#[schema(rename = $word)] $variant = $word),*
             }
         }
     };
