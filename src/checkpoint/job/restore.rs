@@ -331,12 +331,17 @@ impl RestoreJob {
         let name = format!("pody-{}-{}", self.action.id, self.attempts);
         let container_directory = engine.container_directory(container).await?;
         let directory = container_directory.join("checkpoints").join(&name);
-        let emptied = self.manifest.memory_files.iter().map(|files| files.image.as_path()).collect();
-        linked_images::make(&directory, &self.images, &emptied, self.action.id)?;
-        if way.tcp == Tcp::CloseOutside {
-            patches::close_outside(&directory, &self.manifest.sockets.own_addresses())
-                .map_err(DiskError::io("correcting", &directory))?;
-        }
+        let (images, memory_files, action) = (self.images.clone(), self.manifest.memory_files.clone(), self.action.id);
+        let own_addresses = (way.tcp == Tcp::CloseOutside).then(|| self.manifest.sockets.own_addresses());
+        off_thread(move || {
+            let emptied = memory_files.iter().map(|files| files.image.as_path()).collect();
+            linked_images::make(&directory, &images, &emptied, action)?;
+            if let Some(own) = own_addresses {
+                patches::close_outside(&directory, &own).map_err(DiskError::io("correcting", &directory))?;
+            }
+            Ok::<_, CheckpointError>(())
+        })
+        .await?;
         let scratch = self.ctx.0.store.scratch(self.action.id);
         let script = self
             .plan(way.addresses, &container_directory)?
