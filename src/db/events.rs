@@ -4,35 +4,13 @@
 //! `pending` and is closed when it ends; what a kill left open is closed as `interrupted` at the next start.
 
 use rusqlite::{Row, params};
-use serde::Serialize;
 
-use super::{DbError, Tx, collect};
+use super::{DbError, Tx, collect, parsed};
 use crate::model::{
+    event::{Event, Outcome},
     names::UserName,
     time::{now, rfc3339},
 };
-
-/// How an accepted change ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    Pending,
-    Ok,
-    Failed,
-    /// The daemon exited before the work was done.
-    Interrupted,
-}
-
-impl Outcome {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Interrupted => "interrupted",
-        }
-    }
-}
 
 /// An event to record.
 #[derive(Clone, Debug)]
@@ -47,20 +25,6 @@ pub struct NewEvent {
     /// The user it concerns, who may read it.
     pub user: Option<UserName>,
     pub outcome: Outcome,
-    pub detail: Option<String>,
-}
-
-/// A row as the API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Event {
-    pub id: i64,
-    /// RFC 3339, UTC.
-    pub at: String,
-    pub actor: String,
-    pub source: String,
-    pub action: String,
-    pub object: String,
-    pub outcome: String,
     pub detail: Option<String>,
 }
 
@@ -103,7 +67,7 @@ fn read(row: &Row) -> Result<Event, DbError> {
         source: row.get(3)?,
         action: row.get(4)?,
         object: row.get(5)?,
-        outcome: row.get(6)?,
+        outcome: parsed(row.get(6)?)?,
         detail: row.get(7)?,
     })
 }

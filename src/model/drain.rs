@@ -1,6 +1,6 @@
 //! The drain of a host, and the pods in it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     ids::{ActionId, CheckpointId, PodId},
@@ -111,7 +111,7 @@ pub struct NewDrain {
 }
 
 /// How far a drain is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DrainStatus {
     /// `None` = none is in force and none has left anything.
     pub state: Option<DrainState>,
@@ -124,7 +124,7 @@ pub struct DrainStatus {
 }
 
 /// One pod in it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DrainedView {
     pub user: UserName,
     pub instance: InstanceName,

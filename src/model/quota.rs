@@ -3,7 +3,7 @@
 //! A stored quota has one optional value per limit: absent means "the default". Stored and configured values can both
 //! be "unlimited", which the API shows as pody 0.4.1 does: `-1` for numbers.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::quantities::{ByteSize, GpuSet};
 
@@ -35,6 +35,12 @@ impl Serialize for Limit {
     }
 }
 
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        i64::deserialize(deserializer).map(Self::from_i64)
+    }
+}
+
 /// CPU cores a pod may use at once, in thousandths of a core; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuLimit(pub Option<u64>);
@@ -57,9 +63,15 @@ impl Serialize for CpuLimit {
     }
 }
 
+impl<'de> Deserialize<'de> for CpuLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        f64::deserialize(deserializer).map(Self::from_cores)
+    }
+}
+
 /// The effective limits of one user, with defaults filled in. Serialized as `/user/info` shows it: bytes, -1 = no
 /// limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
     /// Pods at a time.
     pub max_pods: Limit,
@@ -92,7 +104,7 @@ pub struct Quota {
 }
 
 /// The stored limits of a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredQuota {
     pub max_pods: Option<Limit>,
     pub gpu_count: Option<Limit>,
@@ -332,7 +344,7 @@ impl From<&DefaultQuota> for Quota {
 }
 
 /// A size in the config: `"64g"`, `""` for no limit, `"none"` for zero, or a plain number of bytes.
-fn size_limit<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Limit, D::Error> {
+fn size_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limit, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Raw {

@@ -13,8 +13,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
-
 use self::{
     held::{DeletedDirectories, Holdings},
     sentences::{condensed, name_of, plain},
@@ -32,7 +30,13 @@ use crate::{
     },
     engine::ContainerInspect,
     host::{disk, process},
-    model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
+    model::{
+        checkpoint::Kind,
+        ids::ContainerId,
+        names::clipped,
+        pod::Init,
+        view::checkpoint::{ProcessVerdict, Saved},
+    },
 };
 
 /// Bytes a second that a dump is expected to write before one was measured on this host.
@@ -49,47 +53,6 @@ const GPU_DEVICES: &str = "/dev/nvidia";
 
 /// The bit of CAP_SYS_RESOURCE.
 const SYS_RESOURCE: u32 = 24;
-
-/// Whether a pod can be saved, and what that would cost.
-#[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
-    pub pod: String,
-    pub kind: Kind,
-    pub can_be_saved: bool,
-    /// What stands against it, each with its remedy.
-    pub problems: Vec<String>,
-    /// What would not be in it.
-    pub losses: Vec<String>,
-    pub processes: Vec<ProcessVerdict>,
-    /// Bytes expected: memory, and files.
-    pub memory: u64,
-    /// Of GPUs, which is copied into the memory of processes.
-    pub gpu_memory: u64,
-    pub files: u64,
-    /// Expected time that the pod stands still.
-    pub freeze_ms: u64,
-    pub space_needed: u64,
-    pub space_free: u64,
-}
-
-/// One process.
-#[derive(Clone, Debug, Serialize)]
-pub struct ProcessVerdict {
-    /// As the pod counts it.
-    pub pid: i32,
-    pub name: String,
-    pub saved: Saved,
-    pub notes: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Saved {
-    Yes,
-    No,
-    /// It is, but for what the notes say.
-    Losses,
-}
 
 /// What a look at a pod finds.
 #[derive(Debug, Default)]

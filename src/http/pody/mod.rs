@@ -1,5 +1,5 @@
-//! The query-string API: all of pody 0.4.1, both editions' names, and what this pody adds. One file per resource,
-//! handler and wire types together.
+//! The query-string API: all of pody 0.4.1, both editions' names, and what this pody adds. One file per resource;
+//! what it answers is in the file of the same name of [`crate::model::view`].
 
 pub mod action;
 pub mod admin;
@@ -18,24 +18,11 @@ pub mod token;
 pub mod user;
 pub mod user_api;
 
-use serde::Serialize;
-
 pub use super::error::{ApiError, db_status, object_status};
+use super::json::Json;
+use crate::model::view::Message;
 
-/// `{"message": …}`
-#[derive(Serialize)]
-struct Message {
-    message: String,
-}
-
-impl Message {
-    fn new(message: impl Into<String>) -> super::json::Json<Self> {
-        super::json::Json(Self { message: message.into() })
-    }
-}
-
-/// `{"log": …}`
-#[derive(Serialize)]
-struct Log {
-    log: String,
+/// The answer of a request that says no more than that it was carried out.
+fn message(message: impl Into<String>) -> Json<Message> {
+    Json(Message { message: message.into() })
 }
