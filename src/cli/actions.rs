@@ -167,11 +167,13 @@ async fn wait(client: &Client, answer: Value) -> Result<(Value, ActionView), Cli
 /// Ctrl-C stops only the waiting; the error says how to resume it.
 async fn or_ctrl_c<T>(id: Option<ActionId>, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     tokio::select! {
-        done = work => done,
+        // Listened for before the work shows anything: a signal that nobody waits for is lost.
+        biased;
         pressed = tokio::signal::ctrl_c() => {
             pressed.map_err(CliError::Terminal)?;
             Err(CliError::StoppedWaiting(id.map(|id| id.to_string())))
         }
+        done = work => done,
     }
 }
 

@@ -57,12 +57,12 @@ fn accounts_and_events() {
     let key: SshKeyInfo = read(alice.post_with("/user/ssh-keys/add", &[("key", KEY)]));
     assert_eq!(read::<Vec<SshKeyInfo>>(alice.get("/user/ssh-keys")).len(), 1);
     read::<Message>(alice.post(&format!("/user/ssh-keys/delete?id={}", key.id)));
-    assert!(read::<AddedUser>(admin.post("/admin/user/add?username=bob")).password.is_some());
-    read::<Message>(admin.post("/admin/quota/update?username=bob&max_pods=2&cpu_limit=0.5&gpus=0,1"));
+    assert!(read::<AddedUser>(admin.post("/admin/user/add?username=carol")).password.is_some());
+    read::<Message>(admin.post("/admin/quota/update?username=carol&max_pods=2&cpu_limit=0.5&gpus=0,1"));
     let quotas: Vec<QuotaView> = read(admin.get("/admin/quota/list"));
     assert!(quotas.iter().any(|row| row.stored.cpu_limit.is_some()));
     assert!(!read::<Vec<UserInfo>>(admin.get("/admin/user/list")).is_empty());
-    read::<PurgedUser>(admin.post("/admin/user/purge?username=bob"));
+    read::<PurgedUser>(admin.post("/admin/user/purge?username=carol"));
     assert!(!read::<Vec<Event>>(admin.get("/events")).is_empty());
     read::<Message>(alice.post("/user/ch-passwd?passwd=a-very-secret-word"));
 }

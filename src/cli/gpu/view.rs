@@ -204,7 +204,7 @@ fn process_row(process: &ProcessView, gpu: u32, is_first_of_user: bool) -> Vec<C
         Cell::new(or_unreported(process.pid_in_pod.map(|pid| pid.to_string()))),
         if is_first_of_user { user.add_attribute(Attribute::Bold) } else { user.add_attribute(Attribute::Dim) },
         Cell::new(if process.pod.is_empty() { UNREPORTED.to_owned() } else { printable_line(&process.pod) }),
-        Cell::new(or_unreported(process.gpu_memory_used.map(|bytes| output::bytes(bytes)))),
+        Cell::new(or_unreported(process.gpu_memory_used.map(output::bytes))),
         Cell::new(or_unreported(process.utilization.map(|percent| format!("{percent}%")))),
         Cell::new(output::short_duration(process.uptime)),
         Cell::new(printable_line(&process.cmd)),
