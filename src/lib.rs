@@ -5,7 +5,8 @@
 //! - [`app`]: the handles that every part gets. [`daemon`]: starts and stops the workers and the server
 //! - [`control`]: how admin commands notify a running daemon
 //! - [`config`]: `$PODY_HOME/config.toml`, strict, hot-reloaded
-//! - [`model`]: rows, ids, names, quantities, quotas, states, times; pure, and shared by every layer
+//! - [`model`]: rows, ids, names, quantities, quotas, states, times, and what the API answers; pure, and shared by every
+//!   layer
 //! - [`account`]: users, passwords, tokens, throttle, quotas
 //! - [`pod`]: the domain: life cycle, admission, create and delete as steps, ports, exec, commit
 //! - [`checkpoint`]: saves and restores running pods: phases, store, preflight, recovery

@@ -13,7 +13,8 @@ use prometheus_client::{
 
 use crate::{
     engine::{Engine, Health},
-    gpu::{self, Gpus, Reading},
+    gpu::{self, Gpus},
+    model::gpu::Reading,
     pod::Pods,
 };
 

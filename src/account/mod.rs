@@ -15,14 +15,11 @@ mod tokens;
 
 use std::{net::IpAddr, time::Duration};
 
+pub use self::remote::RemoteError;
 use self::{
     passwords::{Credential, Passwords},
     remote::Remote,
     throttle::Throttle,
-};
-pub use self::{
-    remote::RemoteError,
-    tokens::{NewToken, TokenInfo},
 };
 use crate::{
     config::LiveConfig,

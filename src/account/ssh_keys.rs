@@ -1,43 +1,18 @@
 //! SSH public keys: stored per user, written into `/root/.ssh/authorized_keys` of each of their pods between two marker
 //! lines, so that keys added by hand stay.
 
-use serde::Serialize;
-
 use super::{AccountError, Accounts};
 use crate::{
     db::NewEvent,
     model::{
         names::UserName,
-        time::{now, rfc3339},
+        time::now,
         user::{Actor, PublicKey, SshKey},
     },
 };
 
 /// Most keys of a user.
 const MAX_KEYS: usize = 50;
-
-/// A key as its owner sees it.
-#[derive(Clone, Debug, Serialize)]
-pub struct SshKeyInfo {
-    pub id: i64,
-    pub key_type: String,
-    pub fingerprint: String,
-    pub comment: String,
-    /// RFC 3339.
-    pub created_at: String,
-}
-
-impl From<&SshKey> for SshKeyInfo {
-    fn from(row: &SshKey) -> Self {
-        Self {
-            id: row.id,
-            key_type: row.key.key_type.clone(),
-            fingerprint: row.key.fingerprint(),
-            comment: row.key.comment.clone(),
-            created_at: rfc3339(row.created_at),
-        }
-    }
-}
 
 impl Accounts {
     pub async fn list_ssh_keys(&self, user: &UserName) -> Result<Vec<SshKey>, AccountError> {

@@ -1,7 +1,6 @@
 //! Bearer tokens: 32 random bytes after the prefix `pody_`, stored as SHA-256, with an expiry, revocable.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use serde::Serialize;
 
 use super::{AccountError, Accounts};
 use crate::{
@@ -11,6 +10,7 @@ use crate::{
         quantities::Span,
         time::{now, rfc3339},
         user::{Actor, TokenHash},
+        view::account::{NewToken, TokenInfo},
     },
 };
 
@@ -21,23 +21,6 @@ const MAX_TOKENS: usize = 100;
 const DEFAULT_LIFETIME: Span = Span(90.0 * 86_400.0);
 
 const MAX_LIFETIME: Span = Span(3.0 * 365.0 * 86_400.0);
-
-/// A token as its owner sees it in a list. Times are RFC 3339.
-#[derive(Clone, Debug, Serialize)]
-pub struct TokenInfo {
-    pub id: i64,
-    pub name: String,
-    pub created_at: String,
-    pub expires_at: String,
-}
-
-/// A token as its owner sees it once.
-#[derive(Clone, Serialize)]
-pub struct NewToken {
-    #[serde(flatten)]
-    pub info: TokenInfo,
-    pub token: String,
-}
 
 impl Accounts {
     /// Oldest first.

@@ -20,13 +20,13 @@ use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Tx},
     model::{
-        action::Action,
         agent::{ReportedAction, ReportedCheckpoint, ReportedStatus},
         checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus},
         ids::{ActionId, CheckpointId},
         names::UserName,
         time::now,
         user::{Actor, Caller},
+        view::{action::ActionView, checkpoint::CheckpointView},
     },
 };
 
@@ -46,7 +46,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: CheckpointId,
-    pub ours: Option<Checkpoint>,
+    pub ours: Option<CheckpointView>,
     pub reported: Option<ReportedCheckpoint>,
 }
 
@@ -105,7 +105,7 @@ impl Reports {
     /// Where a checkpoint is: as an agent reported, or in our store.
     pub fn path(&self, entry: &Entry) -> Option<String> {
         let reported = entry.reported.as_ref().and_then(|reported| reported.restore_path.clone());
-        let is_here = entry.ours.as_ref().is_some_and(|row| row.status == CheckpointStatus::Ready);
+        let is_here = entry.ours.as_ref().is_some_and(|ours| ours.row.status == CheckpointStatus::Ready);
         reported.or_else(|| is_here.then(|| self.store.join(entry.id.to_string()).display().to_string()))
     }
 
@@ -135,7 +135,7 @@ impl Reports {
             reported.into_iter().map(|reported| (reported.id, reported)).collect();
         let mut all: Vec<Entry> = ours
             .into_iter()
-            .map(|row| Entry { id: row.id, reported: reported.remove(&row.id), ours: Some(row) })
+            .map(|ours| Entry { id: ours.row.id, reported: reported.remove(&ours.row.id), ours: Some(ours) })
             .collect();
         let is_wanted =
             |reported: &ReportedCheckpoint| reported.own && ids.as_ref().is_none_or(|ids| ids.contains(&reported.id));
@@ -254,7 +254,7 @@ impl Reports {
         caller: &Caller,
         id: ActionId,
         how: impl FnOnce(&mut ReportedAction) + Send + 'static,
-    ) -> Result<Action, ReportError> {
+    ) -> Result<ActionView, ReportError> {
         let action = self.checkpoints.action(caller, id).await?;
         let user = action.user.clone();
         self.db

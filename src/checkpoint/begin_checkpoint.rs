@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    CheckpointError, Checkpoints, Verdict, admission,
+    CheckpointError, Checkpoints, admission,
     drain::drainer::new_row,
     gpu,
     job::checkpoint::{CheckpointJob, Examined},
@@ -27,6 +27,7 @@ use crate::{
         quota::Quota,
         time::now,
         user::{Actor, Caller},
+        view::{action::ActionView, checkpoint::Verdict},
     },
     pod::PodError,
 };
@@ -43,7 +44,12 @@ impl Checkpoints {
     }
 
     /// Checks, records the action and begins it. Returns at once.
-    pub async fn begin(&self, caller: &Caller, wanted: &PodRef, new: NewCheckpoint) -> Result<Action, CheckpointError> {
+    pub async fn begin(
+        &self,
+        caller: &Caller,
+        wanted: &PodRef,
+        new: NewCheckpoint,
+    ) -> Result<ActionView, CheckpointError> {
         self.begin_by(Actor::from(caller), caller, wanted, new).await
     }
 
@@ -54,7 +60,7 @@ impl Checkpoints {
         caller: &Caller,
         wanted: &PodRef,
         new: NewCheckpoint,
-    ) -> Result<Action, CheckpointError> {
+    ) -> Result<ActionView, CheckpointError> {
         self.0.pods.wait_ready().await;
         self.0.engine.ensure_up()?;
         let pod = self.0.pods.find(caller, wanted)?;
@@ -80,7 +86,8 @@ impl Checkpoints {
             });
         }
         let (checkpoint, action) = self.reserve(actor, &pod, &seen, &new).await?;
-        let (at_work, live) = self.begin_work(&action, checkpoint.size);
+        let size = checkpoint.size;
+        let (at_work, live) = self.begin_work(&action, size);
         let config = self.0.config.get();
         let most = config.checkpoint.streams();
         let saving = CheckpointJob {
@@ -102,7 +109,7 @@ impl Checkpoints {
             _guard_of_action: at_work,
         };
         tokio::spawn(saving.run(guard));
-        Ok(action)
+        Ok(ActionView { total_bytes: Some(size), ..ActionView::from(action) })
     }
 
     async fn examine(&self, pod: &Pod, kind: Kind) -> Result<Examined, CheckpointError> {
@@ -177,7 +184,6 @@ impl Checkpoints {
             image: seen.inspect.image_id.clone(),
             created_at: now(),
             origin: new.origin,
-            remote: None,
         };
         let mut action = Action {
             id: ActionId::generate(),
@@ -189,11 +195,9 @@ impl Checkpoints {
             status: ActionStatus::Running,
             phase: Phase::Preflight,
             bytes: 0,
-            total_bytes: Some(checkpoint.size),
             frozen_ms: None,
             losses: seen.findings.losses.clone(),
             error: None,
-            remote: None,
             started_at: now(),
             ended_at: None,
             event: 0,

@@ -24,13 +24,14 @@ use crate::{
         pod::{Pod, PodSpec, RestartRule},
         time::now,
         user::{Actor, Caller},
+        view::action::ActionView,
     },
     pod::{AskedBy, PodError},
 };
 
 impl Checkpoints {
     /// Checks, records the action and begins it. Returns at once.
-    pub async fn begin_restore(&self, caller: &Caller, new: NewRestore) -> Result<Action, CheckpointError> {
+    pub async fn begin_restore(&self, caller: &Caller, new: NewRestore) -> Result<ActionView, CheckpointError> {
         self.begin_restore_by(AskedBy::Caller, caller, new).await
     }
 
@@ -40,7 +41,7 @@ impl Checkpoints {
         by: AskedBy,
         caller: &Caller,
         new: NewRestore,
-    ) -> Result<Action, CheckpointError> {
+    ) -> Result<ActionView, CheckpointError> {
         self.0.pods.wait_ready().await;
         self.0.engine.ensure_up()?;
         self.0.pods.ensure_not_drained(&by)?;
@@ -56,7 +57,7 @@ impl Checkpoints {
         let manifest = match self.manifest_of(&row).await {
             Ok(manifest) => manifest,
             // It may have been deleted meanwhile: then it is not damaged but gone.
-            Err(error) => return Err(self.find(caller, row.id).await.err().unwrap_or(error)),
+            Err(error) => return Err(self.find_row(caller, row.id).await.err().unwrap_or(error)),
         };
         check_belongs(&manifest, &row)?;
         self.check_space(&manifest).await?;
@@ -93,7 +94,8 @@ impl Checkpoints {
                 return Err(error);
             }
         };
-        let (at_work, live) = self.begin_work(&action, manifest.stored_size());
+        let size = manifest.stored_size();
+        let (at_work, live) = self.begin_work(&action, size);
         let restoring = RestoreJob {
             ctx: self.clone(),
             action: action.clone(),
@@ -107,13 +109,13 @@ impl Checkpoints {
             _guard_of_action: at_work,
         };
         tokio::spawn(restoring.run(guard));
-        Ok(action)
+        Ok(ActionView { total_bytes: Some(size), ..ActionView::from(action) })
     }
 
     /// The named checkpoint, or the newest of the named pod.
     async fn checkpoint_for(&self, caller: &Caller, new: &NewRestore) -> Result<Checkpoint, CheckpointError> {
         if let Some(id) = new.checkpoint {
-            let row = self.find(caller, id).await?;
+            let row = self.find_row(caller, id).await?;
             let is_its =
                 |pod: &PodRef| pod.instance == row.instance && pod.user.as_ref().unwrap_or(&caller.user) == &row.user;
             return match &new.pod {
@@ -123,7 +125,7 @@ impl Checkpoints {
         }
         let pod = new.pod.clone().ok_or(CheckpointError::NothingNamed)?;
         let filter = CheckpointFilter { pod: Some(pod.clone()), ..CheckpointFilter::default() };
-        let rows = self.list(caller, filter).await?;
+        let rows = self.list_rows(caller, filter).await?;
         let newest = rows.into_iter().find(|row| row.status == CheckpointStatus::Ready);
         newest.ok_or_else(|| CheckpointError::NoneOf(pod.to_string()))
     }
@@ -217,11 +219,9 @@ impl Checkpoints {
             status: ActionStatus::Running,
             phase: Phase::Verify,
             bytes: 0,
-            total_bytes: Some(manifest.stored_size()),
             frozen_ms: None,
             losses: manifest.losses.clone(),
             error: None,
-            remote: None,
             started_at: now(),
             ended_at: None,
             event: pod.event,

@@ -39,12 +39,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 use self::store::Store;
-pub use self::{
-    error::CheckpointError,
-    preflight::{ProcessVerdict, Saved, Verdict},
-    remote::fetch::RemoteCheckpoint,
-    store::manifest::Manifest,
-};
+pub use self::{error::CheckpointError, store::manifest::Manifest};
 use crate::{
     account::Accounts,
     config::LiveConfig,
@@ -58,6 +53,7 @@ use crate::{
         names::UserName,
         time::now,
         user::{Actor, Caller},
+        view::{action::ActionView, checkpoint::CheckpointView},
     },
     objects::LiveStorage,
     pod::Pods,
@@ -150,7 +146,15 @@ impl Checkpoints {
     }
 
     /// Checkpoints that the caller may see, newest first.
-    pub async fn list(&self, caller: &Caller, filter: CheckpointFilter) -> Result<Vec<Checkpoint>, CheckpointError> {
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        filter: CheckpointFilter,
+    ) -> Result<Vec<CheckpointView>, CheckpointError> {
+        self.with_copies(self.list_rows(caller, filter).await?).await
+    }
+
+    async fn list_rows(&self, caller: &Caller, filter: CheckpointFilter) -> Result<Vec<Checkpoint>, CheckpointError> {
         let user = match (&filter.pod, &filter.user) {
             (Some(pod), _) => Some(pod.user.clone().unwrap_or_else(|| caller.user.clone())),
             (None, Some(user)) => Some(user.clone()),
@@ -167,20 +171,25 @@ impl Checkpoints {
                 && filter.ids.as_ref().is_none_or(|ids| ids.contains(&row.id))
                 && filter.name.as_ref().is_none_or(|name| row.name.as_ref() == Some(name))
         };
-        self.with_copies(rows.into_iter().filter(wanted).collect()).await
+        Ok(rows.into_iter().filter(wanted).collect())
     }
 
     /// One checkpoint. Members do not see those of others.
-    pub async fn find(&self, caller: &Caller, id: CheckpointId) -> Result<Checkpoint, CheckpointError> {
+    pub async fn find(&self, caller: &Caller, id: CheckpointId) -> Result<CheckpointView, CheckpointError> {
+        let row = self.find_row(caller, id).await?;
+        let found = self.with_copies(vec![row]).await?.pop();
+        found.ok_or_else(|| CheckpointError::NotFound(id.to_string()))
+    }
+
+    async fn find_row(&self, caller: &Caller, id: CheckpointId) -> Result<Checkpoint, CheckpointError> {
         let row: Option<Checkpoint> = self.0.db.read(move |tx| tx.find_checkpoint(id)).await?;
         let row = row.filter(|row| may_see(caller, &row.user) && row.status != CheckpointStatus::Deleting);
-        let found = self.with_copies(row.into_iter().collect()).await?.pop();
-        found.ok_or_else(|| CheckpointError::NotFound(id.to_string()))
+        row.ok_or_else(|| CheckpointError::NotFound(id.to_string()))
     }
 
     /// What a checkpoint consists of.
     pub async fn manifest(&self, caller: &Caller, id: CheckpointId) -> Result<Manifest, CheckpointError> {
-        let row = self.find(caller, id).await?;
+        let row = self.find_row(caller, id).await?;
         if !matches!(row.status, CheckpointStatus::Ready | CheckpointStatus::Deprecated) {
             return Err(CheckpointError::NotReady { id, status: row.status });
         }
@@ -189,7 +198,7 @@ impl Checkpoints {
 
     /// Deletes a checkpoint, unless it is being made or read.
     pub async fn delete(&self, caller: &Caller, id: CheckpointId) -> Result<(), CheckpointError> {
-        let row = self.find(caller, id).await?;
+        let row = self.find_row(caller, id).await?;
         let actor = Actor::from(caller);
         self.0
             .db
@@ -214,7 +223,7 @@ impl Checkpoints {
     }
 
     /// One action, with its progress.
-    pub async fn action(&self, caller: &Caller, id: ActionId) -> Result<Action, CheckpointError> {
+    pub async fn action(&self, caller: &Caller, id: ActionId) -> Result<ActionView, CheckpointError> {
         let row: Option<Action> = self.0.db.read(move |tx| tx.find_action(id)).await?;
         let row = row.filter(|row| may_see(caller, &row.user)).map(|row| self.with_progress(row));
         let found = self.with_copies_of_actions(row.into_iter().collect()).await?.pop();
@@ -222,13 +231,18 @@ impl Checkpoints {
     }
 
     /// Actions that the caller may see, newest first.
-    pub async fn list_actions(&self, caller: &Caller, filter: ActionFilter) -> Result<Vec<Action>, CheckpointError> {
+    pub async fn list_actions(
+        &self,
+        caller: &Caller,
+        filter: ActionFilter,
+    ) -> Result<Vec<ActionView>, CheckpointError> {
         let user = (!(filter.all && caller.is_admin)).then(|| caller.user.clone());
         let rows: Vec<Action> = self.0.db.read(move |tx| tx.list_actions(user.as_ref(), &filter)).await?;
         self.with_copies_of_actions(rows.into_iter().map(|row| self.with_progress(row)).collect()).await
     }
 
-    fn with_progress(&self, mut action: Action) -> Action {
+    fn with_progress(&self, row: Action) -> ActionView {
+        let mut action = ActionView::from(row);
         if let Some(live) = self.live().get(&action.id) {
             action.bytes = live.bytes.load(Ordering::Relaxed);
             action.total_bytes = Some(live.total);

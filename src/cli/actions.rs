@@ -7,7 +7,6 @@ use std::{
 };
 
 use clap::Args;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -18,7 +17,14 @@ use super::{
     output::{self, Output},
     terminal,
 };
-use crate::model::names::start_of;
+use crate::model::{
+    action::ActionStatus,
+    ids::ActionId,
+    names::start_of,
+    phase::ActionKind,
+    time::rfc3339,
+    view::{action::ActionView, checkpoint::CopyView},
+};
 
 /// Time between two polls of an action, and between two while the server does not respond.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -41,86 +47,66 @@ pub struct ActionsArgs {
     follow: Option<String>,
 }
 
-/// The fields of an action that are shown.
-#[derive(Deserialize)]
-pub struct Action {
-    pub id: String,
-    pub checkpoint: String,
-    #[serde(rename = "type", default)]
-    kind: String,
-    #[serde(default)]
-    container_name: String,
-    pub status: String,
-    phase: String,
-    bytes: u64,
-    total_bytes: Option<u64>,
-    frozen_ms: Option<u64>,
-    pub losses: Vec<String>,
-    error: Option<String>,
-    remote: Option<String>,
-    remote_bytes: Option<i64>,
-    remote_total_bytes: Option<i64>,
-    #[serde(default)]
-    started_at: String,
-}
-
 /// The state of a pod after its checkpoint.
 pub enum Saved {
     Running,
     Stopped,
 }
 
-impl Action {
-    fn is_restore(&self) -> bool {
-        self.kind == "restore"
-    }
+fn is_restore(action: &ActionView) -> bool {
+    action.kind == ActionKind::Restore
+}
 
-    fn size(bytes: u64) -> String {
-        output::size(i64::try_from(bytes).unwrap_or(i64::MAX), 1)
-    }
-
-    /// The sentence about a finished checkpoint.
-    pub fn saved(&self, name: &str, how: Saved) -> String {
-        let (id, size) = (&self.checkpoint, Self::size(self.bytes));
-        match how {
-            Saved::Stopped => {
-                format!("{name} saved as {id} ({size}) and stopped; `pody restore {name}` resumes it")
-            }
-            Saved::Running => {
-                let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("; it was frozen for {}", seconds(ms)));
-                format!("{name} saved as {id} ({size}){frozen}")
-            }
+/// The sentence about a finished checkpoint.
+pub fn saved(action: &ActionView, name: &str, how: Saved) -> String {
+    let (id, size) = (&action.checkpoint, output::bytes(action.bytes));
+    match how {
+        Saved::Stopped => {
+            format!("{name} saved as {id} ({size}) and stopped; `pody restore {name}` resumes it")
+        }
+        Saved::Running => {
+            let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("; it was frozen for {}", seconds(ms)));
+            format!("{name} saved as {id} ({size}){frozen}")
         }
     }
+}
 
-    /// Its progress, on one line that is shorter than `columns`.
-    fn progress(&self, columns: usize) -> String {
-        let what = if self.is_restore() { "restoring" } else { "saving" };
-        let total = self.total_bytes.unwrap_or(0).max(self.bytes);
-        let cells = columns.saturating_sub(BESIDE).min(BAR);
-        let bar = match cells {
-            0..4 => String::new(),
-            cells => bars::gauge(self.bytes as f64, total as f64, cells) + " ",
-        };
-        let frozen = self.frozen_ms.map_or(String::new(), |ms| format!("  frozen {}", seconds(ms)));
-        let line =
-            format!("{what}: {:<9} {bar}{} of {}{frozen}", self.phase, Self::size(self.bytes), Self::size(total));
-        // A line that wraps cannot be erased.
-        start_of(&line, columns.saturating_sub(1)).to_owned()
-    }
+/// The progress of an action, on one line that is shorter than `columns`.
+fn progress(action: &ActionView, columns: usize) -> String {
+    let what = if is_restore(action) { "restoring" } else { "saving" };
+    let total = action.total_bytes.unwrap_or(0).max(action.bytes);
+    let cells = columns.saturating_sub(BESIDE).min(BAR);
+    let bar = match cells {
+        0..4 => String::new(),
+        cells => bars::gauge(action.bytes as f64, total as f64, cells) + " ",
+    };
+    let frozen = action.frozen_ms.map_or(String::new(), |ms| format!("  frozen {}", seconds(ms)));
+    let (phase, done, total) = (action.phase.as_str(), output::bytes(action.bytes), output::bytes(total));
+    let line = format!("{what}: {phase:<9} {bar}{done} of {total}{frozen}");
+    // A line that wraps cannot be erased.
+    start_of(&line, columns.saturating_sub(1)).to_owned()
+}
 
-    /// As a row of the table.
-    fn row(self) -> Vec<String> {
-        let done = match (self.status.as_str(), self.total_bytes) {
-            ("running", Some(total)) => format!("{} of {}", Self::size(self.bytes), Self::size(total.max(self.bytes))),
-            _ => Self::size(self.bytes),
-        };
-        let copy = copy_words(self.remote.as_deref(), self.remote_bytes, self.remote_total_bytes);
-        let frozen = self.frozen_ms.map_or_else(|| "-".to_owned(), seconds);
-        let problem = self.error.as_deref().map_or_else(|| "-".to_owned(), output::printable_line);
-        let started = output::ago(&self.started_at);
-        vec![self.id, self.kind, self.container_name, self.status, self.phase, done, frozen, started, copy, problem]
-    }
+/// An action as a row of the table.
+fn row(action: ActionView) -> Vec<String> {
+    let done = match (action.status, action.total_bytes) {
+        (ActionStatus::Running, Some(total)) => {
+            format!("{} of {}", output::bytes(action.bytes), output::bytes(total.max(action.bytes)))
+        }
+        (ActionStatus::Running | ActionStatus::Done | ActionStatus::Error, _) => output::bytes(action.bytes),
+    };
+    vec![
+        action.id.to_string(),
+        action.kind.to_string(),
+        action.container_name,
+        action.status.to_string(),
+        action.phase.to_string(),
+        done,
+        action.frozen_ms.map_or_else(|| "-".to_owned(), seconds),
+        output::ago(&rfc3339(action.started_at)),
+        copy_words(action.remote.as_ref()),
+        action.error.as_deref().map_or_else(|| "-".to_owned(), output::printable_line),
+    ]
 }
 
 impl ActionsArgs {
@@ -129,9 +115,9 @@ impl ActionsArgs {
         if let Some(id) = self.follow {
             let answer = client.get("action/status", &[("id", &id)]).await?;
             let (answer, action) = wait(&client, answer).await?;
-            let words = match action.is_restore() {
-                true => format!("{} restored from {}", action.container_name, action.checkpoint),
-                false => action.saved(&action.container_name, Saved::Running),
+            let words = match action.kind {
+                ActionKind::Restore => format!("{} restored from {}", action.container_name, action.checkpoint),
+                ActionKind::Checkpoint => saved(&action, &action.container_name, Saved::Running),
             };
             out.done(&answer, words)?;
             warn_about_losses(&action, out);
@@ -143,7 +129,7 @@ impl ActionsArgs {
             query.push(("all", "true"));
         }
         let answer = client.get("action/list", &query).await?;
-        out.show(answer, |rows: Vec<Action>| {
+        out.show(answer, |rows: Vec<ActionView>| {
             if rows.is_empty() {
                 return "no checkpoints or restores yet; `pody checkpoint NAME` starts one".to_owned();
             }
@@ -160,47 +146,55 @@ impl ActionsArgs {
             };
             let titles: Vec<&str> =
                 header.into_iter().enumerate().filter(|(at, _)| is_shown(*at)).map(|(_, title)| title).collect();
-            out.table(&titles, rows.into_iter().map(|row| shown(row.row())))
+            out.table(&titles, rows.into_iter().map(|action| shown(row(action))))
         })?;
         Ok(exit::OK)
     }
 }
 
 /// Starts an action and waits for its end.
-pub async fn follow(route: &str, form: &[(&str, &str)]) -> Result<(Value, Action), CliError> {
+pub async fn follow(route: &str, form: &[(&str, &str)]) -> Result<(Value, ActionView), CliError> {
     let client = Client::from_environment()?;
     let answer = or_ctrl_c(None, async { Ok(client.post(route, form).await?) }).await?;
     wait(&client, answer).await
 }
 
 /// Waits for the end of an action whose current view is `answer`.
-async fn wait(client: &Client, answer: Value) -> Result<(Value, Action), CliError> {
-    let begun: Action = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
-    or_ctrl_c(Some(begun.id.clone()), wait_for_end(client, answer, begun)).await
+async fn wait(client: &Client, answer: Value) -> Result<(Value, ActionView), CliError> {
+    let begun: ActionView = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
+    or_ctrl_c(Some(begun.id), wait_for_end(client, answer, begun)).await
 }
 
 /// Ctrl-C stops only the waiting; the error says how to resume it.
-async fn or_ctrl_c<T>(id: Option<String>, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+async fn or_ctrl_c<T>(id: Option<ActionId>, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     tokio::select! {
-        done = work => done,
+        // Listened for before the work shows anything: a signal that nobody waits for is lost.
+        biased;
         pressed = tokio::signal::ctrl_c() => {
             pressed.map_err(CliError::Terminal)?;
-            Err(CliError::StoppedWaiting(id))
+            Err(CliError::StoppedWaiting(id.map(|id| id.to_string())))
         }
+        done = work => done,
     }
 }
 
-async fn wait_for_end(client: &Client, mut answer: Value, mut action: Action) -> Result<(Value, Action), CliError> {
+async fn wait_for_end(
+    client: &Client,
+    mut answer: Value,
+    mut action: ActionView,
+) -> Result<(Value, ActionView), CliError> {
     let line = ProgressLine::new();
     let mut silent_since = None::<Instant>;
     loop {
-        match action.status.as_str() {
-            "running" => line.draw(&action),
-            "done" => return Ok((answer, action)),
-            _ => return Err(CliError::Action(action.error.unwrap_or_else(|| "the action failed".to_owned()))),
+        match action.status {
+            ActionStatus::Running => line.draw(&action),
+            ActionStatus::Done => return Ok((answer, action)),
+            ActionStatus::Error => {
+                return Err(CliError::Action(action.error.unwrap_or_else(|| "the action failed".to_owned())));
+            }
         }
         tokio::time::sleep(if silent_since.is_some() { RETRY_INTERVAL } else { POLL_INTERVAL }).await;
-        match client.get("action/status", &[("id", &action.id)]).await {
+        match client.get("action/status", &[("id", &action.id.to_string())]).await {
             Ok(found) => {
                 silent_since = None;
                 action = serde_json::from_value(found.clone()).map_err(ClientError::Unintelligible)?;
@@ -209,7 +203,7 @@ async fn wait_for_end(client: &Client, mut answer: Value, mut action: Action) ->
             // A restarted daemon recovers its running actions.
             Err(source) if source.may_pass() => {
                 if silent_since.get_or_insert_with(Instant::now).elapsed() > RESTART_TIMEOUT {
-                    return Err(CliError::LostAction { id: action.id, source });
+                    return Err(CliError::LostAction { id: action.id.to_string(), source });
                 }
             }
             Err(error) => return Err(error.into()),
@@ -227,9 +221,9 @@ impl ProgressLine {
         Self { is_shown: io::stderr().is_terminal() }
     }
 
-    fn draw(&self, action: &Action) {
+    fn draw(&self, action: &ActionView) {
         if self.is_shown {
-            let _ = write!(io::stderr(), "\r\x1b[K{}", action.progress(terminal::size().0.into()));
+            let _ = write!(io::stderr(), "\r\x1b[K{}", progress(action, terminal::size().0.into()));
             let _ = io::stderr().flush();
         }
     }
@@ -249,15 +243,16 @@ pub fn seconds(millis: u64) -> String {
 }
 
 /// The state of a copy in the remote store, with bytes while it is being made.
-pub fn copy_words(state: Option<&str>, bytes: Option<i64>, total: Option<i64>) -> String {
-    let Some(state) = state.map(output::printable_line) else { return "-".to_owned() };
-    match (bytes, total) {
-        (Some(bytes), Some(total)) => format!("{state} {} of {}", output::size(bytes, 1), output::size(total, 1)),
+pub fn copy_words(copy: Option<&CopyView>) -> String {
+    let Some(copy) = copy else { return "-".to_owned() };
+    let state = output::printable_line(&copy.state);
+    match (copy.bytes, copy.total_bytes) {
+        (Some(bytes), Some(total)) => format!("{state} {} of {}", output::bytes(bytes), output::bytes(total)),
         _ => state,
     }
 }
 
-pub fn warn_about_losses(action: &Action, out: &Output) {
+pub fn warn_about_losses(action: &ActionView, out: &Output) {
     for loss in &action.losses {
         out.warn(output::printable_line(loss));
     }
@@ -265,26 +260,39 @@ pub fn warn_about_losses(action: &Action, out: &Output) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::model::{
+        ids::{CheckpointId, PodId},
+        phase::Phase,
+    };
 
     #[test]
     fn progress_shows_phase_bytes_and_seconds() {
-        let action = |kind: &str| -> Action {
-            serde_json::from_value(json!({
-                "id": "a", "checkpoint": "c", "type": kind, "status": "running", "phase": "dump", "bytes": 1 << 29,
-                "total_bytes": 1 << 30, "frozen_ms": 1234, "losses": [], "error": null,
-            }))
-            .unwrap()
+        let action = |kind| ActionView {
+            id: ActionId::generate(),
+            kind,
+            user: "alice".parse().unwrap(),
+            pod: PodId::generate(),
+            container_name: "alice-main".to_owned(),
+            checkpoint: CheckpointId::generate(),
+            status: ActionStatus::Running,
+            phase: Phase::Dump,
+            bytes: 1 << 29,
+            total_bytes: Some(1 << 30),
+            frozen_ms: Some(1234),
+            losses: Vec::new(),
+            error: None,
+            remote: None,
+            started_at: 0,
+            ended_at: None,
         };
         let wide = "saving: dump      ████████████░░░░░░░░░░░░ 512.0M of 1.0G  frozen 1.2 s";
-        assert_eq!(action("checkpoint").progress(100), wide);
-        assert_eq!(action("checkpoint").progress(82), wide);
-        let narrow = action("restore").progress(70);
+        assert_eq!(progress(&action(ActionKind::Checkpoint), 100), wide);
+        assert_eq!(progress(&action(ActionKind::Checkpoint), 82), wide);
+        let narrow = progress(&action(ActionKind::Restore), 70);
         assert_eq!(narrow, "restoring: dump      ██████░░░░░░ 512.0M of 1.0G  frozen 1.2 s");
         for columns in [0, 1, 20, 40, 61, 62, 80] {
-            assert!(action("restore").progress(columns).chars().count() < columns.max(1), "{columns}");
+            assert!(progress(&action(ActionKind::Restore), columns).chars().count() < columns.max(1), "{columns}");
         }
     }
 }

@@ -2,10 +2,9 @@
 //! command waits and shows the progress, see [`super::actions`].
 
 use clap::{Args, Subcommand};
-use serde::Deserialize;
 
 use super::{
-    actions::{self, Saved, copy_words, follow, seconds},
+    actions::{self, Saved, copy_words, follow, saved, seconds},
     client::{Client, ClientError},
     error::CliError,
     exit,
@@ -13,6 +12,11 @@ use super::{
     output::{self, Output},
     schedule::{ListArgs, OldArgs, ScheduleCommand},
     terminal,
+};
+use crate::model::{
+    checkpoint::{Checkpoint, Origin},
+    time::rfc3339,
+    view::checkpoint::{CheckpointView, RemoteCheckpoint, Verdict},
 };
 
 #[derive(Debug, Args)]
@@ -114,78 +118,13 @@ pub struct CheckpointsArgs {
     all: bool,
 }
 
-/// A line of `pody checkpoints`.
-#[derive(Deserialize)]
-struct Line {
-    id: String,
-    user: String,
-    instance: String,
-    kind: String,
-    compression: String,
-    status: String,
-    size: i64,
-    name: Option<String>,
-    /// Who asked for it; an older server does not send it.
-    #[serde(default)]
-    origin: String,
-    remote: Option<String>,
-    /// Set while it is copied.
-    remote_bytes: Option<i64>,
-    remote_total_bytes: Option<i64>,
-    created_at: String,
-}
-
-impl Line {
-    /// The state of its copy.
-    fn copy(&self) -> String {
-        copy_words(self.remote.as_deref(), self.remote_bytes, self.remote_total_bytes)
+/// The label of a checkpoint: its name, or in parentheses where it comes from if nobody asked for it by hand.
+fn label(row: &Checkpoint) -> String {
+    match (&row.name, row.origin) {
+        (Some(name), _) => name.as_str().to_owned(),
+        (None, Origin::Hand) => "-".to_owned(),
+        (None, origin @ (Origin::Schedule | Origin::Drain)) => format!("({origin})"),
     }
-
-    /// Its name, or in parentheses where it comes from if nobody asked for it by hand.
-    fn label(&self) -> String {
-        match (&self.name, self.origin.as_str()) {
-            (Some(name), _) => name.clone(),
-            (None, "" | "hand") => "-".to_owned(),
-            (None, origin) => format!("({origin})"),
-        }
-    }
-}
-
-/// A line of `pody checkpoint remote`.
-#[derive(Deserialize)]
-struct RemoteLine {
-    id: String,
-    is_here: bool,
-    instance: Option<String>,
-    kind: Option<String>,
-    size: Option<i64>,
-    created_at: Option<String>,
-    problem: Option<String>,
-}
-
-/// The response of `checkpoint/check`.
-#[derive(Deserialize)]
-struct Verdict {
-    pod: String,
-    can_be_saved: bool,
-    problems: Vec<String>,
-    losses: Vec<String>,
-    processes: Vec<Process>,
-    memory: i64,
-    #[serde(default)]
-    gpu_memory: i64,
-    files: i64,
-    freeze_ms: u64,
-    space_needed: i64,
-    space_free: i64,
-}
-
-#[derive(Deserialize)]
-struct Process {
-    pid: i32,
-    name: String,
-    saved: String,
-    notes: Vec<String>,
 }
 
 impl CheckpointArgs {
@@ -214,8 +153,8 @@ impl SaveArgs {
             form.push(("remote", "true"));
         }
         let (answer, action) = follow("pod/checkpoint", &form).await?;
-        let saved = action.saved(&name, if self.stop { Saved::Stopped } else { Saved::Running });
-        out.done(&answer, saved)?;
+        let how = if self.stop { Saved::Stopped } else { Saved::Running };
+        out.done(&answer, saved(&action, &name, how))?;
         actions::warn_about_losses(&action, out);
         Ok(exit::OK)
     }
@@ -242,7 +181,7 @@ impl CheckpointsArgs {
             query.push(("all", "true"));
         }
         let answer = Client::from_environment()?.get("pod/checkpoints", &query).await?;
-        out.show(answer, |rows: Vec<Line>| {
+        out.show(answer, |rows: Vec<CheckpointView>| {
             if rows.is_empty() {
                 return "no checkpoints; `pody checkpoint NAME` creates one".to_owned();
             }
@@ -254,27 +193,26 @@ impl CheckpointsArgs {
             if self.all {
                 header.insert(1, "USER");
             }
-            let row = |line: Line| {
-                let (label, copy) = (line.label(), line.copy());
-                let mut row = vec![
-                    line.id,
-                    line.instance,
-                    line.kind,
-                    output::size(line.size, 1),
-                    line.compression,
-                    line.status,
-                    label,
-                    output::ago(&line.created_at),
+            let line = |CheckpointView { row, remote }: CheckpointView| {
+                let mut line = vec![
+                    row.id.to_string(),
+                    row.instance.to_string(),
+                    row.kind.to_string(),
+                    output::bytes(row.size),
+                    row.compression.to_string(),
+                    row.status.to_string(),
+                    label(&row),
+                    output::ago(&rfc3339(row.created_at)),
                 ];
                 if has_copies {
-                    row.push(copy);
+                    line.push(copy_words(remote.as_ref()));
                 }
                 if self.all {
-                    row.insert(1, line.user);
+                    line.insert(1, row.user.to_string());
                 }
-                row
+                line
             };
-            out.table(&header, rows.into_iter().map(row))
+            out.table(&header, rows.into_iter().map(line))
         })?;
         Ok(exit::OK)
     }
@@ -290,7 +228,7 @@ async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliEr
         let mut text = out.table(
             &["PID", "PROCESS", "SAVED", "WHY"],
             verdict.processes.iter().map(|process| {
-                vec![process.pid.to_string(), process.name.clone(), process.saved.clone(), process.notes.join("; ")]
+                vec![process.pid.to_string(), process.name.clone(), process.saved.to_string(), process.notes.join("; ")]
             }),
         );
         let word = match (verdict.can_be_saved, verdict.losses.is_empty()) {
@@ -300,16 +238,16 @@ async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliEr
         };
         let gpus = match verdict.gpu_memory {
             0 => String::new(),
-            bytes => format!(", {} of GPU memory", output::size(bytes, 1)),
+            bytes => format!(", {} of GPU memory", output::bytes(bytes)),
         };
         text.push_str(&format!(
             "\n{} {word}: about {} of memory{gpus} and {} of files; frozen for about {}; {} of disk needed, {} free",
             verdict.pod,
-            output::size(verdict.memory, 1),
-            output::size(verdict.files, 1),
+            output::bytes(verdict.memory),
+            output::bytes(verdict.files),
             seconds(verdict.freeze_ms),
-            output::size(verdict.space_needed, 1),
-            output::size(verdict.space_free, 1)
+            output::bytes(verdict.space_needed),
+            output::bytes(verdict.space_free)
         ));
         for problem in &verdict.problems {
             text.push_str(&format!("\n- {problem}"));
@@ -322,19 +260,20 @@ async fn check(name: &str, kind: Option<&str>, out: &Output) -> Result<u8, CliEr
 async fn list_remote(user: Option<&str>, out: &Output) -> Result<u8, CliError> {
     let query: Vec<(&str, &str)> = user.map(|user| ("user", user)).into_iter().collect();
     let answer = Client::from_environment()?.get("checkpoint/remote", &query).await?;
-    out.show(answer, |rows: Vec<RemoteLine>| {
+    out.show(answer, |rows: Vec<RemoteCheckpoint>| {
         if rows.is_empty() {
             return "no checkpoints in the remote store; `pody checkpoint NAME --remote` copies one there".to_owned();
         }
         let dash = || "-".to_owned();
-        let row = |line: RemoteLine| {
+        let row = |line: RemoteCheckpoint| {
+            let content = line.content.as_ref();
             vec![
-                line.id,
-                line.instance.unwrap_or_else(dash),
-                line.kind.unwrap_or_else(dash),
-                line.size.map_or_else(dash, |size| output::size(size, 1)),
+                line.id.to_string(),
+                content.map_or_else(dash, |content| content.instance.to_string()),
+                content.map_or_else(dash, |content| content.kind.to_string()),
+                content.map_or_else(dash, |content| output::bytes(content.size)),
                 if line.is_here { "yes" } else { "no" }.to_owned(),
-                line.created_at.as_deref().map_or_else(dash, output::ago),
+                content.map_or_else(dash, |content| output::ago(&rfc3339(content.created_at))),
                 line.problem.map_or_else(dash, |problem| output::printable_line(&problem)),
             ]
         };
@@ -348,11 +287,10 @@ async fn fetch(id: &str, user: Option<&str>, out: &Output) -> Result<u8, CliErro
     let mut form = vec![("checkpoint", id)];
     form.extend(user.map(|user| ("user", user)));
     let answer = Client::from_environment()?.post("checkpoint/fetch", &form).await?;
-    let pod = answer["instance"].as_str().unwrap_or("NAME").to_owned();
-    out.done(
-        &answer,
-        format!("{id} registered; `pody restore {pod} --from {id}` downloads its files and restores the pod"),
-    )?;
+    out.show(answer, |checkpoint: CheckpointView| {
+        let pod = checkpoint.row.instance;
+        format!("{id} registered; `pody restore {pod} --from {id}` downloads its files and restores the pod")
+    })?;
     Ok(exit::OK)
 }
 

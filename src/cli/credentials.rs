@@ -16,7 +16,7 @@ pub struct StoredLogin {
     pub user: String,
     pub token: String,
     /// The server's id of the token, with which it is revoked.
-    pub token_id: serde_json::Value,
+    pub token_id: i64,
 }
 
 /// Why the stored login cannot be used.

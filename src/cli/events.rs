@@ -1,9 +1,9 @@
 //! `pody events`: who did what, from the server.
 
 use clap::Args;
-use serde::Deserialize;
 
 use super::{client::Client, error::CliError, exit, output::Output};
+use crate::model::event::Event;
 
 #[derive(Debug, Args)]
 pub struct EventsArgs {
@@ -18,19 +18,6 @@ pub struct EventsArgs {
     user: Option<String>,
 }
 
-/// One event, as the API returns it.
-#[derive(Deserialize)]
-struct EventLine {
-    id: i64,
-    at: String,
-    actor: String,
-    source: String,
-    action: String,
-    object: String,
-    outcome: String,
-    detail: Option<String>,
-}
-
 impl EventsArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let limit = self.limit.to_string();
@@ -39,14 +26,14 @@ impl EventsArgs {
         query.extend(before.as_deref().map(|id| ("before", id)));
         query.extend(self.user.as_deref().map(|user| ("user", user)));
         let answer = Client::from_environment()?.get("events", &query).await?;
-        out.show(answer, |events: Vec<EventLine>| table(events, out))?;
+        out.show(answer, |events: Vec<Event>| table(events, out))?;
         Ok(exit::OK)
     }
 }
 
-fn table(events: Vec<EventLine>, out: &Output) -> String {
+fn table(events: Vec<Event>, out: &Output) -> String {
     let header = ["ID", "AT", "ACTOR", "FROM", "ACTION", "OBJECT", "OUTCOME", "DETAIL"];
-    let row = |event: EventLine| {
+    let row = |event: Event| {
         let detail = event.detail.unwrap_or_default();
         vec![
             event.id.to_string(),
@@ -55,7 +42,7 @@ fn table(events: Vec<EventLine>, out: &Output) -> String {
             event.source,
             event.action,
             event.object,
-            event.outcome,
+            event.outcome.to_string(),
             detail,
         ]
     };

@@ -1,7 +1,6 @@
 //! `pody exec NAME -- CMD…`: a command in a pod, whose exit code is passed on.
 
 use clap::Args;
-use serde::Deserialize;
 
 use super::{
     client::{Client, ClientError},
@@ -10,6 +9,7 @@ use super::{
     output::{Format, Output},
     words,
 };
+use crate::model::view::pod::ExecView;
 
 #[derive(Debug, Args)]
 pub struct ExecArgs {
@@ -26,16 +26,6 @@ pub struct ExecArgs {
     command: Vec<String>,
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    exit_code: i64,
-    log: String,
-    #[serde(default)]
-    truncated: bool,
-    /// The output so far of a command that timed out.
-    output: Option<String>,
-}
-
 /// The `exit_code` of a command that timed out.
 const TIMED_OUT: i64 = -1;
 
@@ -48,12 +38,13 @@ impl ExecArgs {
         form.extend(self.detach.then_some(("detach", "true")));
         let value = Client::from_environment()?.post("pod/exec", &form).await?;
         if self.detach {
-            let session = value["session"].as_str().unwrap_or_default().to_owned();
-            let sentence =
-                format!("running in the background; `pody shell {} --attach {session}` attaches to it", self.name);
-            return out.done(&value, sentence).map(|()| exit::OK);
+            let attach = |started: ExecView| {
+                let session = started.session.map(|session| session.to_string()).unwrap_or_default();
+                format!("running in the background; `pody shell {} --attach {session}` attaches to it", self.name)
+            };
+            return out.show(value, attach).map(|()| exit::OK);
         }
-        let answer: Answer = serde_json::from_value(value.clone()).map_err(ClientError::Unintelligible)?;
+        let answer: ExecView = serde_json::from_value(value.clone()).map_err(ClientError::Unintelligible)?;
         match out.format() {
             Format::Json => out.json(&value)?,
             Format::People if answer.exit_code == TIMED_OUT => {

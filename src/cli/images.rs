@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::{client::Client, error::CliError, exit, output::Output, pods::show_log};
+use super::{client::Client, error::CliError, exit, output::Output};
+use crate::model::view::pod::CommitView;
 
 #[derive(Debug, Args)]
 pub struct CommitArgs {
@@ -29,6 +30,7 @@ impl CommitArgs {
         form.extend(self.tag.as_deref().map(|tag| ("tag", tag)));
         form.extend(self.message.as_deref().map(|message| ("msg", message)));
         let answer = Client::from_environment()?.post("pod/commit", &form).await?;
-        show_log(&answer, out)
+        out.show(answer, |done: CommitView| done.log)?;
+        Ok(exit::OK)
     }
 }

@@ -3,8 +3,6 @@
 use std::{io::Read, path::PathBuf};
 
 use clap::Subcommand;
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::{
     client::Client,
@@ -12,9 +10,10 @@ use super::{
     exit,
     help::examples,
     output::{self, Output},
-    pods::show_log,
+    pods::show_message,
     ssh,
 };
+use crate::model::view::account::SshKeyInfo;
 
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
@@ -39,40 +38,28 @@ pub enum KeyCommand {
     },
 }
 
-#[derive(Deserialize)]
-struct Key {
-    id: Value,
-    key_type: String,
-    fingerprint: String,
-    comment: String,
-    created_at: String,
-}
-
 impl KeyCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let client = Client::from_environment()?;
         match self {
             Self::List => {
                 let answer = client.get("user/ssh-keys", &[]).await?;
-                out.show(answer, |keys: Vec<Key>| {
-                    out.table(&["ID", "TYPE", "FINGERPRINT", "COMMENT", "ADDED"], keys.into_iter().map(Key::row))
+                out.show(answer, |keys: Vec<SshKeyInfo>| {
+                    out.table(&["ID", "TYPE", "FINGERPRINT", "COMMENT", "ADDED"], keys.into_iter().map(row))
                 })?;
             }
             Self::Add { file } => {
                 let answer = client.post("user/ssh-keys/add", &[("key", &read_key(file)?)]).await?;
-                out.show(answer, |key: Key| format!("{} {} added", super::value_text(&key.id), key.fingerprint))?;
+                out.show(answer, |key: SshKeyInfo| format!("{} {} added", key.id, key.fingerprint))?;
             }
-            Self::Rm { id } => return show_log(&client.post("user/ssh-keys/delete", &[("id", &id)]).await?, out),
+            Self::Rm { id } => return show_message(client.post("user/ssh-keys/delete", &[("id", &id)]).await?, out),
         }
         Ok(exit::OK)
     }
 }
 
-impl Key {
-    fn row(self) -> Vec<String> {
-        let added = output::ago(&self.created_at);
-        vec![super::value_text(&self.id), self.key_type, self.fingerprint, self.comment, added]
-    }
+fn row(key: SshKeyInfo) -> Vec<String> {
+    vec![key.id.to_string(), key.key_type, key.fingerprint, key.comment, output::ago(&key.created_at)]
 }
 
 fn read_key(file: Option<PathBuf>) -> Result<String, CliError> {

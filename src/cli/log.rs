@@ -12,7 +12,10 @@ use super::{
     output::{Format, Output},
     user::open,
 };
-use crate::db::{EventFilter, OldLog};
+use crate::{
+    db::{EventFilter, OldLog},
+    model::event::Outcome,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
@@ -81,14 +84,16 @@ impl LogCommand {
                 let only_failures = level.is_some_and(|level| level > Level::Info);
                 let filter = EventFilter { user: None, before: None, limit: u32::MAX };
                 let mut events = open()?.db.read(move |tx| tx.list_events(&filter)).await?;
-                events.retain(|event| !only_failures || !matches!(event.outcome.as_str(), "ok" | "pending"));
+                events
+                    .retain(|event| !only_failures || matches!(event.outcome, Outcome::Failed | Outcome::Interrupted));
                 let mut shown: Vec<_> = events.into_iter().skip(offset as usize).take(limit as usize).collect();
                 shown.reverse();
                 match out.format() {
                     Format::Json => out.json(&shown)?,
                     Format::People => {
                         let rows = shown.into_iter().map(|e| {
-                            vec![e.at, e.actor, e.source, e.action, e.object, e.outcome, e.detail.unwrap_or_default()]
+                            let (outcome, detail) = (e.outcome.to_string(), e.detail.unwrap_or_default());
+                            vec![e.at, e.actor, e.source, e.action, e.object, outcome, detail]
                         });
                         out.line(out.table(&["AT", "ACTOR", "FROM", "ACTION", "OBJECT", "OUTCOME", "DETAIL"], rows))?;
                     }

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use reqwest::{StatusCode, Url};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -10,9 +9,11 @@ use super::{
     credentials::{self, StoredLogin},
     error::CliError,
     exit,
-    output::{self, Format, Output},
+    output::{self, Output},
+    pods::show_message,
     terminal,
 };
+use crate::model::view::account::{AccountView, NewToken};
 
 #[derive(Debug, Args)]
 pub struct LoginArgs {
@@ -49,7 +50,8 @@ impl LoginArgs {
             answer => answer?,
         };
         let token: NewToken = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
-        let login = StoredLogin { server: client.server().to_owned(), user, token: token.token, token_id: token.id };
+        let login =
+            StoredLogin { server: client.server().to_owned(), user, token: token.token, token_id: token.info.id };
         credentials::save(&login)?;
         if let Some(previous) = previous.filter(|previous| previous.server == login.server) {
             // It may have expired or been revoked already.
@@ -59,12 +61,6 @@ impl LoginArgs {
         out.done(&answer, format!("logged in to {} as {}", login.server, login.user))?;
         Ok(exit::OK)
     }
-}
-
-#[derive(Deserialize)]
-struct NewToken {
-    id: Value,
-    token: String,
 }
 
 /// The name of the token in `pody token list`: where it is stored.
@@ -105,29 +101,17 @@ pub async fn logout(out: &Output) -> Result<u8, CliError> {
 
 async fn revoke(login: &StoredLogin) -> Result<(), ClientError> {
     let client = Client::new(client::parse_server(&login.server)?, Some(Identity::Token(login.token.clone())))?;
-    let id = login.token_id.as_str().map_or_else(|| login.token_id.to_string(), str::to_owned);
-    client.post("user/tokens/revoke", &[("id", &id)]).await.map(drop)
+    client.post("user/tokens/revoke", &[("id", &login.token_id.to_string())]).await.map(drop)
 }
 
 /// Shows the account that the server sees, and its limits.
 pub async fn whoami(out: &Output) -> Result<u8, CliError> {
-    #[derive(Deserialize)]
-    struct Info {
-        user: User,
-        quota: Map<String, Value>,
-    }
-    #[derive(Deserialize)]
-    struct User {
-        name: String,
-        is_admin: Value,
-    }
     let client = Client::from_environment()?;
     let answer = client.get("user/info", &[]).await?;
-    out.show(answer, |info: Info| {
-        // 0 or 1, as in pody 0.4.1.
-        let admin = if info.user.is_admin == json!(1) || info.user.is_admin == json!(true) { ", admin" } else { "" };
-        let limits = info.quota.iter().map(|(name, value)| vec![name.clone(), limit_text(name, value)]);
-        format!("{}{admin} at {}\n\n{}", info.user.name, client.server(), out.table(&["LIMIT", "VALUE"], limits))
+    out.show(answer, |account: AccountView<Map<String, Value>>| {
+        let admin = if account.user.is_admin == 0 { "" } else { ", admin" };
+        let limits = account.quota.iter().map(|(name, value)| vec![name.clone(), limit_text(name, value)]);
+        format!("{}{admin} at {}\n\n{}", account.user.name, client.server(), out.table(&["LIMIT", "VALUE"], limits))
     })?;
     Ok(exit::OK)
 }
@@ -150,9 +134,5 @@ pub async fn passwd(out: &Output) -> Result<u8, CliError> {
     let client = Client::from_environment()?;
     let password = terminal::ask_new_password("New password")?;
     let answer = client.post("user/ch-passwd", &[("passwd", &password)]).await?;
-    match (out.format(), answer["message"].as_str()) {
-        (Format::People, Some(message)) => out.line(message)?,
-        _ => out.json(&answer)?,
-    }
-    Ok(exit::OK)
+    show_message(answer, out)
 }

@@ -10,7 +10,7 @@ use super::{
     exit,
     output::{Format, Output},
 };
-use crate::model::quantities::Span;
+use crate::model::{quantities::Span, view::Log};
 
 #[derive(Debug, Args)]
 pub struct LogsArgs {
@@ -44,9 +44,12 @@ impl LogsArgs {
         let mut response = Client::from_environment()?.send(Method::GET, "pod/logs", &query, &[]).await?;
         if !self.follow {
             let answer = client::read_json(response).await?;
-            match (out.format(), answer["log"].as_str()) {
-                (Format::People, Some(log)) => out.bytes(log.as_bytes())?,
-                _ => out.json(&answer)?,
+            match out.format() {
+                Format::Json => out.json(&answer)?,
+                Format::People => {
+                    let Log { log } = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
+                    out.bytes(log.as_bytes())?;
+                }
             }
             return Ok(exit::OK);
         }

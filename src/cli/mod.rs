@@ -373,8 +373,3 @@ impl Command {
         }
     }
 }
-
-/// An id, which is a number or a string.
-fn value_text(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}

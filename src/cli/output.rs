@@ -167,6 +167,11 @@ pub fn size(bytes: i64, decimals: usize) -> String {
     }
 }
 
+/// A number of bytes: `1.5G`.
+pub fn bytes(count: u64) -> String {
+    size(i64::try_from(count).unwrap_or(i64::MAX), 1)
+}
+
 /// `2d 3h 4m 5s`, from the first unit that is not zero.
 pub fn duration(seconds: f64) -> String {
     let all = seconds.max(0.0) as u64;

@@ -1,15 +1,19 @@
 //! `pody ps`, `create`, `start`, `stop`, `restart`, `inspect`, `rm`, `stats`: pods by their names.
 
 use clap::Args;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
     client::Client,
     error::CliError,
     exit,
-    output::{self, Format, Output},
+    output::{self, Output},
     terminal,
+};
+use crate::model::view::{
+    Message,
+    pod::{CreatedPod, PodStats, PodView},
+    schedule::ScheduleView,
 };
 
 #[derive(Debug, Args)]
@@ -73,20 +77,6 @@ impl Action {
     }
 }
 
-/// A line of `pody ps`.
-#[derive(Deserialize)]
-struct PodLine {
-    instance: String,
-    user: String,
-    status: String,
-    image: String,
-    port_mapping: Vec<String>,
-    gpu_ids: Option<Vec<u32>>,
-    memory_limit: i64,
-    created_at: String,
-    gpu_trouble: Option<String>,
-}
-
 impl PsArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let query: &[(&str, &str)] = if self.all { &[("all", "true")] } else { &[] };
@@ -95,7 +85,7 @@ impl PsArgs {
         if self.all {
             header.insert(0, "USER");
         }
-        out.show(answer, |pods: Vec<PodLine>| {
+        out.show(answer, |pods: Vec<PodView>| {
             if pods.is_empty() && !self.all {
                 return "no pods yet; `pody create NAME --image IMAGE` creates one, `pody images` lists images"
                     .to_owned();
@@ -104,10 +94,10 @@ impl PsArgs {
                 .iter()
                 .filter_map(|pod| Some(format!("\n{}-{}: {}", pod.user, pod.instance, pod.gpu_trouble.as_ref()?)))
                 .collect();
-            let row = |pod: PodLine| {
+            let row = |pod: PodView| {
                 let mut row = vec![
-                    pod.instance,
-                    pod.status,
+                    pod.instance.to_string(),
+                    pod.status.to_string(),
                     pod.image,
                     pod.port_mapping.join(" "),
                     output::gpus(pod.gpu_ids.as_deref()),
@@ -115,7 +105,7 @@ impl PsArgs {
                     output::ago(&pod.created_at),
                 ];
                 if self.all {
-                    row.insert(0, pod.user);
+                    row.insert(0, pod.user.to_string());
                 }
                 row
             };
@@ -131,17 +121,16 @@ impl CreateArgs {
         form.extend(self.gpus.as_deref().map(|gpus| ("gpus", gpus)));
         let answer = Client::from_environment()?.post("pod/create", &form).await?;
         let name = &self.name;
-        let has_ssh = ports(&answer["info"]).iter().any(|mapping| mapping.ends_with(":22"));
-        let next =
-            if has_ssh { format!("`pody shell {name}` or `pody ssh {name}`") } else { format!("`pody shell {name}`") };
-        out.done(&answer, format!("{name} is running; connect with {next}"))?;
+        out.show(answer, |pod: CreatedPod| {
+            let has_ssh = pod.info.port_mapping.iter().any(|mapping| mapping.ends_with(":22"));
+            let next = match has_ssh {
+                true => format!("`pody shell {name}` or `pody ssh {name}`"),
+                false => format!("`pody shell {name}`"),
+            };
+            format!("{name} is running; connect with {next}")
+        })?;
         Ok(exit::OK)
     }
-}
-
-/// The port mappings of a pod's description.
-fn ports(info: &Value) -> Vec<&str> {
-    info["port_mapping"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 impl PodArgs {
@@ -161,43 +150,27 @@ impl PodArgs {
 
     pub async fn stats(self, out: &Output) -> Result<u8, CliError> {
         let answer = Client::from_environment()?.get("pod/stats", &[("ins", &self.name)]).await?;
-        out.show(answer, |stats: Stats| {
-            out.table(&["NAME", "CPU TIME", "CORES", "MEMORY", "PROCESSES", "DISK READ", "WRITTEN"], [stats.row()])
+        out.show(answer, |stats| {
+            let header = ["NAME", "CPU TIME", "CORES", "MEMORY", "PROCESSES", "DISK READ", "WRITTEN"];
+            out.table(&header, [stats_row(stats)])
         })?;
         Ok(exit::OK)
     }
 }
 
-/// What a pod uses at the moment.
-#[derive(Deserialize)]
-struct Stats {
-    instance: String,
-    cpu_seconds: f64,
-    /// Cores in use.
-    cpu_cores: f64,
-    memory_used: i64,
-    memory_limit: i64,
-    pids: i64,
-    pids_limit: i64,
-    /// Absent from an older server, and where the kernel does not count.
-    disk_read: Option<i64>,
-    disk_written: Option<i64>,
-}
-
-impl Stats {
-    fn row(self) -> Vec<String> {
-        let bytes = |bytes: Option<i64>| bytes.map_or_else(|| "-".to_owned(), |bytes| output::size(bytes, 1));
-        let of = |used: String, limit: i64, text: String| if limit < 0 { used } else { format!("{used} of {text}") };
-        vec![
-            self.instance,
-            output::duration(self.cpu_seconds),
-            format!("{:.2}", self.cpu_cores),
-            of(output::size(self.memory_used, 1), self.memory_limit, output::size(self.memory_limit, 1)),
-            of(self.pids.to_string(), self.pids_limit, self.pids_limit.to_string()),
-            bytes(self.disk_read),
-            bytes(self.disk_written),
-        ]
-    }
+/// What a pod uses at the moment, as a row of the table.
+fn stats_row(stats: PodStats) -> Vec<String> {
+    let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), output::bytes);
+    let of = |used: String, limit: i64, text: String| if limit < 0 { used } else { format!("{used} of {text}") };
+    vec![
+        stats.instance.to_string(),
+        output::duration(stats.cpu_seconds),
+        format!("{:.2}", stats.cpu_cores),
+        of(output::bytes(stats.memory_used), stats.memory_limit, output::size(stats.memory_limit, 1)),
+        of(stats.pids.to_string(), stats.pids_limit, stats.pids_limit.to_string()),
+        bytes(stats.disk_read),
+        bytes(stats.disk_written),
+    ]
 }
 
 /// A field of `pod/inspect` for people.
@@ -208,11 +181,12 @@ fn field_text(key: &str, value: &Value) -> String {
             Ok(ids) => output::gpus(ids.as_deref()),
             Err(_) => value.to_string(),
         },
-        ("schedule", Value::Object(schedule)) => {
-            let field = |key: &str| schedule.get(key).and_then(Value::as_str);
-            let words = [field("rule"), field("last_error")].into_iter().flatten();
-            words.collect::<Vec<_>>().join("; ")
-        }
+        ("schedule", value) => match serde_json::from_value::<ScheduleView>(value.clone()) {
+            Ok(schedule) => {
+                [Some(schedule.rule), schedule.last_error].into_iter().flatten().collect::<Vec<_>>().join("; ")
+            }
+            Err(_) => value.to_string(),
+        },
         (_, Value::Null) => "-".to_owned(),
         (_, Value::String(text)) => text.clone(),
         (_, Value::Array(items)) => items
@@ -236,11 +210,8 @@ impl RmArgs {
     }
 }
 
-/// Shows the message of a finished request.
-pub fn show_log(answer: &Value, out: &Output) -> Result<u8, CliError> {
-    match (out.format(), answer["log"].as_str().or(answer["message"].as_str())) {
-        (Format::People, Some(log)) => out.line(log)?,
-        _ => out.json(answer)?,
-    }
+/// Shows the sentence about a finished request.
+pub fn show_message(answer: Value, out: &Output) -> Result<u8, CliError> {
+    out.show(answer, |Message { message }| message)?;
     Ok(exit::OK)
 }

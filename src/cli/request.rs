@@ -4,7 +4,6 @@ use std::io::Read;
 
 use clap::Args;
 use reqwest::Method;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -13,7 +12,10 @@ use super::{
     exit, original,
     output::{self, Format, Output},
 };
-use crate::model::quota::{Limit, Unit};
+use crate::model::{
+    quota::{Limit, Unit},
+    view::help::HelpRow,
+};
 
 /// A request as typed.
 #[derive(Debug, Args)]
@@ -110,8 +112,8 @@ pub async fn help(path: &str, out: &Output) -> Result<u8, CliError> {
     let path = absolute(path);
     let table = async {
         let answer = Client::from_environment()?.get("help", &[("path", &path)]).await?;
-        out.show(answer, |routes: Vec<Route>| {
-            out.table(&["Path", "Methods", "Params", "What"], routes.into_iter().map(Route::row))
+        out.show(answer, |routes: Vec<HelpRow>| {
+            out.table(&["Path", "Methods", "Params", "What"], routes.into_iter().map(row))
         })?;
         Ok(exit::OK)
     };
@@ -124,31 +126,14 @@ pub async fn is_route(path: &str) -> bool {
     list_routes(&client, &absolute(path)).await.is_ok_and(|routes| !routes.is_empty())
 }
 
-/// One entry of `/help`.
-#[derive(Deserialize)]
-struct Route {
-    path: String,
-    methods: Vec<String>,
-    params: Vec<Param>,
-    /// A pody 0.4.1 server does not send it.
-    #[serde(default)]
-    summary: String,
+/// A route as a row of the table.
+fn row(route: HelpRow) -> Vec<String> {
+    let params = route.params.iter().map(|p| format!("{}{}", p.name, if p.optional { "?" } else { "" }));
+    let params = params.collect::<Vec<_>>().join(", ");
+    vec![route.path.into_owned(), route.methods.join(", "), params, route.summary.into_owned()]
 }
 
-#[derive(Deserialize)]
-struct Param {
-    name: String,
-    optional: bool,
-}
-
-impl Route {
-    fn row(self) -> Vec<String> {
-        let params = self.params.iter().map(|p| format!("{}{}", p.name, if p.optional { "?" } else { "" }));
-        vec![self.path, self.methods.join(", "), params.collect::<Vec<_>>().join(", "), self.summary]
-    }
-}
-
-async fn list_routes(client: &Client, path: &str) -> Result<Vec<Route>, CliError> {
+async fn list_routes(client: &Client, path: &str) -> Result<Vec<HelpRow>, CliError> {
     let answer = client.get("help", &[("path", path)]).await?;
     Ok(serde_json::from_value(answer).map_err(ClientError::Unintelligible)?)
 }

@@ -1,7 +1,6 @@
 //! `pody schedule`: pods that are saved again and again.
 
 use clap::{Args, Subcommand};
-use serde::Deserialize;
 
 use super::{
     client::Client,
@@ -10,7 +9,11 @@ use super::{
     help::examples,
     output::{self, Output},
 };
-use crate::model::schedule::{Rule, RuleError};
+use crate::model::{
+    schedule::{Rule, RuleError},
+    time::rfc3339,
+    view::schedule::PodSchedule,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum ScheduleCommand {
@@ -73,17 +76,6 @@ impl From<OldArgs> for ScheduleCommand {
     }
 }
 
-/// A line of the table.
-#[derive(Deserialize)]
-struct Line {
-    user: String,
-    instance: String,
-    rule: String,
-    next_at: String,
-    last_at: Option<String>,
-    last_error: Option<String>,
-}
-
 impl ScheduleCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let client = Client::from_environment()?;
@@ -91,14 +83,14 @@ impl ScheduleCommand {
             Self::List(ListArgs { all }) => {
                 let query: &[(&str, &str)] = if all { &[("all", "true")] } else { &[] };
                 let answer = client.get("pod/schedules", query).await?;
-                out.show(answer, |lines: Vec<Line>| match lines.is_empty() {
+                out.show(answer, |lines: Vec<PodSchedule>| match lines.is_empty() {
                     true => "no schedules; `pody schedule set NAME every 6h keep 4` sets one".to_owned(),
                     false => table(lines, all, out),
                 })?;
             }
             Self::Show { name } => {
                 let answer = client.get("pod/schedule", &[("ins", &name)]).await?;
-                out.show(answer, |line: Line| table(vec![line], false, out))?;
+                out.show(answer, |line: PodSchedule| table(vec![line], false, out))?;
             }
             Self::Set { name, rule } => {
                 let rule: Rule = rule
@@ -107,8 +99,10 @@ impl ScheduleCommand {
                     .map_err(|error: RuleError| CliError::usage(error.to_string(), "see `pody schedule set --help`"))?;
                 let (every, keep) = (rule.every.to_string(), rule.keep.to_string());
                 let answer = client.post("pod/schedule", &[("ins", &name), ("every", &every), ("keep", &keep)]).await?;
-                let next = answer["next_at"].as_str().map(ahead).unwrap_or_default();
-                out.done(&answer, format!("{name} is saved every {every} (keep {keep}); next checkpoint: {next}"))?;
+                out.show(answer, |set: PodSchedule| {
+                    let next = ahead(set.schedule.next_at);
+                    format!("{name} is saved every {every} (keep {keep}); next checkpoint: {next}")
+                })?;
             }
             Self::Rm { name } => {
                 let answer = client.post("pod/schedule", &[("ins", &name), ("off", "true")]).await?;
@@ -119,27 +113,27 @@ impl ScheduleCommand {
     }
 }
 
-fn table(lines: Vec<Line>, with_user: bool, out: &Output) -> String {
+fn table(lines: Vec<PodSchedule>, with_user: bool, out: &Output) -> String {
     let mut header = vec!["POD", "SCHEDULE", "NEXT", "LAST", "PROBLEM"];
     if with_user {
         header.insert(0, "USER");
     }
-    let row = |line: Line| {
-        let last = line.last_at.as_deref().map_or_else(|| "-".to_owned(), output::ago);
-        let problem = line.last_error.unwrap_or_else(|| "-".to_owned());
-        let mut row = vec![line.instance, line.rule, ahead(&line.next_at), last, problem];
+    let row = |line: PodSchedule| {
+        let schedule = line.schedule;
+        let last = schedule.last_at.map_or_else(|| "-".to_owned(), |at| output::ago(&rfc3339(at)));
+        let problem = schedule.last_error.unwrap_or_else(|| "-".to_owned());
+        let mut row = vec![line.instance.to_string(), schedule.rule, ahead(schedule.next_at), last, problem];
         if with_user {
-            row.insert(0, line.user);
+            row.insert(0, line.user.to_string());
         }
         row
     };
     out.table(&header, lines.into_iter().map(row))
 }
 
-/// The time until an RFC 3339 time: `in 3h 5m`.
-fn ahead(time: &str) -> String {
-    let Ok(time) = time.parse::<jiff::Timestamp>() else { return time.to_owned() };
-    match time.as_second() - jiff::Timestamp::now().as_second() {
+/// The time until a time, milliseconds since 1970: `in 3h 5m`.
+fn ahead(millis: i64) -> String {
+    match millis.div_euclid(1000) - jiff::Timestamp::now().as_second() {
         ..=0 => "now".to_owned(),
         seconds => format!("in {}", output::short_duration(seconds as f64)),
     }

@@ -10,7 +10,6 @@ use std::{io::IsTerminal, time::Duration};
 use clap::Args;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Upgraded;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, signal::unix::SignalKind};
 use tokio_tungstenite::{
@@ -26,6 +25,7 @@ use super::{
     terminal::{self, RawMode},
     words,
 };
+use crate::model::view::pod::SessionView;
 
 #[derive(Debug, Args)]
 pub struct ShellArgs {
@@ -40,15 +40,6 @@ pub struct ShellArgs {
     /// The command to run instead of a login shell
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
-}
-
-/// A session as the server lists it.
-#[derive(Deserialize)]
-struct Listed {
-    session: String,
-    command: String,
-    attached: bool,
-    exit_code: Option<i64>,
 }
 
 /// Time between two attempts to reattach to a session whose pod does not run, and their total time. Ctrl-C ends them.
@@ -141,7 +132,7 @@ impl ShellArgs {
         }
     }
 
-    async fn sessions(&self, client: &Client) -> Result<(Value, Vec<Listed>), CliError> {
+    async fn sessions(&self, client: &Client) -> Result<(Value, Vec<SessionView>), CliError> {
         let value = client.get("pod/sessions", &[("ins", self.name.as_str())]).await?;
         let list = serde_json::from_value(value.clone()).map_err(ClientError::Unintelligible)?;
         Ok((value, list))
@@ -149,7 +140,7 @@ impl ShellArgs {
 
     async fn list(&self, client: &Client, out: &Output) -> Result<u8, CliError> {
         let (value, _) = self.sessions(client).await?;
-        out.show(value, |list: Vec<Listed>| {
+        out.show(value, |list: Vec<SessionView>| {
             let rows = list.into_iter().map(|listed| {
                 let state = match (listed.exit_code, listed.attached) {
                     (Some(code), _) => format!("exited with {code}"),

@@ -16,6 +16,7 @@ use super::{
     exit, original,
     output::Output,
 };
+use crate::model::view::pod::ExecView;
 
 /// The default SSH port of a pod.
 const SSH_PORT: u16 = 22;
@@ -101,9 +102,10 @@ impl CopyIdArgs {
         // In the query string, where a pody 0.4.1 server reads it; the key is public.
         let query = [("ins", instance), ("cmd", command.as_str())];
         let answer = client::read_json(client.send(Method::POST, "pod/exec", &query, &[]).await?).await?;
-        match answer["exit_code"].as_i64() {
-            Some(0) => out.done(&answer, format!("key added to {instance}; `pody connect {instance}` uses it"))?,
-            _ => return Err(CliError::KeyNotAdded(answer["log"].as_str().unwrap_or_default().trim().to_owned())),
+        let ended: ExecView = serde_json::from_value(answer.clone()).map_err(ClientError::Unintelligible)?;
+        match ended.exit_code {
+            0 => out.done(&answer, format!("key added to {instance}; `pody connect {instance}` uses it"))?,
+            _ => return Err(CliError::KeyNotAdded(ended.log.trim().to_owned())),
         }
         Ok(exit::OK)
     }
@@ -144,6 +146,7 @@ fn run(mut command: Command) -> CliError {
 
 /// The host port that is mapped to a pod's port.
 async fn find_host_port(client: &Client, instance: &str, port: u16) -> Result<u16, CliError> {
+    // The one field, since this is also asked of a pody 0.4.1 server, which sends fewer than we do.
     #[derive(Deserialize)]
     struct Inspect {
         #[serde(default)]

@@ -1,8 +1,6 @@
 //! `pody token list|create|rm`: bearer tokens for scripts.
 
 use clap::Subcommand;
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::{
     client::{Client, ClientError},
@@ -10,8 +8,9 @@ use super::{
     exit,
     help::examples,
     output::{self, Format, Output},
-    pods::show_log,
+    pods::show_message,
 };
+use crate::model::view::account::{NewToken, TokenInfo};
 
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
@@ -35,22 +34,14 @@ pub enum TokenCommand {
     },
 }
 
-#[derive(Deserialize)]
-struct Token {
-    id: Value,
-    name: String,
-    created_at: String,
-    expires_at: Option<String>,
-}
-
 impl TokenCommand {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         let client = Client::from_environment()?;
         match self {
             Self::List => {
                 let answer = client.get("user/tokens", &[]).await?;
-                out.show(answer, |tokens: Vec<Token>| {
-                    out.table(&["ID", "NAME", "CREATED", "EXPIRES"], tokens.into_iter().map(Token::row))
+                out.show(answer, |tokens: Vec<TokenInfo>| {
+                    out.table(&["ID", "NAME", "CREATED", "EXPIRES"], tokens.into_iter().map(row))
                 })?;
             }
             Self::Create { name, expires } => {
@@ -60,25 +51,18 @@ impl TokenCommand {
                 match out.format() {
                     Format::Json => out.json(&answer)?,
                     Format::People => {
-                        #[derive(Deserialize)]
-                        struct NewToken {
-                            token: String,
-                        }
                         let new: NewToken = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
                         out.line(new.token)?;
                         eprintln!("set PODY_TOKEN to this token; it is not shown again");
                     }
                 }
             }
-            Self::Rm { id } => return show_log(&client.post("user/tokens/revoke", &[("id", &id)]).await?, out),
+            Self::Rm { id } => return show_message(client.post("user/tokens/revoke", &[("id", &id)]).await?, out),
         }
         Ok(exit::OK)
     }
 }
 
-impl Token {
-    fn row(self) -> Vec<String> {
-        let expires = self.expires_at.unwrap_or_else(|| "never".to_owned());
-        vec![super::value_text(&self.id), self.name, output::ago(&self.created_at), expires]
-    }
+fn row(token: TokenInfo) -> Vec<String> {
+    vec![token.id.to_string(), token.name, output::ago(&token.created_at), token.expires_at]
 }

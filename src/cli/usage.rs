@@ -1,7 +1,6 @@
 //! `pody stat usage [T]`: usage by user, pod, GPU and time, with bars.
 
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -10,6 +9,10 @@ use super::{
     error::CliError,
     exit,
     output::{self, Format, Output},
+};
+use crate::model::{
+    names::UserName,
+    view::usage::{UsageKey, UsageRow},
 };
 
 /// Show CPU time, GPU time, GPU memory and energy
@@ -71,24 +74,6 @@ impl Part {
     }
 }
 
-/// A row of the response.
-#[derive(Deserialize)]
-struct Row {
-    /// RFC 3339, UTC.
-    at: Option<String>,
-    user: Option<String>,
-    pod: Option<String>,
-    /// UUID.
-    gpu: Option<String>,
-    cpu_seconds: f64,
-    gpu_active_seconds: f64,
-    gpu_held_seconds: f64,
-    gpu_memory_byte_seconds: f64,
-    estimated_kwh: f64,
-    /// Only for whole GPUs.
-    gpu_free_seconds: Option<f64>,
-}
-
 impl UsageArgs {
     pub async fn run(self, out: &Output) -> Result<u8, CliError> {
         if self.csv && out.format() == Format::Json {
@@ -118,16 +103,16 @@ fn usage(message: &str, hint: &'static str) -> CliError {
     CliError::Usage { message: message.to_owned(), hint }
 }
 
-fn table(mut rows: Vec<Row>, by: &[Part], out: &Output) -> String {
+fn table(mut rows: Vec<UsageRow>, by: &[Part], out: &Output) -> String {
     if rows.is_empty() {
         return "no usage in this time".to_owned();
     }
     rows.sort_by(|a, b| {
         let (more, less) = ((b.gpu_seconds(), b.cpu_seconds), (a.gpu_seconds(), a.cpu_seconds));
-        a.at.cmp(&b.at).then(more.0.total_cmp(&less.0)).then(more.1.total_cmp(&less.1))
+        a.key.at.cmp(&b.key.at).then(more.0.total_cmp(&less.0)).then(more.1.total_cmp(&less.1))
     });
-    let most = |of: fn(&Row) -> f64| rows.iter().map(of).fold(0.0, f64::max);
-    let (most_cpu, most_gpu) = (most(|row| row.cpu_seconds), most(Row::gpu_seconds));
+    let most = |of: fn(&UsageRow) -> f64| rows.iter().map(of).fold(0.0, f64::max);
+    let (most_cpu, most_gpu) = (most(|row| row.cpu_seconds), most(UsageRow::gpu_seconds));
     let parts: Vec<Part> = Part::COLUMNS.into_iter().filter(|part| by.contains(part)).collect();
     let mut used = vec!["CPU TIME", "", "GPU ACTIVE █", "HELD ▒", "", "GPU GiB·h", "EST. kWh"];
     let has_free = rows.iter().any(|row| row.gpu_free_seconds.is_some());
@@ -145,25 +130,21 @@ fn table(mut rows: Vec<Row>, by: &[Part], out: &Output) -> String {
             format!("{:.2}", row.estimated_kwh),
         ];
         used.extend(has_free.then(|| row.gpu_free_seconds.map_or_else(|| "-".to_owned(), output::short_duration)));
-        parts.iter().map(|part| row.key(*part)).chain(used).collect()
+        parts.iter().map(|part| key_text(&row.key, *part)).chain(used).collect()
     });
     out.table(&header, lines)
 }
 
-impl Row {
-    fn gpu_seconds(&self) -> f64 {
-        self.gpu_active_seconds + self.gpu_held_seconds
-    }
-
-    fn key(&self, part: Part) -> String {
-        let text = match part {
-            Part::User => self.user.as_deref(),
-            Part::Pod => self.pod.as_deref(),
-            // The first part of a UUID is unique on a host; JSON and CSV have all of it.
-            Part::Gpu => self.gpu.as_deref().map(|gpu| gpu.match_indices('-').nth(1).map_or(gpu, |(at, _)| &gpu[..at])),
-            Part::Hour => self.at.as_deref().map(|at| at.get(..16).unwrap_or(at)),
-            Part::Day => self.at.as_deref().map(|at| at.get(..10).unwrap_or(at)),
-        };
-        text.map_or_else(|| "-".to_owned(), |text| text.replace('T', if part == Part::Hour { " " } else { "T" }))
-    }
+/// One part of what a row is about.
+fn key_text(key: &UsageKey, part: Part) -> String {
+    let gpu = key.gpu.as_ref().map(|gpu| gpu.0.as_str());
+    let text = match part {
+        Part::User => key.user.as_ref().map(UserName::as_str),
+        Part::Pod => key.pod.as_deref(),
+        // The first part of a UUID is unique on a host; JSON and CSV have all of it.
+        Part::Gpu => gpu.map(|gpu| gpu.match_indices('-').nth(1).map_or(gpu, |(at, _)| &gpu[..at])),
+        Part::Hour => key.at.as_deref().map(|at| at.get(..16).unwrap_or(at)),
+        Part::Day => key.at.as_deref().map(|at| at.get(..10).unwrap_or(at)),
+    };
+    text.map_or_else(|| "-".to_owned(), |text| text.replace('T', if part == Part::Hour { " " } else { "T" }))
 }

@@ -32,7 +32,6 @@ fn read(row: &Row) -> Result<Checkpoint, DbError> {
         image: row.get(11)?,
         created_at: row.get(12)?,
         origin: parsed(row.get(13)?)?,
-        remote: None,
     })
 }
 

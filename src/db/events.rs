@@ -4,26 +4,14 @@
 //! `pending` and is closed when it ends; what a kill left open is closed as `interrupted` at the next start.
 
 use rusqlite::{Row, params};
-use serde::Serialize;
 
-use super::{Db, DbError, Tx, collect};
+use super::{Db, DbError, Tx, collect, parsed};
 use crate::model::{
+    event::{Event, Outcome},
     names::UserName,
     time::{now, rfc3339},
     user::Actor,
-    words::words,
 };
-
-words! {
-    /// How an accepted change ended.
-    Outcome, "outcome" {
-        Pending = "pending",
-        Ok = "ok",
-        Failed = "failed",
-        /// The daemon exited before the work was done.
-        Interrupted = "interrupted",
-    }
-}
 
 /// An event to record: `NewEvent::by(&actor).did("user.update", &name).of(&name)`. Without more it succeeded, has no
 /// detail, and only admins may read it.
@@ -86,20 +74,6 @@ impl Db {
     }
 }
 
-/// A row as the API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Event {
-    pub id: i64,
-    /// RFC 3339, UTC.
-    pub at: String,
-    pub actor: String,
-    pub source: String,
-    pub action: String,
-    pub object: String,
-    pub outcome: String,
-    pub detail: Option<String>,
-}
-
 /// Which events to list.
 #[derive(Clone, Debug)]
 pub struct EventFilter {
@@ -139,7 +113,7 @@ fn read(row: &Row) -> Result<Event, DbError> {
         source: row.get(3)?,
         action: row.get(4)?,
         object: row.get(5)?,
-        outcome: row.get(6)?,
+        outcome: parsed(row.get(6)?)?,
         detail: row.get(7)?,
     })
 }

@@ -46,12 +46,15 @@ use crate::host::{blocking::off_thread, disk};
 
 pub use self::{
     commits::Commit,
-    events::{Event, EventFilter, EventSearch, FoundEvent, NewEvent, Outcome},
+    events::{EventFilter, EventSearch, FoundEvent, NewEvent},
     legacy::{LegacyUsage, OldInstallation},
     legacy_log::OldLog,
     snapshot::{Accounts, PodRows, Snapshot},
     usage::{CpuCursor, GpuUsageRow, UsageBatch, UsageRow},
 };
+
+/// A field of [`NewEvent`].
+pub use crate::model::event::Outcome;
 
 /// How long a write waits for its turn, and then for a lock held by another process.
 const WRITE_WAIT: Duration = Duration::from_secs(3);

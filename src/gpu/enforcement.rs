@@ -199,7 +199,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gpu::{Device, Kinds, Library, Reading};
+    use crate::{
+        gpu::{Device, Kinds},
+        model::gpu::{Library, Reading},
+    };
 
     const RULE: Rule = Rule { grace: 60_000, then: OnOveruse::KillProcess };
 

@@ -144,7 +144,7 @@ fn report_xids(path: Option<&std::path::Path>, report: &mpsc::Sender<Incident>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::Reading;
+    use crate::model::gpu::Reading;
 
     fn snapshot(library: Library, health: &[Health]) -> Snapshot {
         let devices = health.iter().enumerate().map(|(index, health)| Device {

@@ -26,7 +26,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use serde::{Serialize, Serializer};
 use tokio::sync::watch;
 
 pub use self::{ledger::GpuLoad, poller::run};
@@ -36,6 +35,7 @@ use crate::{
     engine::Inventory,
     host::clock::Moment,
     model::{
+        gpu::{Library, MigInstance, ProcessKind, Reading},
         ids::{ContainerId, PodId, ProcessId},
         names::UserName,
         quantities::GpuSet,
@@ -45,23 +45,6 @@ use crate::{
 
 /// A client counts as watching until this long after its last read.
 const INTEREST: Duration = Duration::from_secs(15);
-
-/// The state of the driver.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum Library {
-    /// Not opened yet.
-    Starting,
-    /// There is no NVIDIA driver on this host.
-    Absent,
-    Working {
-        driver: String,
-    },
-    /// It is installed but does not work.
-    Failing {
-        reason: String,
-    },
-}
 
 /// All GPUs at one time.
 #[derive(Clone, Debug)]
@@ -87,41 +70,6 @@ pub struct Device {
 pub enum Health {
     Known(Reading),
     Unknown { reason: String },
-}
-
-/// What a GPU reports. What it does not support is `None`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Reading {
-    /// Bytes.
-    pub memory_total: Option<u64>,
-    pub memory_used: Option<u64>,
-    /// Percent of the time a kernel was running.
-    pub utilization: Option<u32>,
-    /// Watts.
-    pub power: Option<f64>,
-    pub power_limit: Option<f64>,
-    /// Degrees Celsius.
-    pub temperature: Option<u32>,
-    /// MHz.
-    pub sm_clock: Option<u32>,
-    pub memory_clock: Option<u32>,
-    /// Uncorrected errors since boot; `None` where ECC is off.
-    pub ecc_errors: Option<u64>,
-    /// Why its clocks are reduced.
-    pub throttle_reasons: Vec<String>,
-}
-
-/// A partition of a GPU that works like a GPU of its own.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct MigInstance {
-    pub index: u32,
-    pub uuid: GpuUuid,
-    pub name: String,
-    /// Bytes; `None` if the driver does not report it.
-    pub memory_total: Option<u64>,
-    pub memory_used: Option<u64>,
-    /// Percent; `None` with today's drivers, since NVML does not report it per instance.
-    pub utilization: Option<u32>,
 }
 
 /// A process on a GPU.
@@ -155,9 +103,13 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    pub fn names(self) -> Vec<&'static str> {
-        let kinds = [(self.compute, "compute"), (self.graphics, "graphics"), (self.mps, "mps")];
-        kinds.into_iter().filter_map(|(is_listed, name)| is_listed.then_some(name)).collect()
+    pub fn listed(self) -> Vec<ProcessKind> {
+        let kinds = [
+            (self.compute, ProcessKind::Compute),
+            (self.graphics, ProcessKind::Graphics),
+            (self.mps, ProcessKind::Mps),
+        ];
+        kinds.into_iter().filter_map(|(is_listed, kind)| is_listed.then_some(kind)).collect()
     }
 }
 
@@ -183,15 +135,6 @@ impl Owner {
         match self {
             Self::Pod { user, .. } => Some(user),
             Self::Container { .. } | Self::Host => None,
-        }
-    }
-}
-
-impl Serialize for Health {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Known(reading) => reading.serialize(serializer),
-            Self::Unknown { .. } => serializer.serialize_none(),
         }
     }
 }

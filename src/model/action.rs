@@ -12,12 +12,11 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    checkpoint::{CopyView, LeaveRunning},
+    checkpoint::LeaveRunning,
     ids::{ActionId, CheckpointId, ContainerId, PodId, ProcessId},
     names::UserName,
     phase::{ActionKind, Phase},
     pod::RestartRule,
-    time::{as_time, as_time_if_any},
     transitions::transitions,
     words::words,
 };
@@ -58,10 +57,9 @@ impl Default for ActionFilter {
 }
 
 /// A row of the table `actions`: one checkpoint or restore.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Action {
     pub id: ActionId,
-    #[serde(rename = "type")]
     pub kind: ActionKind,
     pub user: UserName,
     pub pod: PodId,
@@ -71,24 +69,15 @@ pub struct Action {
     pub phase: Phase,
     /// Written or read so far.
     pub bytes: u64,
-    /// Expected, while it runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub total_bytes: Option<u64>,
     /// How long the pod was frozen; counting while it is.
     pub frozen_ms: Option<u64>,
     /// What the checkpoint does not contain, or the restore did not bring back.
     pub losses: Vec<String>,
     pub error: Option<String>,
-    /// The copy of its checkpoint in the remote store.
-    #[serde(flatten)]
-    pub remote: Option<CopyView>,
-    #[serde(serialize_with = "as_time")]
+    /// Milliseconds since 1970, as the other times.
     pub started_at: i64,
-    #[serde(serialize_with = "as_time_if_any")]
     pub ended_at: Option<i64>,
-    #[serde(skip)]
     pub event: i64,
-    #[serde(skip)]
     pub journal: Journal,
 }
 

@@ -94,6 +94,13 @@ words! {
     }
 }
 
+impl Default for Origin {
+    /// Servers that know no other do not send it.
+    fn default() -> Self {
+        Self::Hand
+    }
+}
+
 words! {
     CopyStatus, "state of a copy" {
         Queued = "queued",
@@ -123,8 +130,8 @@ pub enum LeaveRunning {
 }
 
 /// A name that people give to a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct CheckpointName(String);
 
 /// Why a text is not a checkpoint's name.
@@ -146,6 +153,20 @@ impl FromStr for CheckpointName {
         let good =
             (1..=64).contains(&s.len()) && s.chars().all(known) && s.starts_with(|c: char| c.is_ascii_alphanumeric());
         if good { Ok(Self(s.to_owned())) } else { Err(CheckpointNameError) }
+    }
+}
+
+impl TryFrom<String> for CheckpointName {
+    type Error = CheckpointNameError;
+
+    fn try_from(text: String) -> Result<Self, CheckpointNameError> {
+        text.parse()
+    }
+}
+
+impl From<CheckpointName> for String {
+    fn from(name: CheckpointName) -> Self {
+        name.0
     }
 }
 
@@ -184,7 +205,7 @@ pub enum Connections {
 }
 
 /// A row of the table `checkpoints`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
     pub id: CheckpointId,
     pub user: UserName,
@@ -200,12 +221,10 @@ pub struct Checkpoint {
     pub size: u64,
     /// The image's id.
     pub image: String,
-    #[serde(serialize_with = "as_time")]
+    #[serde(with = "as_time")]
     pub created_at: i64,
+    #[serde(default)]
     pub origin: Origin,
-    /// Its copy in the remote store.
-    #[serde(flatten)]
-    pub remote: Option<CopyView>,
 }
 
 /// Which checkpoints to list.
@@ -245,25 +264,6 @@ impl Copy {
             }
             (_, status) => status.to_string(),
         }
-    }
-}
-
-/// A copy as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct CopyView {
-    /// `queued`, `copying`, `copied`, or `failed` and why.
-    #[serde(rename = "remote")]
-    pub state: String,
-    /// Bytes copied so far; only while it is made.
-    #[serde(rename = "remote_bytes", skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
-    #[serde(rename = "remote_total_bytes", skip_serializing_if = "Option::is_none")]
-    pub total_bytes: Option<u64>,
-}
-
-impl From<&Copy> for CopyView {
-    fn from(copy: &Copy) -> Self {
-        Self { state: copy.words(), bytes: None, total_bytes: None }
     }
 }
 

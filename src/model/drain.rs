@@ -32,7 +32,7 @@
 //! - Rows are removed in any state: of a pod that was never stopped, and of one that was deleted. A save that was
 //!   begun before that inserts its row again.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     ids::{ActionId, CheckpointId, PodId},
@@ -167,7 +167,7 @@ pub struct NewDrain {
 }
 
 /// The progress of a drain.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DrainStatus {
     /// `None` = none is in force, and none has left anything.
     pub state: Option<DrainState>,
@@ -180,7 +180,7 @@ pub struct DrainStatus {
 }
 
 /// One pod in the drain.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DrainedView {
     pub user: UserName,
     pub instance: InstanceName,

@@ -1,4 +1,5 @@
-//! The rows of the database and the words of the domain: ids, names, quantities, quotas, states, times.
+//! The rows of the database, the words of the domain (ids, names, quantities, quotas, states, times), and in [`view`] what
+//! the API answers.
 //!
 //! The lowest layer: pure values that every layer shares, the client included. No I/O, no async, no SQL.
 
@@ -7,6 +8,8 @@ pub mod agent;
 pub mod buckets;
 pub mod checkpoint;
 pub mod drain;
+pub mod event;
+pub mod gpu;
 pub mod ids;
 pub mod names;
 pub mod phase;
@@ -18,4 +21,5 @@ pub mod time;
 pub mod transitions;
 pub mod usage;
 pub mod user;
+pub mod view;
 pub mod words;

@@ -15,7 +15,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     ids::{ContainerId, OpId, PodId, WorkloadId},
@@ -168,6 +168,17 @@ impl fmt::Display for PodStatus {
 impl Serialize for PodStatus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for PodStatus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        let own = [Self::Creating, Self::Deleting, Self::Unknown];
+        Ok(own
+            .into_iter()
+            .find(|status| status.as_str() == word)
+            .unwrap_or_else(|| Self::Container(word.as_str().into())))
     }
 }
 

@@ -44,7 +44,8 @@ macro_rules! limits {
         }
 
         /// The stored limits of a user: `None` falls back to the default. Serialized like [`Quota`], with nulls.
-        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
         pub struct StoredQuota {
             $(#[doc = $doc] pub $name: Option<$type>,)+
         }

@@ -2,12 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::Serialize;
-
 use super::{
     ids::{ActionId, CheckpointId, PodId},
-    names::{InstanceName, UserName, clipped_word},
-    time::{UNITS, as_time, as_time_if_any, unit_seconds},
+    names::{UserName, clipped_word},
+    time::{UNITS, unit_seconds},
 };
 
 /// Longest time between two checkpoints, seconds: a year.
@@ -148,44 +146,6 @@ impl Schedule {
     pub fn rule(&self) -> Rule {
         Rule { every: Interval(self.every), keep: Keep(self.keep) }
     }
-}
-
-/// A schedule as the API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct ScheduleView {
-    /// `every 6h keep 4`
-    pub rule: String,
-    pub every_seconds: i64,
-    pub keep: u32,
-    #[serde(serialize_with = "as_time")]
-    pub next_at: i64,
-    #[serde(serialize_with = "as_time_if_any")]
-    pub last_at: Option<i64>,
-    pub last_checkpoint: Option<CheckpointId>,
-    pub last_error: Option<String>,
-}
-
-impl From<&Schedule> for ScheduleView {
-    fn from(schedule: &Schedule) -> Self {
-        Self {
-            rule: schedule.rule().to_string(),
-            every_seconds: schedule.every,
-            keep: schedule.keep,
-            next_at: schedule.next_at,
-            last_at: schedule.last_at,
-            last_checkpoint: schedule.last_checkpoint,
-            last_error: schedule.last_error.clone(),
-        }
-    }
-}
-
-/// A schedule with its pod.
-#[derive(Clone, Debug, Serialize)]
-pub struct PodSchedule {
-    pub user: UserName,
-    pub instance: InstanceName,
-    #[serde(flatten)]
-    pub schedule: ScheduleView,
 }
 
 #[cfg(test)]

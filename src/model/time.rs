@@ -1,13 +1,30 @@
 //! Times as they are stored (milliseconds since 1970) and as they are shown (RFC 3339).
 
-use serde::{Serialize, Serializer};
+/// A time in JSON, for `#[serde(with = "as_time")]`.
+pub mod as_time {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-pub fn as_time<S: Serializer>(millis: &i64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&rfc3339(*millis))
+    pub fn serialize<S: Serializer>(millis: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::rfc3339(*millis))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+        super::parse_rfc3339(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
-pub fn as_time_if_any<S: Serializer>(millis: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
-    millis.map(rfc3339).serialize(serializer)
+/// A time or `null` in JSON, for `#[serde(with = "as_time_if_any")]`.
+pub mod as_time_if_any {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(millis: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
+        millis.map(super::rfc3339).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.as_deref().map(super::parse_rfc3339).transpose().map_err(D::Error::custom)
+    }
 }
 
 /// Milliseconds since 1970, as all times are stored.
@@ -27,4 +44,8 @@ pub const UNITS: [(char, i64); 6] =
 /// The seconds of a unit, which may be a capital letter.
 pub fn unit_seconds(unit: char) -> Option<i64> {
     UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&unit)).map(|(_, seconds)| *seconds)
+}
+
+fn parse_rfc3339(text: &str) -> Result<i64, jiff::Error> {
+    text.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_millisecond)
 }

@@ -1,11 +1,11 @@
 //! Usage: buckets, subjects, amounts.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::names::UserName;
 
 /// A GPU's own identifier. The index is for display only and may change between boots.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GpuUuid(pub String);
 

@@ -6,7 +6,7 @@ use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::names::{UserName, clipped_word, start_of};
@@ -28,7 +28,7 @@ pub struct User {
 }
 
 /// A user as others see them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserInfo {
     #[serde(skip)]
     pub id: i64,

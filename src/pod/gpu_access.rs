@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::Pods;
 use crate::{
     db::{DbError, NewEvent},
-    gpu::Library,
     host::device::{self, Access},
     model::{
+        gpu::Library,
         ids::{ContainerId, PodId},
         pod::{Pod, State},
         quantities::GpuSet,

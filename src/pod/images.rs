@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
-
 use super::{PodError, Pods, commit::is_commit_of};
 use crate::{
     config::ImageConfig,
@@ -12,6 +10,7 @@ use crate::{
     model::{
         names::{ImageRef, UserName},
         user::Caller,
+        view::image::ImageView,
     },
 };
 
@@ -26,20 +25,6 @@ pub struct AllowedImage {
     /// The program that its pods run.
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
-}
-
-/// What `/image/inspect` shows.
-#[derive(Clone, Debug, Serialize)]
-pub struct ImageView {
-    pub name: String,
-    pub id: String,
-    pub tags: Vec<String>,
-    pub comment: String,
-    /// Bytes.
-    pub size: i64,
-    pub exposed_ports: serde_json::Map<String, serde_json::Value>,
-    /// RFC 3339.
-    pub created: String,
 }
 
 impl Pods {

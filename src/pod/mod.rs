@@ -49,11 +49,9 @@ pub use self::{
     commit::Committed,
     create::NewPod,
     exec::Executed,
-    images::ImageView,
     lifecycle::Action,
     maintenance::AskedBy,
-    shell::{NewShell, SessionView, Shell, ShellBlock, ShellEvent},
-    view::{PodStats, PodView},
+    shell::{NewShell, Shell, ShellBlock, ShellEvent},
 };
 use crate::{
     account::Accounts,

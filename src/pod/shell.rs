@@ -16,7 +16,6 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use super::{LOCK_LOOK, LOCK_WAIT, PodError, Pods, exec::check_command, processes};
@@ -29,6 +28,7 @@ use crate::{
         names::PodRef,
         pod::{Init, Pod},
         user::Caller,
+        view::pod::SessionView,
     },
 };
 
@@ -120,18 +120,6 @@ pub enum ShellEvent {
     Ended(Option<i64>),
     /// The session continues without us; its id is for reattaching.
     Detached(SessionId),
-}
-
-/// A session as the pod's first process lists it.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct SessionView {
-    pub session: String,
-    pub command: String,
-    /// Unix seconds.
-    pub started: u64,
-    pub attached: bool,
-    /// `null` while it runs.
-    pub exit_code: Option<i64>,
 }
 
 /// Pods where attaching is blocked.

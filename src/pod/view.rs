@@ -2,70 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Serialize;
-
 use super::{PodError, Pods, create::shown_gpus};
 use crate::{
     engine::Detail,
     host::cgroup::{Cgroup, Sample},
     model::{
-        names::{InstanceName, PodRef, UserName},
+        names::{PodRef, UserName},
         pod::{ContainerStatus, Pod, PodStatus, State},
-        schedule::ScheduleView,
         time::rfc3339,
         user::Caller,
+        view::{
+            pod::{PodStats, PodView},
+            schedule::ScheduleView,
+        },
     },
 };
 
 /// Time between the two samples that show how many cores a pod uses.
 const CPU_WINDOW: Duration = Duration::from_millis(100);
-
-/// A pod, as `/pod/inspect` and `/pod/ps` show it.
-#[derive(Clone, Debug, Serialize)]
-pub struct PodView {
-    pub instance: InstanceName,
-    pub container_id: Option<String>,
-    pub name: String,
-    pub status: PodStatus,
-    pub image: String,
-    pub networks: Vec<String>,
-    /// `"20806:22"`: host, pod.
-    pub port_mapping: Vec<String>,
-    /// `None` = all.
-    pub gpu_ids: Option<Vec<u32>>,
-    /// Bytes, -1 = no limit.
-    pub memory_limit: i64,
-    pub shm_size: i64,
-    pub user: UserName,
-    /// RFC 3339.
-    pub created_at: String,
-    /// Why the pod has lost its GPUs, if it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gpu_trouble: Option<String>,
-    /// Its checkpoint schedule, if it has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<ScheduleView>,
-}
-
-/// Current resource usage of a pod, from its cgroup.
-#[derive(Clone, Debug, Serialize)]
-pub struct PodStats {
-    pub instance: InstanceName,
-    /// Since the start of its container.
-    pub cpu_seconds: f64,
-    /// Over the last tenth of a second.
-    pub cpu_cores: f64,
-    /// Bytes, without reclaimable page cache.
-    pub memory_used: u64,
-    /// Bytes, -1 = no limit.
-    pub memory_limit: i64,
-    pub pids: u64,
-    pub pids_limit: i64,
-    /// Bytes read from and written to disks since the start of its container; `null` where the kernel does not count
-    /// them.
-    pub disk_read: Option<u64>,
-    pub disk_written: Option<u64>,
-}
 
 impl Pods {
     /// Pods of one user that were created, oldest first.

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
-    gpu::{Device, GpuProcess, Health, Owner, Reading, Snapshot},
+    gpu::{Device, GpuProcess, Health, Owner, Snapshot},
     host::clock::ClockWatch,
     model::{
+        gpu::Reading,
         ids::ProcessId,
         names::UserName,
         usage::{Amount, GpuAmount, GpuCursor, GpuUuid, Subject},
@@ -216,9 +217,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        gpu::{Kinds, Library},
+        gpu::Kinds,
         host::clock::Moment,
-        model::ids::PodId,
+        model::{gpu::Library, ids::PodId},
     };
 
     fn process(pid: i32, pod: &str, uptime: f64, utilization: Option<u32>) -> GpuProcess {

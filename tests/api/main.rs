@@ -1,6 +1,6 @@
 //! The API from outside: a daemon per test, real pods, one module per first part of the URL. Tests that concern all
 //! routes have their own modules: access rights (`access`), limits of requests (`requests`), responses that match their
-//! description (`conformance`), `names`, `config`, `tls`, and pody 0.4.1 as client (`python_client`), as other node
+//! description (`conformance`), what the client reads (`views`), `names`, `config`, `tls`, and pody 0.4.1 as client (`python_client`), as other node
 //! (`remote`) and as predecessor (`import`).
 
 #[path = "../common/mod.rs"]
@@ -26,3 +26,4 @@ mod tls;
 mod user;
 mod user_api;
 mod v2;
+mod views;

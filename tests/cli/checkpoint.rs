@@ -1,19 +1,21 @@
 //! `pody checkpoint`, `restore`, `checkpoints`, `schedule`, `drain`: requests, waiting, and output.
 
-use serde_json::{Value, json};
+use pody::model::{checkpoint::Origin, view::action::ActionView};
+use serde_json::json;
 
 use super::{
     fake::{Fake, ended},
     terminal::Terminal,
+    views::{self, ACTION, CHECKPOINT},
 };
 
-fn action(status: &str, phase: &str, error: Option<&str>) -> Value {
-    json!({
-        "id": "a1", "type": "checkpoint", "user": "alice", "pod": "p", "container_name": "alice-main", "checkpoint": "c1",
-        "status": status, "phase": phase, "bytes": 1u64 << 30, "total_bytes": 2u64 << 30, "frozen_ms": 1234,
-        "losses": ["sleep[9] was started by an exec"], "error": error,
-        "started_at": "2020-01-01T00:00:00Z", "ended_at": null,
-    })
+fn action(status: &str, phase: &str, error: Option<&str>) -> ActionView {
+    ActionView {
+        total_bytes: Some(2 << 30),
+        losses: vec!["sleep[9] was started by an exec".to_owned()],
+        error: error.map(str::to_owned),
+        ..views::action("checkpoint", status, phase)
+    }
 }
 
 #[test]
@@ -23,17 +25,19 @@ fn save_and_restore_wait_for_the_end_and_report_losses() {
     fake.on("/action/status", action("done", "commit", None));
     let saved =
         fake.run(&["checkpoint", "main", "--stop", "--kind", "simple", "--compression", "zstd", "--label", "x"]);
-    assert_eq!(saved.stdout, "main saved as c1 (1.0G) and stopped; `pody restore main` resumes it\n");
+    let said = format!("main saved as {CHECKPOINT} (1.0G) and stopped; `pody restore main` resumes it\n");
+    assert_eq!(saved.stdout, said);
     assert_eq!(saved.stderr, "warning: sleep[9] was started by an exec\n");
     let seen = fake.seen();
     assert_eq!(seen[0].form, "ins=main&leave_running=false&kind=simple&compression=zstd&name=x");
-    assert_eq!(seen[1].line, "GET /action/status?id=a1");
-    assert_eq!(fake.run(&["checkpoint", "main"]).stdout, "main saved as c1 (1.0G); it was frozen for 1.2 s\n");
+    assert_eq!(seen[1].line, format!("GET /action/status?id={ACTION}"));
+    let saved = fake.run(&["checkpoint", "main"]).stdout;
+    assert_eq!(saved, format!("main saved as {CHECKPOINT} (1.0G); it was frozen for 1.2 s\n"));
     assert_eq!(fake.seen()[0].form, "ins=main&leave_running=true");
     let restored = fake.run(&["restore", "main", "--from", "c1", "--as", "twin"]);
-    assert_eq!(restored.stdout, "twin restored from c1\n");
+    assert_eq!(restored.stdout, format!("twin restored from {CHECKPOINT}\n"));
     assert_eq!(fake.seen()[0].form, "ins=main&checkpoint=c1&as=twin");
-    assert_eq!(fake.run(&["restore", "main", "--json"]).json()["checkpoint"], "c1");
+    assert_eq!(fake.run(&["restore", "main", "--json"]).json()["checkpoint"], CHECKPOINT);
 }
 
 #[test]
@@ -49,15 +53,7 @@ fn a_failed_action_is_an_error_with_its_reason() {
 #[test]
 fn check_lists_each_process_and_exits_with_the_verdict() {
     let fake = Fake::start();
-    let verdict = |can: bool| {
-        json!({
-            "pod": "alice-main", "kind": "rootfs", "can_be_saved": can, "problems": if can { json!([]) } else { json!(["why"]) },
-            "losses": [], "memory": 1u64 << 30, "files": 1 << 20, "freeze_ms": 2500, "space_needed": 1u64 << 30,
-            "space_free": 5u64 << 30,
-            "processes": [{"pid": 41, "name": "node", "saved": if can { "yes" } else { "no" }, "notes": if can { json!([]) } else { json!(["why"]) }}],
-        })
-    };
-    fake.on("/checkpoint/check", verdict(true));
+    fake.on("/checkpoint/check", views::verdict(true));
     let good = fake.run(&["checkpoint", "check", "main"]);
     assert_eq!(good.code, 0);
     assert!(
@@ -65,7 +61,7 @@ fn check_lists_each_process_and_exits_with_the_verdict() {
         "{good:?}"
     );
     assert_eq!(fake.seen_one().line, "GET /checkpoint/check?ins=main");
-    fake.on("/checkpoint/check", verdict(false));
+    fake.on("/checkpoint/check", views::verdict(false));
     let bad = fake.run(&["checkpoint", "check", "main"]);
     assert_eq!(bad.code, 1);
     assert!(
@@ -77,18 +73,11 @@ fn check_lists_each_process_and_exits_with_the_verdict() {
 #[test]
 fn the_list_is_a_table_and_rm_asks() {
     let fake = Fake::start();
-    fake.on(
-        "/pod/checkpoints",
-        json!([{
-            "id": "c1", "user": "alice", "pod": "p", "instance": "main", "container_name": "alice-main", "kind": "rootfs",
-            "compression": "none", "name": null, "reason": null, "status": "ready", "size": 1u64 << 30, "image": "sha256:1",
-            "created_at": "2020-01-01T00:00:00Z",
-        }]),
-    );
+    fake.on("/pod/checkpoints", [views::checkpoint()]);
     let table = fake.run(&["checkpoints", "main"]).ok();
     let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(words[0], ["ID", "POD", "KIND", "SIZE", "PACKED", "STATUS", "LABEL", "CREATED"]);
-    assert_eq!(words[1][..7], ["c1", "main", "rootfs", "1.0G", "none", "ready", "-"]);
+    assert_eq!(words[1][..7], [CHECKPOINT, "main", "rootfs", "1.0G", "none", "ready", "-"]);
     assert_eq!(fake.seen_one().line, "GET /pod/checkpoints?ins=main");
     fake.on("/checkpoint/delete", json!({"log": "Checkpoint c1 deleted"}));
     assert_eq!(fake.run(&["checkpoint", "rm", "c1"]).code, 1);
@@ -99,12 +88,7 @@ fn the_list_is_a_table_and_rm_asks() {
 #[test]
 fn schedules_are_set_shown_and_removed() {
     let fake = Fake::start();
-    let schedule = json!({
-        "user": "alice", "instance": "main", "rule": "every 6h keep 4", "every_seconds": 21_600, "keep": 4,
-        "next_at": "2020-01-01T00:00:00Z", "last_at": null, "last_checkpoint": null,
-        "last_error": "skipped: alice-main is exited",
-    });
-    fake.on("/pod/schedule", schedule.clone()).on("/pod/schedules", json!([schedule]));
+    fake.on("/pod/schedule", views::schedule()).on("/pod/schedules", [views::schedule()]);
     // Quoted or not.
     for rule in [&["every 6h keep 4"][..], &["every", "360m", "keep", "4"]] {
         for command in [&["schedule", "set", "main"][..], &["checkpoint", "schedule", "main"]] {
@@ -148,16 +132,14 @@ fn schedules_are_set_shown_and_removed() {
 #[test]
 fn checkpoints_not_made_by_hand_show_their_origin() {
     let fake = Fake::start();
-    let row = |name: Value, origin: &str| {
-        json!({
-            "id": "c1", "user": "alice", "pod": "p", "instance": "main", "container_name": "alice-main", "kind": "rootfs",
-            "compression": "none", "name": name, "reason": null, "status": "ready", "size": 1u64 << 30, "image": "sha256:1",
-            "created_at": "2020-01-01T00:00:00Z", "origin": origin,
-        })
+    let row = |name: Option<&str>, origin| {
+        let mut checkpoint = views::checkpoint();
+        (checkpoint.row.name, checkpoint.row.origin) = (name.map(|name| name.parse().unwrap()), origin);
+        checkpoint
     };
     fake.on(
         "/pod/checkpoints",
-        json!([row(json!("mine"), "hand"), row(json!(null), "hand"), row(json!(null), "schedule")]),
+        [row(Some("mine"), Origin::Hand), row(None, Origin::Hand), row(None, Origin::Schedule)],
     );
     let table = fake.run(&["checkpoints"]).ok();
     let labels: Vec<&str> = table.lines().skip(1).map(|line| line.split_whitespace().nth(6).unwrap()).collect();
@@ -216,31 +198,22 @@ fn copies_are_requested_listed_and_registered() {
     fake.on("/pod/checkpoint", action("done", "commit", None));
     fake.run(&["checkpoint", "main", "--remote"]).ok();
     assert_eq!(fake.seen_one().form, "ins=main&leave_running=true&remote=true");
-    let row = |remote: Option<&str>| {
-        json!({
-            "id": "c1", "user": "alice", "pod": "p", "instance": "main", "container_name": "alice-main", "kind": "rootfs",
-            "compression": "none", "name": null, "reason": null, "status": "ready", "size": 1u64 << 30, "image": "sha256:1",
-            "created_at": "2020-01-01T00:00:00Z", "remote": remote,
-        })
+    let row = |state: Option<&str>| {
+        let mut checkpoint = views::checkpoint();
+        checkpoint.remote = state.map(views::copy);
+        checkpoint
     };
-    fake.on("/pod/checkpoints", json!([row(Some("failed: no\u{1b}[2J room")), row(None)]));
+    fake.on("/pod/checkpoints", [row(Some("failed: no\u{1b}[2J room")), row(None)]);
     let table = fake.run(&["checkpoints"]).ok();
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].ends_with("REMOTE") && !table.contains('\u{1b}'), "{table}");
     assert!(lines[1].contains("failed: no") && lines[2].trim_end().ends_with('-'), "{table}");
-    fake.on(
-        "/checkpoint/remote",
-        json!([
-            {"id": "c1", "user": "alice", "is_here": false, "instance": "main", "kind": "rootfs", "size": 1u64 << 30,
-             "created_at": "2020-01-01T00:00:00Z"},
-            {"id": "c2", "user": "alice", "is_here": true, "problem": "it is bob's"},
-        ]),
-    );
+    fake.on("/checkpoint/remote", views::remote_checkpoints());
     let table = fake.run(&["checkpoint", "remote", "--user", "alice"]).ok();
     let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(words[0], ["ID", "POD", "KIND", "SIZE", "HERE", "CREATED", "PROBLEM"]);
-    assert_eq!(words[1][..5], ["c1", "main", "rootfs", "1.0G", "no"]);
-    assert_eq!(words[2], ["c2", "-", "-", "-", "yes", "-", "it", "is", "bob's"]);
+    assert_eq!(words[1][..5], [CHECKPOINT, "main", "rootfs", "1.0G", "no"]);
+    assert_eq!(words[2], [CHECKPOINT, "-", "-", "-", "yes", "-", "it", "is", "bob's"]);
     fake.seen();
     fake.on("/checkpoint/fetch", row(Some("copied")));
     let taken = fake.run(&["checkpoint", "fetch", "c1"]).ok();

@@ -21,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -68,12 +69,13 @@ impl Fake {
     }
 
     /// Sets the JSON response of a path.
-    pub fn on(&self, path: &'static str, answer: Value) -> &Self {
+    pub fn on(&self, path: &'static str, answer: impl Serialize) -> &Self {
         self.on_status(path, 200, answer)
     }
 
-    pub fn on_status(&self, path: &'static str, status: u16, answer: Value) -> &Self {
-        self.shared.answers.lock().unwrap().insert(path, (status, answer.to_string()));
+    pub fn on_status(&self, path: &'static str, status: u16, answer: impl Serialize) -> &Self {
+        let answer = serde_json::to_string(&answer).unwrap();
+        self.shared.answers.lock().unwrap().insert(path, (status, answer));
         self
     }
 

@@ -1,8 +1,12 @@
 //! What all commands have in common: exit codes, hints, `--json`, colours, names, help, completions.
 
+use pody::model::event::Event;
 use serde_json::json;
 
-use super::fake::{Fake, ended, named};
+use super::{
+    fake::{Fake, ended, named},
+    views,
+};
 
 #[test]
 fn an_unreachable_server_is_exit_code_3() {
@@ -87,9 +91,8 @@ fn no_colours_in_a_pipe_or_with_no_color() {
 #[test]
 fn control_characters_of_others_do_not_reach_the_terminal() {
     let fake = Fake::start();
-    let event = json!({"id": 1, "at": "2026-01-01T00:00:00Z", "actor": "eve", "source": "::1", "action": "pod.exec",
-        "object": "eve-x", "outcome": "ok", "detail": "\u{1b}]0;owned\u{7}"});
-    fake.on("/events", json!([event]));
+    let detail = Some("\u{1b}]0;owned\u{7}".to_owned());
+    fake.on("/events", [Event { detail, ..views::event() }]);
     let shown = fake.run(&["events", "--user", "eve", "-n", "5"]).ok();
     assert!(!shown.contains('\x1b') && shown.contains("owned"), "{shown:?}");
     assert_eq!(fake.seen_one().line, "GET /events?limit=5&user=eve");

@@ -1,6 +1,11 @@
 //! `pody gpu`: printed once, as JSON, and live on a terminal, which is restored.
 
-use serde_json::{Value, json};
+use pody::model::{
+    gpu::{Library, MigInstance, ProcessKind, Reading},
+    usage::GpuUuid,
+    view::gpu::{DeviceState, DeviceView, GpusView, LostPod, ProcessView},
+};
+use serde_json::json;
 
 use super::{fake::Fake, terminal::Terminal};
 
@@ -8,41 +13,93 @@ use super::{fake::Fake, terminal::Terminal};
 const ENTERED: &str = "\x1b[?1049h";
 const LEFT: &str = "\x1b[?1049l";
 
-fn process(user: &str, pod: &str, pid: u32) -> Value {
-    json!({"pid": pid, "pid_in_pod": 7, "pod": pod, "cmd": "python train.py", "uptime": 3661.5, "memory_used": 1,
-        "gpu_memory_used": 10u64 << 30, "user": user, "utilization": 40, "kinds": ["compute"]})
+fn process(user: &str, pod: &str, pid: i32) -> ProcessView {
+    ProcessView {
+        pid,
+        pod: pod.to_owned(),
+        cmd: "python train.py".into(),
+        uptime: 3661.5,
+        memory_used: 1,
+        gpu_memory_used: Some(10 << 30),
+        user: Some(user.parse().unwrap()),
+        pid_in_pod: Some(7),
+        utilization: Some(40),
+        kinds: vec![ProcessKind::Compute],
+        gpu_instance: None,
+    }
 }
 
-fn gpu(index: u32, processes: Value) -> Value {
-    json!({"index": index, "uuid": format!("GPU-{index}"), "name": "NVIDIA H200", "state": "ok",
-        "reading": {"memory_total": 140u64 << 30, "memory_used": 70u64 << 30, "utilization": 50, "power": 411.6,
-            "power_limit": 700.0, "temperature": 45, "sm_clock": 1980, "memory_clock": null, "ecc_errors": 0,
-            "throttle_reasons": []},
-        "users": [], "processes": processes})
+fn gpu(index: u32, processes: Vec<ProcessView>) -> DeviceView {
+    let reading = Reading {
+        memory_total: Some(140 << 30),
+        memory_used: Some(70 << 30),
+        utilization: Some(50),
+        power: Some(411.6),
+        power_limit: Some(700.0),
+        temperature: Some(45),
+        sm_clock: Some(1980),
+        ecc_errors: Some(0),
+        ..Reading::default()
+    };
+    DeviceView {
+        index,
+        uuid: GpuUuid(format!("GPU-{index}")),
+        name: "NVIDIA H200".to_owned(),
+        state: DeviceState::Ok,
+        reason: None,
+        reading: Some(reading),
+        users: Vec::new(),
+        processes,
+        mig: Vec::new(),
+    }
 }
 
-fn answer(library: Value, gpus: Value) -> Value {
-    json!({"at": "2026-01-02T03:04:05Z", "age": 0.2, "library": library, "gpus": gpus})
+/// An instance that reports nothing but its utilization, if at all.
+fn instance(utilization: Option<u32>) -> MigInstance {
+    let (uuid, name) = (GpuUuid(String::new()), String::new());
+    MigInstance { index: 0, uuid, name, memory_total: None, memory_used: None, utilization }
 }
 
-fn working() -> Value {
-    json!({"state": "working", "driver": "570.86.15"})
+fn answer(library: Library, gpus: Vec<DeviceView>) -> GpusView {
+    GpusView { at: "2026-01-02T03:04:05Z".to_owned(), age: 0.2, library, gpus, lost_pods: Vec::new() }
+}
+
+fn working() -> Library {
+    Library::Working { driver: "570.86.15".to_owned() }
 }
 
 /// Two GPUs, of which one is lost; processes of two users and of the host.
-fn some_gpus() -> Value {
-    let mut host = process("", "", 5);
-    (host["user"], host["pid_in_pod"], host["cmd"]) = (Value::Null, Value::Null, json!("[host process]"));
-    (host["gpu_memory_used"], host["utilization"]) = (Value::Null, Value::Null);
-    let mut rude = process("alice", "alice-main", 9);
-    (rude["cmd"], rude["gpu_instance"]) = (json!("a\x1b[2J\nb\u{202e}c"), json!(1));
-    let mut first = gpu(0, json!([process("bob", "bob-x", 8), rude, host]));
-    first["users"] = json!(["alice", "bob"]);
-    first["mig"] = json!([{"index": 1, "uuid": "MIG-1", "name": "NVIDIA H200 MIG 1g.18gb", "memory_total": 16u64 << 30,
-        "memory_used": 4u64 << 30}]);
-    let mut lost = gpu(1, json!([process("alice", "alice-b", 10)]));
-    (lost["state"], lost["reason"], lost["reading"]) = (json!("unknown"), json!("the GPU is lost"), Value::Null);
-    answer(working(), json!([first, lost]))
+fn some_gpus() -> GpusView {
+    let host = ProcessView {
+        cmd: "[host process]".into(),
+        gpu_memory_used: None,
+        user: None,
+        pid_in_pod: None,
+        utilization: None,
+        ..process("root", "", 5)
+    };
+    let rude =
+        ProcessView { cmd: "a\x1b[2J\nb\u{202e}c".into(), gpu_instance: Some(1), ..process("alice", "alice-main", 9) };
+    let partition = MigInstance {
+        index: 1,
+        uuid: GpuUuid("MIG-1".to_owned()),
+        name: "NVIDIA H200 MIG 1g.18gb".to_owned(),
+        memory_total: Some(16 << 30),
+        memory_used: Some(4 << 30),
+        utilization: None,
+    };
+    let first = DeviceView {
+        users: ["alice", "bob"].map(|user| user.parse().unwrap()).to_vec(),
+        mig: vec![partition],
+        ..gpu(0, vec![process("bob", "bob-x", 8), rude, host])
+    };
+    let lost = DeviceView {
+        state: DeviceState::Unknown,
+        reason: Some("the GPU is lost".to_owned()),
+        reading: None,
+        ..gpu(1, vec![process("alice", "alice-b", 10)])
+    };
+    answer(working(), vec![first, lost])
 }
 
 #[test]
@@ -77,14 +134,15 @@ fn in_a_pipe_it_is_printed_once() {
 #[test]
 fn unreported_values_are_not_zero_and_problems_are_noted() {
     let fake = Fake::start();
-    let mut quiet = gpu(0, json!([]));
-    for key in ["utilization", "power", "power_limit", "temperature"] {
-        quiet["reading"][key] = Value::Null;
-    }
-    quiet["mig"] = json!([{"index": 0, "uuid": "", "name": "", "memory_total": null, "memory_used": null}]);
-    quiet["reading"]["ecc_errors"] = json!(3);
-    quiet["reading"]["throttle_reasons"] = json!(["sw_power_cap"]);
-    fake.on("/host/gpus", answer(working(), json!([quiet])));
+    let reading = Reading {
+        memory_total: Some(140 << 30),
+        memory_used: Some(70 << 30),
+        ecc_errors: Some(3),
+        throttle_reasons: vec!["sw_power_cap".to_owned()],
+        ..Reading::default()
+    };
+    let quiet = DeviceView { reading: Some(reading), mig: vec![instance(None)], ..gpu(0, Vec::new()) };
+    fake.on("/host/gpus", answer(working(), vec![quiet]));
     let shown = fake.run(&["gpu", "--once"]).ok();
     let row: Vec<_> = shown.lines().nth(2).unwrap().split_whitespace().collect();
     assert_eq!((row[2], &row[5..]), ("-", &["-", "-"][..]), "{shown}");
@@ -97,11 +155,10 @@ fn unreported_values_are_not_zero_and_problems_are_noted() {
 #[test]
 fn pods_that_lost_their_gpus_are_named() {
     let fake = Fake::start();
-    let mut seen = answer(working(), json!([gpu(0, json!([]))]));
-    seen["lost_pods"] =
-        json!([{"pod": "alice-main", "user": "alice", "reason": "this pod has lost its GPUs: \u{1b}[2Jwhy"}]);
-    seen["gpus"][0]["mig"] =
-        json!([{"index": 0, "uuid": "", "name": "", "memory_total": null, "memory_used": null, "utilization": 25}]);
+    let reason = "this pod has lost its GPUs: \u{1b}[2Jwhy".to_owned();
+    let lost = LostPod { pod: "alice-main".to_owned(), user: "alice".parse().unwrap(), reason };
+    let shared = DeviceView { mig: vec![instance(Some(25))], ..gpu(0, Vec::new()) };
+    let seen = GpusView { lost_pods: vec![lost], ..answer(working(), vec![shared]) };
     fake.on("/host/gpus", seen);
     let shown = fake.run(&["gpu"]).ok();
     assert!(shown.contains("\nalice-main: this pod has lost its GPUs: \u{fffd}[2Jwhy\n"), "{shown}");
@@ -112,7 +169,7 @@ fn pods_that_lost_their_gpus_are_named() {
 fn json_is_the_servers_answer() {
     let fake = Fake::start();
     fake.on("/host/gpus", some_gpus());
-    assert_eq!(fake.run(&["gpu", "--json"]).json(), some_gpus());
+    assert_eq!(fake.run(&["gpu", "--json"]).json(), json!(some_gpus()));
     assert_eq!(fake.seen().len(), 1);
 }
 
@@ -120,16 +177,16 @@ fn json_is_the_servers_answer() {
 fn a_host_without_gpus_is_a_sentence() {
     let fake = Fake::start();
     for (library, sentence) in [
-        (json!({"state": "absent"}), "no NVIDIA driver on this host: no GPUs for pods"),
-        (json!({"state": "starting"}), "the GPUs have not been read yet: the daemon has just started"),
-        (json!({"state": "failing", "reason": "reboot"}), "the NVIDIA driver does not work: reboot"),
+        (Library::Absent, "no NVIDIA driver on this host: no GPUs for pods"),
+        (Library::Starting, "the GPUs have not been read yet: the daemon has just started"),
+        (Library::Failing { reason: "reboot".to_owned() }, "the NVIDIA driver does not work: reboot"),
         (working(), "NVIDIA driver 570.86.15 sees no GPU"),
     ] {
-        fake.on("/host/gpus", answer(library, json!([])));
+        fake.on("/host/gpus", answer(library, Vec::new()));
         assert_eq!(fake.run(&["gpu"]).ok(), format!("{sentence}\n"));
     }
     // Also on a terminal: without GPUs there is nothing to watch.
-    fake.on("/host/gpus", answer(json!({"state": "absent"}), json!([])));
+    fake.on("/host/gpus", answer(Library::Absent, Vec::new()));
     let shown = Terminal::start(&fake, "$PODY gpu; echo code $?").end();
     assert!(shown.starts_with("no NVIDIA driver") && shown.contains("code 0"), "{shown:?}");
 }
@@ -163,7 +220,7 @@ fn on_a_terminal_it_is_live_until_q_or_control_c() {
         assert!(first.contains("03:04:05  q to quit") && first.contains("\x1b[31mGPU 1 is unknown"), "{first:?}");
         // Redrawn with the next response.
         let mut next = some_gpus();
-        next["gpus"][0]["reading"]["temperature"] = json!(77);
+        next.gpus[0].reading.as_mut().unwrap().temperature = Some(77);
         fake.on("/host/gpus", next);
         terminal.wait_for("77°C");
         terminal.type_in(end);
@@ -216,9 +273,9 @@ fn an_unreachable_server_is_shown_and_a_refusal_ends_the_view() {
 fn the_view_fits_a_terminal_that_shrinks_and_scrolls() {
     let fake = Fake::start();
     let mut gpus = some_gpus();
-    let many = (100..120).map(|pid| process("bob", "bob-x", pid)).collect::<Vec<_>>();
-    gpus["gpus"][0]["processes"] = json!(many);
-    gpus["gpus"][1]["reason"] = json!("it fell off the bus or needs a reset; a reboot usually brings it back");
+    gpus.gpus[0].processes = (100..120).map(|pid| process("bob", "bob-x", pid)).collect();
+    let reason = "it fell off the bus or needs a reset; a reboot usually brings it back";
+    gpus.gpus[1].reason = Some(reason.to_owned());
     fake.on("/host/gpus", gpus);
     let shrink = format!("{UNTIL_SIGNALLED}; stty rows 12 cols 70");
     let words = format!("(NO_COLOR=1 $PODY gpu & pid=$!; {shrink}; wait $pid) < /dev/tty");

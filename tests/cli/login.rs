@@ -4,13 +4,13 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::{Value, json};
 
-use super::fake::{BASIC, Ended, Fake, ended};
+use super::{
+    fake::{BASIC, Ended, Fake, ended},
+    views,
+};
 
 fn login(fake: &Fake) -> Ended {
-    fake.on(
-        "/user/tokens/create",
-        json!({"id": 5, "name": "login", "token": "pody_t", "expires_at": "2030-01-01T00:00:00Z"}),
-    );
+    fake.on("/user/tokens/create", views::token(5, "pody_t"));
     ended(&mut fake.stranger(&["login", "--server", &fake.base, "--user", "alice"]), "secret\n")
 }
 

@@ -18,3 +18,4 @@ mod shell;
 mod ssh;
 mod terminal;
 mod usage;
+mod views;

@@ -1,17 +1,17 @@
 //! Pods by their names: `ps`, `create`, `inspect`, `rm` and so on; `logs`; tokens and keys.
 
+use pody::model::view::pod::PodView;
 use serde_json::json;
 
-use super::fake::{Fake, ended};
+use super::{
+    fake::{Fake, ended},
+    views,
+};
 
 #[test]
 fn ps_is_a_table_or_the_servers_json() {
     let fake = Fake::start();
-    let pods = json!([{
-        "instance": "main", "container_id": "0123456789ab", "name": "alice-main", "status": "running",
-        "image": "pody-base:latest", "networks": [], "port_mapping": ["20806:22"], "gpu_ids": null,
-        "memory_limit": 64u64 << 30, "shm_size": -1, "user": "alice", "created_at": "2020-01-01T00:00:00Z",
-    }]);
+    let pods = json!([views::pod()]);
     fake.on("/pod/ps", pods.clone());
     let table = fake.run(&["ps"]).ok();
     let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -26,13 +26,8 @@ fn ps_is_a_table_or_the_servers_json() {
 #[test]
 fn ps_names_pods_that_lost_their_gpus() {
     let fake = Fake::start();
-    fake.on(
-        "/pod/ps",
-        json!([{
-            "instance": "main", "status": "running", "image": "x", "port_mapping": [], "gpu_ids": [0], "memory_limit": -1,
-            "user": "alice", "created_at": "2020-01-01T00:00:00Z", "gpu_trouble": "this pod has lost its GPUs: why",
-        }]),
-    );
+    let trouble = Some("this pod has lost its GPUs: why".to_owned());
+    fake.on("/pod/ps", [PodView { gpu_trouble: trouble, ..views::pod() }]);
     let shown = fake.run(&["ps"]).ok();
     assert_eq!(shown.lines().count(), 3, "{shown}");
     assert!(shown.ends_with("\nalice-main: this pod has lost its GPUs: why\n"), "{shown}");
@@ -41,8 +36,7 @@ fn ps_names_pods_that_lost_their_gpus() {
 #[test]
 fn create_start_stop_and_commit_post_forms() {
     let fake = Fake::start();
-    let info = json!({"port_mapping": ["20806:22"]});
-    fake.on("/pod/create", json!({"log": "", "info": info})).on("/pod/stop", json!({"log": "Server listening"}));
+    fake.on("/pod/create", views::created()).on("/pod/stop", json!({"log": "Server listening"}));
     fake.on("/pod/commit", json!({"image_name": "c:alice-v1", "log": "Container alice-main committed"}));
     let said = fake.run(&["create", "main", "--image", "pody-base"]).ok();
     assert_eq!(said, "main is running; connect with `pody shell main` or `pody ssh main`\n");
@@ -67,11 +61,7 @@ fn inspect_and_stats_are_tables() {
     let fields =
         "FIELD         VALUE\ninstance      main\ngpu_ids       0,1\nmemory_limit  -\nport_mapping  1:22 2:80\n";
     assert_eq!(shown, fields);
-    fake.on(
-        "/pod/stats",
-        json!({"instance": "main", "cpu_seconds": 61.2, "cpu_cores": 1.5, "memory_used": 1 << 30,
-        "memory_limit": 4u64 << 30, "pids": 3, "pids_limit": -1, "disk_read": 3 << 20, "disk_written": null}),
-    );
+    fake.on("/pod/stats", views::stats());
     let shown = fake.run(&["stats", "main"]).ok();
     assert_eq!(shown.lines().nth(1).unwrap(), "main  1m 1s     1.50   1.0G of 4.0G  3          3.0M       -");
 }
@@ -104,10 +94,7 @@ fn logs_are_printed_unchanged() {
 #[test]
 fn a_new_token_is_alone_on_the_standard_output() {
     let fake = Fake::start();
-    fake.on(
-        "/user/tokens/create",
-        json!({"id": 3, "name": "ci", "token": "pody_xyz", "expires_at": "2030-01-01T00:00:00Z"}),
-    );
+    fake.on("/user/tokens/create", views::token(3, "pody_xyz"));
     assert_eq!(fake.run(&["token", "create", "ci", "--expires", "7d"]).ok(), "pody_xyz\n");
     assert_eq!(fake.seen_one().form, "name=ci&expires=7d");
     fake.on("/user/tokens/revoke", json!({"message": "revoked"}));
@@ -123,8 +110,7 @@ fn a_new_token_is_alone_on_the_standard_output() {
 #[test]
 fn keys_come_from_a_file_or_the_standard_input() {
     let fake = Fake::start();
-    let key = json!({"id": 1, "key_type": "ssh-ed25519", "fingerprint": "SHA256:x", "comment": "a@b", "created_at": "2026-01-01T00:00:00Z"});
-    fake.on("/user/ssh-keys/add", key);
+    fake.on("/user/ssh-keys/add", views::key());
     let none = fake.run(&["key", "add"]);
     assert_eq!((none.code, none.stderr.starts_with("error: no SSH public key in ~/.ssh\nhint: ")), (1, true));
     std::fs::create_dir(fake.home.path().join(".ssh")).unwrap();

@@ -2,11 +2,12 @@
 
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     fake::{Fake, ended},
     terminal::Terminal,
+    views::session,
 };
 
 #[test]
@@ -44,8 +45,7 @@ fn a_session_detached_for_a_checkpoint_is_reattached() {
 #[test]
 fn sessions_are_listed_and_attached_to() {
     let fake = Fake::start();
-    let session = |id: &str, attached: bool, code: Value| json!({"session": id, "command": "/bin/bash -l", "started": 1, "attached": attached, "exit_code": code});
-    fake.on("/pod/sessions", json!([session("s0", true, json!(null)), session("s1", false, json!(3))]));
+    fake.on("/pod/sessions", [session("s0", true, None), session("s1", false, Some(3))]);
     let list = fake.run(&["shell", "main", "--list"]).ok();
     assert!(list.contains("attached") && list.contains("exited with 3"), "{list}");
     assert_eq!(fake.seen_one().line, "GET /pod/sessions?ins=main");
@@ -55,7 +55,7 @@ fn sessions_are_listed_and_attached_to() {
     assert_eq!(ended(&mut fake.pody(&["shell", "main", "--attach", "s0"]), "").code, 7);
     assert_eq!(fake.seen_one().line, "GET /pod/shell?ins=main&rows=24&cols=80&session=s0");
     assert_eq!(fake.run(&["shell", "saved", "--attach", "s2"]).stderr, "error: no session s2\n");
-    fake.on("/pod/sessions", json!([session("s0", false, json!(null)), session("s1", false, json!(3))]));
+    fake.on("/pod/sessions", [session("s0", false, None), session("s1", false, Some(3))]);
     let many = fake.run(&["shell", "main", "--attach"]);
     assert!(
         many.code == 1 && many.stderr.contains("more than one detached session") && many.stderr.contains("--list"),

@@ -1,23 +1,41 @@
 //! `pody stat usage`.
 
-use serde_json::{Value, json};
+use pody::model::{
+    usage::GpuUuid,
+    view::usage::{UsageKey, UsageRow},
+};
+use serde_json::json;
 
 use super::fake::Fake;
 
-fn row(key: Value, cpu: f64, active: f64, held: f64) -> Value {
-    let mut row = json!({"cpu_seconds": cpu, "memory_byte_seconds": 1.0, "gpu_active_seconds": active,
-        "gpu_held_seconds": held, "gpu_memory_byte_seconds": 3600.0 * (80u64 << 30) as f64, "estimated_kwh": 1.234});
-    row.as_object_mut().unwrap().extend(key.as_object().unwrap().clone());
-    row
+fn row(key: UsageKey, cpu: f64, active: f64, held: f64) -> UsageRow {
+    UsageRow {
+        key,
+        cpu_seconds: cpu,
+        memory_byte_seconds: 1.0,
+        gpu_active_seconds: active,
+        gpu_held_seconds: held,
+        gpu_memory_byte_seconds: 3600.0 * (80u64 << 30) as f64,
+        estimated_kwh: 1.234,
+        gpu_free_seconds: None,
+    }
+}
+
+fn of_user(name: &str) -> UsageKey {
+    UsageKey { user: Some(name.parse().unwrap()), ..UsageKey::default() }
+}
+
+fn of_gpu(uuid: &str) -> UsageKey {
+    UsageKey { gpu: Some(GpuUuid(uuid.to_owned())), ..UsageKey::default() }
 }
 
 #[test]
 fn usage_is_a_table_with_bars_of_two_tones() {
     let fake = Fake::start();
     let rows = json!([
-        row(json!({"user": "alice"}), 30.0, 0.0, 3600.0),
-        row(json!({"user": "bob"}), 60.0, 3600.0, 3600.0),
-        row(json!({"user": "eve"}), 0.0, 0.0, 0.0),
+        row(of_user("alice"), 30.0, 0.0, 3600.0),
+        row(of_user("bob"), 60.0, 3600.0, 3600.0),
+        row(of_user("eve"), 0.0, 0.0, 0.0),
     ]);
     fake.on("/stat/usage", rows.clone());
     let shown = fake.run(&["stat", "usage", "1w"]).ok();
@@ -37,11 +55,11 @@ fn usage_is_a_table_with_bars_of_two_tones() {
 #[test]
 fn usage_can_be_split() {
     let fake = Fake::start();
-    let key = |at: &str, gpu: Value| json!({"at": at, "pod": "alice-main", "gpu": gpu});
-    let uuid = json!("GPU-5c8a1f2e-0000-1111-2222-333344445555");
-    let second = row(key("2026-01-02T14:00:00Z", Value::Null), 5.0, 9.0, 0.0);
+    let key = |at: &str, key| UsageKey { at: Some(at.to_owned()), pod: Some("alice-main".to_owned()), ..key };
+    let uuid = of_gpu("GPU-5c8a1f2e-0000-1111-2222-333344445555");
+    let second = row(key("2026-01-02T14:00:00Z", UsageKey::default()), 5.0, 9.0, 0.0);
     let first = row(key("2026-01-02T13:00:00Z", uuid), 5.0, 1.0, 0.0);
-    fake.on("/stat/usage", json!([second, first]));
+    fake.on("/stat/usage", [second, first]);
     let shown = fake.run(&["stat", "usage", "--by", "gpu,pod,hour", "--user", "alice,bob", "2d"]).ok();
     assert_eq!(fake.seen_one().line, "GET /stat/usage?by=gpu,pod,hour&t=2d&user=alice,bob");
     let lines: Vec<_> = shown.lines().collect();
@@ -55,9 +73,8 @@ fn usage_can_be_split() {
 #[test]
 fn gpu_free_time_is_a_column_if_the_server_sends_it() {
     let fake = Fake::start();
-    let mut idle = row(json!({"gpu": "GPU-1"}), 0.0, 0.0, 0.0);
-    idle["gpu_free_seconds"] = json!(3600.0);
-    fake.on("/stat/usage", json!([row(json!({"gpu": "GPU-0"}), 0.0, 60.0, 0.0), idle]));
+    let idle = UsageRow { gpu_free_seconds: Some(3600.0), ..row(of_gpu("GPU-1"), 0.0, 0.0, 0.0) };
+    fake.on("/stat/usage", [row(of_gpu("GPU-0"), 0.0, 60.0, 0.0), idle]);
     let shown = fake.run(&["stat", "usage", "--by", "gpu"]).ok();
     let lines: Vec<&str> = shown.lines().map(str::trim_end).collect();
     assert!(lines[0].ends_with("EST. kWh  FREE"), "{shown}");

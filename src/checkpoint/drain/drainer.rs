@@ -21,6 +21,7 @@ use crate::{
         names::PodRef,
         pod::{Pod, RestartRule, State},
         user::Actor,
+        view::action::ActionView,
     },
     pod::{self, AskedBy, PodError},
 };
@@ -378,9 +379,9 @@ impl Checkpoints {
     }
 
     /// Retries while another operation holds the pod.
-    async fn when_free<F>(&self, begin: impl Fn() -> F) -> Result<Action, CheckpointError>
+    async fn when_free<F>(&self, begin: impl Fn() -> F) -> Result<ActionView, CheckpointError>
     where
-        F: Future<Output = Result<Action, CheckpointError>>,
+        F: Future<Output = Result<ActionView, CheckpointError>>,
     {
         let begun = std::time::Instant::now();
         loop {

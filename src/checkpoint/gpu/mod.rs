@@ -23,13 +23,13 @@ use self::{
 };
 use super::{
     CheckpointError, Checkpoints,
-    preflight::{Findings, Holder, Saved},
+    preflight::{Findings, Holder},
 };
 use crate::{
     config::GpuCheckpoints,
     criu::cuda::Tool,
     engine::ContainerInspect,
-    gpu::{Device, GpuProcess as GpuUser, Health, Library, Owner, Snapshot},
+    gpu::{Device, GpuProcess as GpuUser, Health, Owner, Snapshot},
     host::{
         cgroup::Cgroup,
         memory,
@@ -38,8 +38,10 @@ use crate::{
     model::{
         action::{GpuProcess, GpuWork},
         checkpoint::Kind,
+        gpu::Library,
         ids::ContainerId,
         quantities::GpuSet,
+        view::checkpoint::Saved,
     },
 };
 

@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     checkpoint::{
-        ActionGuard, CheckpointError, Checkpoints, Manifest, Progress, Verdict,
+        ActionGuard, CheckpointError, Checkpoints, Manifest, Progress,
         gpu::GpusSeen,
         millis_since,
         preflight::Findings,
@@ -36,6 +36,7 @@ use crate::{
         ids::ContainerId,
         phase::{ActionKind, Circumstances, Phase},
         pod::{Pod, RestartRule},
+        view::checkpoint::Verdict,
     },
     pod::ShellBlock,
 };

@@ -13,8 +13,6 @@ use std::{
     path::PathBuf,
 };
 
-use serde::Serialize;
-
 use self::{
     held::{DeletedDirectories, Holdings},
     sentences::{condensed, name_of, plain},
@@ -32,7 +30,13 @@ use crate::{
     },
     engine::{ContainerInspect, Mount},
     host::{cgroup, disk, process},
-    model::{checkpoint::Kind, ids::ContainerId, names::clipped, pod::Init},
+    model::{
+        checkpoint::Kind,
+        ids::ContainerId,
+        names::clipped,
+        pod::Init,
+        view::checkpoint::{ProcessVerdict, Saved},
+    },
 };
 
 /// Expected bytes per second of a dump before one was measured on this host.
@@ -49,47 +53,6 @@ const GPU_DEVICES: &str = "/dev/nvidia";
 
 /// The bit of CAP_SYS_RESOURCE.
 const SYS_RESOURCE: u32 = 24;
-
-/// Whether a pod can be saved, and what that would cost.
-#[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
-    pub pod: String,
-    pub kind: Kind,
-    pub can_be_saved: bool,
-    /// What prevents it, each with its remedy.
-    pub problems: Vec<String>,
-    /// What the checkpoint would not contain.
-    pub losses: Vec<String>,
-    pub processes: Vec<ProcessVerdict>,
-    /// Bytes expected: memory, and files.
-    pub memory: u64,
-    /// GPU memory, which is copied into the memory of processes.
-    pub gpu_memory: u64,
-    pub files: u64,
-    /// Expected time that the pod is frozen.
-    pub freeze_ms: u64,
-    pub space_needed: u64,
-    pub space_free: u64,
-}
-
-/// One process.
-#[derive(Clone, Debug, Serialize)]
-pub struct ProcessVerdict {
-    /// Its PID inside the pod.
-    pub pid: i32,
-    pub name: String,
-    pub saved: Saved,
-    pub notes: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Saved {
-    Yes,
-    No,
-    /// It can be saved, except for what the notes say.
-    Losses,
-}
 
 /// What the check of a pod finds.
 #[derive(Debug, Default)]

@@ -14,10 +14,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
     model::{
-        action::Action,
-        checkpoint::{Checkpoint, Copy, CopyStatus, CopyView},
+        checkpoint::{Checkpoint, Copy, CopyStatus},
         ids::CheckpointId,
         phase::ActionKind,
+        view::{
+            action::ActionView,
+            checkpoint::{CheckpointView, CopyView},
+        },
     },
     objects::{LiveStorage, ObjectError, Storage},
 };
@@ -132,31 +135,29 @@ impl Checkpoints {
     /// Adds to each checkpoint the state of its copy.
     pub(in crate::checkpoint) async fn with_copies(
         &self,
-        mut rows: Vec<Checkpoint>,
-    ) -> Result<Vec<Checkpoint>, CheckpointError> {
+        rows: Vec<Checkpoint>,
+    ) -> Result<Vec<CheckpointView>, CheckpointError> {
         if rows.is_empty() {
-            return Ok(rows);
+            return Ok(Vec::new());
         }
-        let views = self.copy_views().await?;
-        for row in &mut rows {
-            row.remote = views.get(&row.id).cloned();
-        }
-        Ok(rows)
+        let copies = self.copy_views().await?;
+        let view = |row: Checkpoint| CheckpointView { remote: copies.get(&row.id).cloned(), row };
+        Ok(rows.into_iter().map(view).collect())
     }
 
     /// Adds to each checkpoint action the state of its checkpoint's copy. A restore makes none.
     pub(in crate::checkpoint) async fn with_copies_of_actions(
         &self,
-        mut rows: Vec<Action>,
-    ) -> Result<Vec<Action>, CheckpointError> {
-        if rows.iter().all(|row| row.kind != ActionKind::Checkpoint) {
-            return Ok(rows);
+        mut actions: Vec<ActionView>,
+    ) -> Result<Vec<ActionView>, CheckpointError> {
+        if actions.iter().all(|action| action.kind != ActionKind::Checkpoint) {
+            return Ok(actions);
         }
-        let views = self.copy_views().await?;
-        for row in rows.iter_mut().filter(|row| row.kind == ActionKind::Checkpoint) {
-            row.remote = views.get(&row.checkpoint).cloned();
+        let copies = self.copy_views().await?;
+        for action in actions.iter_mut().filter(|action| action.kind == ActionKind::Checkpoint) {
+            action.remote = copies.get(&action.checkpoint).cloned();
         }
-        Ok(rows)
+        Ok(actions)
     }
 
     /// The table is small: it has a row for each checkpoint with a copy, however many actions there were.

@@ -8,7 +8,6 @@ use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
 use fail::fail_point;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -25,11 +24,11 @@ use crate::{
         disk::{self, DiskError},
     },
     model::{
-        checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus, CopyView, Kind, Origin},
+        checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus, Origin},
         ids::CheckpointId,
-        names::{InstanceName, UserName, container_name},
-        time::as_time,
+        names::{UserName, container_name},
         user::{Actor, Caller},
+        view::checkpoint::{CheckpointView, CopyView, RemoteCheckpoint, RemoteContent},
     },
     objects::{Expected, ObjectError, Storage, Transfer},
 };
@@ -42,29 +41,6 @@ const READERS: usize = 8;
 
 /// The suffix of a file that is being downloaded.
 const UNDER_WAY: &str = ".fetching";
-
-/// A checkpoint in the remote store.
-#[derive(Debug, Serialize)]
-pub struct RemoteCheckpoint {
-    pub id: CheckpointId,
-    pub user: UserName,
-    /// Whether this host knows it.
-    pub is_here: bool,
-    #[serde(flatten)]
-    pub content: Option<RemoteContent>,
-    /// Why it cannot be used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct RemoteContent {
-    pub instance: InstanceName,
-    pub kind: Kind,
-    pub size: u64,
-    #[serde(serialize_with = "as_time")]
-    pub created_at: i64,
-}
 
 impl Checkpoints {
     /// What the remote store has of the caller's, or, for admins, of another user's; newest first.
@@ -107,7 +83,7 @@ impl Checkpoints {
         caller: &Caller,
         user: Option<UserName>,
         id: CheckpointId,
-    ) -> Result<Checkpoint, CheckpointError> {
+    ) -> Result<CheckpointView, CheckpointError> {
         let user = user.unwrap_or_else(|| caller.user.clone());
         if !may_see(caller, &user) {
             return Err(CheckpointError::NotFound(id.to_string()));
@@ -129,6 +105,7 @@ impl Checkpoints {
         let prefix = self.0.config.get().name_prefix.clone();
         let compression = manifest.files.values().find_map(|file| file.packed.as_ref().map(|packed| packed.by));
         let copy = Copy { status: CopyStatus::Copied, ..Copy::new(id, user.clone(), storage.url().to_owned()) };
+        let remote = Some(CopyView::from(&copy));
         let row = Checkpoint {
             id,
             pod: manifest.pod,
@@ -143,7 +120,6 @@ impl Checkpoints {
             image: manifest.image_id.clone(),
             created_at: manifest.created_at,
             origin: Origin::Hand,
-            remote: Some(CopyView::from(&copy)),
             user,
         };
         let quota = self.0.accounts.quota(&row.user);
@@ -170,7 +146,7 @@ impl Checkpoints {
         if let Err(error) = self.0.engine.tag_image(&row.image, KEPT_IMAGES, &id.to_string()).await {
             tracing::info!(checkpoint = %id, image = row.image, %error, "the image of a registered checkpoint is not on this host");
         }
-        Ok(row)
+        Ok(CheckpointView { row, remote })
     }
 
     /// The manifest, from the remote store if the directory here has no good one.

@@ -8,9 +8,10 @@ use crate::{
     db::NewEvent,
     model::{
         names::{PodRef, UserName},
-        schedule::{Interval, LONGEST, PodSchedule, Rule, Schedule, ScheduleView},
+        schedule::{Interval, LONGEST, Rule, Schedule},
         time::now,
         user::{Actor, Caller},
+        view::schedule::{PodSchedule, ScheduleView},
     },
 };
 

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
-use super::{ROUTE, view::Gpus};
+use super::{ROUTE, view::lines};
 use crate::{
     cli::{
         client::{Client, ClientError},
@@ -26,7 +26,7 @@ use crate::{
         output::{Output, printable_line},
         terminal::{self, FullScreen},
     },
-    model::names::start_of,
+    model::{names::start_of, view::gpu::GpusView},
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shows the GPUs until the user quits.
-pub async fn watch(client: &Client, first: Gpus, out: &Output) -> Result<u8, CliError> {
+pub async fn watch(client: &Client, first: GpusView, out: &Output) -> Result<u8, CliError> {
     let mut terminated = terminal::on_signal(SignalKind::terminate())?;
     let mut hung_up = terminal::on_signal(SignalKind::hangup())?;
     let mut interrupted = terminal::on_signal(SignalKind::interrupt())?;
@@ -74,7 +74,7 @@ pub async fn watch(client: &Client, first: Gpus, out: &Output) -> Result<u8, Cli
 }
 
 /// One request; `None` if there is no response in time.
-async fn fetch(client: &Client) -> Option<Result<Gpus, ClientError>> {
+async fn fetch(client: &Client) -> Option<Result<GpusView, ClientError>> {
     let answer = timeout(RESPONSE_TIMEOUT, client.get(ROUTE, &[])).await.ok()?;
     Some(answer.and_then(|answer| serde_json::from_value(answer).map_err(ClientError::Unintelligible)))
 }
@@ -91,7 +91,7 @@ struct LiveView<'a> {
     server: &'a str,
     out: &'a Output,
     /// The last response.
-    gpus: Gpus,
+    gpus: GpusView,
     /// Why there is no newer one.
     problem: Option<String>,
     /// Lines above the screen.
@@ -100,7 +100,7 @@ struct LiveView<'a> {
 
 impl LiveView<'_> {
     /// Takes a response. An unreachable server may come back; a refusal ends the view.
-    fn update(&mut self, answer: Option<Result<Gpus, ClientError>>) -> Result<(), CliError> {
+    fn update(&mut self, answer: Option<Result<GpusView, ClientError>>) -> Result<(), CliError> {
         self.problem = match answer {
             Some(Ok(gpus)) => {
                 self.gpus = gpus;
@@ -153,7 +153,7 @@ impl LiveView<'_> {
     /// Draws the screen in one write, so that it does not flicker.
     fn draw(&mut self) -> Result<(), CliError> {
         let (columns, rows) = terminal::size();
-        let body = self.gpus.lines(self.out, Some(columns));
+        let body = lines(&self.gpus, self.out, Some(columns));
         let room = usize::from(rows).saturating_sub(1);
         self.scroll = self.scroll.min(body.len().saturating_sub(room));
         let mut shown: Vec<String> = body[self.scroll..].iter().take(room).cloned().collect();

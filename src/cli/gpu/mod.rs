@@ -11,13 +11,13 @@ use std::io::{self, IsTerminal};
 
 use clap::Args;
 
-use self::view::{Gpus, Library};
 use super::{
     client::{Client, ClientError},
     error::CliError,
     exit,
     output::{Format, Output},
 };
+use crate::model::{gpu::Library, view::gpu::GpusView};
 
 #[derive(Debug, Args)]
 pub struct GpuArgs {
@@ -36,11 +36,11 @@ impl GpuArgs {
             out.json(&answer)?;
             return Ok(exit::OK);
         }
-        let gpus: Gpus = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
+        let gpus: GpusView = serde_json::from_value(answer).map_err(ClientError::Unintelligible)?;
         let width = out.width();
         // Without a driver there is nothing to watch.
         if self.once || !io::stdout().is_terminal() || matches!(gpus.library, Library::Absent) {
-            out.line(gpus.lines(out, width).join("\n"))?;
+            out.line(view::lines(&gpus, out, width).join("\n"))?;
             return Ok(exit::OK);
         }
         live::watch(&client, gpus, out).await

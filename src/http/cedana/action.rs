@@ -18,7 +18,7 @@ use crate::{
         params::{Body, NoParams, sentence},
     },
     model::{
-        action::{Action, ActionFilter, ActionStatus},
+        action::{ActionFilter, ActionStatus},
         agent::ReportedAction,
         checkpoint::{Compression, Connections, Kind, LeaveRunning, NewCheckpoint, Origin},
         ids::{ActionId, CheckpointId, PodId},
@@ -27,6 +27,7 @@ use crate::{
         pod::Pod,
         time::rfc3339,
         user::Caller,
+        view::action as view,
         words::words,
     },
     params,
@@ -63,7 +64,7 @@ struct ActionView {
 }
 
 impl ActionView {
-    fn new(app: &App, action: Action, reason: Option<String>, reported: Option<&ReportedAction>) -> Self {
+    fn new(app: &App, action: view::ActionView, reason: Option<String>, reported: Option<&ReportedAction>) -> Self {
         let saved = action.kind == ActionKind::Checkpoint && action.status == ActionStatus::Done;
         let reason = reported.and_then(|reported| reported.reason.clone()).or(reason);
         let copy = action.remote.as_ref();
@@ -111,7 +112,7 @@ words! {
     }
 }
 
-fn step(action: &Action) -> Step {
+fn step(action: &view::ActionView) -> Step {
     match (action.status, action.phase) {
         (ActionStatus::Done, _) => Step::Ready,
         (ActionStatus::Error, _) => Step::Error,
@@ -148,15 +149,15 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Erro
     let reported = ctx.app.reports.reported_actions(caller).await?;
     let entries = ctx.app.reports.list(caller, None).await?;
     let reason_of = |checkpoint: CheckpointId| {
-        let row = entries.iter().find(|entry| entry.id == checkpoint)?.ours.as_ref()?;
-        row.reason.clone()
+        let ours = entries.iter().find(|entry| entry.id == checkpoint)?.ours.as_ref()?;
+        ours.row.reason.clone()
     };
-    let view = |action: Action| {
+    let shown = |action: view::ActionView| {
         let reason = if action.kind == ActionKind::Checkpoint { reason_of(action.checkpoint) } else { None };
         let reported = reported.get(&action.id);
         ActionView::new(&ctx.app, action, reason, reported)
     };
-    Ok(Json(actions.into_iter().map(view).collect::<Vec<_>>()))
+    Ok(Json(actions.into_iter().map(shown).collect::<Vec<_>>()))
 }
 
 params! { OfPod { id: String } }
@@ -173,7 +174,7 @@ pub async fn of_pod(ctx: Ctx, params: OfPod) -> Result<String, V2Error> {
 }
 
 /// The newest action of a pod of this host.
-async fn newest_here(app: &App, caller: &Caller, pod: &str) -> Result<Option<Action>, V2Error> {
+async fn newest_here(app: &App, caller: &Caller, pod: &str) -> Result<Option<view::ActionView>, V2Error> {
     let mut filter = ActionFilter { all: caller.is_admin, limit: 1, ..ActionFilter::default() };
     match (pod.parse::<QuotedId<PodId>>(), pod.parse::<PodRef>()) {
         (Ok(QuotedId(id)), _) => filter.pod = Some(id),

@@ -20,6 +20,7 @@ use crate::{
         ids::{ActionId, CheckpointId},
         names::PodRef,
         user::Caller,
+        view::checkpoint::CheckpointView as OurCheckpoint,
     },
     params,
 };
@@ -45,7 +46,7 @@ struct CheckpointView {
 }
 
 fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView {
-    let (ours, reported) = (entry.ours.as_ref(), entry.reported.as_ref());
+    let (ours, reported) = (entry.ours.as_ref().map(|ours| &ours.row), entry.reported.as_ref());
     let status = match (ours.map(|row| row.status), reported.map(|reported| reported.status)) {
         (Some(CheckpointStatus::Creating), _) => "initializing",
         (Some(CheckpointStatus::Ready), _) => "ready",
@@ -68,7 +69,7 @@ fn view(app: &App, entry: &Entry, manifest: Option<&Manifest>) -> CheckpointView
             .map_or(Value::Null, |manifest| json!({"frozen_ms": manifest.frozen_ms, "losses": manifest.losses})),
         info: reported.and_then(|reported| reported.info.clone()).unwrap_or_default(),
         path: app.reports.path(entry),
-        pody: ours.map_or(Value::Null, |row| json!(row)),
+        pody: entry.ours.as_ref().map_or(Value::Null, |ours| json!(ours)),
         source: if ours.is_some() { "pody" } else { "agent" },
     }
 }
@@ -99,7 +100,7 @@ pub async fn list(ctx: Ctx, List(ids): List) -> Result<Json<impl Serialize>, V2E
     let entries = ctx.app.reports.list(ctx.caller(), ids).await?;
     let mut shown = Vec::with_capacity(entries.len());
     for entry in &entries {
-        let is_complete = entry.ours.as_ref().is_some_and(|row| row.status != CheckpointStatus::Creating);
+        let is_complete = entry.ours.as_ref().is_some_and(|ours| ours.row.status != CheckpointStatus::Creating);
         let manifest = match is_complete {
             true => ctx.app.checkpoints.manifest(ctx.caller(), entry.id).await.ok(),
             false => None,
@@ -187,7 +188,7 @@ pub async fn path(ctx: Ctx, mut which: Which) -> Result<String, V2Error> {
 }
 
 fn is_meant(app: &App, entry: &Entry, which: &Which, caller: &Caller) -> bool {
-    let Some(row) = &entry.ours else {
+    let Some(OurCheckpoint { row, .. }) = &entry.ours else {
         // An agent's own has no name and no pod here.
         let is_ready = entry.reported.as_ref().is_some_and(|reported| reported.status == ReportedStatus::Ready);
         let is_of_pod = which.pod_id.is_some() || which.pod_name.is_some();

@@ -45,7 +45,7 @@ impl From<FoundEvent> for Event {
             operation: verb.to_owned(),
             resource_type: subject.to_owned(),
             source: event.source,
-            status: event.outcome,
+            status: event.outcome.to_string(),
             timestamp: found.millis.max(0) / 1000,
         }
     }

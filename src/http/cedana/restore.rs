@@ -66,7 +66,7 @@ pub async fn restore(ctx: Ctx, (_, Body(body)): (NoParams, Body<Restore>)) -> Re
         Err(CheckpointError::NoAction(_)) => {
             let QuotedId(id) = body.action_id.parse::<QuotedId<CheckpointId>>().map_err(bad)?;
             let is_one = app.checkpoints.find(caller, id).await;
-            is_one.map_err(|_| CheckpointError::NoAction(id.to_string()))?.id
+            is_one.map_err(|_| CheckpointError::NoAction(id.to_string()))?.row.id
         }
         Err(error) => return Err(error.into()),
     };

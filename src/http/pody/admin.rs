@@ -3,7 +3,7 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
 
-use super::{ApiError, Message};
+use super::{ApiError, message};
 use crate::{
     account::{AccountError, UserChange},
     http::{
@@ -13,8 +13,9 @@ use crate::{
     },
     model::{
         names::UserName,
-        quota::{Limit, Quota, QuotaChange, StoredQuota},
+        quota::{Limit, QuotaChange},
         user::Actor,
+        view::account::{AddedUser, PurgedUser, QuotaView},
     },
     params,
 };
@@ -25,20 +26,12 @@ pub async fn list_users(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, A
 
 params! { AddUser { username: UserName; password: String, admin: bool } }
 
-#[derive(Serialize)]
-struct Added {
-    message: String,
-    /// Shown once, if the caller gave none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    password: Option<String>,
-}
-
 pub async fn add_user(ctx: Ctx, params: AddUser) -> Result<Json<impl Serialize>, ApiError> {
     let made_up = params.password.is_none().then(|| BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 15]>()));
     let password = params.password.or_else(|| made_up.clone()).unwrap_or_default();
     let name = params.username;
     ctx.app.accounts.add_user(Actor::from(ctx.caller()), name.clone(), &password, params.admin == Some(true)).await?;
-    Ok(Json(Added { message: format!("User {name} added"), password: made_up }))
+    Ok(Json(AddedUser { message: format!("User {name} added"), password: made_up }))
 }
 
 params! { UpdateUser { username: UserName; password: String, admin: bool, disabled: bool } }
@@ -50,37 +43,22 @@ pub async fn update_user(ctx: Ctx, params: UpdateUser) -> Result<Json<impl Seria
         return Err(ApiError::BadRequest("nothing to change: name password, admin or disabled".to_owned()));
     }
     ctx.app.accounts.update_user(Actor::from(ctx.caller()), name.clone(), change).await?;
-    Ok(Message::new(format!("User {name} updated")))
+    Ok(message(format!("User {name} updated")))
 }
 
 params! { OneUser { username: UserName } }
 
 pub async fn delete_user(ctx: Ctx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
     ctx.app.accounts.delete_user(Actor::from(ctx.caller()), params.username.clone()).await?;
-    Ok(Message::new(format!("User {} deleted", params.username)))
-}
-
-#[derive(Serialize)]
-struct Purged {
-    message: String,
-    pods: Vec<String>,
+    Ok(message(format!("User {} deleted", params.username)))
 }
 
 pub async fn purge_user(ctx: Ctx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
     let pods = ctx.app.purge_user(Actor::from(ctx.caller()), params.username.clone()).await?;
-    Ok(Json(Purged { message: format!("User {} deleted", params.username), pods }))
+    Ok(Json(PurgedUser { message: format!("User {} deleted", params.username), pods }))
 }
 
 params! { ListQuotas { ; username: UserName } }
-
-#[derive(Serialize)]
-struct QuotaRow {
-    name: UserName,
-    /// The limits in force.
-    quota: Quota,
-    /// This user's own limits; null = the default.
-    stored: StoredQuota,
-}
 
 pub async fn list_quotas(ctx: Ctx, params: ListQuotas) -> Result<Json<impl Serialize>, ApiError> {
     let users = ctx.app.accounts.list_users().await.map_err(AccountError::Remote)?;
@@ -89,7 +67,7 @@ pub async fn list_quotas(ctx: Ctx, params: ListQuotas) -> Result<Json<impl Seria
         Some(name) => return Err(AccountError::NoUser(name).into()),
         None => users.into_iter().map(|user| user.name).collect(),
     };
-    let rows = names.into_iter().map(|name| QuotaRow {
+    let rows = names.into_iter().map(|name| QuotaView {
         quota: ctx.app.accounts.quota(&name),
         stored: ctx.app.accounts.stored_quota(&name),
         name,
@@ -146,10 +124,10 @@ pub async fn update_quota(ctx: Ctx, params: UpdateQuota) -> Result<Json<impl Ser
         ));
     }
     ctx.app.accounts.update_quota(Actor::from(ctx.caller()), name.clone(), change).await?;
-    Ok(Message::new(format!("Quota of {name} updated")))
+    Ok(message(format!("Quota of {name} updated")))
 }
 
 pub async fn reset_quota(ctx: Ctx, params: OneUser) -> Result<Json<impl Serialize>, ApiError> {
     ctx.app.accounts.reset_quota(Actor::from(ctx.caller()), params.username.clone()).await?;
-    Ok(Message::new(format!("Quota of {} reset", params.username)))
+    Ok(message(format!("Quota of {} reset", params.username)))
 }

@@ -2,17 +2,20 @@
 
 use serde::Serialize;
 
-use super::{ApiError, Log};
+use super::ApiError;
 use crate::{
     checkpoint::Manifest,
     http::{endpoint::Ctx, json::Json},
     model::{
         checkpoint::{
-            Checkpoint, CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, NewCheckpoint, NewRestore,
-            Origin,
+            CheckpointFilter, CheckpointName, Compression, Kind, LeaveRunning, NewCheckpoint, NewRestore, Origin,
         },
         ids::CheckpointId,
         names::{InstanceName, PodRef, UserName},
+        view::{
+            Log,
+            checkpoint::{CheckpointContent, CheckpointDetails, CheckpointFile},
+        },
     },
     params,
 };
@@ -57,40 +60,9 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, ApiErr
 
 params! { One { checkpoint: CheckpointId } }
 
-/// A checkpoint with the fields that only its manifest has.
-#[derive(Serialize)]
-struct Inspected {
-    #[serde(flatten)]
-    checkpoint: Checkpoint,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<Content>,
-}
-
-#[derive(Serialize)]
-struct Content {
-    /// At the time of the checkpoint.
-    image: String,
-    hostname: String,
-    kernel: String,
-    criu: String,
-    frozen_ms: u64,
-    losses: Vec<String>,
-    tcp_connections: u32,
-    files: Vec<File>,
-}
-
-#[derive(Serialize)]
-struct File {
-    path: String,
-    size: u64,
-    /// Bytes that it takes on disk.
-    stored: u64,
-    blake3: String,
-}
-
-impl From<Manifest> for Content {
+impl From<Manifest> for CheckpointContent {
     fn from(manifest: Manifest) -> Self {
-        let files = manifest.files.iter().map(|(path, file)| File {
+        let files = manifest.files.iter().map(|(path, file)| CheckpointFile {
             path: path.display().to_string(),
             size: file.size,
             stored: file.packed.as_ref().map_or(file.size, |packed| packed.size),
@@ -111,8 +83,8 @@ impl From<Manifest> for Content {
 
 pub async fn inspect(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
     let checkpoint = ctx.app.checkpoints.find(ctx.caller(), params.checkpoint).await?;
-    let content = ctx.app.checkpoints.manifest(ctx.caller(), params.checkpoint).await.ok().map(Content::from);
-    Ok(Json(Inspected { checkpoint, content }))
+    let content = ctx.app.checkpoints.manifest(ctx.caller(), params.checkpoint).await.ok().map(CheckpointContent::from);
+    Ok(Json(CheckpointDetails { checkpoint, content }))
 }
 
 pub async fn delete(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {

@@ -7,14 +7,15 @@ use serde::Serialize;
 use super::ApiError;
 use crate::{
     config::Config,
-    gpu::{Device, GpuProcess, Health, Library, MigInstance, Owner},
+    gpu::{Device, GpuProcess, Health, Owner},
     host::clock::Moment,
     http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
+        gpu::Library,
         names::{UserName, clipped},
         time::rfc3339,
-        usage::GpuUuid,
         user::Caller,
+        view::gpu::{DeviceState, DeviceView, GpusView, LostPod, ProcessView},
     },
     params,
 };
@@ -22,58 +23,32 @@ use crate::{
 /// How long a program may take to print its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A process on a GPU, as `/host/gpu-ps` and `/host/gpus` show it.
-#[derive(Serialize)]
-pub struct ProcessView {
-    /// Its PID on the host.
-    pid: i32,
-    /// The container's name, "" for a process of the host.
-    pod: String,
-    cmd: Cow<'static, str>,
-    /// Seconds.
-    uptime: f64,
-    /// Bytes.
-    memory_used: u64,
-    gpu_memory_used: Option<u64>,
-    user: Option<UserName>,
-    pid_in_pod: Option<i32>,
-    /// Percent.
-    utilization: Option<u32>,
-    kinds: Vec<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu_instance: Option<u32>,
-}
-
-impl ProcessView {
-    fn new(process: &GpuProcess, caller: &Caller, config: &Config) -> Self {
-        let shown = || {
-            process
-                .command
-                .as_deref()
-                .map_or(Cow::Borrowed("[ended or not readable]"), |text| Cow::Owned(text.to_owned()))
-        };
-        let (pod, cmd) = match &*process.owner {
-            Owner::Host => (String::new(), Cow::Borrowed("[host process]")),
-            Owner::Container { name } if caller.is_admin => (name.clone(), shown()),
-            Owner::Container { name } => (name.clone(), Cow::Borrowed("[container that is no pod]")),
-            Owner::Pod { user, name, .. } if user == &caller.user || caller.is_admin || config.gpu.show_commands => {
-                (name.clone(), shown())
-            }
-            Owner::Pod { name, .. } => (name.clone(), Cow::Borrowed("[hidden]")),
-        };
-        Self {
-            pid: process.id.pid,
-            pod,
-            cmd,
-            uptime: process.uptime,
-            memory_used: process.resident,
-            gpu_memory_used: process.gpu_memory,
-            user: process.owner.user().cloned(),
-            pid_in_pod: process.pid_inside,
-            utilization: process.utilization,
-            kinds: process.kinds.names(),
-            gpu_instance: process.gpu_instance,
+/// A process as this caller may see it.
+fn process_view(process: &GpuProcess, caller: &Caller, config: &Config) -> ProcessView {
+    let shown = || {
+        process.command.as_deref().map_or(Cow::Borrowed("[ended or not readable]"), |text| Cow::Owned(text.to_owned()))
+    };
+    let (pod, cmd) = match &*process.owner {
+        Owner::Host => (String::new(), Cow::Borrowed("[host process]")),
+        Owner::Container { name } if caller.is_admin => (name.clone(), shown()),
+        Owner::Container { name } => (name.clone(), Cow::Borrowed("[container that is no pod]")),
+        Owner::Pod { user, name, .. } if user == &caller.user || caller.is_admin || config.gpu.show_commands => {
+            (name.clone(), shown())
         }
+        Owner::Pod { name, .. } => (name.clone(), Cow::Borrowed("[hidden]")),
+    };
+    ProcessView {
+        pid: process.id.pid,
+        pod,
+        cmd,
+        uptime: process.uptime,
+        memory_used: process.resident,
+        gpu_memory_used: process.gpu_memory,
+        user: process.owner.user().cloned(),
+        pid_in_pod: process.pid_inside,
+        utilization: process.utilization,
+        kinds: process.kinds.listed(),
+        gpu_instance: process.gpu_instance,
     }
 }
 
@@ -101,47 +76,10 @@ pub async fn gpu_processes(ctx: Ctx, params: Processes) -> Result<Json<impl Seri
     }
     let is_wanted = |device: &&Device| wanted.as_ref().is_none_or(|list| list.contains(&device.index));
     let rows = snapshot.devices.iter().filter(is_wanted).map(|device| {
-        let processes = device.processes.iter().map(|process| ProcessView::new(process, ctx.caller(), &config));
+        let processes = device.processes.iter().map(|process| process_view(process, ctx.caller(), &config));
         (device.index, processes.collect::<Vec<_>>())
     });
     Ok(Json(rows.collect::<BTreeMap<_, _>>()))
-}
-
-#[derive(Serialize)]
-struct GpusAnswer {
-    /// RFC 3339.
-    at: String,
-    /// Seconds since then.
-    age: f64,
-    library: Library,
-    gpus: Vec<DeviceView>,
-    /// The caller's pods that lost their GPUs; for admins, everybody's.
-    lost_pods: Vec<LostPod>,
-}
-
-#[derive(Serialize)]
-struct LostPod {
-    pod: String,
-    user: UserName,
-    reason: String,
-}
-
-#[derive(Serialize)]
-struct DeviceView {
-    index: u32,
-    uuid: GpuUuid,
-    name: String,
-    /// `ok` or `unknown`.
-    state: &'static str,
-    /// Why it is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    /// `null` while it is unknown.
-    reading: Health,
-    users: Vec<UserName>,
-    processes: Vec<ProcessView>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    mig: Vec<MigInstance>,
 }
 
 pub async fn gpus(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
@@ -152,23 +90,19 @@ pub async fn gpus(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiErro
             device.processes.iter().filter_map(|process| process.owner.user().cloned()).collect();
         users.sort();
         users.dedup();
-        let reason = match &device.health {
-            Health::Known(_) => None,
-            Health::Unknown { reason } => Some(reason.clone()),
+        let (state, reason, reading) = match &device.health {
+            Health::Known(reading) => (DeviceState::Ok, None, Some(reading.clone())),
+            Health::Unknown { reason } => (DeviceState::Unknown, Some(reason.clone()), None),
         };
         DeviceView {
             index: device.index,
             uuid: device.uuid.clone(),
             name: device.name.clone(),
-            state: if reason.is_none() { "ok" } else { "unknown" },
+            state,
             reason,
-            reading: device.health.clone(),
+            reading,
             users,
-            processes: device
-                .processes
-                .iter()
-                .map(|process| ProcessView::new(process, ctx.caller(), &config))
-                .collect(),
+            processes: device.processes.iter().map(|process| process_view(process, ctx.caller(), &config)).collect(),
             mig: device.mig.clone(),
         }
     });
@@ -181,7 +115,7 @@ pub async fn gpus(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiErro
         let reason = ctx.app.pods.gpu_trouble(pod)?;
         Some(LostPod { pod: pod.container_name.clone(), user: pod.user.clone(), reason })
     });
-    Ok(Json(GpusAnswer {
+    Ok(Json(GpusView {
         at: rfc3339(snapshot.at.wall),
         age,
         library: snapshot.library.clone(),

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::{ApiError, Log};
+use super::ApiError;
 use crate::{
     http::{endpoint::Ctx, json::Json, params::NoParams},
-    model::names::ImageRef,
+    model::{names::ImageRef, view::Log},
     params,
 };
 

@@ -22,6 +22,7 @@ use crate::{
         json::Json,
         params::{BodyUse, NoParams},
     },
+    model::view::help::{HelpParam, HelpRow},
     params,
 };
 
@@ -58,20 +59,6 @@ pub async fn health(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiEr
 
 params! { Help { ; path: String } }
 
-#[derive(Serialize)]
-struct HelpRow {
-    path: &'static str,
-    methods: [String; 1],
-    params: Vec<HelpParam>,
-    summary: &'static str,
-}
-
-#[derive(Serialize)]
-struct HelpParam {
-    name: &'static str,
-    optional: bool,
-}
-
 pub async fn help(ctx: Ctx, params: Help) -> Result<Json<impl Serialize>, ApiError> {
     let wanted = params.path.as_deref().map(|path| path.split('?').next().unwrap_or_default().to_owned());
     let wanted = wanted.map(|path| if path.starts_with('/') { path } else { format!("/{path}") });
@@ -81,10 +68,14 @@ pub async fn help(ctx: Ctx, params: Help) -> Result<Json<impl Serialize>, ApiErr
         Some(path) => route.path == path,
     });
     let rows = rows.map(|route| HelpRow {
-        path: route.path,
-        methods: [route.method.to_string()],
-        params: route.params.iter().map(|param| HelpParam { name: param.name, optional: param.optional }).collect(),
-        summary: route.summary,
+        path: route.path.into(),
+        methods: vec![route.method.to_string()],
+        params: route
+            .params
+            .iter()
+            .map(|param| HelpParam { name: param.name.into(), optional: param.optional })
+            .collect(),
+        summary: route.summary.into(),
     });
     Ok(Json(rows.collect::<Vec<_>>()))
 }

@@ -1,5 +1,5 @@
-//! The query-string API: all of pody 0.4.1, both editions' names, and what this pody adds. One file per resource,
-//! handlers and wire types together.
+//! The query-string API: all of pody 0.4.1, both editions' names, and what this pody adds. One file per resource;
+//! what it answers is in the file of the same name of [`crate::model::view`].
 
 pub mod action;
 pub mod admin;
@@ -31,23 +31,11 @@ use utoipa::{
 
 pub use super::error::{ApiError, db_status, object_status};
 use super::json::Json;
+use crate::model::view::Message;
 
-/// `{"message": …}`
-#[derive(Serialize)]
-struct Message {
-    message: String,
-}
-
-impl Message {
-    fn new(message: impl Into<String>) -> Json<Self> {
-        Json(Self { message: message.into() })
-    }
-}
-
-/// `{"log": …}`
-#[derive(Serialize)]
-struct Log {
-    log: String,
+/// The answer of a request that says no more than that it was carried out.
+fn message(message: impl Into<String>) -> Json<Message> {
+    Json(Message { message: message.into() })
 }
 
 /// The dialect's errors. pody 0.4.1 has `detail` alone, and its client ignores other members.

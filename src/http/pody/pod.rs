@@ -7,19 +7,22 @@ use axum::{
 };
 use serde::Serialize;
 
+use super::ApiError;
 pub use super::shell::shell;
-use super::{ApiError, Log};
 use crate::{
     engine::LogOptions,
     http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{
-        ids::SessionId,
         names::{CommitTag, ImageRef, PodRef, UserName},
         quantities::{GpuRequest, Span},
         user::Actor,
+        view::{
+            Log,
+            pod::{CommitView, CreatedPod, ExecView},
+        },
     },
     params,
-    pod::{Action, Executed, NewPod, PodView},
+    pod::{Action, Executed, NewPod},
 };
 
 /// Default lines of `/pod/logs`, and its size limit in bytes.
@@ -64,12 +67,6 @@ pub async fn inspect(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiE
 
 params! { Create { ins: PodRef, image: ImageRef; gpus: GpuRequest } }
 
-#[derive(Serialize)]
-struct Created {
-    log: String,
-    info: PodView,
-}
-
 pub async fn create(ctx: Ctx, params: Create) -> Result<Json<impl Serialize>, ApiError> {
     let caller = ctx.caller();
     let PodRef { prefix, user, instance } = params.ins;
@@ -90,7 +87,7 @@ pub async fn create(ctx: Ctx, params: Create) -> Result<Json<impl Serialize>, Ap
         Some(container) => ctx.app.pods.last_output(container).await,
         None => String::new(),
     };
-    Ok(Json(Created { log, info: ctx.app.pods.view(&pod) }))
+    Ok(Json(CreatedPod { log, info: ctx.app.pods.view(&pod) }))
 }
 
 pub async fn delete(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, ApiError> {
@@ -116,24 +113,10 @@ async fn act(ctx: Ctx, params: One, action: Action) -> Result<Json<Log>, ApiErro
 
 params! { Exec { ins: PodRef, cmd: String; timeout: u64, detach: bool } }
 
-#[derive(Serialize)]
-struct ExecAnswer {
-    exit_code: i64,
-    log: String,
-    /// There was more output than is shown.
-    truncated: bool,
-    /// The output of a killed command up to then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output: Option<String>,
-    /// The id under which a background command is reattached.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<SessionId>,
-}
-
 pub async fn exec(ctx: Ctx, params: Exec) -> Result<Json<impl Serialize>, ApiError> {
     if params.detach == Some(true) {
         let session = Some(ctx.app.pods.exec_detached(ctx.caller(), &params.ins, params.cmd).await?);
-        return Ok(Json(ExecAnswer { exit_code: 0, log: String::new(), truncated: false, output: None, session }));
+        return Ok(Json(ExecView { exit_code: 0, log: String::new(), truncated: false, output: None, session }));
     }
     let limit = ctx.app.config.get().exec.output_limit;
     Ok(Json(match ctx.app.pods.exec(ctx.caller(), &params.ins, params.cmd, params.timeout).await? {
@@ -141,11 +124,11 @@ pub async fn exec(ctx: Ctx, params: Exec) -> Result<Json<impl Serialize>, ApiErr
             if truncated {
                 output.push_str(&format!("\n[pody: the output was cut after {limit}]"));
             }
-            ExecAnswer { exit_code, log: output, truncated, output: None, session: None }
+            ExecView { exit_code, log: output, truncated, output: None, session: None }
         }
         Executed::TimedOut { output } => {
             let log = "Timeout".to_owned();
-            ExecAnswer { exit_code: -1, log, truncated: false, output: Some(output), session: None }
+            ExecView { exit_code: -1, log, truncated: false, output: Some(output), session: None }
         }
     }))
 }
@@ -156,16 +139,10 @@ pub async fn sessions(ctx: Ctx, params: One) -> Result<Json<impl Serialize>, Api
 
 params! { Commit { ins: PodRef; tag: CommitTag, msg: String } }
 
-#[derive(Serialize)]
-struct CommitAnswer {
-    image_name: String,
-    log: String,
-}
-
 pub async fn commit(ctx: Ctx, params: Commit) -> Result<Json<impl Serialize>, ApiError> {
     let done = ctx.app.pods.commit(ctx.caller(), &params.ins, params.tag, params.msg).await?;
     let log = format!("Container {} committed to image: {}", done.pod, done.image);
-    Ok(Json(CommitAnswer { image_name: done.image, log }))
+    Ok(Json(CommitView { image_name: done.image, log }))
 }
 
 params! { Logs { ins: PodRef; tail: u32, since: Span, follow: bool } }

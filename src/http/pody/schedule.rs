@@ -7,7 +7,8 @@ use crate::{
     http::{endpoint::Ctx, json::Json},
     model::{
         names::{PodRef, UserName},
-        schedule::{Interval, Keep, PodSchedule, Rule},
+        schedule::{Interval, Keep, Rule},
+        view::{Message, schedule::PodSchedule},
     },
     params,
 };
@@ -19,7 +20,7 @@ params! { Set { ins: PodRef; every: Interval, keep: Keep, off: bool } }
 #[serde(untagged)]
 enum Answer {
     Set(PodSchedule),
-    Ended { message: String },
+    Ended(Message),
 }
 
 pub async fn set(ctx: Ctx, params: Set) -> Result<Json<impl Serialize>, ApiError> {
@@ -30,7 +31,7 @@ pub async fn set(ctx: Ctx, params: Set) -> Result<Json<impl Serialize>, ApiError
         }
         (None, None, true) => {
             checkpoints.end_schedule(ctx.caller(), &params.ins).await?;
-            Ok(Json(Answer::Ended { message: format!("Schedule of {} ended", params.ins) }))
+            Ok(Json(Answer::Ended(Message { message: format!("Schedule of {} ended", params.ins) })))
         }
         _ => {
             // A missing pod is reported first, as everywhere.

@@ -2,11 +2,13 @@
 
 use serde::Serialize;
 
-use super::{ApiError, Message};
+use super::{ApiError, message};
 use crate::{
-    account::ssh_keys::SshKeyInfo,
     http::{endpoint::Ctx, json::Json, params::NoParams},
-    model::user::{Actor, PublicKey},
+    model::{
+        user::{Actor, PublicKey},
+        view::account::SshKeyInfo,
+    },
     params,
 };
 
@@ -30,5 +32,5 @@ pub async fn delete(ctx: Ctx, params: Delete) -> Result<Json<impl Serialize>, Ap
     let caller = ctx.caller();
     ctx.app.accounts.delete_ssh_key(Actor::from(caller), caller.user.clone(), params.id).await?;
     ctx.app.pods.refresh_keys_of(&caller.user).await;
-    Ok(Message::new(format!("SSH key {} deleted", params.id)))
+    Ok(message(format!("SSH key {} deleted", params.id)))
 }

@@ -16,6 +16,7 @@ use crate::{
         quantities::Span,
         time::rfc3339,
         usage::{Amount, GpuAmount, GpuUuid, Subject},
+        view::usage::{GpuPoint, PodPoint, Series, UsageKey, UsageRow},
     },
     params,
     usage::query::{self, Window},
@@ -23,8 +24,6 @@ use crate::{
 
 /// Default window of a series, seconds: an hour.
 const SERIES: f64 = 3600.0;
-
-const JOULES_PER_KWH: f64 = 3_600_000.0;
 
 params! { Times { ; user: String, t: Span } }
 
@@ -58,50 +57,6 @@ fn is_wanted(wanted: Option<&Vec<String>>, name: &str) -> bool {
 }
 
 params! { Usage { ; t: Span, user: String, by: String, format: String } }
-
-/// What one row of the response is about. Absent parts are summed over.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct Key {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<UserName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pod: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<GpuUuid>,
-}
-
-#[derive(Serialize)]
-struct UsageRow {
-    #[serde(flatten)]
-    key: Key,
-    cpu_seconds: f64,
-    memory_byte_seconds: f64,
-    gpu_active_seconds: f64,
-    gpu_held_seconds: f64,
-    gpu_memory_byte_seconds: f64,
-    /// From the GPU's power, shared among the pods that computed: an estimate.
-    estimated_kwh: f64,
-    /// No process was on the GPU. Only if the sums are of whole GPUs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu_free_seconds: Option<f64>,
-}
-
-impl UsageRow {
-    fn new(key: Key, amount: Amount) -> Self {
-        Self {
-            key,
-            cpu_seconds: amount.cpu_seconds,
-            memory_byte_seconds: amount.memory_byte_seconds,
-            gpu_active_seconds: amount.gpu_active_seconds,
-            gpu_held_seconds: amount.gpu_held_seconds,
-            gpu_memory_byte_seconds: amount.gpu_memory_byte_seconds,
-            estimated_kwh: amount.gpu_joules / JOULES_PER_KWH,
-            gpu_free_seconds: None,
-        }
-    }
-}
 
 /// How to split the sums: parts of `user,pod,gpu` and one of `hour,day`.
 struct Split {
@@ -138,8 +93,8 @@ impl Split {
         self.gpu && !self.user && !self.pod
     }
 
-    fn key_of_gpu(&self, at: i64, gpu: GpuUuid) -> Key {
-        Key { at: self.begin(at), gpu: Some(gpu), ..Key::default() }
+    fn key_of_gpu(&self, at: i64, gpu: GpuUuid) -> UsageKey {
+        UsageKey { at: self.begin(at), gpu: Some(gpu), ..UsageKey::default() }
     }
 
     /// Of the period.
@@ -147,8 +102,8 @@ impl Split {
         self.period.map(|period| rfc3339(at.div_euclid(period) * period * 1000))
     }
 
-    fn key(&self, at: i64, subject: &Subject) -> Key {
-        Key {
+    fn key(&self, at: i64, subject: &Subject) -> UsageKey {
+        UsageKey {
             at: self.begin(at),
             user: self.user.then(|| subject.user.clone()),
             pod: self.pod.then(|| subject.pod.clone()),
@@ -162,7 +117,7 @@ pub async fn usage(ctx: Ctx, params: Usage) -> Result<Response, ApiError> {
     let wanted = params.user.map(names);
     ctx.app.usage.catch_up().await;
     let window = Window::last(params.t.map(|span| span.0));
-    let mut sums: BTreeMap<Key, Amount> = BTreeMap::new();
+    let mut sums: BTreeMap<UsageKey, Amount> = BTreeMap::new();
     if split.period.is_some() {
         let (_, rows) = query::series(&ctx.app.db, window).await?;
         for row in rows.iter().filter(|row| is_wanted(wanted.as_ref(), row.subject.user.as_str())) {
@@ -175,7 +130,7 @@ pub async fn usage(ctx: Ctx, params: Usage) -> Result<Response, ApiError> {
             }
         }
     }
-    let mut free: BTreeMap<Key, f64> = BTreeMap::new();
+    let mut free: BTreeMap<UsageKey, f64> = BTreeMap::new();
     if split.is_of_gpus() && wanted.is_none() {
         let rows = match split.period {
             Some(_) => query::gpu_series(&ctx.app.db, window).await?.1,
@@ -206,7 +161,7 @@ pub async fn usage(ctx: Ctx, params: Usage) -> Result<Response, ApiError> {
 fn csv(rows: &[UsageRow]) -> String {
     let head = "at,user,pod,gpu,cpu_seconds,memory_byte_seconds,gpu_active_seconds,gpu_held_seconds,gpu_memory_byte_seconds,estimated_kwh,gpu_free_seconds\n";
     let lines = rows.iter().map(|row| {
-        let Key { at, user, pod, gpu } = &row.key;
+        let UsageKey { at, user, pod, gpu } = &row.key;
         format!(
             "{},{},{},{},{:.3},{:.0},{:.3},{:.3},{:.0},{:.6},{}\n",
             at.as_deref().unwrap_or_default(),
@@ -226,26 +181,6 @@ fn csv(rows: &[UsageRow]) -> String {
 }
 
 params! { PodSeries { ins: PodRef; t: Span } }
-
-#[derive(Serialize)]
-struct Series<T> {
-    /// Seconds of one point.
-    step: i64,
-    points: Vec<T>,
-}
-
-#[derive(Serialize)]
-struct PodPoint {
-    /// RFC 3339, its begin.
-    at: String,
-    cpu_cores: f64,
-    /// Bytes.
-    memory: f64,
-    /// GPUs computing, and GPUs held and not computing.
-    gpus_active: f64,
-    gpus_held: f64,
-    gpu_memory: f64,
-}
 
 pub async fn pod_series(ctx: Ctx, params: PodSeries) -> Result<Json<impl Serialize>, ApiError> {
     let pod = ctx.app.pods.find(ctx.caller(), &params.ins)?;
@@ -269,21 +204,6 @@ pub async fn pod_series(ctx: Ctx, params: PodSeries) -> Result<Json<impl Seriali
 }
 
 params! { HostSeries { ; t: Span } }
-
-#[derive(Serialize)]
-struct GpuPoint {
-    /// RFC 3339, its begin.
-    at: String,
-    gpu: GpuUuid,
-    /// Percent; null where it could not be read.
-    utilization: Option<f64>,
-    /// Bytes.
-    memory: Option<f64>,
-    /// Watts.
-    power: Option<f64>,
-    /// Fraction of the time without any process on it.
-    free: Option<f64>,
-}
 
 pub async fn host_series(ctx: Ctx, params: HostSeries) -> Result<Json<impl Serialize>, ApiError> {
     ctx.app.usage.catch_up().await;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{ApiError, Message};
+use super::{ApiError, message};
 use crate::{
     http::{endpoint::Ctx, json::Json, params::NoParams},
     model::{quantities::Span, user::Actor},
@@ -26,5 +26,5 @@ params! { Revoke { id: i64 } }
 pub async fn revoke(ctx: Ctx, params: Revoke) -> Result<Json<impl Serialize>, ApiError> {
     let caller = ctx.caller();
     ctx.app.accounts.revoke_token(Actor::from(caller), caller.user.clone(), params.id).await?;
-    Ok(Message::new(format!("Token {} revoked", params.id)))
+    Ok(message(format!("Token {} revoked", params.id)))
 }

@@ -2,31 +2,24 @@
 
 use serde::Serialize;
 
-use super::{ApiError, Message};
+use super::{ApiError, message};
 use crate::{
     account::UserChange,
     http::{endpoint::Ctx, identity::refuse_other_sites, json::Json, params::NoParams},
-    model::{names::UserName, quota::Quota, user::Actor},
+    model::{
+        user::Actor,
+        view::account::{AccountUser, AccountView},
+    },
     params,
 };
-
-#[derive(Serialize)]
-struct Info {
-    user: InfoUser,
-    quota: Quota,
-}
-
-#[derive(Serialize)]
-struct InfoUser {
-    name: UserName,
-    /// 0 or 1, as in pody 0.4.1.
-    is_admin: u8,
-}
 
 pub async fn info(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
     let caller = ctx.caller();
     let quota = ctx.app.accounts.quota(&caller.user);
-    Ok(Json(Info { user: InfoUser { name: caller.user.clone(), is_admin: u8::from(caller.is_admin) }, quota }))
+    Ok(Json(AccountView {
+        user: AccountUser { name: caller.user.clone(), is_admin: u8::from(caller.is_admin) },
+        quota,
+    }))
 }
 
 pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiError> {
@@ -42,5 +35,5 @@ pub async fn change_password(ctx: Ctx, params: ChangePassword) -> Result<Json<im
     let caller = ctx.caller();
     let change = UserChange { password: Some(params.passwd), ..UserChange::default() };
     ctx.app.accounts.update_user(Actor::from(caller), caller.user.clone(), change).await?;
-    Ok(Message::new("Password updated"))
+    Ok(message("Password updated"))
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{ApiError, Message};
+use super::{ApiError, message};
 use crate::{
     account::{AccountError, UserChange},
     http::{endpoint::Ctx, error::ServiceRefusal, json::Json},
@@ -43,7 +43,7 @@ pub async fn add(ctx: Ctx, params: Add) -> Result<Json<impl Serialize>, ApiError
     let actor = writable(&ctx)?;
     let name = params.username;
     ctx.app.accounts.add_user(actor, name.clone(), &params.password, params.is_admin == Some(true)).await?;
-    Ok(Message::new(format!("User '{name}' added successfully")))
+    Ok(message(format!("User '{name}' added successfully")))
 }
 
 params! { Update { username: UserName; password: String, is_admin: bool } }
@@ -56,7 +56,7 @@ pub async fn update(ctx: Ctx, params: Update) -> Result<Json<impl Serialize>, Ap
     }
     let change = UserChange { password: params.password, is_admin: params.is_admin, disabled: None };
     ctx.app.accounts.update_user(actor, name.clone(), change).await?;
-    Ok(Message::new(format!("User '{name}' updated successfully")))
+    Ok(message(format!("User '{name}' updated successfully")))
 }
 
 params! { Delete { username: UserName } }
@@ -65,7 +65,7 @@ pub async fn delete(ctx: Ctx, params: Delete) -> Result<Json<impl Serialize>, Ap
     let actor = writable(&ctx)?;
     let name = params.username;
     ctx.app.accounts.delete_user(actor, name.clone()).await?;
-    Ok(Message::new(format!("User '{name}' deleted successfully")))
+    Ok(message(format!("User '{name}' deleted successfully")))
 }
 
 params! { Get { ; user_id: i64, username: String } }
