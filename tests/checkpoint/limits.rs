@@ -57,7 +57,7 @@ fn the_current_memory_limit_applies_to_a_restore() {
         let refused = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}{to}"));
         assert_eq!(refused.status, 409, "{refused}");
         let said = refused.detail();
-        assert!(said.contains("the checkpoint holds 1") && said.contains("the memory limit is 100m now"), "{said}");
+        assert!(said.contains("the checkpoint holds 1") && said.contains("the memory limit is now 100m"), "{said}");
     }
     assert_eq!(status(&alice, "main"), "exited");
     assert_eq!(alice.get("/pod/inspect?ins=clone").status, 404);

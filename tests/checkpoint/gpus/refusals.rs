@@ -84,7 +84,7 @@ fn uses_of_a_gpu_other_than_plain_cuda_are_refused() {
 
     // More than the host's available memory.
     cuda.gpus.change(|state| state.devices[0].processes[0].used_memory = Some(70 << 40));
-    refused(&cuda, &alice, "its programs have 70t on GPUs, which is copied into the host's memory");
+    refused(&cuda, &alice, "its programs have 70t of GPU memory, which is copied into the host's memory");
     cuda.gpus.change(|state| state.devices[0].processes[0].used_memory = Some(BYTES));
 
     // A program that only watches the GPU.
