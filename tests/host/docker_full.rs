@@ -39,7 +39,7 @@ fn with_the_engines_disk_full_writes_are_refused_and_leave_nothing_behind() {
     // The checkpoint is on another disk, which has room.
     let answer = alice.post("/pod/restore?ins=main&as=second");
     assert_eq!(answer.status, 507, "{answer}");
-    assert!(answer.text().contains(&format!("in {}, and 0b of it may be used", docker.data().display())), "{answer}");
+    assert!(answer.text().contains(&format!("in {}, but only 0b may be used", docker.data().display())), "{answer}");
     assert_reads_fast(&alice, &["/pod/list", "/pod/ps", "/pod/inspect?ins=main"]);
     // The existing pod is not affected, and can be deleted.
     eventually(RECOVERY, "it keeps running", || exec(&alice, "main", "true", 10).status == 200);
