@@ -267,7 +267,7 @@ impl Copy {
     pub fn words(&self) -> String {
         match (&self.error, self.status) {
             (Some(error), CopyStatus::Failed) => {
-                format!("failed: {error}; next try at {}", self.due_at.to_string())
+                format!("failed: {error}; next try at {}", self.due_at)
             }
             (_, status) => status.to_string(),
         }

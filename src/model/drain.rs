@@ -120,7 +120,7 @@ impl Drain {
 
     /// Why not.
     pub fn refusal(&self) -> String {
-        let (by, since) = (&self.actor, self.begun_at.to_string());
+        let (by, since) = (&self.actor, self.begun_at);
         match self.state {
             DrainState::Undraining => format!(
                 "pods are being restored after maintenance ({}); pods can be created, started and restored again when all are back",
