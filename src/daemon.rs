@@ -19,7 +19,7 @@ use crate::{
         router::router,
         server::{Server, ServerError},
     },
-    model::time::now,
+    model::time::Millis,
     usage,
 };
 
@@ -166,7 +166,7 @@ fn announce(server: &Server, home: &Path) {
 async fn upkeep(db: Db) {
     loop {
         tokio::time::sleep(UPKEEP).await;
-        let expired = db.write(|tx| tx.delete_expired_tokens(now())).await;
+        let expired = db.write(|tx| tx.delete_expired_tokens(Millis::now())).await;
         if let Err::<_, DbError>(error) = expired {
             tracing::warn!(%error, "cannot delete expired tokens, will retry");
         }

@@ -27,6 +27,7 @@ use crate::{
     model::{
         names::{UserName, start_of},
         quota::{Quota, QuotaChange, StoredQuota},
+        time::Millis,
         user::{Actor, Caller, TokenHash, User, UserInfo},
     },
 };
@@ -206,7 +207,7 @@ impl Accounts {
     pub async fn authenticate_token(&self, token: &str, address: IpAddr) -> Result<Caller, AuthError> {
         let snapshot = self.db.snapshot();
         let token = snapshot.accounts.tokens.get(&TokenHash::of(token)).ok_or(AuthError::BadToken)?;
-        if token.expires_at <= crate::model::time::now() {
+        if token.expires_at <= Millis::now() {
             return Err(AuthError::BadToken);
         }
         let found = self.find_user(&token.user).await.map_err(AuthError::Remote)?.ok_or(AuthError::BadToken)?;

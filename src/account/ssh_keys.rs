@@ -6,7 +6,7 @@ use crate::{
     db::NewEvent,
     model::{
         names::UserName,
-        time::now,
+        time::Millis,
         user::{Actor, PublicKey, SshKey},
     },
 };
@@ -26,7 +26,7 @@ impl Accounts {
                 if tx.list_ssh_keys(&user)?.len() >= MAX_KEYS {
                     return Err(AccountError::TooMany(MAX_KEYS));
                 }
-                let stored = tx.upsert_ssh_key(&user, &key, now())?;
+                let stored = tx.upsert_ssh_key(&user, &key, Millis::now())?;
                 tx.insert_event(&NewEvent::by(&actor).did("ssh-key.add", key.fingerprint()).of(&user))?;
                 Ok(stored)
             })
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn keys_of_others_stay() {
-        let row = SshKey { id: 1, key: KEY.parse().unwrap(), created_at: 0 };
+        let row = SshKey { id: 1, key: KEY.parse().unwrap(), created_at: Millis(0) };
         let by_hand = "ssh-rsa AAAA by-hand\n";
         let with = merge_authorized_keys(by_hand, std::slice::from_ref(&row));
         assert!(with.starts_with(by_hand) && with.contains(KEY));

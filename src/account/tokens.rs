@@ -8,7 +8,7 @@ use crate::{
     model::{
         names::UserName,
         quantities::Span,
-        time::{now, rfc3339},
+        time::Millis,
         user::{Actor, TokenHash},
         view::account::{NewToken, TokenInfo},
     },
@@ -41,7 +41,7 @@ impl Accounts {
         let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME).0.min(MAX_LIFETIME.0);
         let token = format!("pody_{}", BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
         let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
-        let (created_at, hash) = (now(), TokenHash::of(&token));
+        let (created_at, hash) = (Millis::now(), TokenHash::of(&token));
         let expires_at = created_at + (lifetime * 1000.0) as i64;
         if self.list_tokens(&user).len() >= MAX_TOKENS {
             return Err(AccountError::TooMany(MAX_TOKENS));
@@ -72,6 +72,6 @@ impl Accounts {
     }
 }
 
-fn info(id: i64, name: &str, created_at: i64, expires_at: i64) -> TokenInfo {
-    TokenInfo { id, name: name.to_owned(), created_at: rfc3339(created_at), expires_at: rfc3339(expires_at) }
+fn info(id: i64, name: &str, created_at: Millis, expires_at: Millis) -> TokenInfo {
+    TokenInfo { id, name: name.to_owned(), created_at: created_at.to_string(), expires_at: expires_at.to_string() }
 }

@@ -15,7 +15,7 @@ use crate::{
         agent::{self, Cluster, Kind, Resource, ResourceError},
         ids::ClusterId,
         names::UserName,
-        time::now,
+        time::Millis,
         user::{Caller, UserInfo},
     },
 };
@@ -145,7 +145,7 @@ impl Clusters {
                 };
                 let is_callers = |cluster: &Cluster| caller.is_admin || cluster.user == caller.user;
                 let cluster = tx.find_cluster(id)?.filter(is_callers).ok_or(ClusterError::NoCluster(id))?;
-                tx.touch_cluster(id, metadata.as_deref(), now())?;
+                tx.touch_cluster(id, metadata.as_deref(), Millis::now())?;
                 match reported {
                     None => Ok(id.into()),
                     Some(reported) => keep(tx, cluster, reported),
@@ -157,7 +157,7 @@ impl Clusters {
     /// Recently reported resources of the caller's agents; for admins everybody's.
     pub async fn list_resources(&self, caller: &Caller, kind: Kind) -> Result<Vec<Resource>, ClusterError> {
         let user = whose(caller);
-        self.db.read(move |tx| Ok(tx.list_resources(user.as_ref(), kind, now() - LISTED)?)).await
+        self.db.read(move |tx| Ok(tx.list_resources(user.as_ref(), kind, Millis::now() - LISTED)?)).await
     }
 }
 
@@ -175,7 +175,7 @@ fn ensure(tx: &Tx, caller: &Caller, name: String) -> Result<ClusterId, ClusterEr
     }
     let id = ClusterId::generate();
     let cluster = Cluster { id, user: caller.user.clone(), name, metadata: None, synced_at: None };
-    tx.insert_cluster(&cluster, now())?;
+    tx.insert_cluster(&cluster, Millis::now())?;
     let event = NewEvent::by(&caller.into()).did("cluster.create", cluster.name).of(&caller.user);
     tx.insert_event(&event.detail(id.to_string()))?;
     Ok(id)
@@ -196,9 +196,9 @@ fn keep(tx: &Tx, cluster: Cluster, reported: agent::Reported) -> Result<Uuid, Cl
         namespace: reported.namespace,
         name: reported.name,
         body: reported.body,
-        synced_at: now(),
+        synced_at: Millis::now(),
     };
-    tx.delete_old_resources(now() - KEPT)?;
+    tx.delete_old_resources(Millis::now() - KEPT)?;
     let there = tx.count_synced(&resource.user, &resource)?;
     if there.resources >= MAX_RESOURCES || there.bytes + body.len() as u64 > MAX_BYTES {
         return Err(ClusterError::TooMany { resources: there.resources, bytes: there.bytes });

@@ -24,7 +24,7 @@ use crate::{
         checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus},
         ids::{ActionId, CheckpointId},
         names::UserName,
-        time::now,
+        time::Millis,
         user::{Actor, Caller},
         view::{action::ActionView, checkpoint::CheckpointView},
     },
@@ -185,7 +185,7 @@ impl Reports {
     pub async fn deprecate(&self, caller: &Caller, id: CheckpointId) -> Result<(), ReportError> {
         self.change(caller, id, "checkpoint.deprecate", |reported| {
             reported.status = ReportedStatus::Deprecated;
-            reported.deprecated_at = Some(reported.deprecated_at.unwrap_or_else(now));
+            reported.deprecated_at = Some(reported.deprecated_at.unwrap_or_else(Millis::now));
         })
         .await
     }
@@ -282,7 +282,7 @@ impl Reports {
     pub async fn upkeep(self) {
         loop {
             let keep = self.config.get().checkpoint.deprecated_seconds;
-            let before = now() - i64::try_from(keep).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
+            let before = Millis::now() - i64::try_from(keep).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
             if let Err(error) = self.drop_deprecated(before).await {
                 tracing::warn!(%error, "cannot delete deprecated checkpoints, will retry");
             }
@@ -292,7 +292,7 @@ impl Reports {
 }
 
 impl Reports {
-    async fn drop_deprecated(&self, before: i64) -> Result<(), DbError> {
+    async fn drop_deprecated(&self, before: Millis) -> Result<(), DbError> {
         // Usually there is nothing to delete, and no write is needed.
         if !self.db.read(move |tx| tx.has_deprecated(before)).await? {
             return Ok(());

@@ -25,7 +25,7 @@ use crate::{
         phase::{ActionKind, Phase},
         pod::Pod,
         quota::Quota,
-        time::now,
+        time::Millis,
         user::{Actor, Caller},
         view::{action::ActionView, checkpoint::Verdict},
     },
@@ -182,7 +182,7 @@ impl Checkpoints {
             status: CheckpointStatus::Creating,
             size: seen.verdict.memory + seen.verdict.gpu_memory + seen.verdict.files,
             image: seen.inspect.image_id.clone(),
-            created_at: now(),
+            created_at: Millis::now(),
             origin: new.origin,
         };
         let mut action = Action {
@@ -198,7 +198,7 @@ impl Checkpoints {
             frozen_ms: None,
             losses: seen.findings.losses.clone(),
             error: None,
-            started_at: now(),
+            started_at: Millis::now(),
             ended_at: None,
             event: 0,
             journal: Journal {

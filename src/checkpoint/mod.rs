@@ -51,7 +51,7 @@ use crate::{
         checkpoint::{Checkpoint, CheckpointFilter, CheckpointStatus},
         ids::{ActionId, CheckpointId, PodId},
         names::UserName,
-        time::now,
+        time::Millis,
         user::{Actor, Caller},
         view::{action::ActionView, checkpoint::CheckpointView},
     },
@@ -288,7 +288,7 @@ impl Checkpoints {
         ended: Result<(), String>,
         also: impl FnOnce(&Tx) -> Result<(), DbError> + Send + 'static,
     ) -> Result<(), CheckpointError> {
-        action.ended_at = Some(now());
+        action.ended_at = Some(Millis::now());
         action.status = if ended.is_ok() { ActionStatus::Done } else { ActionStatus::Error };
         action.error = ended.err();
         self.0

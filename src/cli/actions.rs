@@ -22,7 +22,6 @@ use crate::model::{
     ids::ActionId,
     names::start_of,
     phase::ActionKind,
-    time::rfc3339,
     view::{action::ActionView, checkpoint::CopyView},
 };
 
@@ -103,7 +102,7 @@ fn row(action: ActionView) -> Vec<String> {
         action.phase.to_string(),
         done,
         action.frozen_ms.map_or_else(|| "-".to_owned(), seconds),
-        output::ago(&rfc3339(action.started_at)),
+        output::ago(&action.started_at.to_string()),
         copy_words(action.remote.as_ref()),
         action.error.as_deref().map_or_else(|| "-".to_owned(), output::printable_line),
     ]
@@ -264,6 +263,7 @@ mod tests {
     use crate::model::{
         ids::{CheckpointId, PodId},
         phase::Phase,
+        time::Millis,
     };
 
     #[test]
@@ -283,7 +283,7 @@ mod tests {
             losses: Vec::new(),
             error: None,
             remote: None,
-            started_at: 0,
+            started_at: Millis(0),
             ended_at: None,
         };
         let wide = "saving: dump      ████████████░░░░░░░░░░░░ 512.0M of 1.0G  frozen 1.2 s";

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::model::{
     checkpoint::{Checkpoint, Origin},
-    time::rfc3339,
     view::checkpoint::{CheckpointView, RemoteCheckpoint, Verdict},
 };
 
@@ -202,7 +201,7 @@ impl CheckpointsArgs {
                     row.compression.to_string(),
                     row.status.to_string(),
                     label(&row),
-                    output::ago(&rfc3339(row.created_at)),
+                    output::ago(&row.created_at.to_string()),
                 ];
                 if has_copies {
                     line.push(copy_words(remote.as_ref()));
@@ -273,7 +272,7 @@ async fn list_remote(user: Option<&str>, out: &Output) -> Result<u8, CliError> {
                 content.map_or_else(dash, |content| content.kind.to_string()),
                 content.map_or_else(dash, |content| output::bytes(content.size)),
                 if line.is_here { "yes" } else { "no" }.to_owned(),
-                content.map_or_else(dash, |content| output::ago(&rfc3339(content.created_at))),
+                content.map_or_else(dash, |content| output::ago(&content.created_at.to_string())),
                 line.problem.map_or_else(dash, |problem| output::printable_line(&problem)),
             ]
         };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::model::{
     schedule::{Rule, RuleError},
-    time::rfc3339,
+    time::Millis,
     view::schedule::PodSchedule,
 };
 
@@ -120,7 +120,7 @@ fn table(lines: Vec<PodSchedule>, with_user: bool, out: &Output) -> String {
     }
     let row = |line: PodSchedule| {
         let schedule = line.schedule;
-        let last = schedule.last_at.map_or_else(|| "-".to_owned(), |at| output::ago(&rfc3339(at)));
+        let last = schedule.last_at.map_or_else(|| "-".to_owned(), |at| output::ago(&at.to_string()));
         let problem = schedule.last_error.unwrap_or_else(|| "-".to_owned());
         let mut row = vec![line.instance.to_string(), schedule.rule, ahead(schedule.next_at), last, problem];
         if with_user {
@@ -131,9 +131,9 @@ fn table(lines: Vec<PodSchedule>, with_user: bool, out: &Output) -> String {
     out.table(&header, lines.into_iter().map(row))
 }
 
-/// The time until a time, milliseconds since 1970: `in 3h 5m`.
-fn ahead(millis: i64) -> String {
-    match millis.div_euclid(1000) - jiff::Timestamp::now().as_second() {
+/// The time until a time: `in 3h 5m`.
+fn ahead(time: Millis) -> String {
+    match time.seconds() - Millis::now().seconds() {
         ..=0 => "now".to_owned(),
         seconds => format!("in {}", output::short_duration(seconds as f64)),
     }

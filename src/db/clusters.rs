@@ -7,6 +7,7 @@ use crate::model::{
     agent::{Cluster, Kind, Resource},
     ids::ClusterId,
     names::UserName,
+    time::Millis,
 };
 
 /// Bytes and rows that a user's agents have reported.
@@ -66,7 +67,7 @@ impl Tx<'_> {
         Ok(collect(&self.0, query, [id.to_string()], read)?.pop())
     }
 
-    pub fn insert_cluster(&self, cluster: &Cluster, at: i64) -> Result<(), DbError> {
+    pub fn insert_cluster(&self, cluster: &Cluster, at: Millis) -> Result<(), DbError> {
         self.0.execute(
             "INSERT INTO clusters (id, user, name, created_at) VALUES (?1, ?2, ?3, ?4)",
             params![cluster.id.to_string(), cluster.user.as_str(), cluster.name, at],
@@ -75,7 +76,7 @@ impl Tx<'_> {
     }
 
     /// Records that an agent reported; `metadata` is kept if it sends none.
-    pub fn touch_cluster(&self, id: ClusterId, metadata: Option<&str>, at: i64) -> Result<(), DbError> {
+    pub fn touch_cluster(&self, id: ClusterId, metadata: Option<&str>, at: Millis) -> Result<(), DbError> {
         let query = "UPDATE clusters SET synced_at = ?3, metadata = coalesce(?2, metadata) WHERE id = ?1";
         self.0.execute(query, params![id.to_string(), metadata, at])?;
         Ok(())
@@ -113,12 +114,12 @@ impl Tx<'_> {
     }
 
     /// Deletes resources that have not been reported since `before`.
-    pub fn delete_old_resources(&self, before: i64) -> Result<usize, DbError> {
+    pub fn delete_old_resources(&self, before: Millis) -> Result<usize, DbError> {
         Ok(self.0.execute("DELETE FROM resources WHERE synced_at < ?1", [before])?)
     }
 
     /// Resources of one kind that were reported since then, one user's or everybody's.
-    pub fn list_resources(&self, user: Option<&UserName>, kind: Kind, since: i64) -> Result<Vec<Resource>, DbError> {
+    pub fn list_resources(&self, user: Option<&UserName>, kind: Kind, since: Millis) -> Result<Vec<Resource>, DbError> {
         let query = "SELECT cluster, clusters.name, user, kind, namespace, resources.name, resources.id, body, resources.synced_at
                      FROM resources JOIN clusters ON clusters.id = resources.cluster
                      WHERE (?1 IS NULL OR user = ?1) AND kind = ?2 AND resources.synced_at >= ?3

@@ -3,7 +3,7 @@
 use rusqlite::params;
 
 use super::{DbError, Tx, collect, parsed};
-use crate::model::{ids::OpId, names::UserName, time::now};
+use crate::model::{ids::OpId, names::UserName, time::Millis};
 
 /// A commit in progress.
 pub struct Commit {
@@ -18,7 +18,7 @@ impl Tx<'_> {
     pub fn insert_commit(&self, commit: &Commit) -> Result<bool, DbError> {
         let inserted = self.0.execute(
             "INSERT INTO commits (image, user, op, event, created_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
-            params![commit.image, commit.user.as_str(), commit.op.to_string(), commit.event, now()],
+            params![commit.image, commit.user.as_str(), commit.op.to_string(), commit.event, Millis::now()],
         )?;
         Ok(inserted == 1)
     }

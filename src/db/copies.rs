@@ -10,7 +10,7 @@ use super::{
 use crate::model::{
     checkpoint::{Copy, CopyStatus},
     ids::CheckpointId,
-    time::now,
+    time::Millis,
 };
 
 const COLUMNS: &str = "checkpoint, user, store, status, attempts, error, due_at";
@@ -68,7 +68,7 @@ impl Tx<'_> {
         let query = format!(
             "SELECT {COLUMNS} FROM copies WHERE status != 'copied' AND due_at <= ?1 ORDER BY due_at, checkpoint"
         );
-        collect(&self.0, &query, [now()], read)
+        collect(&self.0, &query, [Millis::now()], read)
     }
 
     pub fn list_copies_being(&self, status: CopyStatus) -> Result<Vec<Copy>, DbError> {
@@ -78,7 +78,13 @@ impl Tx<'_> {
     /// Marks the copy of a deleted checkpoint for deletion, if it has one.
     pub fn delete_copy_later(&self, checkpoint: CheckpointId) -> Result<(), DbError> {
         let Some(copy) = self.find_copy(checkpoint)? else { return Ok(()) };
-        self.update_copy(&Copy { status: CopyStatus::Deleting, attempts: 0, error: None, due_at: 0, ..copy })
+        self.update_copy(&Copy {
+            status: CopyStatus::Deleting,
+            attempts: 0,
+            error: None,
+            due_at: Millis::default(),
+            ..copy
+        })
     }
 
     pub fn forget_copy(&self, checkpoint: CheckpointId) -> Result<(), DbError> {

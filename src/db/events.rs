@@ -9,7 +9,7 @@ use super::{Db, DbError, Tx, collect, parsed};
 use crate::model::{
     event::{Event, Outcome},
     names::UserName,
-    time::{now, rfc3339},
+    time::Millis,
     user::Actor,
 };
 
@@ -89,26 +89,24 @@ pub struct EventFilter {
 pub struct EventSearch {
     /// `None` = everybody's.
     pub user: Option<UserName>,
-    /// Milliseconds since 1970.
-    pub since: i64,
+    pub since: Millis,
     /// An action is `SUBJECT.VERB`.
     pub subject: Option<String>,
     pub verb: Option<String>,
     pub limit: u32,
 }
 
-/// An event with its time as a number.
+/// An event with its time as it is stored.
 #[derive(Clone, Debug)]
 pub struct FoundEvent {
-    /// Milliseconds since 1970.
-    pub millis: i64,
+    pub at: Millis,
     pub event: Event,
 }
 
 fn read(row: &Row) -> Result<Event, DbError> {
     Ok(Event {
         id: row.get(0)?,
-        at: rfc3339(row.get(1)?),
+        at: row.get::<_, Millis>(1)?.to_string(),
         actor: row.get(2)?,
         source: row.get(3)?,
         action: row.get(4)?,
@@ -125,7 +123,7 @@ impl Tx<'_> {
             "INSERT INTO events (at, actor, source, action, object, user, outcome, detail)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
-                now(),
+                Millis::now(),
                 event.actor.name,
                 event.actor.source,
                 event.action,
@@ -164,13 +162,13 @@ impl Tx<'_> {
         collect(&self.0, query, params![filter.user.as_ref().map(UserName::as_str), filter.before, filter.limit], read)
     }
 
-    /// The newest of these actions on an object since a time, milliseconds since 1970.
+    /// The newest of these actions on an object since a time.
     pub fn last_event_of(
         &self,
         user: &UserName,
         object: &str,
         actions: [&str; 2],
-        since: i64,
+        since: Millis,
     ) -> Result<Option<String>, DbError> {
         let query = "SELECT action FROM events WHERE user = ?1 AND object = ?2 AND action IN (?3, ?4) AND at >= ?5
                      ORDER BY id DESC LIMIT 1";
@@ -187,7 +185,7 @@ impl Tx<'_> {
                      ORDER BY id DESC LIMIT ?5";
         let user = search.user.as_ref().map(UserName::as_str);
         let params = params![user, search.since, search.subject, search.verb, search.limit];
-        collect(&self.0, query, params, |row| Ok(FoundEvent { millis: row.get(1)?, event: read(row)? }))
+        collect(&self.0, query, params, |row| Ok(FoundEvent { at: row.get(1)?, event: read(row)? }))
     }
 
     /// Keeps the newest `keep` events.

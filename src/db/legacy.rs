@@ -11,14 +11,14 @@ use super::{DbError, Tx, collect, parsed};
 use crate::model::{
     names::UserName,
     quota::{Limit, LimitValue, StoredQuota},
+    time::Millis,
 };
 
 /// What one process used, as pody 0.4.1 recorded it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LegacyUsage {
     pub user: UserName,
-    /// Milliseconds since 1970.
-    pub started_at: i64,
+    pub started_at: Millis,
     pub seconds: f64,
     pub cpu_seconds: f64,
     pub gpus: u32,
@@ -109,7 +109,7 @@ impl OldInstallation {
             let Ok(user) = user.parse() else { return Ok(None) };
             Ok(Some(LegacyUsage {
                 user,
-                started_at: (start * 1000.0) as i64,
+                started_at: Millis((start * 1000.0) as i64),
                 seconds: row.get(2)?,
                 cpu_seconds: row.get(3)?,
                 gpus: row.get(4)?,
@@ -136,9 +136,9 @@ impl Tx<'_> {
         Ok(inserted == 1)
     }
 
-    /// Imported CPU and GPU seconds per user since `after` (milliseconds). A process that started earlier counts with
+    /// Imported CPU and GPU seconds per user since `after` . A process that started earlier counts with
     /// the fraction of its life that lies inside.
-    pub fn sum_legacy_usage(&self, after: i64) -> Result<BTreeMap<UserName, (f64, f64)>, DbError> {
+    pub fn sum_legacy_usage(&self, after: Millis) -> Result<BTreeMap<UserName, (f64, f64)>, DbError> {
         let query = "SELECT user, sum(cpu_seconds * share), sum(gpus * seconds * share) FROM
                          (SELECT *, max(0.0, min(1.0, (started_at + seconds * 1000 - ?1) / max(seconds * 1000, 1))) AS share
                           FROM legacy_usage) GROUP BY user";

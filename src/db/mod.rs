@@ -27,6 +27,7 @@ mod schema;
 mod snapshot;
 mod ssh_keys;
 mod states;
+mod time;
 mod tokens;
 mod usage;
 mod users;

@@ -10,7 +10,7 @@ use crate::model::{
     ids::{ContainerId, PodId, WorkloadId},
     names::{InstanceName, UserName},
     pod::{Pod, PodSpec, PublishedPort},
-    time::now,
+    time::Millis,
 };
 
 const COLUMNS: &str =
@@ -62,7 +62,7 @@ impl Tx<'_> {
         let id = WorkloadId::generate();
         self.0.execute(
             "INSERT INTO workloads (id, user, instance, created_at) VALUES (?1, ?2, ?3, ?4)",
-            params![id.to_string(), user.as_str(), instance.as_str(), now()],
+            params![id.to_string(), user.as_str(), instance.as_str(), Millis::now()],
         )?;
         Ok(id)
     }
@@ -72,7 +72,7 @@ impl Tx<'_> {
         self.0.execute(
             "UPDATE workloads SET ended_at = ?2 WHERE id = ?1 AND NOT EXISTS
                  (SELECT 1 FROM pods WHERE workload = ?1 AND state NOT IN ('deleted', 'failed'))",
-            params![id.to_string(), now()],
+            params![id.to_string(), Millis::now()],
         )?;
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Tx<'_> {
     /// Inserts a new pod, in one of its first states, and reserves its ports.
     pub fn insert_pod(&self, pod: &Pod) -> Result<(), DbError> {
         ensure_initial(&pod.id.to_string(), pod.state)?;
-        let time = now();
+        let time = Millis::now();
         self.0.execute(
             &format!("INSERT INTO pods ({COLUMNS}, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"),
             params![
@@ -121,7 +121,7 @@ impl Tx<'_> {
                 pod.op.to_string(),
                 pod.event,
                 pod.reason,
-                now(),
+                Millis::now(),
             ],
         )?;
         self.ensure_updated(updated, "SELECT state FROM pods WHERE id = ?1", &id, pod.state)

@@ -9,6 +9,7 @@ use crate::model::{
     checkpoint::CheckpointStatus,
     ids::{ActionId, CheckpointId},
     names::UserName,
+    time::Millis,
 };
 
 const CHECKPOINT: &str = "id, user, own, status, gpu, platform, info, restore_path, deprecated_at";
@@ -122,7 +123,7 @@ impl Tx<'_> {
     }
 
     /// Whether [`Self::drop_deprecated`] would find anything.
-    pub fn has_deprecated(&self, before: i64) -> Result<bool, DbError> {
+    pub fn has_deprecated(&self, before: Millis) -> Result<bool, DbError> {
         let query = "SELECT EXISTS (SELECT 1 FROM told_checkpoints WHERE deprecated_at <= ?1)
                 OR EXISTS (SELECT 1 FROM told_checkpoints WHERE NOT own AND id NOT IN (SELECT id FROM checkpoints))
                 OR EXISTS (SELECT 1 FROM told_actions WHERE id NOT IN (SELECT id FROM actions))";
@@ -131,7 +132,7 @@ impl Tx<'_> {
 
     /// Marks checkpoints that were deprecated long enough ago for deletion, unless a restore reads them, and deletes
     /// reports about nothing that still exists.
-    pub fn drop_deprecated(&self, before: i64) -> Result<usize, DbError> {
+    pub fn drop_deprecated(&self, before: Millis) -> Result<usize, DbError> {
         let query = "SELECT id, size FROM checkpoints WHERE status = 'deprecated'
              AND id IN (SELECT id FROM told_checkpoints WHERE deprecated_at <= ?1)
              AND id NOT IN (SELECT checkpoint FROM actions WHERE status = 'running')";

@@ -5,6 +5,7 @@ use rusqlite::{Row, params};
 use super::{DbError, Tx, collect};
 use crate::model::{
     names::UserName,
+    time::Millis,
     user::{PublicKey, SshKey},
 };
 
@@ -23,7 +24,7 @@ impl Tx<'_> {
     }
 
     /// Stores a key; an existing key gets the new comment.
-    pub fn upsert_ssh_key(&self, user: &UserName, key: &PublicKey, at: i64) -> Result<SshKey, DbError> {
+    pub fn upsert_ssh_key(&self, user: &UserName, key: &PublicKey, at: Millis) -> Result<SshKey, DbError> {
         let id = self.0.query_row(
             "INSERT INTO ssh_keys (user, key_type, body, comment, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (user, body) DO UPDATE SET comment = excluded.comment RETURNING id",

@@ -56,6 +56,7 @@ mod tests {
             drain::{Drain, DrainState, DrainedPod, DrainedState},
             ids::{ActionId, CheckpointId, OpId, PodId, WorkloadId},
             pod::{Pod, State},
+            time::Millis,
         },
     };
 
@@ -212,10 +213,10 @@ mod tests {
                 forced: true,
                 shutdown: false,
                 boot: "b".to_owned(),
-                begun_at: 2,
+                begun_at: Millis(2),
             };
             check_inserts::<DrainState>(tx, "drain", |state| tx.upsert_drain(&with(state)));
-            tx.upsert_drain(&Drain { begun_at: 1, ..with(DrainState::Draining) }).unwrap();
+            tx.upsert_drain(&Drain { begun_at: Millis(1), ..with(DrainState::Draining) }).unwrap();
             check_updates::<DrainState>(tx, "drain", "state", |state| tx.upsert_drain(&with(state)));
         });
     }

@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, params};
 use super::{DbError, Tx, collect, parsed};
 use crate::model::{
     names::UserName,
+    time::Millis,
     user::{Token, TokenHash},
 };
 
@@ -30,8 +31,8 @@ impl Tx<'_> {
         user: &UserName,
         name: &str,
         hash: TokenHash,
-        created_at: i64,
-        expires_at: i64,
+        created_at: Millis,
+        expires_at: Millis,
     ) -> Result<i64, DbError> {
         self.0.execute(
             "INSERT INTO tokens (user, name, sha256, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -46,7 +47,7 @@ impl Tx<'_> {
     }
 
     /// Removes tokens that expired before `time`.
-    pub fn delete_expired_tokens(&self, time: i64) -> Result<usize, DbError> {
+    pub fn delete_expired_tokens(&self, time: Millis) -> Result<usize, DbError> {
         Ok(self.0.execute("DELETE FROM tokens WHERE expires_at < ?1", [time])?)
     }
 }

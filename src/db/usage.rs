@@ -222,9 +222,9 @@ impl Tx<'_> {
 
     /// Removes buckets that are older than their step's retention. Of the coarsest step the sums are kept, as step 0,
     /// per user and GPU: keeping them per pod would grow without bound.
-    pub fn prune_usage(&self, now: i64) -> Result<(), DbError> {
+    pub fn prune_usage(&self, now_seconds: i64) -> Result<(), DbError> {
         let coarsest = &STEPS[STEPS.len() - 1];
-        let old = params![coarsest.seconds, now - coarsest.kept];
+        let old = params![coarsest.seconds, now_seconds - coarsest.kept];
         self.0.execute(
             "INSERT OR IGNORE INTO usage_subjects (user, pod, gpu) SELECT DISTINCT user, '', gpu
              FROM usage JOIN usage_subjects ON usage_subjects.id = subject WHERE step = ?1 AND at < ?2",
@@ -249,7 +249,7 @@ impl Tx<'_> {
         for step in &STEPS {
             for table in ["usage", "gpu_usage"] {
                 let query = format!("DELETE FROM {table} WHERE step = ?1 AND at < ?2");
-                self.0.execute(&query, params![step.seconds, now - step.kept])?;
+                self.0.execute(&query, params![step.seconds, now_seconds - step.kept])?;
             }
         }
         if summed > 0 {

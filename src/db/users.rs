@@ -11,7 +11,7 @@ use super::{DbError, Tx, collect, parsed};
 use crate::model::{
     names::UserName,
     quota::{Limit, LimitValue, StoredQuota},
-    time::now,
+    time::Millis,
     user::User,
 };
 
@@ -85,7 +85,7 @@ impl Tx<'_> {
     pub fn insert_user(&self, name: &UserName, password: &str, is_admin: bool) -> Result<bool, DbError> {
         let inserted = self.0.execute(
             "INSERT INTO users (name, password, is_admin, created_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
-            params![name.as_str(), password, is_admin, now()],
+            params![name.as_str(), password, is_admin, Millis::now()],
         )?;
         Ok(inserted == 1)
     }

@@ -32,6 +32,7 @@ mod tests {
             pod::ContainerStatus,
             quantities::{ByteSize, GpuSet},
             schedule::Interval,
+            time::Millis,
         },
         objects::ObjectError,
         pod::{PodError, Refusal},
@@ -241,7 +242,7 @@ mod tests {
             forced: false,
             shutdown: false,
             boot: String::new(),
-            begun_at: 0,
+            begun_at: Millis(0),
         };
         let plain = vec![
             PodError::NotFound("main".to_owned()),

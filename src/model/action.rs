@@ -17,6 +17,7 @@ use super::{
     names::UserName,
     phase::{ActionKind, Phase},
     pod::RestartRule,
+    time::Millis,
     transitions::transitions,
     words::words,
 };
@@ -74,9 +75,8 @@ pub struct Action {
     /// What the checkpoint does not contain, or the restore did not bring back.
     pub losses: Vec<String>,
     pub error: Option<String>,
-    /// Milliseconds since 1970, as the other times.
-    pub started_at: i64,
-    pub ended_at: Option<i64>,
+    pub started_at: Millis,
+    pub ended_at: Option<Millis>,
     pub event: i64,
     pub journal: Journal,
 }

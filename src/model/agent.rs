@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{
     ids::{ActionId, CheckpointId, ClusterId},
     names::UserName,
+    time::Millis,
     words::words,
 };
 
@@ -29,8 +30,7 @@ pub struct Resource {
     pub namespace: String,
     pub name: String,
     pub body: Value,
-    /// Milliseconds since 1970.
-    pub synced_at: i64,
+    pub synced_at: Millis,
 }
 
 /// A reported resource, before its owner is known.
@@ -167,8 +167,7 @@ pub struct ReportedCheckpoint {
     pub platform: Option<String>,
     pub info: Option<Value>,
     pub restore_path: Option<String>,
-    /// Milliseconds since 1970.
-    pub deprecated_at: Option<i64>,
+    pub deprecated_at: Option<Millis>,
 }
 
 /// A row of the table `told_actions`.
@@ -191,8 +190,7 @@ pub struct Cluster {
     pub user: UserName,
     pub name: String,
     pub metadata: Option<Value>,
-    /// Milliseconds since 1970.
-    pub synced_at: Option<i64>,
+    pub synced_at: Option<Millis>,
 }
 
 /// Why a resource that an agent sent is not usable.

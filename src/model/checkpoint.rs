@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ids::{CheckpointId, PodId},
     names::{InstanceName, PodRef, UserName},
-    time::{as_time, rfc3339},
+    time::Millis,
     transitions::transitions,
     words::words,
 };
@@ -221,8 +221,7 @@ pub struct Checkpoint {
     pub size: u64,
     /// The image's id.
     pub image: String,
-    #[serde(with = "as_time")]
-    pub created_at: i64,
+    pub created_at: Millis,
     #[serde(default)]
     pub origin: Origin,
 }
@@ -248,19 +247,27 @@ pub struct Copy {
     pub status: CopyStatus,
     pub attempts: u32,
     pub error: Option<String>,
-    pub due_at: i64,
+    pub due_at: Millis,
 }
 
 impl Copy {
     pub fn new(checkpoint: CheckpointId, user: UserName, store: String) -> Self {
-        Self { checkpoint, user, store, status: CopyStatus::Queued, attempts: 0, error: None, due_at: 0 }
+        Self {
+            checkpoint,
+            user,
+            store,
+            status: CopyStatus::Queued,
+            attempts: 0,
+            error: None,
+            due_at: Millis::default(),
+        }
     }
 
     /// The state as people see it.
     pub fn words(&self) -> String {
         match (&self.error, self.status) {
             (Some(error), CopyStatus::Failed) => {
-                format!("failed: {error}; next try at {}", rfc3339(self.due_at))
+                format!("failed: {error}; next try at {}", self.due_at)
             }
             (_, status) => status.to_string(),
         }

@@ -38,7 +38,7 @@ use super::{
     ids::{ActionId, CheckpointId, PodId},
     names::{InstanceName, UserName},
     phase::Phase,
-    time::rfc3339,
+    time::Millis,
     transitions::transitions,
     words::words,
 };
@@ -109,8 +109,7 @@ pub struct Drain {
     pub shutdown: bool,
     /// The kernel's boot id when it was requested.
     pub boot: String,
-    /// Milliseconds since 1970.
-    pub begun_at: i64,
+    pub begun_at: Millis,
 }
 
 impl Drain {
@@ -121,7 +120,7 @@ impl Drain {
 
     /// Why not.
     pub fn refusal(&self) -> String {
-        let (by, since) = (&self.actor, rfc3339(self.begun_at));
+        let (by, since) = (&self.actor, self.begun_at);
         match self.state {
             DrainState::Undraining => format!(
                 "pods are being restored after maintenance ({}); pods can be created, started and restored again when all are back",

@@ -21,6 +21,7 @@ use super::{
     ids::{ContainerId, OpId, PodId, WorkloadId},
     names::{InstanceName, UserName},
     quantities::GpuSet,
+    time::Millis,
     transitions::transitions,
     words::words,
 };
@@ -201,8 +202,7 @@ pub struct Pod {
     pub event: i64,
     /// Why it is being rolled back.
     pub reason: Option<String>,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
+    pub created_at: Millis,
 }
 
 /// A port of the host that is published to a container.

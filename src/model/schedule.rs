@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use super::{
     ids::{ActionId, CheckpointId, PodId},
     names::{UserName, clipped_word},
+    time::Millis,
     time::{UNITS, unit_seconds},
 };
 
@@ -130,9 +131,9 @@ pub struct Schedule {
     pub every: i64,
     pub keep: u32,
     /// Milliseconds since 1970, like the other times.
-    pub next_at: i64,
+    pub next_at: Millis,
     /// When the last checkpoint began.
-    pub last_at: Option<i64>,
+    pub last_at: Option<Millis>,
     pub last_checkpoint: Option<CheckpointId>,
     /// Why no checkpoint was made the last time.
     pub last_error: Option<String>,

@@ -1,40 +1,97 @@
 //! Times as they are stored (milliseconds since 1970) and as they are shown (RFC 3339).
 
-/// A time in JSON, for `#[serde(with = "as_time")]`.
-pub mod as_time {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+use std::{
+    fmt,
+    ops::{Add, Sub},
+    str::FromStr,
+};
 
-    pub fn serialize<S: Serializer>(millis: &i64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&super::rfc3339(*millis))
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+/// A time of day, in milliseconds since 1970. RFC 3339 in JSON and texts. What is added and subtracted is milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Millis(pub i64);
+
+impl Millis {
+    /// The host's clock.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now().as_millisecond())
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-        super::parse_rfc3339(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    pub fn from_seconds(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// Whole seconds since 1970.
+    pub fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// Milliseconds that passed since an earlier time; negative if it is later.
+    pub fn since(self, earlier: Self) -> i64 {
+        self.0.saturating_sub(earlier.0)
     }
 }
 
-/// A time or `null` in JSON, for `#[serde(with = "as_time_if_any")]`.
-pub mod as_time_if_any {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+impl Add<i64> for Millis {
+    type Output = Self;
 
-    pub fn serialize<S: Serializer>(millis: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
-        millis.map(super::rfc3339).serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.as_deref().map(super::parse_rfc3339).transpose().map_err(D::Error::custom)
+    fn add(self, milliseconds: i64) -> Self {
+        Self(self.0 + milliseconds)
     }
 }
 
-/// Milliseconds since 1970, as all times are stored.
-pub fn now() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
+impl Sub<i64> for Millis {
+    type Output = Self;
+
+    fn sub(self, milliseconds: i64) -> Self {
+        Self(self.0 - milliseconds)
+    }
 }
 
-/// Milliseconds since 1970 in RFC 3339.
-pub fn rfc3339(millis: i64) -> String {
-    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| millis.to_string(), |t| t.to_string())
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(time) => time.fmt(f),
+            Err(_) => self.0.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Millis {
+    type Err = jiff::Error;
+
+    /// RFC 3339.
+    fn from_str(text: &str) -> Result<Self, jiff::Error> {
+        Ok(Self(text.parse::<jiff::Timestamp>()?.as_millisecond()))
+    }
+}
+
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Millis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A time that is an integer in stored JSON, for `#[serde(with = "as_integer")]`.
+pub mod as_integer {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Millis;
+
+    pub fn serialize<S: Serializer>(time: &Millis, serializer: S) -> Result<S::Ok, S::Error> {
+        time.0.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Millis, D::Error> {
+        i64::deserialize(deserializer).map(Millis)
+    }
 }
 
 /// Units of durations in texts, largest first, with their seconds.
@@ -46,6 +103,29 @@ pub fn unit_seconds(unit: char) -> Option<i64> {
     UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&unit)).map(|(_, seconds)| *seconds)
 }
 
-fn parse_rfc3339(text: &str) -> Result<i64, jiff::Error> {
-    text.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_millisecond)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Row {
+        shown: Millis,
+        #[serde(with = "as_integer")]
+        stored: Millis,
+        ended: Option<Millis>,
+    }
+
+    #[test]
+    fn a_time_is_rfc_3339_in_json_and_an_integer_where_asked_for() {
+        let row = Row { shown: Millis(1_700_000_000_123), stored: Millis(1_700_000_000_123), ended: None };
+        let json = r#"{"shown":"2023-11-14T22:13:20.123Z","stored":1700000000123,"ended":null}"#;
+        assert_eq!(serde_json::to_string(&row).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Row>(json).unwrap(), row);
+        assert_eq!(Millis::from_seconds(0).to_string(), "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_time_out_of_range_is_shown_as_its_number() {
+        assert_eq!(Millis(i64::MAX).to_string(), i64::MAX.to_string());
+    }
 }

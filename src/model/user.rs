@@ -9,7 +9,10 @@ use base64::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::names::{UserName, clipped_word, start_of};
+use super::{
+    names::{UserName, clipped_word, start_of},
+    time::Millis,
+};
 
 /// Longest comment of a key that is kept, characters.
 const MOST_COMMENT: usize = 200;
@@ -23,8 +26,7 @@ pub struct User {
     pub password: String,
     pub is_admin: bool,
     pub disabled: bool,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
+    pub created_at: Millis,
 }
 
 /// A user as others see them.
@@ -98,8 +100,8 @@ pub struct Token {
     pub user: UserName,
     pub name: String,
     pub hash: TokenHash,
-    pub created_at: i64,
-    pub expires_at: i64,
+    pub created_at: Millis,
+    pub expires_at: Millis,
 }
 
 /// Key types that OpenSSH accepts in an `authorized_keys` file.
@@ -184,7 +186,7 @@ impl PublicKey {
 pub struct SshKey {
     pub id: i64,
     pub key: PublicKey,
-    pub created_at: i64,
+    pub created_at: Millis,
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::{
         pod::{Bind, Pod, PodSpec, State, Tmpfs},
         quantities::{GpuRequest, GpuSet},
         quota::Quota,
-        time::now,
+        time::Millis,
         user::Actor,
     },
 };
@@ -186,7 +186,7 @@ impl Pods {
                     op: OpId::generate(),
                     event,
                     reason: None,
-                    created_at: now(),
+                    created_at: Millis::now(),
                 };
                 tx.insert_pod(&pod)?;
                 Ok(pod)
@@ -367,7 +367,7 @@ impl Pods {
                     op: OpId::generate(),
                     event: tx.insert_event(&NewEvent::by(&actor).did("pod.adopt", &name).of(&owner).pending())?,
                     reason: None,
-                    created_at: now(),
+                    created_at: Millis::now(),
                 };
                 pod.spec.ports = bound.into_iter().filter(|port| !taken.contains(&port.host)).collect();
                 tx.insert_pod(&pod)?;

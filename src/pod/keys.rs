@@ -10,6 +10,7 @@ use crate::{
         ids::ContainerId,
         names::UserName,
         pod::{Pod, State},
+        time::Millis,
         user::SshKey,
     },
 };
@@ -72,7 +73,7 @@ fn archive(content: &str) -> Vec<u8> {
         header.set_size(size as u64);
         header.set_uid(0);
         header.set_gid(0);
-        header.set_mtime(u64::try_from(crate::model::time::now() / 1000).unwrap_or(0));
+        header.set_mtime(u64::try_from(Millis::now().seconds()).unwrap_or(0));
         header
     };
     let file = header(tar::EntryType::Regular, 0o600, content.len());

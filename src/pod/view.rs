@@ -9,7 +9,6 @@ use crate::{
     model::{
         names::{PodRef, UserName},
         pod::{ContainerStatus, Pod, PodStatus, State},
-        time::rfc3339,
         user::Caller,
         view::{
             pod::{PodStats, PodView},
@@ -62,7 +61,7 @@ impl Pods {
             memory_limit: signed(detail.map_or(pod.spec.memory, |detail| detail.memory)),
             shm_size: signed(detail.map_or(pod.spec.shm, |detail| detail.shm)),
             user: pod.user.clone(),
-            created_at: rfc3339(pod.created_at),
+            created_at: pod.created_at.to_string(),
             gpu_trouble: self.gpu_trouble(pod),
             schedule: self.db.snapshot().upkeep.schedules.get(&pod.id).map(ScheduleView::from),
         }

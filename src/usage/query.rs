@@ -7,23 +7,23 @@ use crate::{
     model::{
         buckets::step_for,
         names::UserName,
-        time::now,
+        time::Millis,
         usage::{Amount, Subject},
     },
 };
 
-/// A span of time, Unix seconds.
+/// A span of time, in seconds since 1970: the unit of the buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    pub from: i64,
-    pub to: i64,
+    pub from_seconds: i64,
+    pub to_seconds: i64,
 }
 
 impl Window {
     /// From this many seconds ago, or from the beginning, to now.
     pub fn last(seconds: Option<f64>) -> Self {
-        let to = now() / 1000 + 1;
-        Self { from: seconds.map_or(0, |seconds| (to - seconds as i64).max(0)), to }
+        let to_seconds = Millis::now().seconds() + 1;
+        Self { from_seconds: seconds.map_or(0, |seconds| (to_seconds - seconds as i64).max(0)), to_seconds }
     }
 
     /// The fraction of a bucket that lies in the window.
@@ -31,17 +31,17 @@ impl Window {
         if step == 0 || at == 0 {
             return 1.0;
         }
-        let inside = (at + step).min(self.to) - at.max(self.from);
+        let inside = (at + step).min(self.to_seconds) - at.max(self.from_seconds);
         // The current bucket is not scaled by time that has not passed yet.
-        let length = (at + step).min(self.to) - at;
+        let length = (at + step).min(self.to_seconds) - at;
         if length <= 0 { 0.0 } else { (inside as f64 / length as f64).clamp(0.0, 1.0) }
     }
 }
 
 /// What each subject used in the window.
 pub async fn totals(db: &Db, window: Window) -> Result<BTreeMap<Subject, Amount>, DbError> {
-    let step = step_for(window.from, now() / 1000);
-    let rows = db.read(move |tx| tx.list_usage(step, window.from, window.to)).await?;
+    let step = step_for(window.from_seconds, Millis::now().seconds());
+    let rows = db.read(move |tx| tx.list_usage(step, window.from_seconds, window.to_seconds)).await?;
     let mut totals: BTreeMap<Subject, Amount> = BTreeMap::new();
     for row in rows {
         totals.entry(row.subject).or_default().add(&row.amount.scaled(window.share(row.at, step)));
@@ -51,7 +51,7 @@ pub async fn totals(db: &Db, window: Window) -> Result<BTreeMap<Subject, Amount>
 
 /// CPU and GPU seconds per user in the window, including imported usage.
 pub async fn seconds_by_user(db: &Db, window: Window) -> Result<BTreeMap<UserName, (f64, f64)>, DbError> {
-    let mut sums = db.read(move |tx| tx.sum_legacy_usage(window.from * 1000)).await?;
+    let mut sums = db.read(move |tx| tx.sum_legacy_usage(Millis::from_seconds(window.from_seconds))).await?;
     for (subject, amount) in totals(db, window).await? {
         let sum = sums.entry(subject.user).or_default();
         sum.0 += amount.cpu_seconds;
@@ -69,16 +69,16 @@ pub async fn gpu_parts(db: &Db, window: Window) -> Result<Vec<crate::db::GpuUsag
 
 /// The finest buckets that reach back to the window's begin: their length in seconds, and the rows.
 pub async fn series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::UsageRow>), DbError> {
-    let step = step_for(window.from, now() / 1000);
-    let mut rows = db.read(move |tx| tx.list_usage(step, window.from.max(1), window.to)).await?;
+    let step = step_for(window.from_seconds, Millis::now().seconds());
+    let mut rows = db.read(move |tx| tx.list_usage(step, window.from_seconds.max(1), window.to_seconds)).await?;
     rows.retain(|row| row.at > 0);
     Ok((step, rows))
 }
 
 /// The same for the GPUs.
 pub async fn gpu_series(db: &Db, window: Window) -> Result<(i64, Vec<crate::db::GpuUsageRow>), DbError> {
-    let step = step_for(window.from, now() / 1000);
-    let rows = db.read(move |tx| tx.list_gpu_usage(step, window.from, window.to)).await?;
+    let step = step_for(window.from_seconds, Millis::now().seconds());
+    let rows = db.read(move |tx| tx.list_gpu_usage(step, window.from_seconds, window.to_seconds)).await?;
     Ok((step, rows))
 }
 
@@ -88,11 +88,11 @@ mod tests {
 
     #[test]
     fn a_bucket_at_the_edge_counts_in_part() {
-        let window = Window { from: 1005, to: 2000 };
+        let window = Window { from_seconds: 1005, to_seconds: 2000 };
         assert_eq!(window.share(1000, 10), 0.5);
         assert_eq!(window.share(1010, 10), 1.0);
         assert_eq!(window.share(0, 0), 1.0);
         // The current bucket: 1990 to 2000 of an hour that began at 1800.
-        assert_eq!(Window { from: 1990, to: 2000 }.share(1800, 3600), 0.05);
+        assert_eq!(Window { from_seconds: 1990, to_seconds: 2000 }.share(1800, 3600), 0.05);
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     model::{
         ids::{ContainerId, ProcessId},
         pod::State,
-        time::now,
+        time::Millis,
         usage::{Amount, GpuAmount, GpuUuid, STEPS, Subject},
     },
 };
@@ -111,7 +111,7 @@ pub async fn run(from: Sources, stop: CancellationToken) {
         from.usage.tell();
         if pruned.is_none_or(|at| at.elapsed() > PRUNE) {
             pruned = Some(Instant::now());
-            if let Err::<_, DbError>(error) = from.db.write(|tx| tx.prune_usage(now() / 1000)).await {
+            if let Err::<_, DbError>(error) = from.db.write(|tx| tx.prune_usage(Millis::now().seconds())).await {
                 tracing::warn!(%error, "could not remove old usage");
             }
         }

@@ -5,6 +5,7 @@ use pody::model::{
     event::{Event, Outcome},
     ids::PodId,
     pod::{ContainerStatus, PodStatus},
+    time::Millis,
     view::{
         account::{NewToken, SshKeyInfo, TokenInfo},
         action::ActionView,
@@ -21,8 +22,8 @@ pub const POD: &str = "01a22f71-3bc4-7107-b013-464a3160d1b1";
 /// The id of a background command's session.
 pub const SESSION: &str = "01a22f71-3bc4-7107-b013-464a3160d1e1";
 
-/// 2020-01-01T00:00:00Z, milliseconds.
-const LONG_AGO: i64 = 1_577_836_800_000;
+/// 2020-01-01T00:00:00Z.
+const LONG_AGO: Millis = Millis(1_577_836_800_000);
 const LONG_AGO_TEXT: &str = "2020-01-01T00:00:00Z";
 
 fn pod_id() -> PodId {

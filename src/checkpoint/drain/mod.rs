@@ -17,7 +17,7 @@ use crate::{
     model::{
         action::ActionStatus,
         drain::{Drain, DrainState, DrainStatus, DrainedState, DrainedView, NewDrain},
-        time::{now, rfc3339},
+        time::Millis,
         user::Actor,
     },
 };
@@ -52,7 +52,7 @@ impl Checkpoints {
                     forced: new.forced || current.is_some_and(|drain| drain.forced),
                     shutdown: new.shutdown,
                     boot,
-                    begun_at: current.map_or_else(now, |drain| drain.begun_at),
+                    begun_at: current.map_or_else(Millis::now, |drain| drain.begun_at),
                     reason,
                 };
                 for row in tx.list_drained()? {
@@ -125,7 +125,7 @@ impl Checkpoints {
                     state: drain.as_ref().map(|drain| drain.state),
                     forced: drain.as_ref().is_some_and(|drain| drain.forced),
                     shutdown: drain.as_ref().is_some_and(|drain| drain.shutdown),
-                    since: drain.as_ref().map(|drain| rfc3339(drain.begun_at)),
+                    since: drain.as_ref().map(|drain| drain.begun_at.to_string()),
                     reason: drain.as_ref().map(|drain| drain.reason.clone()),
                     by: drain.map(|drain| drain.actor),
                     pods,

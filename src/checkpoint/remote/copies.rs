@@ -36,7 +36,7 @@ use crate::{
         checkpoint::{Checkpoint, CheckpointStatus, Copy, CopyStatus},
         ids::CheckpointId,
         names::UserName,
-        time::now,
+        time::Millis,
     },
     objects::{Expected, Key, ObjectError, Storage, Transfer},
 };
@@ -287,7 +287,7 @@ impl Checkpoints {
             there.contains(&(key_of(&storage, &copy.user, &name, [MANIFEST]).to_string(), manifest_size));
         if !has_manifest || !manifest.stored().all(is_there) {
             tracing::warn!(checkpoint = %id, "its copy is no longer complete; copying again");
-            let again = Copy { status: CopyStatus::Queued, due_at: 0, ..copy };
+            let again = Copy { status: CopyStatus::Queued, due_at: Millis::default(), ..copy };
             return Ok(self.write_attempt(again).await?);
         }
         tracing::info!(checkpoint = %id, "removed from this host; its copy is complete");
@@ -303,7 +303,7 @@ impl Copy {
         let pause = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(20)).min(LONGEST_PAUSE);
         self.attempts += 1;
         self.error = Some(error.to_string());
-        self.due_at = now() + pause;
+        self.due_at = Millis::now() + pause;
         self
     }
 }
@@ -319,7 +319,7 @@ mod tests {
         let mut before = 0;
         for attempt in 0..40 {
             copy = copy.failed(&error);
-            let pause = copy.due_at - now();
+            let pause = copy.due_at.since(Millis::now());
             assert!(pause <= LONGEST_PAUSE && (pause + 500 >= before), "{attempt}: {pause} after {before}");
             before = pause;
         }

@@ -9,7 +9,7 @@ use crate::{
     model::{
         names::{PodRef, UserName},
         schedule::{Interval, LONGEST, Rule, Schedule},
-        time::now,
+        time::Millis,
         user::{Actor, Caller},
         view::schedule::{PodSchedule, ScheduleView},
     },
@@ -46,14 +46,14 @@ impl Checkpoints {
                     user: row.user.clone(),
                     every: rule.every.0,
                     keep: rule.keep.0,
-                    next_at: 0,
+                    next_at: Millis::default(),
                     last_at: before.as_ref().and_then(|before| before.last_at),
                     last_checkpoint: before.as_ref().and_then(|before| before.last_checkpoint),
                     last_error: None,
                     action: before.as_ref().and_then(|before| before.action),
                     replaces: before.map(|before| before.replaces).unwrap_or_default(),
                 };
-                schedule.advance(now());
+                schedule.advance(Millis::now());
                 tx.upsert_schedule(&schedule)?;
                 let event = NewEvent::by(&actor).did("schedule.set", &row.container_name).of(&row.user);
                 tx.insert_event(&event.detail(rule.to_string()))?;
@@ -105,7 +105,7 @@ impl Checkpoints {
 
 impl Schedule {
     /// Moves to the next time after `now`. Missed times are not made up for.
-    pub(in crate::checkpoint) fn advance(&mut self, now: i64) {
+    pub(in crate::checkpoint) fn advance(&mut self, now: Millis) {
         let interval = self.every.saturating_mul(1000);
         self.next_at = now + interval - rand::random_range(0..=interval / JITTER);
     }
@@ -123,10 +123,10 @@ mod tests {
         #[test]
         fn the_next_time_is_within_the_interval(every in 1..=LONGEST, late in 0..10 * LONGEST) {
             let mut schedule = Schedule {
-                pod: PodId::generate(), user: "alice".parse().unwrap(), every, keep: 1, next_at: 0, last_at: None,
+                pod: PodId::generate(), user: "alice".parse().unwrap(), every, keep: 1, next_at: Millis(0), last_at: None,
                 last_checkpoint: None, last_error: None, action: None, replaces: Vec::new(),
             };
-            let now = late * 1000;
+            let now = Millis::from_seconds(late);
             schedule.advance(now);
             prop_assert!(schedule.next_at <= now + every * 1000);
             prop_assert!(schedule.next_at >= now + every * 900);

@@ -11,6 +11,7 @@ use std::{
 use crate::model::{
     checkpoint::Origin,
     ids::{CheckpointId, PodId},
+    time::Millis,
 };
 
 const DAY: i64 = 86_400_000;
@@ -21,8 +22,7 @@ pub struct Kept {
     pub id: CheckpointId,
     pub pod: PodId,
     pub origin: Origin,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
+    pub created_at: Millis,
     /// In use, or needed to restore a drained pod.
     pub is_needed: bool,
 }
@@ -61,7 +61,7 @@ impl fmt::Display for Reason {
 }
 
 /// Those to delete now; `stopped` are the existing pods that do not run.
-pub fn expired(held: &[Kept], stopped: &HashSet<PodId>, rules: &Rules, now: i64) -> Vec<(CheckpointId, Reason)> {
+pub fn expired(held: &[Kept], stopped: &HashSet<PodId>, rules: &Rules, now: Millis) -> Vec<(CheckpointId, Reason)> {
     let mut newest_first: Vec<&Kept> = held.iter().collect();
     newest_first.sort_by_key(|row| (std::cmp::Reverse(row.created_at), std::cmp::Reverse(row.id)));
     // How many newer ones the pod has, in all and by origin.
@@ -78,7 +78,7 @@ pub fn expired(held: &[Kept], stopped: &HashSet<PodId>, rules: &Rules, now: i64)
         if row.is_needed || is_last {
             continue;
         }
-        let is_older = |days: u32| days > 0 && now.saturating_sub(row.created_at) > i64::from(days) * DAY;
+        let is_older = |days: u32| days > 0 && now.since(row.created_at) > i64::from(days) * DAY;
         let reason = match row.origin {
             Origin::Hand => {
                 let days = rules.keep_days_hand_made;
@@ -107,11 +107,12 @@ mod tests {
     use super::*;
 
     fn held(pod: PodId, origin: Origin, age_days: i64) -> Kept {
-        Kept { id: CheckpointId::generate(), pod, origin, created_at: -age_days * DAY, is_needed: false }
+        Kept { id: CheckpointId::generate(), pod, origin, created_at: Millis(-age_days * DAY), is_needed: false }
     }
 
     fn reasons(rows: &[Kept], stopped: &[PodId], rules: &Rules) -> Vec<Option<Reason>> {
-        let gone: HashMap<_, _> = expired(rows, &stopped.iter().copied().collect(), rules, 0).into_iter().collect();
+        let gone: HashMap<_, _> =
+            expired(rows, &stopped.iter().copied().collect(), rules, Millis(0)).into_iter().collect();
         rows.iter().map(|row| gone.get(&row.id).copied()).collect()
     }
 
@@ -171,7 +172,7 @@ mod tests {
         #[test]
         fn needed_ones_stay_and_surplus_is_deleted((rows, stopped, rules) in rows()) {
             let gone: HashSet<CheckpointId> =
-                expired(&rows, &stopped, &rules, 0).into_iter().map(|(id, _)| id).collect();
+                expired(&rows, &stopped, &rules, Millis(0)).into_iter().map(|(id, _)| id).collect();
             for row in &rows {
                 prop_assert!(!(row.is_needed && gone.contains(&row.id)), "a needed one is deleted");
                 if row.origin == Origin::Hand && rules.keep_days_hand_made == 0 {
@@ -194,7 +195,7 @@ mod tests {
             }
             // A second pass deletes nothing more.
             let rest: Vec<Kept> = rows.into_iter().filter(|row| !gone.contains(&row.id)).collect();
-            prop_assert!(expired(&rest, &stopped, &rules, 0).is_empty());
+            prop_assert!(expired(&rest, &stopped, &rules, Millis(0)).is_empty());
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
         ids::{CheckpointId, PodId},
         names::PodRef,
         schedule::Schedule,
-        time::now,
+        time::Millis,
         user::Actor,
     },
     pod::PodError,
@@ -65,10 +65,10 @@ impl Checkpoints {
                 self.0.db.write(move |tx| tx.delete_schedule(pod)).await?;
             } else if schedule.action.is_some() {
                 self.finish_scheduled(pod).await?;
-            } else if schedule.next_at > now() + schedule.every.saturating_mul(1000) {
+            } else if schedule.next_at > Millis::now() + schedule.every.saturating_mul(1000) {
                 // The clock was set back.
-                self.change_schedule(pod, |schedule| schedule.advance(now())).await?;
-            } else if schedule.next_at <= now() && !self.is_drained() {
+                self.change_schedule(pod, |schedule| schedule.advance(Millis::now())).await?;
+            } else if schedule.next_at <= Millis::now() && !self.is_drained() {
                 self.save_scheduled(schedule).await?;
             }
         }
@@ -127,7 +127,7 @@ impl Checkpoints {
                     tx.insert_event(&event.outcome(outcome).detail(why.clone()))?;
                 }
                 schedule.last_error = Some(why);
-                schedule.advance(now());
+                schedule.advance(Millis::now());
                 tx.upsert_schedule(&schedule)
             })
             .await
@@ -228,7 +228,7 @@ fn due(tx: &Tx, rules: &Rules, stopped: &HashSet<PodId>) -> Result<Vec<(Checkpoi
         .map(|row| Kept { id: row.id, pod: row.pod, origin: row.origin, created_at: row.created_at, is_needed: false })
         .collect();
     // Only those that would be deleted need this check.
-    let now = now();
+    let now = Millis::now();
     let first: HashSet<CheckpointId> =
         retention::expired(&held, stopped, rules, now).into_iter().map(|(id, _)| id).collect();
     if first.is_empty() {

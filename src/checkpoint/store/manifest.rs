@@ -28,7 +28,7 @@ use crate::{
         ids::{CheckpointId, PodId},
         names::{InstanceName, UserName, start_of},
         pod::PodSpec,
-        time::now,
+        time::{Millis, as_integer},
     },
 };
 
@@ -63,8 +63,8 @@ pub struct Manifest {
     pub instance: InstanceName,
     pub container_name: String,
     pub kind: Kind,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
+    #[serde(with = "as_integer")]
+    pub created_at: Millis,
     pub shape: PodSpec,
     /// `sha256:…`
     pub image_id: String,
@@ -181,7 +181,10 @@ impl Manifest {
             }
             bytes = bytes.saturating_add(size.max(entry.size));
         }
-        if bytes > MAX_BYTES || self.frozen_ms > MAX_BYTES || !(0..now() + MAX_AHEAD).contains(&self.created_at) {
+        if bytes > MAX_BYTES
+            || self.frozen_ms > MAX_BYTES
+            || !(Millis(0)..Millis::now() + MAX_AHEAD).contains(&self.created_at)
+        {
             return Err("its numbers are out of range".to_owned());
         }
         let is_id = self
@@ -297,7 +300,7 @@ mod tests {
     fn manifest() -> Value {
         json!({
             "format": 1, "id": CheckpointId::generate(), "user": "alice", "pod": PodId::generate(), "instance": "main",
-            "container_name": "alice-main", "kind": "rootfs", "created_at": now(), "shape": shape(),
+            "container_name": "alice-main", "kind": "rootfs", "created_at": Millis::now().0, "shape": shape(),
             "image_id": format!("sha256:{}", "a".repeat(64)),
             "host": {"kernel": "6", "machine": "x86_64", "criu": "4.2", "runtime": "runc", "cgroup": 1},
             "sockets": {"local": 0, "outside": 0, "address": null}, "losses": [], "frozen_ms": 1,

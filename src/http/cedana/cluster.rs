@@ -12,10 +12,7 @@ use crate::{
         json::Json,
         params::{Body, NoParams},
     },
-    model::{
-        ids::ClusterId,
-        time::{now, rfc3339},
-    },
+    model::{ids::ClusterId, time::Millis},
 };
 
 #[derive(Serialize)]
@@ -35,14 +32,14 @@ pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, V2Error
         id: clusters.host(),
         name: clusters.host_name(),
         status: "active",
-        last_sync: age.map(|age| rfc3339(now() - age)),
+        last_sync: age.map(|age| (Millis::now() - age).to_string()),
         metadata: json!({"source": "pody", "version": crate::VERSION}),
     };
     let reported = clusters.list(ctx.caller()).await?.into_iter().map(|cluster| ClusterView {
         id: cluster.id,
         name: cluster.name,
         status: "active",
-        last_sync: cluster.synced_at.map(rfc3339),
+        last_sync: cluster.synced_at.map(|at| at.to_string()),
         metadata: json!({"source": "agent", "user": cluster.user, "agent": cluster.metadata}),
     });
     Ok(Json(std::iter::once(host).chain(reported).collect::<Vec<_>>()))

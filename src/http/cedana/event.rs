@@ -7,7 +7,7 @@ use super::{EmptyAsNone, V2Error};
 use crate::{
     db::{EventSearch, FoundEvent},
     http::{endpoint::Ctx, json::Json},
-    model::time::now,
+    model::time::Millis,
     params,
 };
 
@@ -46,7 +46,7 @@ impl From<FoundEvent> for Event {
             resource_type: subject.to_owned(),
             source: event.source,
             status: event.outcome.to_string(),
-            timestamp: found.millis.max(0) / 1000,
+            timestamp: found.at.seconds().max(0),
         }
     }
 }
@@ -62,7 +62,7 @@ pub async fn list(ctx: Ctx, params: List) -> Result<Json<impl Serialize>, V2Erro
     }
     let search = EventSearch {
         user: (!caller.is_admin).then(|| caller.user.clone()),
-        since: now() - i64::from(window) * 1000,
+        since: Millis::now() - i64::from(window) * 1000,
         subject: params.resource_type.and_then(|kind| kind.0),
         verb: params.operation.and_then(|operation| operation.0),
         limit: LIMIT,

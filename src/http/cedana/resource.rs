@@ -10,7 +10,7 @@ use crate::{
     model::{
         agent::{Kind, Resource},
         pod::{ContainerStatus, Pod, PodStatus},
-        time::now,
+        time::Millis,
         user::Caller,
     },
     params,
@@ -257,8 +257,8 @@ fn reported_job(job: &Resource, pods: &[Resource]) -> JobView {
 }
 
 /// Time since then, as kubectl shows it: `42s`, `7m`, `3h`, `12d`.
-fn age(millis: i64) -> String {
-    match (now() - millis).max(0) / 1000 {
+fn age(since: Millis) -> String {
+    match Millis::now().since(since).max(0) / 1000 {
         seconds @ ..120 => format!("{seconds}s"),
         seconds @ ..7_200 => format!("{}m", seconds / 60),
         seconds @ ..172_800 => format!("{}h", seconds / 3600),
@@ -267,19 +267,18 @@ fn age(millis: i64) -> String {
 }
 
 fn age_since(rfc3339: &str) -> String {
-    rfc3339.parse::<jiff::Timestamp>().map_or_else(|_| String::new(), |at| age(at.as_millisecond()))
+    rfc3339.parse().map_or_else(|_| String::new(), age)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::time::rfc3339;
 
     #[test]
     fn ages_read_as_kubectls_do() {
-        let ago = |seconds: i64| age(now() - seconds * 1000);
+        let ago = |seconds: i64| age(Millis::now() - seconds * 1000);
         assert_eq!([ago(5), ago(150), ago(7_300), ago(400_000)], ["5s", "2m", "2h", "4d"]);
-        assert_eq!(age_since(&rfc3339(now() - 600_000)), "10m");
+        assert_eq!(age_since(&(Millis::now() - 600_000).to_string()), "10m");
         assert_eq!(age_since("yesterday"), "");
     }
 }

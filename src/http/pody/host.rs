@@ -13,7 +13,7 @@ use crate::{
     model::{
         gpu::Library,
         names::{UserName, clipped},
-        time::rfc3339,
+        time::Millis,
         user::Caller,
         view::gpu::{DeviceState, DeviceView, GpusView, LostPod, ProcessView},
     },
@@ -116,7 +116,7 @@ pub async fn gpus(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiErro
         Some(LostPod { pod: pod.container_name.clone(), user: pod.user.clone(), reason })
     });
     Ok(Json(GpusView {
-        at: rfc3339(snapshot.at.wall),
+        at: Millis(snapshot.at.wall).to_string(),
         age,
         library: snapshot.library.clone(),
         gpus: gpus.collect(),

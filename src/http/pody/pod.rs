@@ -15,6 +15,7 @@ use crate::{
     model::{
         names::{CommitTag, ImageRef, PodRef, UserName},
         quantities::{GpuRequest, Span},
+        time::Millis,
         user::Actor,
         view::{
             Log,
@@ -149,9 +150,7 @@ params! { Logs { ins: PodRef; tail: u32, since: Span, follow: bool } }
 
 pub async fn logs(ctx: Ctx, params: Logs) -> Result<Response, ApiError> {
     let container = ctx.app.pods.log_source(ctx.caller(), &params.ins)?;
-    let since = params
-        .since
-        .map(|span| (crate::model::time::now() / 1000 - span.0 as i64).clamp(0, i64::from(i32::MAX)) as i32);
+    let since = params.since.map(|span| (Millis::now().seconds() - span.0 as i64).clamp(0, i64::from(i32::MAX)) as i32);
     let follow = params.follow == Some(true);
     let tail = params.tail.or_else(|| since.is_none().then_some(LOG_LINES));
     let options = LogOptions { tail, since, follow };

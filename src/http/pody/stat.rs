@@ -14,7 +14,7 @@ use crate::{
     model::{
         names::{PodRef, UserName, clipped},
         quantities::Span,
-        time::rfc3339,
+        time::Millis,
         usage::{Amount, GpuAmount, GpuUuid, Subject},
         view::usage::{GpuPoint, PodPoint, Series, UsageKey, UsageRow},
     },
@@ -99,7 +99,7 @@ impl Split {
 
     /// Of the period.
     fn begin(&self, at: i64) -> Option<String> {
-        self.period.map(|period| rfc3339(at.div_euclid(period) * period * 1000))
+        self.period.map(|period| Millis::from_seconds(at.div_euclid(period) * period).to_string())
     }
 
     fn key(&self, at: i64, subject: &Subject) -> UsageKey {
@@ -191,9 +191,9 @@ pub async fn pod_series(ctx: Ctx, params: PodSeries) -> Result<Json<impl Seriali
     for row in rows.iter().filter(|row| row.subject.pod == pod.container_name && row.subject.user == pod.user) {
         points.entry(row.at).or_default().add(&row.amount);
     }
-    let per_second = |sum: f64, at: i64| sum / (window.to - at).clamp(1, step) as f64;
+    let per_second = |sum: f64, at: i64| sum / (window.to_seconds - at).clamp(1, step) as f64;
     let points = points.into_iter().map(|(at, a)| PodPoint {
-        at: rfc3339(at * 1000),
+        at: Millis::from_seconds(at).to_string(),
         cpu_cores: per_second(a.cpu_seconds, at),
         memory: per_second(a.memory_byte_seconds, at),
         gpus_active: per_second(a.gpu_active_seconds, at),
@@ -213,7 +213,7 @@ pub async fn host_series(ctx: Ctx, params: HostSeries) -> Result<Json<impl Seria
         let GpuAmount { known_seconds, free_seconds, busy_seconds, memory_byte_seconds, joules } = row.amount;
         let mean = |sum: f64| (known_seconds > 0.0).then(|| sum / known_seconds);
         GpuPoint {
-            at: rfc3339(row.at * 1000),
+            at: Millis::from_seconds(row.at).to_string(),
             gpu: row.gpu,
             utilization: mean(busy_seconds).map(|share| share * 100.0),
             memory: mean(memory_byte_seconds),

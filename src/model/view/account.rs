@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     names::UserName,
     quota::{Quota, StoredQuota},
-    time::rfc3339,
     user::SshKey,
 };
 
@@ -59,7 +58,7 @@ impl From<&SshKey> for SshKeyInfo {
             key_type: row.key.key_type.clone(),
             fingerprint: row.key.fingerprint(),
             comment: row.key.comment.clone(),
-            created_at: rfc3339(row.created_at),
+            created_at: row.created_at.to_string(),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::model::{
     ids::{ActionId, CheckpointId, PodId},
     names::UserName,
     phase::{ActionKind, Phase},
-    time::{as_time, as_time_if_any},
+    time::Millis,
 };
 
 /// An action, with its progress while it runs.
@@ -36,10 +36,8 @@ pub struct ActionView {
     /// The copy of its checkpoint in the remote store.
     #[serde(flatten)]
     pub remote: Option<CopyView>,
-    #[serde(with = "as_time")]
-    pub started_at: i64,
-    #[serde(with = "as_time_if_any")]
-    pub ended_at: Option<i64>,
+    pub started_at: Millis,
+    pub ended_at: Option<Millis>,
 }
 
 impl From<Action> for ActionView {

@@ -6,7 +6,7 @@ use crate::model::{
     checkpoint::{Checkpoint, Copy, Kind},
     ids::CheckpointId,
     names::{InstanceName, UserName},
-    time::as_time,
+    time::Millis,
     words::words,
 };
 
@@ -93,8 +93,7 @@ pub struct RemoteContent {
     pub instance: InstanceName,
     pub kind: Kind,
     pub size: u64,
-    #[serde(with = "as_time")]
-    pub created_at: i64,
+    pub created_at: Millis,
 }
 
 /// Whether a pod can be saved, and what that would cost.

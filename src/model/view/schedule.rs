@@ -6,7 +6,7 @@ use crate::model::{
     ids::CheckpointId,
     names::{InstanceName, UserName},
     schedule::Schedule,
-    time::{as_time, as_time_if_any},
+    time::Millis,
 };
 
 /// A schedule.
@@ -16,10 +16,8 @@ pub struct ScheduleView {
     pub rule: String,
     pub every_seconds: i64,
     pub keep: u32,
-    #[serde(with = "as_time")]
-    pub next_at: i64,
-    #[serde(with = "as_time_if_any")]
-    pub last_at: Option<i64>,
+    pub next_at: Millis,
+    pub last_at: Option<Millis>,
     pub last_checkpoint: Option<CheckpointId>,
     pub last_error: Option<String>,
 }
