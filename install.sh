@@ -26,6 +26,9 @@ readonly install_log=/var/log/pody-install.log
 # A newer CRIU than the distribution's lives in a prefix of its own.
 readonly criu_prefix=/opt/criu
 readonly criu_wrapper=/usr/local/sbin/criu
+# The OCI runtime that restores pods: the binary under this name. tests/run.sh registers one of its own.
+runtime_name=pody
+runtime_path=/usr/local/bin/pody-runc
 
 usage() {
     cat <<USAGE
@@ -118,19 +121,21 @@ install_packages() {
 
 docker_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
-# Enables what pods need of the engine: checkpoints (experimental), and pods that
-# outlive dockerd (live-restore). Keeps every other key; prints "changed" if it wrote.
+# Enables what pods need of the engine: the runtime that restores them, and pods that
+# outlive dockerd (live-restore); the engine's own checkpoints (experimental) serve only
+# where runc's directory is not found. Keeps every other key; prints "changed" if it wrote.
 configure_dockerd() {
     mkdir -p /etc/docker
-    python3 - /etc/docker/daemon.json <<'PYTHON'
+    python3 - /etc/docker/daemon.json "$runtime_name" "$runtime_path" <<'PYTHON'
 import json, os, sys
 
-path = sys.argv[1]
+path, name, program = sys.argv[1:]
 old = {}
 if os.path.exists(path):
     with open(path) as file:
         old = json.loads(file.read() or "{}")
-new = old | {"experimental": True, "live-restore": True}
+runtimes = old.get("runtimes", {}) | {name: {"path": program}}
+new = old | {"experimental": True, "live-restore": True, "runtimes": runtimes}
 if new != old:
     with open(path + ".new", "w") as file:
         json.dump(new, file, indent=4)
@@ -168,19 +173,35 @@ ensure_docker() {
 # An engine that was already there may run other people's containers: it is
 # restarted only when it is idle.
 adapt_running_dockerd() {
-    local experimental live_restore containers swarm
-    read -r experimental live_restore containers swarm < <(docker info --format \
-        '{{.ExperimentalBuild}} {{.LiveRestoreEnabled}} {{.ContainersRunning}} {{.Swarm.LocalNodeState}}')
-    if [ "$experimental" = true ] && [ "$live_restore" = true ]; then
+    local live_restore containers swarm
+    # Both are read again on SIGHUP, and no container notices.
+    if [ "$(configure_dockerd)" = changed ]; then
+        reload_dockerd
+    fi
+    read -r live_restore containers swarm < <(docker info --format \
+        '{{.LiveRestoreEnabled}} {{.ContainersRunning}} {{.Swarm.LocalNodeState}}')
+    if [ "$live_restore" = true ] && has_runtime; then
         return
     fi
     if has_systemd && [ "$containers" = 0 ] && [ "$swarm" = inactive ] && systemctl is-active -q docker; then
-        configure_dockerd >/dev/null
         quiet systemctl restart docker
         return
     fi
-    warn "Docker runs with experimental=$experimental live-restore=$live_restore: checkpoints need experimental, pods that outlive dockerd need live-restore" \
-        "set both to true in /etc/docker/daemon.json and restart Docker when its $containers running containers may stop"
+    warn "Docker has not read /etc/docker/daemon.json: restores need its runtime \"$runtime_name\", pods that outlive dockerd need live-restore" \
+        "restart Docker when its $containers running containers may stop"
+}
+
+has_runtime() { docker info --format '{{range $name, $_ := .Runtimes}}{{println $name}}{{end}}' | grep -qx "$runtime_name"; }
+
+# Has dockerd read daemon.json again, and waits until it knows the runtime.
+reload_dockerd() {
+    local pid
+    pid=$(cat /var/run/docker.pid 2>/dev/null || pidof -s dockerd) || return 0
+    kill -HUP "$pid"
+    for _ in $(seq 100); do
+        ! has_runtime || return 0
+        sleep 0.1
+    done
 }
 
 # Without systemd: dockerd in the background, in a session of its own.
@@ -358,6 +379,8 @@ install_binary() {
         mv -f "$binary.new" "$binary"
         binary_changed=yes
     fi
+    # A later upgrade replaces the binary: the next container that is created gets the new one.
+    ln -sfn "${binary##*/}" "$runtime_path"
     for name in $old_names; do
         set_aside "${binary%/*}/$name"
         ln -sfn "${binary##*/}" "${binary%/*}/$name"
@@ -548,6 +571,36 @@ TEXT
 
 # ---------------------------------------------------------------- removal
 
+# Takes the runtime out of Docker's configuration. Pods that still exist name it, so then it becomes
+# plain runc: they can be started as before.
+unregister_runtime() {
+    local users
+    docker_answers || return 0
+    users=$(docker ps -aq | xargs -r docker inspect --format '{{.HostConfig.Runtime}}' | grep -cx "$runtime_name" || true)
+    python3 - /etc/docker/daemon.json "$runtime_name" "$users" <<'PYTHON'
+import json, os, sys
+
+path, name, users = sys.argv[1:]
+try:
+    with open(path) as file:
+        config = json.load(file)
+except FileNotFoundError:
+    sys.exit()
+runtimes = config.get("runtimes", {})
+if name in runtimes:
+    del runtimes[name]
+    if users != "0":
+        runtimes[name] = {"path": "runc"}
+    elif not runtimes:
+        del config["runtimes"]
+    with open(path + ".new", "w") as file:
+        json.dump(config, file, indent=4)
+        file.write("\n")
+    os.replace(path + ".new", path)
+PYTHON
+    [ ! -s /var/run/docker.pid ] || kill -HUP "$(cat /var/run/docker.pid)"
+}
+
 uninstall() {
     local name
     step "removing Pody"
@@ -562,7 +615,8 @@ uninstall() {
         name=${binary%/*}/$name
         [ "$(readlink "$name")" != "${binary##*/}" ] || rm -f "$name"
     done
-    rm -f "$binary"
+    unregister_runtime
+    rm -f "$runtime_path" "$binary"
     note "kept: $PODY_HOME (configuration, accounts), the pods, Docker, CRIU, the pod image"
     note "running this script without --uninstall brings everything back"
 }

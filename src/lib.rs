@@ -13,6 +13,7 @@
 //! - [`agents`]: this host as a cluster; the clusters, checkpoints and actions that outside agents report
 //! - [`criu`]: the mechanics of a dump and a restore: runc, CRIU, cuda-checkpoint, CRIU's images; knows no pod and no
 //!   row
+//! - [`runtime`]: the OCI runtime that restores pods; runc for every other container
 //! - [`engine`]: Docker, the only place that knows bollard; the inventory that reads are answered from
 //! - [`db`]: the only place with SQL
 //! - [`files`]: files of members behind signed URLs
@@ -44,6 +45,7 @@ pub mod metrics;
 pub mod model;
 pub mod objects;
 pub mod pod;
+pub mod runtime;
 pub mod tls;
 pub mod usage;
 

@@ -16,6 +16,7 @@ const RANKS: &[(&str, u8)] = &[
     ("db", 3),
     ("criu", 3),
     ("objects", 3),
+    ("runtime", 4),
     ("control", 4),
     ("account", 4),
     ("gpu", 4),

@@ -13,6 +13,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Python environments for the tests, kept between runs.
 readonly environments=/var/cache/pody-tests
+# The OCI runtime of the tests' pods: the program under test, under a name of its own.
+runtime_name=pody-tests
+runtime_path=$environments/pody-runc
 # The original, client and server.
 readonly original=0.4.1
 # Tests every operation of the API against its OpenAPI description.
@@ -59,6 +62,7 @@ summary() {
 require_root "the whole test suite"
 trap on_exit EXIT
 prepare criu-required
+ln -sfn "${CARGO_TARGET_DIR:-$PWD/target}/debug/pody" "$runtime_path"
 step "pody $original, the original"
 install_packages python3-venv libfaketime
 ensure_environment "original-$original" "pody[server]==$original" fastapi==0.115.14

@@ -104,7 +104,6 @@ impl Checkpoints {
             streams: new.streams.map_or(most, |wanted| wanted.clamp(1, most)),
             shells: None,
             network: NetworkLock::default(),
-            options: None,
             buffer: None,
             _guard_of_action: at_work,
         };
@@ -136,7 +135,8 @@ impl Checkpoints {
         })
         .await;
         let gpus = self.examine_gpus(&container, &inspect, &mut findings).await;
-        self.0.store.ensure()?;
+        let store = self.0.store.clone();
+        off_thread(move || store.ensure()).await?;
         let size = findings.memory + findings.gpu_memory + findings.files;
         let rate = self.0.rate.load(Ordering::Relaxed).max(1);
         let verdict = Verdict {

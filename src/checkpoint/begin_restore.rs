@@ -150,9 +150,10 @@ impl Checkpoints {
             return Err(CheckpointError::StillRuns { pod: pod.container_name.clone(), status: inspect.status });
         }
         check_memory(memory_needed(manifest), inspect.memory)?;
-        // A pod that was saved and stopped has had its restart policy changed: from now on it is a pod like others.
+        // One that was saved and stopped, or not restored, has had its policy changed: from now on it is a pod like others.
         let restart = match &inspect.restart {
             rule if *rule == RestartRule::unless_stopped() => RestartRule::always(),
+            _ if !pod.adopted => RestartRule::always(),
             rule => rule.clone(),
         };
         let journal = Journal {

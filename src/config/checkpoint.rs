@@ -37,6 +37,8 @@ pub struct CheckpointConfig {
     pub deleted_file_limit: ByteSize,
     /// CRIU's `irmap-scan-path`: where files watched by inotify are searched.
     pub watch_paths: Vec<PathBuf>,
+    /// The OCI runtime of pods, as Docker knows it: `pody-runc` under this name. Only it restores pods.
+    pub runtime: String,
     /// `None` = found through the container's shim.
     #[serde(deserialize_with = "empty_path_is_none")]
     pub runc_root: Option<PathBuf>,
@@ -83,6 +85,7 @@ impl Default for CheckpointConfig {
             slowest_rate: ByteSize(100 << 20),
             deleted_file_limit: ByteSize(1 << 30),
             watch_paths: watched.map(PathBuf::from).to_vec(),
+            runtime: "pody".to_owned(),
             runc_root: None,
             deprecated_seconds: 86_400,
             keep_automatic: 0,

@@ -51,7 +51,8 @@ pub async fn wait_ended(action: ActionId, directory: &Path) {
 
 /// Ends all that an action of this daemon, or of a killed one, has started.
 pub async fn end_action(action: ActionId, directory: &Path) {
-    end_all(|| of_action(action, directory)).await;
+    let directory = directory.to_owned();
+    end_all(move || of_action(action, &directory)).await;
 }
 
 fn of_action(action: ActionId, directory: &Path) -> Vec<i32> {
@@ -80,14 +81,16 @@ fn is_criu_of(pid: i32, directory: &Path) -> bool {
 /// CRIU leaves it like that, and programs would run and get errors when they send. So the pod is frozen first, and
 /// resumes once the network is repaired.
 pub async fn end_dump(action: ActionId, directory: &Path, container: &ContainerId) {
-    let Some(&any) = members(container).first() else { return end_action(action, directory).await };
-    let stopped = of_action(action, directory);
+    let (id, of) = (container.clone(), directory.to_owned());
+    let look = move || (members(&id).first().copied(), of_action(action, &of));
+    let (Some(any), stopped) = off_thread(look).await else { return end_action(action, directory).await };
     signal(&stopped, Signal::SIGSTOP);
     freezer::freeze(any);
     // In any case: programs that it holds would otherwise stay stopped for ever.
     signal(&stopped, Signal::SIGKILL);
     end_action(action, directory).await;
-    sockets::end_repair(&members(container));
+    let id = container.clone();
+    off_thread(move || sockets::end_repair(&members(&id))).await;
     lock::unlock(any).await;
 }
 
@@ -95,7 +98,8 @@ pub async fn end_dump(action: ActionId, directory: &Path, container: &ContainerI
 pub async fn end_restore(container: &ContainerId) {
     // The engine removes its directory as soon as they end.
     leftovers::unmount(container);
-    end_all(|| at_work("restore", container).into_iter().chain(members(container)).collect()).await;
+    let id = container.clone();
+    end_all(move || at_work("restore", &id).into_iter().chain(members(&id)).collect()).await;
     leftovers::unmount(container);
     // A killed runc leaves its record of the container, and the next start fails because that exists already.
     let exec_roots = fs::read_dir("/run/docker").into_iter().flatten().filter_map(Result::ok);
@@ -114,7 +118,8 @@ pub async fn end_restore(container: &ContainerId) {
 
 /// Ends a dump that the engine began and that hangs.
 pub async fn end_engine_dump(container: &ContainerId) {
-    end_all(|| at_work("checkpoint", container)).await;
+    let id = container.clone();
+    end_all(move || at_work("checkpoint", &id)).await;
 }
 
 /// The runc processes that run this command for this container, with their children.
@@ -142,8 +147,9 @@ fn at_work(command: &str, container: &ContainerId) -> Vec<i32> {
 }
 
 /// Whether a restore of this container is in progress.
-pub fn is_restoring(container: &ContainerId) -> bool {
-    !at_work("restore", container).is_empty()
+pub async fn is_restoring(container: &ContainerId) -> bool {
+    let id = container.clone();
+    off_thread(move || !at_work("restore", &id).is_empty()).await
 }
 
 /// Processes in a container's cgroup.
@@ -151,11 +157,11 @@ pub fn members(container: &ContainerId) -> Vec<i32> {
     process::list().into_iter().filter(|&pid| process::container_of(pid).as_ref() == Some(container)).collect()
 }
 
-async fn end_all(find: impl Fn() -> Vec<i32>) {
+async fn end_all(find: impl Fn() -> Vec<i32> + Clone + Send + 'static) {
     let begun = Instant::now();
     loop {
-        let found = find();
-        let alive: Vec<i32> = found.into_iter().filter(|&pid| !is_zombie(pid)).collect();
+        let find = find.clone();
+        let alive: Vec<i32> = off_thread(move || find().into_iter().filter(|&pid| !is_zombie(pid)).collect()).await;
         if alive.is_empty() || begun.elapsed() > GONE {
             return;
         }

@@ -33,7 +33,6 @@ use serde::{Deserialize, Serialize};
 use super::{
     error::{CriuFailure, FailureKind},
     gzip,
-    linked_images::NONCE,
     network::sockets,
     runc,
 };
@@ -106,7 +105,7 @@ pub struct Filling {
 impl Plan {
     /// The line for CRIU's options that has it done; empty where there is nothing to do. `scratch` is the restore's own
     /// directory.
-    pub fn option(&self, scratch: &Path, nonce: &str) -> io::Result<String> {
+    pub fn option(&self, scratch: &Path) -> io::Result<String> {
         for old in [FAILURE, ADDRESSED, DONE, PLAN] {
             let _ = fs::remove_file(scratch.join(old));
         }
@@ -115,12 +114,8 @@ impl Plan {
         }
         let (plan, script, failure) = (scratch.join(PLAN), scratch.join(SCRIPT), scratch.join(FAILURE));
         fs::write(&plan, serde_json::to_vec(self)?)?;
-        // The options are the host's: a restore that a killed daemon began may find them, too. It must not get another
-        // pod's content, nor continue without its own.
         let text = format!(
             "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-setup-namespaces ] || exit 0\n\
-             if [ ! -e \"$CRTOOLS_IMAGE_DIR/{nonce}\" ]; then\n  \
-             for other in \"$CRTOOLS_IMAGE_DIR\"/{NONCE}*; do [ ! -e \"$other\" ] || exit 1; done\n  exit 0\nfi\n\
              /proc/{}/exe {COMMAND} '{}' \"$CRTOOLS_INIT_PID\" 2>'{}' && : >'{}'\n",
             std::process::id(),
             plan.display(),

@@ -139,7 +139,13 @@ fn change(path: &Path, correct: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::Re
     let image = fs::read(path)?;
     let corrected =
         correct(&image).ok_or_else(|| io::Error::other(format!("{} is not as CRIU writes it", path.display())))?;
-    if corrected == image { Ok(()) } else { fs::write(path, corrected) }
+    if corrected == image {
+        return Ok(());
+    }
+    // A new file: this one may be a link to a checkpoint's.
+    let new = path.with_extension("new");
+    fs::write(&new, corrected)?;
+    fs::rename(&new, path)
 }
 
 /// The time namespace of a process; `None` where the kernel has only one.

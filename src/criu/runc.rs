@@ -3,7 +3,7 @@
 //! A dump calls runc directly, beside Docker, while the container is frozen: Docker's own way copies the images twice
 //! and keeps the pod frozen for that. CRIU's options come by `CRIU_CONFIG_FILE`, so no other user of runc is affected.
 //!
-//! A restore goes through Docker, as the pod must be Docker's child; CRIU's options come from [`super::conf`] there.
+//! A restore goes through Docker, as the pod must be Docker's child: see [`super::restore`].
 //!
 //! [`super::cgroup_root`] puts a restored pod into its current cgroup.
 //!
@@ -26,7 +26,6 @@ use tokio::process::Command;
 
 use super::{
     command::MARK,
-    conf::HostOptions,
     diagnosis,
     error::{CriuError, CriuFailure},
     freezer, kill,
@@ -64,8 +63,6 @@ pub struct Dump<'a> {
     /// The writable layer, if it is saved too.
     pub upper: Option<&'a Path>,
     pub network: NetworkLock,
-    /// Put back when CRIU has begun.
-    pub options: Option<HostOptions>,
     pub config: &'a CheckpointConfig,
     pub deadline: Duration,
 }
@@ -101,19 +98,9 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
         let runc = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
         // Programs suffer when CRIU is killed: a kernel that is out of memory should kill something else.
         let _ = fs::write(format!("/proc/{runc}/oom_score_adj"), "-1000");
-        let output = child.wait_with_output();
-        tokio::pin!(output);
-        let early = tokio::select! {
-            output = &mut output => Some(output),
-            () = wait_begun(&log) => None,
-        };
-        drop(dump.options);
-        let output = match early {
-            Some(output) => output,
-            None => tokio::select! {
-                output = &mut output => output,
-                never = freezer::freeze_after_criu(runc, dump.pid) => match never {},
-            },
+        let output = tokio::select! {
+            output = child.wait_with_output() => output,
+            never = freezer::freeze_after_criu(runc, dump.pid) => match never {},
         };
         output.map_err(|error| unavailable(format!("runc: {error}")))
     };
@@ -210,7 +197,9 @@ pub fn root_of(config: &CheckpointConfig, container: &ContainerId, pid: i32, run
         Path::new(words.get(at + 1)?.as_ref()).parent()?.parent().map(Path::to_owned)
     };
     let usual = [Some(PathBuf::from("/run/docker")), beside_shim()].into_iter().flatten();
-    let below = usual.map(|exec_root| exec_root.join(format!("runtime-{runtime}")).join("moby"));
+    // Docker names it after its default runtime's own name, `runc`, whatever the container's runtime is called.
+    let names = ["runtime-runc".to_owned(), format!("runtime-{runtime}")];
+    let below = usual.flat_map(|exec_root| names.clone().map(|name| exec_root.join(name).join("moby")));
     let all = config.runc_root.iter().cloned().chain(below).chain([PathBuf::from("/run/containerd/runc/moby")]);
     all.into_iter().find(|root| root.join(container.as_str()).join("state.json").is_file())
 }
@@ -242,13 +231,6 @@ fn unavailable(why: String) -> CriuError {
 pub async fn wait_runaway(log: &Path) {
     while fs::metadata(log).map_or(0, |file| file.len()) < diagnosis::LOG_LIMIT {
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Returns when CRIU has begun its log: by then it has read its options.
-pub async fn wait_begun(log: &Path) {
-    while fs::metadata(log).map_or(0, |file| file.len()) == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -1,12 +1,16 @@
-//! What checkpoint and restore need from the engine: pause, restart policies, a start from a checkpoint.
+//! What checkpoint and restore need from the engine: pause, restart policies, a start that restores.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bollard::{
     container::CreateCheckpointOptions,
-    models::{ContainerInspectResponse, ContainerUpdateBody, RestartPolicy, RestartPolicyNameEnum},
+    models::{
+        ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, MountType, RestartPolicy,
+        RestartPolicyNameEnum,
+    },
     query_parameters::{
-        InspectContainerOptions, KillContainerOptionsBuilder, StartContainerOptions, TagImageOptionsBuilder,
+        CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
+        RenameContainerOptionsBuilder, StartContainerOptions, TagImageOptionsBuilder,
     },
 };
 use serde_json::Value;
@@ -105,6 +109,35 @@ impl ContainerInspect {
     }
 }
 
+/// The request that creates a container like this one. The engine's two documents have the same fields.
+fn like(inspect: ContainerInspectResponse, runtime: &str) -> serde_json::Result<ContainerCreateBody> {
+    let mut host = inspect.host_config.unwrap_or_default();
+    host.runtime = Some(runtime.to_owned());
+    let mut body: ContainerCreateBody = serde_json::from_value(serde_json::to_value(inspect.config)?)?;
+    let bound = |target: &str| {
+        let binds = host.binds.iter().flatten().filter_map(|bind| bind.split(':').nth(1));
+        let mounts = host.mounts.iter().flatten().filter_map(|mount| mount.target.as_deref());
+        binds.chain(mounts).any(|other| other == target)
+    };
+    // Those of the image have names that only the container knows.
+    let volumes: Vec<_> = inspect
+        .mounts
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|mount| mount.typ.as_deref() == Some("volume"))
+        .filter(|mount| mount.destination.as_deref().is_some_and(|target| !bound(target)))
+        .map(|mount| bollard::models::Mount {
+            typ: Some(MountType::VOLUME),
+            source: mount.name,
+            target: mount.destination,
+            ..Default::default()
+        })
+        .collect();
+    host.mounts.get_or_insert_default().extend(volumes);
+    body.host_config = Some(host);
+    Ok(body)
+}
+
 /// Whether a network mode is the network namespace of another container.
 pub(super) fn shares_network(network_mode: &str) -> bool {
     network_mode.starts_with("container:")
@@ -165,27 +198,35 @@ impl Engine {
         self.retry_lost(SHORT, update, id).await
     }
 
-    /// Starts a container from the checkpoint of that name in its directory. Not retried: after a lost response the
-    /// caller finds out what happened.
-    pub async fn start_from(&self, id: &ContainerId, checkpoint: &str, deadline: Duration) -> Result<(), EngineError> {
-        let (id, checkpoint) = (id.to_string(), checkpoint.to_owned());
+    /// Starts a container whose runtime has a restore to do. Not retried: after a lost response the caller finds out
+    /// what happened.
+    pub async fn start_restore(&self, id: &ContainerId, deadline: Duration) -> Result<(), EngineError> {
+        let id = id.to_string();
         self.call_patiently(deadline, |docker| async move {
-            // bollard has no such parameter.
-            let docker =
-                bollard::Docker::clone(&docker).with_timeout(deadline).with_request_modifier(move |mut request| {
-                    let uri = request.uri();
-                    let path = uri.path_and_query().map(|path| path.as_str()).unwrap_or_default();
-                    let joint = if path.contains('?') { '&' } else { '?' };
-                    let mut parts = uri.clone().into_parts();
-                    parts.path_and_query = format!("{path}{joint}checkpoint={checkpoint}").parse().ok();
-                    if let Ok(uri) = parts.try_into() {
-                        *request.uri_mut() = uri;
-                    }
-                    request
-                });
+            let docker = bollard::Docker::clone(&docker).with_timeout(deadline);
             docker.start_container(&id, None::<StartContainerOptions>).await
         })
         .await
+    }
+
+    /// Creates a container that is like this one but for its name and its OCI runtime, with the same volumes and an
+    /// empty writable layer.
+    pub async fn recreate(&self, id: &ContainerId, name: &str, runtime: &str) -> Result<ContainerId, EngineError> {
+        let old = id.to_string();
+        let inspect = self
+            .call(SHORT, |docker| async move { docker.inspect_container(&old, None::<InspectContainerOptions>).await })
+            .await?;
+        let body = like(inspect, runtime).map_err(|error| EngineError::AnswerLost(error.to_string()))?;
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        let made = self.call(SHORT, |docker| async move { docker.create_container(Some(options), body).await }).await?;
+        made.id.parse().map_err(|_| EngineError::AnswerLost("not a container id".to_owned()))
+    }
+
+    /// Gives the container another name.
+    pub async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {
+        let id = id.to_string();
+        let options = RenameContainerOptionsBuilder::new().name(name).build();
+        self.call(SHORT, |docker| async move { docker.rename_container(&id, options).await }).await
     }
 
     /// Has the engine dump a container into the engine's own directory. The container keeps running, or stays paused,

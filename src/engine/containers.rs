@@ -50,6 +50,8 @@ pub struct ContainerSpec {
     pub name: String,
     pub labels: HashMap<String, String>,
     pub shape: PodSpec,
+    /// The OCI runtime; `None` = the engine's default.
+    pub runtime: Option<String>,
     pub log_max_size: String,
     pub log_max_files: u32,
     /// Seconds between SIGTERM and SIGKILL.
@@ -147,6 +149,7 @@ fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
             // Required to restore a checkpoint of the pod.
             ipc_mode: Some("private".to_owned()),
             init: Some(false),
+            runtime: spec.runtime.clone(),
             sysctls: settings(&shape.network),
             ..HostConfig::default()
         }),

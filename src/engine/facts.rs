@@ -1,6 +1,6 @@
 //! Facts about the engine, for `pody doctor` and `/host/spec`.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub struct EngineFacts {
     pub api_version: String,
     /// Containers keep running while the engine restarts.
     pub live_restore: bool,
-    /// Needed for checkpoints.
+    /// Needed where the engine itself must dump.
     pub experimental: bool,
     pub storage_driver: String,
     pub root_dir: PathBuf,
@@ -21,7 +21,8 @@ pub struct EngineFacts {
     pub cgroup_version: String,
     /// `cgroupfs` or `systemd`.
     pub cgroup_driver: String,
-    pub runtimes: Vec<String>,
+    /// The OCI runtimes, by name: the program of each; empty for those that are containerd's own.
+    pub runtimes: BTreeMap<String, PathBuf>,
 }
 
 impl Engine {
@@ -43,7 +44,12 @@ impl Engine {
             root_dir: info.docker_root_dir.unwrap_or_default().into(),
             cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
             cgroup_driver: info.cgroup_driver.map(|v| v.to_string()).unwrap_or_default(),
-            runtimes: info.runtimes.unwrap_or_default().into_keys().collect(),
+            runtimes: info
+                .runtimes
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, runtime)| (name, runtime.path.unwrap_or_default().into()))
+                .collect(),
         });
         self.facts.store(Some(facts.clone()));
         Ok(facts)

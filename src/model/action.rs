@@ -81,6 +81,13 @@ pub struct Action {
     pub journal: Journal,
 }
 
+impl Action {
+    /// The name of a container while another takes its place: it has too many parts for a pod's.
+    pub fn replaced_name(&self) -> String {
+        format!("pody-replaced-{}", self.id)
+    }
+}
+
 /// What a later start of the daemon needs to recover an action.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Journal {
@@ -93,6 +100,10 @@ pub struct Journal {
     pub restart_if_not: Option<RestartRule>,
     /// The writable layer of a container that is restored in place.
     pub upper: Option<PathBuf>,
+    /// The container that the restored one takes the place of, because another OCI runtime made it. It has another
+    /// name meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<ContainerId>,
     /// A restore makes a pod of its own.
     pub makes_pod: bool,
     /// A copy in the remote store is requested.
@@ -120,6 +131,7 @@ impl Default for Journal {
             restart: None,
             restart_if_not: None,
             upper: None,
+            replaced: None,
             makes_pod: false,
             remote: false,
             placeholders: 0,

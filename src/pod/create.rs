@@ -119,7 +119,10 @@ impl Pods {
             shm: positive(quota.shm_size.0),
             storage: positive(quota.storage_size.0),
             new_privileges: image.new_privileges,
-            init: self.init.for_image(image)?,
+            init: {
+                let (init, image) = (self.init.clone(), image.clone());
+                off_thread(move || init.for_image(&image)).await?
+            },
         })
     }
 
@@ -241,6 +244,7 @@ impl Pods {
             log_max_size: config.pod.log_max_size.clone(),
             log_max_files: config.pod.log_max_files,
             stop_grace: config.pod.stop_grace_seconds,
+            runtime: self.runtime().await?,
         };
         self.engine.ensure_created(&spec, (label::OP, &pod.op.to_string())).await.map_err(|error| match error {
             EngineError::Conflict(_) => PodError::Foreign(pod.container_name.clone()),
@@ -251,6 +255,20 @@ impl Pods {
             EngineError::StorageOptUnsupported(_) => PodError::StorageUnsupported,
             error => error.into(),
         })
+    }
+
+    /// The runtime that can restore the pod. Where the engine does not have it, pods run under its default one, and
+    /// `pody doctor` says so.
+    async fn runtime(&self) -> Result<Option<String>, PodError> {
+        let name = self.config.get().checkpoint.runtime.clone();
+        let is_there = self.engine.facts().await?.runtimes.contains_key(&name);
+        if !is_there {
+            tracing::warn!(
+                runtime = name,
+                "Docker does not have this runtime: the pod cannot be restored from a checkpoint of its programs"
+            );
+        }
+        Ok(is_there.then_some(name))
     }
 
     async fn start_container(&self, pod: &Pod, container: &ContainerId) -> Result<(), PodError> {

@@ -8,7 +8,7 @@ use super::{AskedBy, PodError, Pods, keys::Before};
 use crate::{
     db::{DbError, NewEvent},
     engine::{EngineError, LogOptions},
-    model::{ids::ContainerId, names::PodRef, user::Caller},
+    model::{ids::ContainerId, names::PodRef, pod::RestartRule, user::Caller},
 };
 
 /// An action on a pod's container.
@@ -95,7 +95,12 @@ impl Pods {
             Action::Start => {
                 self.refresh_keys(pod, container, Before::Start).await;
                 let _turn = self.engine_turns.acquire().await;
-                self.engine.start(container).await
+                let started = self.engine.start(container).await;
+                // A checkpoint that stopped it, or a restore that failed, has changed this.
+                if started.is_ok() && !pod.adopted {
+                    self.engine.set_restart(container, &RestartRule::always()).await?;
+                }
+                started
             }
             Action::Restart => {
                 self.refresh_keys(pod, container, Before::Start).await;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     db::DbError,
     engine::EngineError,
+    host::blocking::off_thread,
     model::{
         ids::{ContainerId, PodId},
         names::{ImageRef, InstanceName, UserName},
@@ -51,7 +52,10 @@ impl Pods {
         let today = self.spec(&wanted, &allowed).await?;
         let gpus = if saved.gpus == Some(GpuSet::none()) { saved.gpus.clone() } else { today.gpus.clone() };
         let init = match &saved.init {
-            Some(init) => Some(Init { program: self.init.same_here(&init.program)?, ..init.clone() }),
+            Some(init) => {
+                let (ours, program) = (self.init.clone(), init.program.clone());
+                Some(Init { program: off_thread(move || ours.same_here(&program)).await?, ..init.clone() })
+            }
             None => None,
         };
         Ok((PodSpec { hostname: saved.hostname.clone(), init, gpus, ..today }, allowed))

@@ -166,7 +166,7 @@ pub fn delete_checkpoints(client: &Client) {
     }
 }
 
-/// Nothing of any action may be left: directories in progress, files put aside, the engine's copies, CRIU's options.
+/// Nothing of any action may be left: directories in progress, files put aside, what was left for the runtime.
 #[track_caller]
 pub fn assert_clean(server: &Server) {
     let left = || {
@@ -177,19 +177,6 @@ pub fn assert_clean(server: &Server) {
                 left.push(name);
             }
         }
-        let actions: Vec<String> = {
-            let database = server.database();
-            let mut statement = database.prepare("SELECT id FROM actions").expect("a table of ours");
-            let rows = statement.query_map([], |row| row.get(0)).expect("a table of ours");
-            rows.map(|row| row.expect("a text")).collect()
-        };
-        for entry in fs::read_dir("/tmp").expect("/tmp").filter_map(Result::ok) {
-            let path = entry.path();
-            let is_copy = entry.file_name().to_string_lossy().starts_with("ctrd-checkpoint");
-            if is_copy && actions.iter().any(|id| path.join(format!("pody-nonce-{id}")).exists()) {
-                left.push(path.display().to_string());
-            }
-        }
         for name in server.containers() {
             // It may be removed at the same time.
             let asked = std::process::Command::new("docker")
@@ -198,7 +185,12 @@ pub fn assert_clean(server: &Server) {
                 .expect("docker runs");
             let upper = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
             let Some((upper, id)) = upper.split_once(' ') else { continue };
-            for entry in fs::read_dir(PathBuf::from(upper).parent().expect("a directory")).expect("a layer").flatten() {
+            let order = PathBuf::from("/run/pody-runc").join(id);
+            if order.exists() {
+                left.push(order.display().to_string());
+            }
+            let layer = PathBuf::from(upper).parent().expect("a directory").to_owned();
+            for entry in fs::read_dir(layer).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if name.starts_with("pody-") {
                     left.push(format!("{name} beside {upper}"));

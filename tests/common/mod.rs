@@ -47,6 +47,9 @@ pub use self::{
 pub const MEMBERS: [&str; 2] = ["alice", "bob"];
 pub const ADMIN: &str = "boss";
 
+/// The OCI runtime that `tests/run.sh` registers with Docker: the program under test.
+pub const RUNTIME: &str = "pody-tests";
+
 /// Ports are leased to servers in blocks, below the kernel's range for clients.
 const FIRST_PORT: u16 = 21_000;
 const LAST_PORT: u16 = 32_000;
@@ -137,7 +140,7 @@ impl Builder {
         let home = folder.path().join("home");
         let mut config = format!(
             "name_prefix = \"{prefix}\"\navailable_ports = \"{}\"\ncommit_name = \"{prefix}_commit\"\n\
-             [pod]\nstop_grace_seconds = 2\n[default_quota]\ngpus = \"none\"\n",
+             [pod]\nstop_grace_seconds = 2\n[checkpoint]\nruntime = \"{RUNTIME}\"\n[default_quota]\ngpus = \"none\"\n",
             ports.for_pods(self.pod_ports)
         )
         .parse::<toml::Table>()

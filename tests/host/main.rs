@@ -14,7 +14,7 @@ mod engine;
 mod exec;
 mod help;
 mod kills;
-mod not_experimental;
 mod private;
 mod proxy;
 mod sessions;
+mod without_runtime;

@@ -18,7 +18,6 @@ use crate::{
         store::{self, KEPT_IMAGES, archive, compress, hashing},
     },
     criu::{
-        conf::HostOptions,
         error::CriuFailure,
         image_buffer::ImageBuffer,
         network::lock::{self, NetworkLock},
@@ -65,8 +64,6 @@ pub struct CheckpointJob {
     /// Nobody attaches to a terminal of the pod until it resumes.
     pub shells: Option<ShellBlock>,
     pub network: NetworkLock,
-    /// Held until the dump's CRIU has begun.
-    pub options: Option<HostOptions>,
     /// Memory that receives the images, until they are files.
     pub buffer: Option<ImageBuffer>,
     pub _guard_of_action: ActionGuard,
@@ -151,10 +148,6 @@ impl CheckpointJob {
     }
 
     pub(in crate::checkpoint) async fn freeze(&mut self) -> Result<(), CheckpointError> {
-        if self.checkpoint.kind.has_processes() {
-            // Before the pod is frozen: a restore may hold it for a moment.
-            self.options = Some(HostOptions::keep_free().await?);
-        }
         self.freeze_outside_vfork().await?;
         // A network that it shares remains when it is stopped.
         if !self.seen.inspect.shares_network() {

@@ -14,7 +14,6 @@ use super::checkpoint::{CheckpointJob, RETRY_DELAYS};
 use crate::{
     checkpoint::CheckpointError,
     criu::{
-        conf::HostOptions,
         diagnosis,
         error::FailureKind,
         freezer,
@@ -22,7 +21,7 @@ use crate::{
         image_buffer::{ImageBuffer, PIPE},
         kill, namespace_setup,
         network::{lock::NetworkLock, socket_names, sockets},
-        patches, runc, stopped_tasks, thread_attributes, version,
+        patches, restore, runc, stopped_tasks, thread_attributes, version,
     },
     engine::EngineError,
     host::{
@@ -73,11 +72,11 @@ impl CheckpointJob {
         self.manifest.sockets.address = address;
         let images = self.directory.join(runc::IMAGES);
         let begun = Instant::now();
-        let (options, buffer) = (self.options.take(), self.buffer.take());
+        let buffer = self.buffer.take();
         let caught = buffer.as_ref().map(ImageBuffer::caught).unwrap_or_default();
         let inspect = &self.seen.inspect;
         let (buffer, dumped) = tokio::select! {
-            ended = self.dump_processes(&images, options, buffer) => ended,
+            ended = self.dump_processes(&images, buffer) => ended,
             never = self.watch(&images, &caught) => match never {},
         };
         // Also for the next try.
@@ -111,13 +110,11 @@ impl CheckpointJob {
     async fn dump_processes(
         &self,
         images: &Path,
-        options: Option<HostOptions>,
         buffer: Option<ImageBuffer>,
     ) -> (Option<ImageBuffer>, Result<(), CheckpointError>) {
         let config = self.ctx.0.config.get();
         let inspect = &self.seen.inspect;
         let Some(root) = runc::root_of(&config.checkpoint, &self.seen.container, inspect.pid, &inspect.runtime) else {
-            drop(options);
             return (None, self.dump_by_engine().await);
         };
         let dumping = async {
@@ -131,7 +128,6 @@ impl CheckpointJob {
                 bin: &bin,
                 upper: inspect.upper.as_deref().filter(|_| self.checkpoint.kind.has_files()),
                 network: self.lock_of_dump(),
-                options,
                 config: &config.checkpoint,
                 deadline: self.deadline,
             })
@@ -180,7 +176,8 @@ impl CheckpointJob {
     }
 
     /// Where runc's own directory is not found, the engine dumps, always leaving the pod running, and its images are
-    /// moved to the checkpoint.
+    /// moved to the checkpoint. Only our runtime passes CRIU's options on: under another one CRIU has its own defaults,
+    /// and refuses open connections and locks.
     async fn dump_by_engine(&self) -> Result<(), CheckpointError> {
         let config = self.ctx.0.config.get();
         let engine = &self.ctx.0.engine;
@@ -194,8 +191,11 @@ impl CheckpointJob {
             runc::dump_options(&config.checkpoint, self.seen.inspect.pid, &self.directory, upper, self.lock_of_dump())
                 .map_err(DiskError::io("writing", &self.directory))?;
         let options = format!("tcp-established\nfile-locks\n{options}log-file {}\n", log.display());
-        let _options = HostOptions::place(&options).await?;
+        let (left_for, left) = (container.clone(), options);
+        off_thread(move || restore::place_dump_options(&left_for, &left)).await?;
         let dumped = engine.dump(container, &name, self.deadline).await;
+        let left_for = container.clone();
+        off_thread(move || restore::withdraw(&left_for)).await?;
         if dumped.is_err() {
             kill::end_engine_dump(container).await;
         }

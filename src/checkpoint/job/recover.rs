@@ -21,9 +21,7 @@ use crate::{
             compress,
         },
     },
-    criu::{
-        conf::HostOptions, freezer, kill, leftovers, linked_images, namespace_setup, network::lock, runc, stopped_tasks,
-    },
+    criu::{freezer, kill, leftovers, namespace_setup, network::lock, restore, runc, stopped_tasks},
     engine::{ContainerInspect, Health},
     host::{blocking::off_thread, disk},
     model::{
@@ -31,7 +29,7 @@ use crate::{
         checkpoint::{CheckpointStatus, LeaveRunning},
         ids::{ActionId, CheckpointId, ContainerId, PodId},
         phase::{ActionKind, Phase},
-        pod::Pod,
+        pod::{Pod, RestartRule},
     },
 };
 
@@ -52,11 +50,6 @@ impl Checkpoints {
     pub async fn run(self, stop: CancellationToken) {
         if let Err(error) = self.sweep().await {
             tracing::warn!(%error, "could not remove leftovers of checkpoints");
-        }
-        if nix::unistd::geteuid().is_root()
-            && let Err(error) = HostOptions::recover().await
-        {
-            tracing::warn!(%error, "could not restore CRIU's options");
         }
         loop {
             tokio::select! {
@@ -175,7 +168,8 @@ impl Checkpoints {
         }
         runc::drop_links(&under_way);
         fail_point!("recover-checkpoint-ended");
-        let complete = self.0.store.is_complete(action.checkpoint);
+        let (store, id) = (self.0.store.clone(), action.checkpoint);
+        let complete = off_thread(move || store.is_complete(id)).await;
         let mut action = action.clone();
         let container = action.journal.container.clone();
         let inspect = match &container {
@@ -219,7 +213,7 @@ impl Checkpoints {
             self.put_restart_rule(&action).await?;
         }
         fail_point!("recover-checkpoint-thawed");
-        self.remove_engine_directories(&action).await?;
+        self.remove_orders(&action).await?;
         let id = action.checkpoint;
         if complete {
             let directory = self.0.store.directory(id);
@@ -259,7 +253,7 @@ impl Checkpoints {
         };
         // A start in progress at the engine is ended first: it holds the container until then.
         if let Some(container) = &container
-            && kill::is_restoring(container)
+            && kill::is_restoring(container).await
         {
             kill::end_restore(container).await;
         }
@@ -282,8 +276,11 @@ impl Checkpoints {
             }
             self.put_restart_rule(&action).await?;
             self.clean(&action).await?;
-            if let (true, Some(pod), Some(container)) = (action.journal.makes_pod, row, &action.journal.container) {
-                self.0.pods.finish_restored(pod, container.clone()).await?;
+            if let Some(pod) = row {
+                if let (true, Some(container)) = (action.journal.makes_pod, &action.journal.container) {
+                    self.0.pods.finish_restored(pod.clone(), container.clone()).await?;
+                }
+                self.finish_replaced(&action, pod).await?;
             }
             return self.end_action(action, Ok(()), |_| Ok(())).await;
         }
@@ -302,9 +299,13 @@ impl Checkpoints {
             let (upper, aside) = (upper.clone(), aside(upper, &action));
             off_thread(move || archive::put_back(&upper, &aside)).await?;
         }
+        self.put_back_replaced(&mut action).await?;
         fail_point!("recover-restore-put-back");
-        if action.journal.restart_if_not.is_some() {
-            action.journal.restart = action.journal.restart_if_not.take();
+        if let Some(before) = action.journal.restart_if_not.take() {
+            // The attempt made the engine forget that somebody stopped it: under any other policy its next start would
+            // begin the pod from its beginning.
+            let is_own = row.as_ref().is_some_and(|pod| !pod.adopted);
+            action.journal.restart = Some(if is_own { RestartRule::never() } else { before });
         }
         self.put_restart_rule(&action).await?;
         self.clean(&action).await?;
@@ -315,6 +316,37 @@ impl Checkpoints {
             self.0.pods.undo_restored(pod, error.clone()).await;
         }
         self.end_action(action, Err(error), |_| Ok(())).await
+    }
+
+    /// The pod lives in its new container: its row names that, and the old one goes.
+    pub(in crate::checkpoint) async fn finish_replaced(
+        &self,
+        action: &Action,
+        mut pod: Pod,
+    ) -> Result<(), CheckpointError> {
+        let Some(old) = &action.journal.replaced else { return Ok(()) };
+        if pod.container != action.journal.container {
+            pod.container = action.journal.container.clone();
+            self.0.db.write(move |tx| tx.update_pod(&pod)).await?;
+        }
+        Ok(self.0.engine.remove(old).await?)
+    }
+
+    /// The pod has its old container again, under its name.
+    async fn put_back_replaced(&self, action: &mut Action) -> Result<(), CheckpointError> {
+        let Some(old) = action.journal.replaced.clone() else { return Ok(()) };
+        let engine = &self.0.engine;
+        // Ours only if the old one has made way for it.
+        let aside = engine.look_for(&action.replaced_name()).await?.is_some_and(|found| found.id == old);
+        if aside {
+            if let Some(new) = engine.look_for(&action.container_name).await?.filter(|found| found.id != old) {
+                engine.remove(&new.id).await?;
+            }
+            engine.rename(&old, &action.container_name).await?;
+        }
+        action.journal.container = Some(old);
+        action.journal.replaced = None;
+        Ok(())
     }
 
     /// The container once the engine answers about it again: while it starts one, it does not.
@@ -342,15 +374,14 @@ impl Checkpoints {
         self.remove_placeholders(action).await?;
         let scratch = self.0.store.scratch(action.id);
         off_thread(move || disk::remove(&scratch)).await?;
-        self.remove_engine_directories(action).await?;
-        let id = action.id;
-        off_thread(move || linked_images::remove_engine_copies(id)).await;
-        Ok(())
+        self.remove_orders(action).await
     }
 
-    /// Removes what an action had the engine keep with the container.
-    async fn remove_engine_directories(&self, action: &Action) -> Result<(), CheckpointError> {
+    /// Removes what an action left for the runtime, or had the engine keep with the container.
+    async fn remove_orders(&self, action: &Action) -> Result<(), CheckpointError> {
         let Some(container) = &action.journal.container else { return Ok(()) };
+        let left_for = container.clone();
+        off_thread(move || restore::withdraw(&left_for)).await?;
         let checkpoints = self.0.engine.container_directory(container).await?.join("checkpoints");
         let prefix = format!("pody-{}", action.id);
         off_thread(move || {

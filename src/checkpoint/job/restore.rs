@@ -27,18 +27,16 @@ use crate::{
         },
     },
     criu::{
-        cgroup_root,
-        conf::HostOptions,
-        diagnosis,
+        cgroup_root, diagnosis,
         error::{CriuFailure, FailureKind},
-        kill, linked_images,
+        kill,
         namespace_setup::{self, Filling, Hosts, MemoryFiles, Plan},
         network::connections::{AddressPolicy, Tcp, Way},
-        patches,
+        patches, restore,
         runc::{self, Load, deadline},
         thread_attributes,
     },
-    engine::EngineError,
+    engine::{ContainerInspect, EngineError},
     host::{blocking::off_thread, disk::DiskError},
     model::{
         action::{Action, HeldTraffic},
@@ -170,14 +168,20 @@ impl RestoreJob {
             self.action.journal.container = Some(container);
             self.action.journal.restart = Some(RestartRule::always());
         }
-        let container = self.container()?;
-        let gone = || PodError::NotFound(self.pod.container_name.clone());
-        let inspect = engine.inspect(&container).await?.ok_or_else(gone)?;
+        let mut container = self.container()?;
+        let name = self.pod.container_name.clone();
+        let gone = || PodError::NotFound(name.clone());
+        let mut inspect = engine.inspect(&container).await?.ok_or_else(gone)?;
+        let runtime = self.ctx.0.config.get().checkpoint.runtime.clone();
+        if self.manifest.kind.has_processes() && inspect.runtime != runtime {
+            container = self.replace(&inspect, &container, &runtime).await?;
+            inspect = engine.inspect(&container).await?.ok_or_else(gone)?;
+        }
         if self.manifest.kind.has_files() {
             let upper = inspect.upper.clone().ok_or_else(|| {
                 CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned())
             })?;
-            if !self.action.journal.makes_pod {
+            if !self.action.journal.makes_pod && self.action.journal.replaced.is_none() {
                 self.action.journal.upper = Some(upper.clone());
             }
             self.ctx.write_action(&self.action).await?;
@@ -192,6 +196,41 @@ impl RestoreJob {
         self.ctx.write_action(&self.action).await?;
         // The engine must not start a failed pod from its beginning.
         Ok(engine.set_restart(&container, &RestartRule::never()).await?)
+    }
+
+    /// Makes a container that our runtime restores, in the place of one that another runtime made. That one is kept under
+    /// another name until the pod lives.
+    async fn replace(
+        &mut self,
+        old: &ContainerInspect,
+        id: &ContainerId,
+        runtime: &str,
+    ) -> Result<ContainerId, CheckpointError> {
+        let engine = self.ctx.0.engine.clone();
+        self.action.journal.replaced = Some(id.clone());
+        self.ctx.write_action(&self.action).await?;
+        fail_point!("restore-replacing", |_| Err(CheckpointError::Interrupted(Phase::Prepare.doing())));
+        engine.rename(id, &self.action.replaced_name()).await?;
+        let new = engine.recreate(id, &self.pod.container_name, runtime).await?;
+        self.action.journal.container = Some(new.clone());
+        self.ctx.write_action(&self.action).await?;
+        let (from, to) = (engine.container_directory(id).await?, engine.container_directory(&new).await?);
+        let (old_id, new_id) = (id.clone(), new.clone());
+        off_thread(move || {
+            continue_log((&from, &old_id), (&to, &new_id)).map_err(DiskError::io("copying the log to", &to))
+        })
+        .await?;
+        fail_point!("restore-replaced", |_| Err(CheckpointError::Interrupted(Phase::Prepare.doing())));
+        if !self.manifest.kind.has_files() {
+            // The files that the pod has now.
+            let gone = || PodError::NotFound(self.pod.container_name.clone());
+            let made = engine.inspect(&new).await?.ok_or_else(gone)?;
+            let (Some(from), Some(to)) = (old.upper.clone(), made.upper) else {
+                return Err(CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned()));
+            };
+            archive::copy(&from, &to, &self.ctx.0.store.scratch(self.action.id)).await?;
+        }
+        Ok(new)
     }
 
     pub(in crate::checkpoint) fn container(&self) -> Result<ContainerId, CheckpointError> {
@@ -328,43 +367,49 @@ impl RestoreJob {
         self.attempts += 1;
         let config = self.ctx.0.config.get();
         let engine = &self.ctx.0.engine;
-        let name = format!("pody-{}-{}", self.action.id, self.attempts);
         let container_directory = engine.container_directory(container).await?;
-        let directory = container_directory.join("checkpoints").join(&name);
-        let (images, memory_files, action) = (self.images.clone(), self.manifest.memory_files.clone(), self.action.id);
+        let scratch = self.ctx.0.store.scratch(self.action.id);
+        let directory = scratch.join(format!("images-{}", self.attempts));
+        let (images, memory_files) = (self.images.clone(), self.manifest.memory_files.clone());
+        let made = directory.clone();
         let own_addresses = (way.tcp == Tcp::CloseOutside).then(|| self.manifest.sockets.own_addresses());
         off_thread(move || {
             let emptied = memory_files.iter().map(|files| files.image.as_path()).collect();
-            linked_images::make(&directory, &images, &emptied, action)?;
+            restore::make_images(&made, &images, &emptied)?;
             if let Some(own) = own_addresses {
-                patches::close_outside(&directory, &own).map_err(DiskError::io("correcting", &directory))?;
+                patches::close_outside(&made, &own).map_err(DiskError::io("correcting", &made))?;
             }
             Ok::<_, CheckpointError>(())
         })
         .await?;
-        let scratch = self.ctx.0.store.scratch(self.action.id);
-        let script = self
-            .plan(way.addresses, &container_directory)?
-            .option(&scratch, &linked_images::nonce(self.action.id))
-            .map_err(DiskError::io("writing", &scratch))?;
-        let log = scratch.join(format!("restore-{}.log", self.attempts));
+        let (mut plan, noted) = (self.plan(way.addresses, &container_directory)?, scratch.clone());
+        let script = off_thread(move || {
+            for Filling { archive, .. } in &mut plan.memory_files {
+                *archive = fs::canonicalize(&*archive).map_err(DiskError::io("finding", &*archive))?;
+            }
+            plan.option(&noted).map_err(DiskError::io("writing", &noted))
+        })
+        .await?;
+        let work = scratch.join(format!("work-{}", self.attempts));
+        let log = work.join(restore::LOG);
         let limit = config.checkpoint.deleted_file_limit.0;
         let options = format!(
-            "{}\nfile-locks\nlink-remap\nghost-limit {limit}\nlog-file {}\n{}{script}",
+            "{}\nlink-remap\nghost-limit {limit}\n{}{script}",
             way.tcp.as_str(),
-            log.display(),
             self.cgroup_root(container).await?,
         );
-        let options = HostOptions::place(&options).await?;
         let limit = deadline(&config.checkpoint, self.load());
-        let start = engine.start_from(container, &name, limit);
-        tokio::pin!(start);
-        let early = tokio::select! {
-            done = &mut start => Some(done),
-            () = runc::wait_begun(&log) => None,
+        let order = restore::Plan {
+            action: self.action.id,
+            images: directory,
+            work,
+            is_tcp_established: way.tcp == Tcp::Established || way.tcp == Tcp::CloseOutside,
+            options,
+            path: std::env::var("PATH").unwrap_or_default(),
+            deadline: limit,
         };
-        // CRIU has read them: the next restore may have the file.
-        drop(options);
+        let place_for = container.clone();
+        off_thread(move || order.place(&place_for)).await?;
         let give_back = async {
             if held.is_some() {
                 namespace_setup::wait_addressed(&scratch).await;
@@ -372,13 +417,10 @@ impl RestoreJob {
             }
             std::future::pending::<Infallible>().await
         };
-        let started = match early {
-            Some(done) => done,
-            None => tokio::select! {
-                done = &mut start => done,
-                () = runc::wait_runaway(&log) => Err(EngineError::TimedOut(limit)),
-                never = give_back => match never {},
-            },
+        let started = tokio::select! {
+            done = engine.start_restore(container, limit) => done,
+            () = runc::wait_runaway(&log) => Err(EngineError::TimedOut(limit)),
+            never = give_back => match never {},
         };
         let error = match started {
             Ok(()) if namespace_setup::is_done(&scratch) => return Ok(()),
@@ -386,7 +428,7 @@ impl RestoreJob {
                 kill::end_restore(container).await;
                 self.ctx.settled_inspect(container).await?;
                 return Err(CheckpointError::Criu(CriuFailure::other(
-                    "CRIU did not get its options from pody; try again",
+                    "the container was started from its beginning, not restored; is its runtime pody's? See `pody doctor`",
                 )));
             }
             Err(error) => error,
@@ -395,6 +437,8 @@ impl RestoreJob {
             return Err(error.into());
         }
         kill::end_restore(container).await;
+        let left_for = container.clone();
+        off_thread(move || restore::withdraw(&left_for)).await?;
         // The call may have succeeded although its response was lost.
         let inspect = self.ctx.settled_inspect(container).await?;
         if error.is_ambiguous()
@@ -442,7 +486,6 @@ impl RestoreJob {
         let addresses = sockets.addresses_to_add(addresses);
         let filling = |files: &MemoryFiles| {
             let archive = self.image(&files.image)?;
-            let archive = fs::canonicalize(&archive).map_err(DiskError::io("finding", &archive))?;
             Ok::<_, CheckpointError>(Filling { archive, target: files.target.clone(), mount: files.mount })
         };
         let memory_files = self.manifest.memory_files.iter().map(filling).collect::<Result<_, _>>()?;
@@ -489,6 +532,7 @@ impl RestoreJob {
         if self.action.journal.makes_pod {
             self.ctx.0.pods.finish_restored(self.pod.clone(), container.clone()).await?;
         }
+        self.ctx.finish_replaced(&self.action, self.pod.clone()).await?;
         self.ctx.put_restart_rule(&self.action).await?;
         self.ctx.clean(&self.action).await?;
         let _ = self.ctx.0.engine.look(&container).await;
@@ -508,4 +552,16 @@ impl RestoreJob {
             self.ctx.settle_later();
         }
     }
+}
+
+/// Copies a container's output, in the files of the engine's driver `json-file`, to a new container.
+fn continue_log(from: (&Path, &ContainerId), to: (&Path, &ContainerId)) -> std::io::Result<()> {
+    let old = format!("{}-json.log", from.1);
+    for entry in fs::read_dir(from.0)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(rotated) = name.strip_prefix(&old) {
+            fs::copy(from.0.join(&name), to.0.join(format!("{}-json.log{rotated}", to.1)))?;
+        }
+    }
+    Ok(())
 }

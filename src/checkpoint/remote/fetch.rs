@@ -175,7 +175,8 @@ impl Checkpoints {
         // One at a time: two restores of one checkpoint need its files once.
         let _turn = self.0.fetches.lock().await;
         let storage = self.storage()?;
-        let directory = self.0.store.ensure()?.join(manifest.id.to_string());
+        let store = self.0.store.clone();
+        let directory = off_thread(move || store.ensure()).await?.join(manifest.id.to_string());
         let (streams, keep_free) = {
             let config = self.0.config.get();
             (config.checkpoint.streams(), config.checkpoint.keep_free.0)

@@ -25,7 +25,9 @@ pub async fn pack(directory: &Path, archive: &Path, without: &str) -> Result<(),
     let mut tar = Command::new("tar");
     tar.args(["--create", RECORDS, "--sparse", "--warning=no-file-ignored"]).args(KEPT);
     // Names that exist for the dump only; as targets of hard links, too.
-    tar.arg(format!("--transform=flags=rh;s/{}$//", without.replace('.', "[.]")));
+    if !without.is_empty() {
+        tar.arg(format!("--transform=flags=rh;s/{}$//", without.replace('.', "[.]")));
+    }
     tar.arg("--file").arg(archive).arg("--directory").arg(directory).arg(".");
     run(tar, archive).await
 }
@@ -36,6 +38,15 @@ pub async fn unpack(archive: &Path, directory: &Path) -> Result<(), CheckpointEr
     tar.args(["--extract", RECORDS, "--same-owner", "--preserve-permissions", "--delay-directory-restore"]).args(KEPT);
     tar.arg("--file").arg(archive).arg("--directory").arg(directory);
     run(tar, directory).await
+}
+
+/// Copies a layer into an empty one, by an archive in `scratch`: tar alone keeps all that a layer consists of.
+pub async fn copy(from: &Path, to: &Path, scratch: &Path) -> Result<(), CheckpointError> {
+    let archive = scratch.join("layer.tar");
+    pack(from, &archive, "").await?;
+    unpack(&archive, to).await?;
+    off_thread(move || disk::remove(&archive)).await?;
+    Ok(())
 }
 
 /// `to` is what it writes.

@@ -1,22 +1,32 @@
 //! Docker and its configuration.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Finding, version_in};
-use crate::engine::{Engine, EngineFacts};
+use crate::{
+    config::Config,
+    engine::{Engine, EngineFacts},
+    objects,
+    runtime::registration,
+};
 
 /// Debian 12's, which pody is tested with.
 const OLDEST_VERSION: (u32, u32) = (20, 10);
 const RESTART: &str = "in /etc/docker/daemon.json, then `systemctl restart docker`";
 
 /// The findings, and where Docker keeps its data if that is known.
-pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
+pub async fn examine(home: &Path) -> (Vec<Finding>, Option<PathBuf>) {
     let facts = match Engine::connect().await {
         Ok(engine) => engine.facts().await,
         Err(error) => Err(error),
     };
     match facts {
-        Ok(facts) => (judge(&facts), Some(facts.root_dir.clone())),
+        Ok(facts) => {
+            let mut findings = judge(&facts);
+            let config = Config::load(&home.join("config.toml"), objects::check).unwrap_or_default();
+            findings.push(restores(&facts, &config.checkpoint.runtime).await);
+            (findings, Some(facts.root_dir.clone()))
+        }
         Err(error) => {
             let fix = "install docker.io (or docker-ce) and `systemctl start docker`; DOCKER_HOST names another socket";
             (vec![Finding::fail("docker", error.to_string(), fix)], None)
@@ -25,7 +35,7 @@ pub async fn examine() -> (Vec<Finding>, Option<PathBuf>) {
 }
 
 fn judge(facts: &EngineFacts) -> Vec<Finding> {
-    vec![experimental(facts), version(facts), live_restore(facts), storage(facts), cgroups(facts)]
+    vec![version(facts), live_restore(facts), storage(facts), cgroups(facts)]
 }
 
 fn version(facts: &EngineFacts) -> Finding {
@@ -44,11 +54,15 @@ fn live_restore(facts: &EngineFacts) -> Finding {
     Finding::warn("live-restore", "off: pods die when Docker restarts", fix)
 }
 
-fn experimental(facts: &EngineFacts) -> Finding {
-    if facts.experimental {
-        return Finding::ok("experimental", "on: Docker can checkpoint");
+/// Whether Docker has the runtime that restores pods.
+async fn restores(facts: &EngineFacts, runtime: &str) -> Finding {
+    match registration::why_not(facts, runtime).await {
+        None => Finding::ok("runtime", format!("{runtime}: saved pods can be restored")),
+        Some(why) => {
+            let (found, fix) = why.split_once("; ").unwrap_or((&why, ""));
+            Finding::fail("runtime", found, fix)
+        }
     }
-    Finding::warn("experimental", "off: no checkpoints", format!("\"experimental\": true {RESTART}"))
 }
 
 fn storage(facts: &EngineFacts) -> Finding {

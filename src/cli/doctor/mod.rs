@@ -59,7 +59,7 @@ impl Finding {
 pub async fn run(out: &Output) -> Result<u8, CliError> {
     let home = crate::config::home();
     let mut findings = criu::examine(&home).await;
-    let (docker_findings, docker_root) = docker::examine().await;
+    let (docker_findings, docker_root) = docker::examine(&home).await;
     findings.extend(docker_findings);
     findings.extend(gpu::examine().await);
     findings.extend(gpu_checkpoints::examine(&home).await);
