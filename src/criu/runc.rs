@@ -188,19 +188,24 @@ pub fn dump_options(
     Ok(format!("ghost-limit {}\nlink-remap\nforce-irmap\n{watched}{network}{script}", config.deleted_file_limit.0))
 }
 
-/// Where runc keeps this container: beside the socket of the containerd whose shim runs it.
+/// Where runc keeps this container: beside the socket of the containerd whose shim runs it, by the namespace of that
+/// containerd.
 pub fn root_of(config: &CheckpointConfig, container: &ContainerId, pid: i32, runtime: &str) -> Option<PathBuf> {
-    let beside_shim = || {
-        let shim = fs::read(format!("/proc/{}/cmdline", Stat::read(pid)?.parent)).ok()?;
-        let words: Vec<_> = shim.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
-        let at = words.iter().position(|word| word == "-address")?;
-        Path::new(words.get(at + 1)?.as_ref()).parent()?.parent().map(Path::to_owned)
-    };
-    let usual = [Some(PathBuf::from("/run/docker")), beside_shim()].into_iter().flatten();
+    let shim = Stat::read(pid).and_then(|stat| fs::read(format!("/proc/{}/cmdline", stat.parent)).ok());
+    let words: Vec<String> = shim
+        .unwrap_or_default()
+        .split(|&byte| byte == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    let option = |name: &str| words.get(words.iter().position(|word| word == name)? + 1).cloned();
+    let beside_shim = option("-address").and_then(|address| Some(Path::new(&address).parent()?.parent()?.to_owned()));
+    let namespace = option("-namespace").unwrap_or_else(|| "moby".to_owned());
+    let usual = [Some(PathBuf::from("/run/docker")), beside_shim].into_iter().flatten();
     // Docker names it after its default runtime's own name, `runc`, whatever the container's runtime is called.
     let names = ["runtime-runc".to_owned(), format!("runtime-{runtime}")];
-    let below = usual.flat_map(|exec_root| names.clone().map(|name| exec_root.join(name).join("moby")));
-    let all = config.runc_root.iter().cloned().chain(below).chain([PathBuf::from("/run/containerd/runc/moby")]);
+    let below = usual.flat_map(|exec_root| names.clone().map(|name| exec_root.join(name).join(&namespace)));
+    let containerds = Path::new("/run/containerd/runc").join(&namespace);
+    let all = config.runc_root.iter().cloned().chain(below).chain([containerds]);
     all.into_iter().find(|root| root.join(container.as_str()).join("state.json").is_file())
 }
 

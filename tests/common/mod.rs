@@ -50,6 +50,13 @@ pub const ADMIN: &str = "boss";
 /// The OCI runtime that `tests/run.sh` registers with Docker: the program under test.
 pub const RUNTIME: &str = "pody-tests";
 
+/// `daemon.json` of a test's own engine, with the runtime that the host's engine has.
+pub fn settings_with_runtime() -> String {
+    let runtimes: serde_json::Value =
+        serde_json::from_str(&docker(&["info", "--format", "{{json .Runtimes}}"])).expect("JSON");
+    serde_json::json!({"experimental": true, "runtimes": {RUNTIME: {"path": runtimes[RUNTIME]["path"]}}}).to_string()
+}
+
 /// Ports are leased to servers in blocks, below the kernel's range for clients.
 const FIRST_PORT: u16 = 21_000;
 const LAST_PORT: u16 = 32_000;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    common::{Builder, Need, Server},
+    common::{Builder, Need, Server, settings_with_runtime},
     run,
 };
 
@@ -43,7 +43,7 @@ impl Engine {
         let hook = folder.path().join("bin").join(HOOK);
         fs::write(&hook, "#!/bin/sh\nexit 0\n").expect("our own directory");
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("our own directory");
-        fs::write(within("daemon.json"), "{\"experimental\": true}").expect("our own directory");
+        fs::write(within("daemon.json"), settings_with_runtime()).expect("our own directory");
         let log = fs::File::create(within("log")).expect("our own directory");
         let namespace = folder.path().file_name().expect("a name").display().to_string();
         let child = Command::new("unshare")

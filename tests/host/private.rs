@@ -75,7 +75,9 @@ impl PrivateDocker {
         let log = fs::File::options().create(true).append(true).open(folder.join("log")).expect("a file");
         let at = |name: &str| folder.join(name).display().to_string();
         let mut command = Command::new("unshare");
-        command.args(["-n", "dockerd", "--bridge=none", "--iptables=false", "--live-restore"]);
+        // CRIU probes its own network namespace for features: the loopback must be up.
+        command.args(["-n", "sh", "-c", "ip link set lo up; exec dockerd \"$@\"", "sh"]);
+        command.args(["--bridge=none", "--iptables=false", "--live-restore"]);
         command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
         command.args(["--host", &format!("unix://{}", at("docker.sock")), "--config-file", &at(SETTINGS)]);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);

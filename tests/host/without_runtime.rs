@@ -2,20 +2,13 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
-    common::{Client, RUNTIME, docker, eventually},
+    common::{Client, RUNTIME, eventually, settings_with_runtime},
     help::{create, delete, exec},
     private::PrivateDocker,
 };
-
-/// The engine's configuration with the runtime of the tests, which the host's engine has.
-fn with_runtime() -> String {
-    let host = docker(&["info", "--format", "{{json .Runtimes}}"]);
-    let runtimes: Value = serde_json::from_str(&host).expect("JSON");
-    json!({"runtimes": {RUNTIME: {"path": runtimes[RUNTIME]["path"]}}}).to_string()
-}
 
 /// Waits for an action that was begun.
 #[track_caller]
@@ -58,7 +51,7 @@ fn checkpoints_are_refused_with_the_remedy_and_pods_of_before_are_restored_under
 
     // Fixed as the message says, without a restart of the daemon.
     docker.kill();
-    docker.set(&with_runtime());
+    docker.set(&settings_with_runtime());
     docker.start_again();
     eventually(Duration::from_secs(30), "the engine supports it now", || {
         alice.get("/checkpoint/check?ins=main").status == 200
