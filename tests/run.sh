@@ -98,6 +98,9 @@ output=$(mktemp)
 status=0
 cargo test --locked --workspace --features failpoints --no-fail-fast 2>&1 | tee "$output" || status=$?
 
+step "a newer Docker, in a box"
+tests/engines/run.sh "${CARGO_TARGET_DIR:-target}/debug/pody" || status=$?
+
 step "a real GPU, where there is one"
 tests/gpu/run.sh || status=$?
 

@@ -177,9 +177,9 @@ fn a_volume_that_is_gone_is_reported() {
     assert_eq!((action["status"].as_str(), action["phase"].as_str()), (Some("error"), Some("start")), "{action}");
     assert!(action["error"].as_str().unwrap().contains(&format!("{}/data", volume.path().display())), "{action}");
     assert_clean(&server);
-    // A reboot does not start it from scratch.
+    // Neither a restart of Docker nor a reboot starts it from scratch.
     let rule = crate::help::engine_says(&server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}");
-    assert_eq!(rule, "unless-stopped");
+    assert_eq!(rule, "no");
     fs::rename(volume.path().join("away"), volume.path().join("data")).unwrap();
     crate::help::done(&alice, &format!("/pod/restore?ins=main&checkpoint={id}"));
     assert_eq!(count(&alice, "main").1, identity);

@@ -37,10 +37,12 @@ fn saved(server: &Server, program: &str, query: &str) -> (Client, String, String
 fn is_as_before(server: &Server, alice: &Client, id: &str, identity: &str) {
     assert_clean(server);
     assert_eq!(status(alice, "main"), "exited");
-    assert_eq!(engine_says(server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}"), "always");
+    let policy = || engine_says(server, "alice", "main", "{{.HostConfig.RestartPolicy.Name}}");
+    assert_eq!(policy(), "no", "a restart of Docker would begin it from its beginning");
     let container = engine_says(server, "alice", "main", "{{.Id}}");
     assert!(processes_of(&container).is_empty(), "something of it is left");
     alice.post("/pod/start?ins=main").ok();
+    assert_eq!(policy(), "always", "from now on it is a pod like others");
     assert_eq!(exec(alice, "main", "cat /root/later"), "later");
     alice.post("/pod/stop?ins=main").ok();
     assert_eq!(alice.get(&format!("/checkpoint/inspect?checkpoint={id}")).ok().json()["status"], "ready");
@@ -169,6 +171,69 @@ fn a_restore_that_fills_the_disk_is_rolled_back() {
     assert_eq!(alice.get("/pod/inspect?ins=clone").status, 404);
     eventually(Duration::from_secs(10), "main is not affected", || status(&alice, "main") == "running");
     assert_clean(&server);
+    delete(&alice, "main");
+    delete_checkpoints(&alice);
+}
+
+/// The processes of a restore in progress, from the one that the shim starts to CRIU.
+const OF_A_RESTORE: [&str; 4] = ["hook", "runc", "supervisor", "criu"];
+
+/// One of them, of the restore of this container.
+fn of_a_restore(which: &str, container: &str) -> Option<i32> {
+    let words = |pid: i32| -> Vec<String> {
+        let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        text.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+    };
+    let parent = |pid: i32| -> Option<i32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+    };
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let pids: Vec<i32> = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let has = |pid: i32, word: &str| words(pid).iter().any(|own| own == word);
+    let hook =
+        || pids.iter().copied().find(|&pid| has(pid, "restore-hook") && words(pid).join(" ").contains(container));
+    let runc =
+        || pids.iter().copied().find(|&pid| words(pid)[0] == "runc" && has(pid, "restore") && has(pid, container));
+    match which {
+        "hook" => hook(),
+        "runc" => runc(),
+        "supervisor" => parent(runc()?).filter(|&pid| has(pid, "supervise")),
+        _ => {
+            let runc = runc()?;
+            pids.iter().copied().find(|&pid| parent(pid) == Some(runc) && has(pid, "swrk"))
+        }
+    }
+}
+
+/// Whichever process of a restore is killed, the restore ends, with a second try or an error; nothing is left of it, and
+/// the pod can be restored.
+#[test]
+fn a_restore_of_which_a_process_is_killed_ends_and_leaves_nothing() {
+    let Some(server) = start_with(|builder| builder) else { return };
+    let (alice, id, identity) = saved(&server, COUNTER, "");
+    let container = engine_says(&server, "alice", "main", "{{.Id}}");
+    for which in OF_A_RESTORE {
+        let begun = alice.post(&format!("/pod/restore?ins=main&checkpoint={id}")).ok();
+        let since = Instant::now();
+        let killed = loop {
+            if let Some(pid) = of_a_restore(which, &container) {
+                break kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
+            }
+            assert!(since.elapsed() < Duration::from_secs(20), "no {which} was seen");
+        };
+        let action = wait(&alice, &begun);
+        match action["status"].as_str() {
+            Some("error") => {
+                assert!(killed, "{which}: {action}");
+                is_as_before(&server, &alice, &id, &identity);
+            }
+            _ => keeps_counting(&alice, "main", 0),
+        }
+        assert_eq!(count(&alice, "main").1, identity, "{which}");
+        assert_clean(&server);
+        alice.post("/pod/stop?ins=main").ok();
+    }
     delete(&alice, "main");
     delete_checkpoints(&alice);
 }

@@ -61,8 +61,8 @@ inside() { pody exec "$1" -- sh -c "$2" | tr -d '\r'; }
 count() { inside "$1" 'cat /root/count'; }
 counts_beyond() { [ "$(count "$1")" -gt "$2" ]; }
 
-# goes_on POD FROM: its counter went on from where it was, and goes on.
-goes_on() {
+# continues POD FROM: its counter continued from where it was, and continues.
+continues() {
     local now
     now=$(count "$1")
     [ "$now" -ge "$2" ] || fail "$1 began again: $now after $2"
@@ -113,20 +113,20 @@ pody exec main --detach -- sh /root/counter >/dev/null
 until_true "the counter does not run" counts_beyond main 3
 
 pody checkpoint main >/dev/null
-goes_on main 3
+continues main 3
 before=$(count main)
 pody checkpoint main --stop >/dev/null
 pody restore main >/dev/null
-goes_on main "$before"
+continues main "$before"
 [ "$(inside main 'cat /root/kept /workspace/file')" = $'kept\nshared' ] || fail "files are missing"
 printf '    a pod came back in place\n'
 
 pody restore main --as twin >/dev/null
-goes_on twin "$before"
+continues twin "$before"
 printf '    as a twin\n'
 pody rm main -y >/dev/null
 pody restore main >/dev/null
-goes_on main "$before"
+continues main "$before"
 printf '    after it was removed\n'
 
 port=$(docker port "$(docker ps --filter name=twin --format '{{.Names}}')" 22/tcp | head -n 1 | grep -o '[0-9]*$')
@@ -146,7 +146,7 @@ wait "$dockerd" || true
 start_docker
 until_true "pody does not see the saved pod" sh -c 'pody ps --all 2>/dev/null | grep main | grep -q exited || pody ls | grep main | grep -q exited'
 pody restore main >/dev/null
-goes_on main "$before"
+continues main "$before"
 printf '    after restarts of Docker\n'
 
 pody drain --reason test >/dev/null 2>&1 || fail "the drain failed"
