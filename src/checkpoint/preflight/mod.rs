@@ -102,7 +102,7 @@ pub struct Holder {
 }
 
 /// Neither the engine nor containerd tells where the pod's files lie.
-pub const NO_LAYER: &str = "its files cannot be saved: Docker here keeps them neither in overlay2 nor, as `ctr snapshots` shows, in \
+pub const NO_LAYER: &str = "where its files lie is unknown: Docker here keeps them neither in overlay2 nor, as `ctr snapshots` shows, in \
                             overlays of containerd";
 
 /// Checks the container and its processes. Reads /proc only; takes time proportional to the number of its files.
