@@ -158,7 +158,8 @@ impl Checkpoints {
             space_needed: size + size / 100 * 15,
             space_free: self.0.store.free().saturating_sub(self.0.config.get().checkpoint.keep_free.0),
         };
-        Ok(Examined { container, inspect, findings, verdict, criu, gpus })
+        let layers = self.0.engine.image_layers(&inspect.image_id).await?;
+        Ok(Examined { container, inspect, layers, findings, verdict, criu, gpus })
     }
 
     /// Checks the quota, and records checkpoint and action.
@@ -284,6 +285,7 @@ fn new_manifest(checkpoint: &Checkpoint, pod: &Pod, seen: &Examined) -> Manifest
         created_at: checkpoint.created_at,
         shape: pod.spec.clone(),
         image_id: seen.inspect.image_id.clone(),
+        layers: seen.layers.clone(),
         host: Host {
             kernel: line("/proc/sys/kernel/osrelease"),
             machine: std::env::consts::ARCH.to_owned(),

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     criu::{cgroup_root, version},
     db::NewEvent,
+    engine::Image,
     host::{blocking::off_thread, disk},
     model::{
         action::{Action, ActionStatus, Journal},
@@ -72,7 +73,7 @@ impl Checkpoints {
             }
             Ok(pod) => return Err(PodError::Exists(pod.container_name.clone()).into()),
             Err(PodError::NotFound(_)) => {
-                let image = self.image_of(&manifest)?;
+                let image = self.image_of(&manifest).await?;
                 let (spec, allowed) = self.0.pods.restored_spec(&row.user, &instance, &manifest.shape, image).await?;
                 check_mounts(&manifest.shape, &spec)?;
                 let gpu = self.plan_gpus(row.kind, manifest.gpus.as_ref(), spec.gpus.clone()).await?;
@@ -165,12 +166,12 @@ impl Checkpoints {
         Ok((guard, Pod::clone(&pod), journal))
     }
 
-    /// Packed files are unpacked into the store, and the pod's files into the engine's directory.
+    /// Packed files are unpacked into the store, and the pod's files to where the engine has those of containers.
     async fn check_space(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let keep = self.0.config.get().checkpoint.keep_free.0;
         let packed = manifest.files.values().filter(|file| file.packed.is_some()).map(|file| file.size).sum();
         let files = manifest.files.get(Path::new(store::ROOTFS)).map_or(0, |file| file.size);
-        let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.root_dir.clone());
+        let (store, engine) = (self.0.store.path().to_owned(), self.0.engine.facts().await?.layers_dir.clone());
         off_thread(move || {
             let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
             let needs = match device(&store) == device(&engine) {
@@ -189,16 +190,39 @@ impl Checkpoints {
     }
 
     /// The same image, by its original name where that still means it.
-    fn image_of(&self, manifest: &Manifest) -> Result<ImageRef, CheckpointError> {
+    async fn image_of(&self, manifest: &Manifest) -> Result<ImageRef, CheckpointError> {
         let gone = || CheckpointError::ImageGone(manifest.shape.image.clone());
         let images = self.0.engine.inventory().images();
-        let image = images.iter().find(|image| image.id == manifest.image_id).ok_or_else(gone)?;
+        let image = match images.iter().find(|image| image.id == manifest.image_id) {
+            Some(image) => image,
+            None => self.with_layers(&images, manifest).await?.ok_or_else(gone)?,
+        };
         let kept = |tag: &&String| tag.starts_with(KEPT_IMAGES);
         let name = match image.tags.iter().find(|tag| **tag == manifest.shape.image) {
             Some(name) => name.as_str(),
             None => image.tags.iter().find(|tag| !kept(tag)).map_or(image.id.as_str(), String::as_str),
         };
         name.parse().map_err(|_| gone())
+    }
+
+    /// The image under another id, as after the change to containerd's image store: the layers are its content. One
+    /// that has the original name comes first.
+    async fn with_layers<'a>(
+        &self,
+        images: &'a [Image],
+        manifest: &Manifest,
+    ) -> Result<Option<&'a Image>, CheckpointError> {
+        if manifest.layers.is_empty() {
+            return Ok(None);
+        }
+        let mut candidates: Vec<&Image> = images.iter().collect();
+        candidates.sort_by_key(|image| !image.tags.contains(&manifest.shape.image));
+        for image in candidates {
+            if self.0.engine.image_layers(&image.id).await? == manifest.layers {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
     }
 
     async fn write_restore(

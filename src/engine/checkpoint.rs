@@ -32,7 +32,7 @@ pub struct ContainerInspect {
     pub image_id: String,
     pub runtime: String,
     pub restart: RestartRule,
-    /// The writable layer, where the storage driver is overlay2.
+    /// The writable layer; `None` where neither the engine nor containerd tells it.
     pub upper: Option<PathBuf>,
     /// On its first network.
     pub address: Option<String>,
@@ -73,7 +73,6 @@ impl ContainerInspect {
         let state = inspect.state.unwrap_or_default();
         let host = inspect.host_config.unwrap_or_default();
         let rule = host.restart_policy.unwrap_or_default();
-        let driver = inspect.graph_driver.filter(|driver| driver.name == "overlay2");
         let addresses = inspect.network_settings.and_then(|network| network.networks).unwrap_or_default();
         let obstacles = [
             (host.init == Some(true), "Docker's own init"),
@@ -97,7 +96,7 @@ impl ContainerInspect {
                 name: rule.name.map(|name| name.to_string()).filter(|name| !name.is_empty()).unwrap_or("no".to_owned()),
                 retries: rule.maximum_retry_count.unwrap_or(0),
             },
-            upper: driver.and_then(|driver| driver.data.get("UpperDir").map(PathBuf::from)),
+            upper: inspect.graph_driver.and_then(|driver| driver.data.get("UpperDir").map(PathBuf::from)),
             address: addresses.into_values().find_map(|end| end.ip_address.filter(|address| !address.is_empty())),
             network_mode: host.network_mode.unwrap_or_default(),
             memory: host.memory.and_then(|bytes| u64::try_from(bytes).ok()).filter(|&bytes| bytes > 0),
@@ -151,8 +150,17 @@ impl Engine {
             .call(SHORT, |docker| async move { docker.inspect_container(&name, None::<InspectContainerOptions>).await })
             .await;
         match inspect {
-            Ok(inspect) => ContainerInspect::new(inspect).map(Some),
-            Err(EngineError::NotFound(_)) => Ok(None),
+            Ok(inspect) => {
+                let mut inspect = ContainerInspect::new(inspect)?;
+                if inspect.upper.is_none() {
+                    inspect.upper = self.layer_of(id).await?;
+                }
+                Ok(Some(inspect))
+            }
+            Err(EngineError::NotFound(_)) => {
+                self.layers.forget(id);
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

@@ -17,6 +17,7 @@ mod exec;
 mod facts;
 mod images;
 pub mod inventory;
+mod storage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,6 +34,7 @@ pub use self::{
     exec::{ExecOutput, ExecRequest, Piece, Pipes, Terminal},
     facts::EngineFacts,
     inventory::Inventory,
+    storage::ImageStore,
 };
 
 /// Deadline of a short call to the engine. Together with the cleanup after it, it stays below the 10 s within which a
@@ -60,6 +62,7 @@ pub struct Engine {
     inventory: Inventory,
     /// Valid for as long as the engine that reported them runs.
     facts: Arc<ArcSwapOption<EngineFacts>>,
+    layers: storage::Layers,
 }
 
 impl Default for Engine {
@@ -69,6 +72,7 @@ impl Default for Engine {
             health: watch::Sender::new(Health::Unknown),
             inventory: Inventory::default(),
             facts: Arc::default(),
+            layers: storage::Layers::default(),
         }
     }
 }

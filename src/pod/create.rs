@@ -236,6 +236,10 @@ impl Pods {
 
     /// The container of this row, created or found.
     pub(super) async fn make_container(&self, pod: &Pod) -> Result<ContainerId, PodError> {
+        // It would run without the limit, and nobody would know.
+        if pod.spec.storage.is_some() && !self.engine.facts().await?.heeds_storage_size() {
+            return Err(PodError::StorageUnsupported);
+        }
         let config = self.config.get();
         let spec = ContainerSpec {
             name: pod.container_name.clone(),

@@ -19,6 +19,7 @@ mod limits;
 mod matrix;
 mod meanwhile;
 mod odd;
+mod other_store;
 mod refusals;
 mod remote;
 mod restores;

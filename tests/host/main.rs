@@ -13,6 +13,7 @@ mod door;
 mod engine;
 mod exec;
 mod help;
+mod image_store;
 mod kills;
 mod private;
 mod proxy;

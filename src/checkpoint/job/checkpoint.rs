@@ -14,7 +14,7 @@ use crate::{
         ActionGuard, CheckpointError, Checkpoints, Manifest, Progress,
         gpu::GpusSeen,
         millis_since,
-        preflight::Findings,
+        preflight::{Findings, NO_LAYER},
         store::{self, KEPT_IMAGES, archive, compress, hashing},
     },
     criu::{
@@ -192,7 +192,7 @@ impl CheckpointJob {
     async fn save_files(&mut self) -> Result<(), CheckpointError> {
         let upper = self.seen.inspect.upper.clone().ok_or_else(|| CheckpointError::NotPossible {
             pod: self.pod.container_name.clone(),
-            problems: vec!["Docker's storage driver here is not overlay2".to_owned()],
+            problems: vec![NO_LAYER.to_owned()],
         })?;
         let packed =
             archive::pack(&upper, &self.directory.join(store::ROOTFS), &runc::link_suffix(&self.directory)).await;
@@ -381,6 +381,8 @@ impl Checkpoints {
 pub struct Examined {
     pub container: ContainerId,
     pub inspect: ContainerInspect,
+    /// Of its image.
+    pub layers: Vec<String>,
     pub findings: Findings,
     pub verdict: Verdict,
     pub criu: String,

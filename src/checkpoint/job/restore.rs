@@ -19,6 +19,7 @@ use super::{
 use crate::{
     checkpoint::{
         ActionGuard, CheckpointError, Checkpoints, Progress,
+        preflight::NO_LAYER,
         store::{
             self,
             archive::{self, aside},
@@ -178,9 +179,7 @@ impl RestoreJob {
             inspect = engine.inspect(&container).await?.ok_or_else(gone)?;
         }
         if self.manifest.kind.has_files() {
-            let upper = inspect.upper.clone().ok_or_else(|| {
-                CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned())
-            })?;
+            let upper = inspect.upper.clone().ok_or_else(|| CheckpointError::Unavailable(NO_LAYER.to_owned()))?;
             if !self.action.journal.makes_pod && self.action.journal.replaced.is_none() {
                 self.action.journal.upper = Some(upper.clone());
             }
@@ -226,7 +225,7 @@ impl RestoreJob {
             let gone = || PodError::NotFound(self.pod.container_name.clone());
             let made = engine.inspect(&new).await?.ok_or_else(gone)?;
             let (Some(from), Some(to)) = (old.upper.clone(), made.upper) else {
-                return Err(CheckpointError::Unavailable("Docker's storage driver here is not overlay2".to_owned()));
+                return Err(CheckpointError::Unavailable(NO_LAYER.to_owned()));
             };
             archive::copy(&from, &to, &self.ctx.0.store.scratch(self.action.id)).await?;
         }

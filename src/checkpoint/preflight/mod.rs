@@ -101,6 +101,10 @@ pub struct Holder {
     pub device: Option<String>,
 }
 
+/// Neither the engine nor containerd tells where the pod's files lie.
+pub const NO_LAYER: &str = "where its files lie is unknown: Docker here keeps them neither in overlay2 nor, as `ctr snapshots` shows, in \
+                            overlays of containerd";
+
 /// Checks the container and its processes. Reads /proc only; takes time proportional to the number of its files.
 /// `on_gpus` are processes that the driver reports.
 pub fn look(
@@ -133,9 +137,7 @@ fn look_closely(
                     )
                 }));
             }
-            None => found.problems.push(
-                "its files cannot be saved: Docker's storage driver here is not overlay2; use --kind simple".to_owned(),
-            ),
+            None => found.problems.push(format!("{NO_LAYER}; use --kind simple")),
         }
     }
     if !kind.has_processes() || inspect.pid == 0 {

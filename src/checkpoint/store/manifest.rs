@@ -43,6 +43,9 @@ const MAX_FILES: usize = 200_000;
 
 const MAX_LOSSES: usize = 1_000;
 
+/// Docker allows 127 of an image.
+const MAX_LAYERS: usize = 1_000;
+
 const MAX_TEXT: usize = 4_096;
 
 /// Characters of foreign text that a message shows.
@@ -68,6 +71,9 @@ pub struct Manifest {
     pub shape: PodSpec,
     /// `sha256:…`
     pub image_id: String,
+    /// The image's layers: the same where another kind of store has given it another id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<String>,
     pub host: Host,
     pub sockets: Sockets,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -159,6 +165,9 @@ impl Manifest {
         if self.files.len() > MAX_FILES || self.losses.len() > MAX_LOSSES {
             return Err(format!("it names more than {MAX_FILES} files or {MAX_LOSSES} losses"));
         }
+        if self.layers.len() > MAX_LAYERS {
+            return Err(format!("it names more than {MAX_LAYERS} layers"));
+        }
         let mut seen = BTreeSet::new();
         let mut bytes = 0u64;
         for (path, entry) in &self.files {
@@ -198,7 +207,7 @@ impl Manifest {
         let host = &self.host;
         let texts = [&self.container_name, &host.kernel, &host.machine, &host.criu, &host.runtime, &self.shape.image];
         let texts = texts.into_iter().chain([&self.shape.hostname]).chain(&self.losses).chain(&self.sockets.address);
-        let texts = texts.chain(&host.group);
+        let texts = texts.chain(&host.group).chain(&self.layers);
         match texts.into_iter().find(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control)) {
             Some(text) => Err(format!("it says {}", shown(text))),
             None => Ok(()),
@@ -346,6 +355,7 @@ mod tests {
         assert_eq!(with("losses", json!(["a\u{1b}[2J"])), "it says \"a\\u{1b}[2J\"");
         assert!(with("user", json!("../bob")).contains("name"), "{}", with("user", json!("../bob")));
         assert!(with("losses", json!(vec!["x"; MAX_LOSSES + 1])).contains("more than"));
+        assert!(with("layers", json!(vec!["x"; MAX_LAYERS + 1])).contains("1000 layers"));
         assert!(with("format", json!(2)).contains("format is 2"));
     }
 }

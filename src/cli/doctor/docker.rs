@@ -14,7 +14,7 @@ use crate::{
 const OLDEST_VERSION: (u32, u32) = (20, 10);
 const RESTART: &str = "in /etc/docker/daemon.json, then `systemctl restart docker`";
 
-/// The findings, and where Docker keeps its data if that is known.
+/// The findings, and where Docker keeps images and the files of pods if that is known.
 pub async fn examine(home: &Path) -> (Vec<Finding>, Option<PathBuf>) {
     let facts = match Engine::connect().await {
         Ok(engine) => engine.facts().await,
@@ -25,7 +25,7 @@ pub async fn examine(home: &Path) -> (Vec<Finding>, Option<PathBuf>) {
             let mut findings = judge(&facts);
             let config = Config::load(&home.join("config.toml"), objects::check).unwrap_or_default();
             findings.push(restores(&facts, &config.checkpoint.runtime).await);
-            (findings, Some(facts.root_dir.clone()))
+            (findings, Some(facts.layers_dir.clone()))
         }
         Err(error) => {
             let fix = "install docker.io (or docker-ce) and `systemctl start docker`; DOCKER_HOST names another socket";
@@ -35,7 +35,8 @@ pub async fn examine(home: &Path) -> (Vec<Finding>, Option<PathBuf>) {
 }
 
 fn judge(facts: &EngineFacts) -> Vec<Finding> {
-    vec![version(facts), live_restore(facts), storage(facts), cgroups(facts)]
+    let fixed = [version(facts), live_restore(facts), storage(facts), cgroups(facts)];
+    fixed.into_iter().chain(warnings(facts)).collect()
 }
 
 fn version(facts: &EngineFacts) -> Finding {
@@ -66,6 +67,11 @@ async fn restores(facts: &EngineFacts, runtime: &str) -> Finding {
 }
 
 fn storage(facts: &EngineFacts) -> Finding {
+    if !facts.heeds_storage_size() {
+        let found = format!("{}, containerd's image store: it ignores the quota storage_size", facts.storage_driver);
+        let fix = "leave storage_size unlimited: pods with one are refused; or use overlay2 over xfs with pquota";
+        return Finding::warn("storage driver", found, fix);
+    }
     match facts.storage_driver.as_str() {
         "vfs" => {
             let fix = "use overlay2: \"storage-driver\": \"overlay2\" ".to_owned() + RESTART;
@@ -76,6 +82,13 @@ fn storage(facts: &EngineFacts) -> Finding {
         }
         driver => Finding::ok("storage driver", driver),
     }
+}
+
+/// What Docker itself says does not hold on this host, such as limits that the kernel does not support.
+fn warnings(facts: &EngineFacts) -> Option<Finding> {
+    let said: Vec<&str> = facts.warnings.iter().map(|said| said.trim_start_matches("WARNING: ").trim()).collect();
+    let fix = "these are the warnings of `docker info`; without support for a limit, pods are not held to it";
+    (!said.is_empty()).then(|| Finding::warn("docker warnings", said.join("; "), fix))
 }
 
 fn cgroups(facts: &EngineFacts) -> Finding {
