@@ -25,6 +25,7 @@ use crate::{
     config::LiveConfig,
     db::{Db, DbError, NewEvent, Tx},
     model::{
+        authority::{Authority, Lapse},
         names::{UserName, start_of},
         quota::{Quota, QuotaChange, StoredQuota},
         time::Millis,
@@ -102,6 +103,40 @@ pub struct UserChange {
     pub password: Option<String>,
     pub is_admin: Option<bool>,
     pub disabled: Option<bool>,
+    /// With a new password: whether the user's tokens end.
+    pub tokens: Tokens,
+}
+
+/// What becomes of the tokens of an account whose password changes.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tokens {
+    /// The owner of the account changes it, and scripts keep working.
+    #[default]
+    Stay,
+    /// Somebody else may know the old one, and may have made tokens with it.
+    End,
+}
+
+impl UserChange {
+    fn ends_tokens(&self) -> bool {
+        self.password.is_some() && self.tokens == Tokens::End
+    }
+}
+
+/// Somebody who has proved who they are.
+pub struct SignedIn {
+    pub caller: Caller,
+    /// Looked at again before a change, and as long as a stream lasts.
+    pub authority: Authority,
+}
+
+impl SignedIn {
+    /// `account` is the row, of a node that keeps its accounts itself.
+    fn new(found: UserInfo, account: Option<&User>, token: Option<TokenHash>, address: IpAddr) -> Self {
+        let UserInfo { name: user, is_admin, .. } = found;
+        let authority = Authority { user: user.clone(), is_admin, account: account.map(Into::into), token };
+        Self { caller: Caller { user, is_admin, address }, authority }
+    }
 }
 
 /// All users and their credentials. Cheap to clone.
@@ -125,21 +160,22 @@ impl Accounts {
         name: &str,
         password: &str,
         address: IpAddr,
-    ) -> Result<Caller, AuthError> {
+    ) -> Result<SignedIn, AuthError> {
         let credential = Credential::new(name, password);
         let Ok(user) = name.parse::<UserName>() else { return self.refuse(name, &credential, address).await };
-        let found = match self.config.get().remote_user_profile.provider.enabled {
-            true => self.check_remote(&user, &credential, address).await?,
-            false => self.check_local(&user, &credential, address).await?,
-        };
-        if found.disabled {
-            return Err(AuthError::Disabled);
+        if self.config.get().remote_user_profile.provider.enabled {
+            let found = self.check_remote(&user, &credential, address).await?;
+            return Ok(SignedIn::new(found, None, None, address));
         }
-        Ok(Caller { user: found.name, is_admin: found.is_admin, address })
+        let account = self.check_local(&user, &credential, address).await?;
+        match account.disabled {
+            true => Err(AuthError::Disabled),
+            false => Ok(SignedIn::new((&account).into(), Some(&account), None, address)),
+        }
     }
 
     /// Refuses a name that cannot exist, in the time that a possible name takes.
-    async fn refuse(&self, name: &str, credential: &Credential, address: IpAddr) -> Result<Caller, AuthError> {
+    async fn refuse(&self, name: &str, credential: &Credential, address: IpAddr) -> Result<SignedIn, AuthError> {
         let limits = self.config.get();
         let account = start_of(name, MAX_COUNTED_NAME).to_owned();
         self.throttle.check(&account, address, &limits.throttle)?;
@@ -150,18 +186,13 @@ impl Accounts {
         Err(AuthError::Wrong)
     }
 
-    async fn check_local(
-        &self,
-        name: &UserName,
-        credential: &Credential,
-        address: IpAddr,
-    ) -> Result<UserInfo, AuthError> {
+    async fn check_local(&self, name: &UserName, credential: &Credential, address: IpAddr) -> Result<User, AuthError> {
         let snapshot = self.db.snapshot();
         let user = snapshot.accounts.users.get(name);
         if let Some(user) = user
             && self.passwords.is_verified(name, credential, &user.password)
         {
-            return Ok(user.into());
+            return Ok(user.clone());
         }
         let limits = self.config.get();
         self.throttle.check(name.as_str(), address, &limits.throttle)?;
@@ -174,7 +205,7 @@ impl Accounts {
             None => self.passwords.verify_nothing(credential).await,
         };
         match user {
-            Some(user) if right => Ok(user.into()),
+            Some(user) if right => Ok(user.clone()),
             _ => {
                 self.throttle.count_failure(name.as_str(), address, &limits.throttle);
                 Err(AuthError::Wrong)
@@ -204,16 +235,51 @@ impl Accounts {
     }
 
     /// Checks a bearer token.
-    pub async fn authenticate_token(&self, token: &str, address: IpAddr) -> Result<Caller, AuthError> {
+    pub async fn authenticate_token(&self, token: &str, address: IpAddr) -> Result<SignedIn, AuthError> {
         let snapshot = self.db.snapshot();
         let token = snapshot.accounts.tokens.get(&TokenHash::of(token)).ok_or(AuthError::BadToken)?;
         if token.expires_at <= Millis::now() {
             return Err(AuthError::BadToken);
         }
-        let found = self.find_user(&token.user).await.map_err(AuthError::Remote)?.ok_or(AuthError::BadToken)?;
+        let (found, account) = match self.config.get().remote_user_profile.provider.enabled {
+            true => (self.find_user(&token.user).await.map_err(AuthError::Remote)?, None),
+            false => {
+                let account = snapshot.accounts.users.get(&token.user);
+                (account.map(UserInfo::from), account)
+            }
+        };
+        let found = found.ok_or(AuthError::BadToken)?;
         match found.disabled {
             true => Err(AuthError::Disabled),
-            false => Ok(Caller { user: found.name, is_admin: found.is_admin, address }),
+            false => Ok(SignedIn::new(found, account, Some(token.hash), address)),
+        }
+    }
+
+    /// Whether a caller may still act, as far as the last commit tells.
+    pub fn check_authority(&self, authority: &Authority) -> Result<(), Lapse> {
+        let snapshot = self.db.snapshot();
+        let token = authority.token.and_then(|hash| snapshot.accounts.tokens.get(&hash));
+        authority.check(snapshot.accounts.users.get(&authority.user), token, Millis::now())
+    }
+
+    /// Waits until a caller may not act any more.
+    pub fn lapse(&self, authority: Authority) -> impl Future<Output = Lapse> + Send + use<> {
+        let accounts = self.clone();
+        async move {
+            let mut renewals = accounts.db.renewals();
+            loop {
+                renewals.mark_unchanged();
+                if let Err(lapse) = accounts.check_authority(&authority) {
+                    return lapse;
+                }
+                let token = authority.token.and_then(|hash| accounts.db.snapshot().accounts.tokens.get(&hash).cloned());
+                let left =
+                    token.map(|token| Duration::from_millis(token.expires_at.since(Millis::now()).max(0) as u64));
+                tokio::select! {
+                    _ = renewals.changed() => {}
+                    () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
+                }
+            }
         }
     }
 
@@ -292,15 +358,22 @@ impl Accounts {
         self.db.write(move |tx| insert_user(tx, &actor, &name, &hash, is_admin)).await
     }
 
-    pub async fn update_user(&self, actor: Actor, name: UserName, change: UserChange) -> Result<(), AccountError> {
+    /// Returns how many tokens it has ended.
+    pub async fn update_user(&self, actor: Actor, name: UserName, change: UserChange) -> Result<usize, AccountError> {
         if let Some(password) = &change.password {
             check_password(password)?;
         }
         let config = self.config.get();
         if config.remote_user_profile.provider.enabled {
             let provider = &config.remote_user_profile.provider;
-            return self.remote.update_user(provider, &name, &change).await.map_err(AccountError::Remote);
+            self.remote.update_user(provider, &name, &change).await.map_err(AccountError::Remote)?;
+            // Tokens are this node's.
+            return match change.ends_tokens() {
+                true => self.db.write(move |tx| Ok(tx.delete_tokens(&name)?)).await,
+                false => Ok(0),
+            };
         }
+        let ends_tokens = change.ends_tokens();
         let hash = match &change.password {
             Some(password) => Some(self.passwords.hash(Credential::new(name.as_str(), password)).await),
             None => None,
@@ -321,9 +394,12 @@ impl Accounts {
                 if admins_before > 0 && tx.count_admins()? == 0 {
                     return Err(AccountError::LastAdmin(name));
                 }
-                let detail = changed.into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let tokens = if ends_tokens { tx.delete_tokens(&name)? } else { 0 };
+                let tokens_ended = (tokens > 0).then(|| format!("{tokens} tokens ended"));
+                let words = changed.into_iter().flatten().map(str::to_owned).chain(tokens_ended);
+                let detail = words.collect::<Vec<_>>().join(", ");
                 tx.insert_event(&NewEvent::by(&actor).did("user.update", &name).of(&name).detail(detail))?;
-                Ok(())
+                Ok(tokens)
             })
             .await
     }

@@ -130,9 +130,17 @@ fn limit_text(name: &str, value: &Value) -> String {
 }
 
 /// Changes the user's own password.
-pub async fn passwd(out: &Output) -> Result<u8, CliError> {
+pub async fn passwd(end_tokens: bool, out: &Output) -> Result<u8, CliError> {
     let client = Client::from_environment()?;
     let password = terminal::ask_new_password("New password")?;
-    let answer = client.post("user/ch-passwd", &[("passwd", &password)]).await?;
+    let end = end_tokens.then_some(("end_tokens", "true"));
+    let parameters: Vec<_> = [("passwd", password.as_str())].into_iter().chain(end).collect();
+    let answer = client.post("user/ch-passwd", &parameters).await?;
+    out.warn(match end_tokens {
+        true => "a login on this or another machine has ended too; see `pody login`",
+        false => {
+            "your tokens stay valid; end them with `pody passwd --end-tokens` if somebody else may know the old password"
+        }
+    });
     show_message(answer, out)
 }

@@ -179,8 +179,12 @@ enum Command {
     #[command(after_help = examples!["pody whoami"])]
     Whoami,
     /// Change your password
-    #[command(after_help = examples!["pody passwd"])]
-    Passwd,
+    #[command(after_help = examples!["pody passwd", "pody passwd --end-tokens"])]
+    Passwd {
+        /// Also end all your tokens, those of `pody login` included
+        #[arg(long)]
+        end_tokens: bool,
+    },
     /// Manage your tokens for scripts
     #[command(subcommand, after_help = examples!["pody token create ci --expires 4w", "pody token list"])]
     Token(tokens::TokenCommand),
@@ -342,7 +346,7 @@ impl Command {
             Self::Login(args) => args.run(out).await,
             Self::Logout => login::logout(out).await,
             Self::Whoami => login::whoami(out).await,
-            Self::Passwd => login::passwd(out).await,
+            Self::Passwd { end_tokens } => login::passwd(end_tokens, out).await,
             Self::Token(command) => command.run(out).await,
             Self::Key(command) => command.run(out).await,
             Self::Events(args) => args.run(out).await,

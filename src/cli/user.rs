@@ -11,7 +11,7 @@ use super::{
     terminal,
 };
 use crate::{
-    account::{AccountError, UserChange},
+    account::{AccountError, Tokens, UserChange},
     app::App,
     config,
     control::{NotifyOutcome, notify_daemon},
@@ -171,12 +171,14 @@ impl UpdateArgs {
             password,
             is_admin: pick(self.admin, self.no_admin),
             disabled: pick(self.disable, self.enable),
+            tokens: Tokens::End,
         };
         if change.password.is_none() && change.is_admin.is_none() && change.disabled.is_none() {
             return Err(CliError::usage("nothing to change", "see `pody user update --help`"));
         }
-        open()?.accounts.update_user(Actor::local(), self.name.clone(), change).await?;
-        changed(out, format!("user {} updated", self.name))
+        let ended = open()?.accounts.update_user(Actor::local(), self.name.clone(), change).await?;
+        let tokens = if ended > 0 { format!("; {ended} tokens ended") } else { String::new() };
+        changed(out, format!("user {} updated{tokens}", self.name))
     }
 }
 

@@ -11,6 +11,7 @@
 //!
 //! With the disk full even a DELETE fails, so a ballast file is kept beside the database and removed when that happens.
 
+mod acting;
 mod actions;
 mod checkpoints;
 mod clusters;
@@ -43,9 +44,14 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use crate::host::{blocking::off_thread, disk};
+use self::acting::Acting;
+use crate::{
+    host::{blocking::off_thread, disk},
+    model::authority::Lapse,
+};
 
 pub use self::{
+    acting::on_behalf,
     commits::Commit,
     events::{EventFilter, EventSearch, FoundEvent, NewEvent},
     legacy::{LegacyUsage, OldInstallation},
@@ -94,6 +100,10 @@ pub enum DbError {
     /// The table of the states in [`crate::model`] does not have it; the row is unchanged.
     #[error("{what} {id} cannot go from {from} to {to}")]
     Transition { what: &'static str, id: String, from: String, to: &'static str },
+    /// The caller of the request may not change anything any more.
+    #[error(transparent)]
+    #[strum(transparent)]
+    Lapsed(#[from] Lapse),
     /// Nothing to update.
     #[error("{what} {id} has no row")]
     NoRow { what: &'static str, id: String },
@@ -133,6 +143,8 @@ struct Inner {
     writer: Mutex<Writer>,
     reader: Mutex<Connection>,
     snapshot: ArcSwap<Snapshot>,
+    /// Notified of each new snapshot.
+    renewed: tokio::sync::watch::Sender<()>,
 }
 
 struct Writer {
@@ -172,6 +184,7 @@ impl Db {
             writer: Mutex::new(Writer { connection, dirty }),
             reader: Mutex::new(reader),
             snapshot: ArcSwap::from_pointee(snapshot),
+            renewed: tokio::sync::watch::Sender::new(()),
         }));
         db.refill_ballast();
         Ok(db)
@@ -182,7 +195,18 @@ impl Db {
         self.0.snapshot.load_full()
     }
 
-    /// Runs `work` in one immediate transaction and commits it unless it fails.
+    /// Changes with each new [`Self::snapshot`].
+    pub fn renewals(&self) -> tokio::sync::watch::Receiver<()> {
+        self.0.renewed.subscribe()
+    }
+
+    fn renew(&self, snapshot: Snapshot) {
+        self.0.snapshot.store(Arc::new(snapshot));
+        self.0.renewed.send_replace(());
+    }
+
+    /// Runs `work` in one immediate transaction and commits it unless it fails. In the work of a request, the first of
+    /// them fails with [`DbError::Lapsed`] if its caller may not act any more.
     pub async fn write<T, E>(&self, work: impl FnOnce(&Tx) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -191,7 +215,19 @@ impl Db {
         let turn = tokio::time::timeout(WRITE_WAIT, self.0.turn.acquire()).await;
         let Ok(Ok(_turn)) = turn else { return Err(DbError::Busy.into()) };
         let db = self.clone();
-        off_thread(move || db.write_blocking(work)).await
+        let Some(acting) = Acting::current() else { return off_thread(move || db.write_blocking(work)).await };
+        let checked = {
+            let acting = acting.clone();
+            move |tx: &Tx| {
+                acting.check(tx)?;
+                work(tx)
+            }
+        };
+        let result = off_thread(move || db.write_blocking(checked)).await;
+        if result.is_ok() {
+            acting.begun();
+        }
+        result
     }
 
     /// [`Self::write`] for callers that have no runtime, such as the admin commands.
@@ -239,14 +275,14 @@ impl Db {
     /// Rebuilds the whole snapshot after another process has changed the database.
     pub fn refresh(&self) -> Result<(), DbError> {
         let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.snapshot.store(Arc::new(Snapshot::load(&writer.connection)?));
+        self.renew(Snapshot::load(&writer.connection)?);
         Ok(())
     }
 
     fn refresh_changed(&self, writer: &Writer) -> Result<(), DbError> {
         if let Some(changed) = writer.dirty.take() {
             let next = self.snapshot().reload(&writer.connection, changed)?;
-            self.0.snapshot.store(Arc::new(next));
+            self.renew(next);
         }
         Ok(())
     }

@@ -41,6 +41,16 @@ impl Tx<'_> {
         Ok(self.0.last_insert_rowid())
     }
 
+    pub fn find_token(&self, hash: TokenHash) -> Result<Option<Token>, DbError> {
+        let query = "SELECT id, user, name, sha256, created_at, expires_at FROM tokens WHERE sha256 = ?1";
+        Ok(collect(&self.0, query, [hash.0], read)?.pop())
+    }
+
+    /// Removes all tokens of the user; returns how many there were.
+    pub fn delete_tokens(&self, user: &UserName) -> Result<usize, DbError> {
+        Ok(self.0.execute("DELETE FROM tokens WHERE user = ?1", [user.as_str()])?)
+    }
+
     /// Removes one of the user's tokens; `false` if there is none with that id.
     pub fn delete_token(&self, user: &UserName, id: i64) -> Result<bool, DbError> {
         Ok(self.0.execute("DELETE FROM tokens WHERE user = ?1 AND id = ?2", params![user.as_str(), id])? == 1)

@@ -26,6 +26,7 @@ mod tests {
             error::{ApiError, ServiceRefusal},
         },
         model::{
+            authority::Lapse,
             checkpoint::CheckpointStatus,
             drain::{Drain, DrainState},
             ids::{ActionId, CheckpointId, OpId},
@@ -42,7 +43,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     /// Names of the variants that have the code of the error in them.
-    const WRAPPERS: [&str; 14] = [
+    const WRAPPERS: [&str; 15] = [
         "account",
         "auth",
         "checkpoint",
@@ -51,6 +52,7 @@ mod tests {
         "disk",
         "engine",
         "file",
+        "lapsed",
         "pod",
         "refused",
         "remote",
@@ -71,6 +73,7 @@ mod tests {
             Refusal::VARIANTS,
             EngineError::VARIANTS,
             DbError::VARIANTS,
+            Lapse::VARIANTS,
             CheckpointError::VARIANTS,
             DiskError::VARIANTS,
             ObjectError::VARIANTS,
@@ -182,6 +185,11 @@ mod tests {
             DbError::Busy,
             DbError::Full,
             DbError::Gone,
+            Lapse::AccountGone.into(),
+            Lapse::Disabled.into(),
+            Lapse::PasswordChanged.into(),
+            Lapse::TokenEnded.into(),
+            Lapse::Demoted.into(),
             DbError::Row("a sentence".to_owned()),
             DbError::Transition { what: "pod", id: ID.to_owned(), from: "deleted".to_owned(), to: "running" },
             DbError::NoRow { what: "pod", id: ID.to_owned() },
@@ -420,7 +428,15 @@ mod tests {
     /// same in several places.
     #[test]
     fn no_two_errors_share_a_code_by_accident() {
-        let same = ["internal", "bad_request", "admins_only", "pod_not_running", "slow_body"];
+        let same = [
+            "internal",
+            "bad_request",
+            "admins_only",
+            "pod_not_running",
+            "slow_body",
+            "account_disabled",
+            "invalid_token",
+        ];
         let mut seen = BTreeSet::new();
         for code in all_names().filter(|code| !WRAPPERS.contains(code) && !same.contains(code)) {
             assert!(seen.insert(code), "{code} is the code of two errors");

@@ -13,7 +13,10 @@ use super::{
     error::ApiError,
     params::{BodyUse, Input, Param, Params},
 };
-use crate::{app::App, model::user::Caller};
+use crate::{
+    app::App,
+    model::{authority::Authority, user::Caller},
+};
 
 /// A family of routes with one prefix and one error format.
 #[derive(Debug)]
@@ -55,6 +58,8 @@ pub struct Ctx {
     pub app: App,
     pub peer: SocketAddr,
     pub caller: Option<Caller>,
+    /// What the caller's right to act rests on; for what lasts longer than the handler.
+    pub authority: Option<Authority>,
     /// All routes, for those that describe them.
     pub routes: Arc<[Route]>,
     /// The rest of the request, for handlers that stream the response or upgrade the connection.

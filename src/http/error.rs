@@ -19,7 +19,7 @@ use crate::{
     db::DbError,
     engine::EngineError,
     host::disk::DiskError,
-    model::ids::OpId,
+    model::{authority::Lapse, ids::OpId},
     objects::ObjectError,
     pod::PodError,
 };
@@ -307,6 +307,8 @@ pub fn object_status(error: &ObjectError) -> StatusCode {
 pub fn db_status(error: &DbError) -> StatusCode {
     match error {
         DbError::Busy | DbError::Full | DbError::Gone => StatusCode::SERVICE_UNAVAILABLE,
+        DbError::Lapsed(Lapse::AccountGone | Lapse::PasswordChanged | Lapse::TokenEnded) => StatusCode::UNAUTHORIZED,
+        DbError::Lapsed(Lapse::Disabled | Lapse::Demoted) => StatusCode::FORBIDDEN,
         DbError::Damaged(_)
         | DbError::Other(_)
         | DbError::Row(_)

@@ -11,7 +11,7 @@ use super::{
     endpoint::Access,
     error::{ApiError, ServiceRefusal},
 };
-use crate::{app::App, model::user::Caller};
+use crate::{account::SignedIn, app::App};
 
 /// The caller of a route with this access. `None` for routes that need none.
 pub async fn identify(
@@ -19,7 +19,7 @@ pub async fn identify(
     access: Access,
     headers: &HeaderMap,
     peer: SocketAddr,
-) -> Result<Option<Caller>, ApiError> {
+) -> Result<Option<SignedIn>, ApiError> {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     match access {
         // A signed URL is checked by its handler, which knows what it is for.
@@ -28,7 +28,7 @@ pub async fn identify(
         Access::Member | Access::Admin => {}
     }
     let (scheme, secret) = authorization.and_then(|value| value.split_once(' ')).ok_or(ApiError::NotAuthenticated)?;
-    let caller = if scheme.eq_ignore_ascii_case("bearer") {
+    let signed_in = if scheme.eq_ignore_ascii_case("bearer") {
         app.accounts.authenticate_token(secret.trim(), peer.ip()).await?
     } else if scheme.eq_ignore_ascii_case("basic") {
         let decoded = BASE64_STANDARD.decode(secret.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
@@ -39,8 +39,8 @@ pub async fn identify(
         return Err(ApiError::NotAuthenticated);
     };
     match access {
-        Access::Admin if !caller.is_admin => Err(ApiError::AdminsOnly),
-        _ => Ok(Some(caller)),
+        Access::Admin if !signed_in.caller.is_admin => Err(ApiError::AdminsOnly),
+        _ => Ok(Some(signed_in)),
     }
 }
 
@@ -57,6 +57,20 @@ pub fn refuse_other_sites(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError
         }
         _ => Ok(()),
     }
+}
+
+/// A change by GET, as pody 0.4.1 knows one: a link or a redirect of another site makes a browser send it, over plain
+/// HTTP without a word of where it comes from. So it is refused with any mark of a browser; no script sends one.
+pub fn refuse_browsers(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_mark = |name: &HeaderName| {
+        name.as_str().starts_with("sec-fetch-")
+            || [header::ORIGIN, header::REFERER, header::UPGRADE_INSECURE_REQUESTS].contains(name)
+    };
+    let wants_page = headers.get_all(header::ACCEPT).iter().any(|value| {
+        let value = value.as_bytes().to_ascii_lowercase();
+        value.windows(9).any(|part| part == b"text/html")
+    });
+    if wants_page || headers.keys().any(is_mark) { Err(ApiError::OtherSite) } else { Ok(()) }
 }
 
 /// Admits another node by its access token. The order of the refusals is that of pody 0.4.1.
@@ -79,6 +93,27 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn a_browser_is_known_by_any_of_its_marks() {
+        let refused = |name: &'static str, value: &'static str| {
+            let pair = (HeaderName::from_static(name), HeaderValue::from_static(value));
+            refuse_browsers(&std::iter::once(pair).collect()).is_err()
+        };
+        // python-requests and curl.
+        assert!(!refused("accept", "*/*"));
+        assert!(!refused("user-agent", "curl/8.14"));
+        for (name, value) in [
+            ("accept", "application/xml, TEXT/HTML;q=0.9"),
+            ("referer", "http://evil.example/"),
+            ("origin", "null"),
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-site", "same-origin"),
+            ("upgrade-insecure-requests", "1"),
+        ] {
+            assert!(refused(name, value), "{name}: {value}");
+        }
+    }
 
     #[test]
     fn another_sites_post_is_refused() {

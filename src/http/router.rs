@@ -7,23 +7,29 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{ConnectInfo, FromRequestParts, RawPathParams, Request},
     http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter},
 };
+use futures_util::{StreamExt, stream};
 use utoipa::PartialSchema;
 
 use super::{
     cedana::{self, V2Error, V2ErrorBody},
-    endpoint::{Access, Ctx, Dialect, Route, route},
+    endpoint::{Access, Answer, Ctx, Dialect, Route, route},
     error::ApiError,
     identity::{identify, refuse_other_sites},
     params::{BodyUse, Input},
     pody::{self, ErrorBody},
 };
-use crate::{app::App, engine::Health, model::names::clipped};
+use crate::{
+    app::App,
+    db::{DbError, on_behalf},
+    engine::Health,
+    model::{authority::Lapse, names::clipped},
+};
 
 /// Largest body that is read into memory, bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -266,8 +272,8 @@ async fn answer(
     if route.method != Method::GET {
         refuse_other_sites(request.headers(), request.uri())?;
     }
-    let caller = identify(app, route.access, request.headers(), peer).await?;
-    *user = caller.as_ref().map(|caller| caller.user.to_string());
+    let signed_in = identify(app, route.access, request.headers(), peer).await?;
+    *user = signed_in.as_ref().map(|signed_in| signed_in.caller.user.to_string());
     let query = request.uri().query().unwrap_or_default().to_owned();
     if query.len() > MAX_QUERY {
         return Err(ApiError::TooLong { part: "query", max: MAX_QUERY });
@@ -302,13 +308,42 @@ async fn answer(
         }
         request = Request::from_parts(parts, body);
     }
-    let ctx = Ctx { app: app.clone(), peer, caller, routes: routes.clone(), request };
-    let work = (route.handler)(ctx, &input);
-    if is_read {
-        return Ok(work.await);
+    let (caller, authority) = signed_in.map(|signed_in| (signed_in.caller, signed_in.authority)).unzip();
+    // The body may have come slowly. Work that changes no row has only this look; see `db::on_behalf` for the other.
+    if let Some(authority) = &authority {
+        app.accounts.check_authority(authority).map_err(DbError::from)?;
     }
-    // A change runs to its end when the client leaves.
-    tokio::spawn(work).await.map_err(|error| ApiError::internal(&error))
+    let ctx = Ctx { app: app.clone(), peer, caller, authority: authority.clone(), routes: routes.clone(), request };
+    let work = (route.handler)(ctx, &input);
+    let work: Answer = match authority.clone() {
+        Some(authority) => Box::pin(on_behalf(authority, work)),
+        None => work,
+    };
+    let response = match is_read {
+        true => work.await,
+        // A change runs to its end when the client leaves.
+        false => tokio::spawn(work).await.map_err(|error| ApiError::internal(&error))?,
+    };
+    Ok(match authority {
+        Some(authority) if response.body().size_hint().exact().is_none() => {
+            end_with(response, app.accounts.lapse(authority))
+        }
+        _ => response,
+    })
+}
+
+/// Breaks a stream off when its caller may not act any more.
+fn end_with(response: Response, lapse: impl Future<Output = Lapse> + Send + 'static) -> Response {
+    response.map(|body| {
+        let open = Some((body.into_data_stream(), Box::pin(lapse)));
+        Body::from_stream(stream::unfold(open, |open| async {
+            let (mut pieces, mut lapse) = open?;
+            tokio::select! {
+                lapse = &mut lapse => Some((Err(axum::Error::new(lapse)), None)),
+                piece = pieces.next() => piece.map(|piece| (piece, Some((pieces, lapse)))),
+            }
+        }))
+    })
 }
 
 /// The parameters in the path, percent-decoded.

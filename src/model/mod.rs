@@ -5,6 +5,7 @@
 
 pub mod action;
 pub mod agent;
+pub mod authority;
 pub mod buckets;
 pub mod checkpoint;
 pub mod drain;

@@ -40,6 +40,12 @@ const ASK: Duration = Duration::from_secs(10);
 
 const ANSWER_LIMIT: usize = 1 << 20;
 
+/// Longest line beside the output, bytes: messages are short, and the engine's own complaints are a sentence.
+const MAX_LINE: usize = 4 << 10;
+
+/// Most output that is kept before a session has begun, bytes.
+const MAX_EARLY: usize = 256 << 10;
+
 /// The signal on which the first process detaches all users (`init/src/pid1.rs`).
 const DETACH: i32 = 62;
 
@@ -78,8 +84,7 @@ struct Session {
     pipes: Pipes,
     /// Output that came before `started`.
     early: VecDeque<Bytes>,
-    /// The incomplete last line of its messages.
-    line: Vec<u8>,
+    messages: Messages,
     last_word: Option<LastWord>,
 }
 
@@ -109,6 +114,40 @@ impl std::str::FromStr for Said {
             ("failed", error) => error.parse().map(Self::Failed).map_err(drop),
             _ => Err(()),
         }
+    }
+}
+
+/// A line beside the output is longer than any message.
+#[derive(Debug, PartialEq, Eq)]
+struct TooLong;
+
+/// Splits what comes beside the output into messages.
+#[derive(Default)]
+struct Messages {
+    /// The incomplete last line.
+    line: Vec<u8>,
+}
+
+impl Messages {
+    /// The messages that are complete with this piece. Other lines are passed over.
+    fn read(&mut self, mut piece: &[u8]) -> Result<Vec<Said>, TooLong> {
+        let mut said = Vec::new();
+        while let Some(end) = piece.iter().position(|&byte| byte == b'\n') {
+            self.extend(&piece[..end])?;
+            said.extend(String::from_utf8_lossy(&self.line).trim().parse::<Said>());
+            self.line.clear();
+            piece = &piece[end + 1..];
+        }
+        self.extend(piece)?;
+        Ok(said)
+    }
+
+    fn extend(&mut self, more: &[u8]) -> Result<(), TooLong> {
+        if self.line.len() + more.len() > MAX_LINE {
+            return Err(TooLong);
+        }
+        self.line.extend_from_slice(more);
+        Ok(())
     }
 }
 
@@ -203,7 +242,7 @@ impl Pods {
         }
         let opened = self.engine.open_pipes(container, words, env.to_vec()).await;
         let pipes = opened.map_err(|error| self.exec_error(pod, error))?;
-        let mut session = Session { id, pipes, early: VecDeque::new(), line: Vec::new(), last_word: None };
+        let mut session = Session { id, pipes, early: VecDeque::new(), messages: Messages::default(), last_word: None };
         match tokio::time::timeout(BEGIN, session.begun()).await {
             Ok(true) => Ok(Some(session)),
             Ok(false) => Ok(None),
@@ -308,15 +347,27 @@ fn attached(container: &ContainerId) -> Vec<ProcessId> {
 impl Session {
     /// Waits until the session has begun; `false` = it cannot, and an exec has to replace it.
     async fn begun(&mut self) -> bool {
+        let mut early = 0;
         while let Some(Ok(piece)) = self.pipes.output.next().await {
             match piece {
-                Piece::Output(bytes) => self.early.push_back(bytes),
+                Piece::Output(bytes) => {
+                    early += bytes.len();
+                    if early > MAX_EARLY {
+                        return false;
+                    }
+                    self.early.push_back(bytes);
+                }
                 Piece::Stderr(bytes) => {
-                    self.line.extend_from_slice(&bytes);
-                    match self.said() {
-                        Some(Said::Started) => return true,
-                        Some(Said::Failed(_)) => return false,
-                        Some(Said::Exit(_) | Said::Detached) | None => {}
+                    let Ok(said) = self.messages.read(&bytes) else { return false };
+                    let mut first = None;
+                    for said in said {
+                        match said {
+                            Said::Started | Said::Failed(_) => first = first.or(Some(said == Said::Started)),
+                            Said::Exit(_) | Said::Detached => self.note(said),
+                        }
+                    }
+                    if let Some(has_begun) = first {
+                        return has_begun;
                     }
                 }
             }
@@ -324,15 +375,12 @@ impl Session {
         false
     }
 
-    /// The next complete line that is a message.
-    fn said(&mut self) -> Option<Said> {
-        while let Some(end) = self.line.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = self.line.drain(..=end).collect();
-            if let Ok(said) = String::from_utf8_lossy(&line).trim().parse() {
-                return Some(said);
-            }
+    fn note(&mut self, said: Said) {
+        match said {
+            Said::Exit(code) => self.last_word = Some(LastWord::Exit(code)),
+            Said::Detached => self.last_word = Some(LastWord::Detached),
+            Said::Started | Said::Failed(_) => {}
         }
-        None
     }
 
     /// The next output, or `None` at the end.
@@ -341,16 +389,12 @@ impl Session {
             return Some(bytes);
         }
         loop {
-            while let Some(said) = self.said() {
-                match said {
-                    Said::Exit(code) => self.last_word = Some(LastWord::Exit(code)),
-                    Said::Detached => self.last_word = Some(LastWord::Detached),
-                    Said::Started | Said::Failed(_) => {}
-                }
-            }
             match self.pipes.output.next().await? {
                 Ok(Piece::Output(bytes)) => return Some(bytes),
-                Ok(Piece::Stderr(bytes)) => self.line.extend_from_slice(&bytes),
+                // Any process of the pod can write there: who breaks the protocol ends the session.
+                Ok(Piece::Stderr(bytes)) => {
+                    self.messages.read(&bytes).ok()?.into_iter().for_each(|said| self.note(said))
+                }
                 Err(_) => return None,
             }
         }
@@ -445,5 +489,24 @@ mod tests {
         ] {
             assert_eq!(line.parse::<Said>(), said, "{line}");
         }
+    }
+
+    #[test]
+    fn messages_come_in_pieces_of_any_size() {
+        let bytes = b"started\nnoise\nexit 3\ndetached";
+        for size in 1..=bytes.len() {
+            let mut messages = Messages::default();
+            let said: Vec<Said> = bytes.chunks(size).flat_map(|piece| messages.read(piece).unwrap()).collect();
+            assert_eq!(said, [Said::Started, Said::Exit(3)], "pieces of {size}");
+            assert_eq!(messages.read(b"\n").unwrap(), [Said::Detached]);
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_refused() {
+        let mut messages = Messages::default();
+        assert_eq!(messages.read(&[b'x'; MAX_LINE]), Ok(Vec::new()));
+        assert_eq!(messages.read(b"x"), Err(TooLong));
+        assert_eq!(Messages::default().read(&[b'x'; 2 * MAX_LINE]), Err(TooLong));
     }
 }

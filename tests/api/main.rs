@@ -1,5 +1,5 @@
 //! The API from outside: a daemon per test, real pods, one module per first part of the URL. Tests that concern all
-//! routes have their own modules: access rights (`access`), limits of requests (`requests`), responses that match their
+//! routes have their own modules: access rights (`access`), what an admin does meanwhile (`authority`), limits of requests (`requests`), responses that match their
 //! description (`conformance`), what the client reads (`views`), `names`, `config`, `tls`, and pody 0.4.1 as client (`python_client`), as other node
 //! (`remote`) and as predecessor (`import`).
 
@@ -8,6 +8,7 @@ mod common;
 
 mod access;
 mod admin;
+mod authority;
 mod config;
 mod conformance;
 mod event;

@@ -3,9 +3,9 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
 
-use super::{ApiError, message};
+use super::{ApiError, message, with_tokens_ended};
 use crate::{
-    account::{AccountError, UserChange},
+    account::{AccountError, Tokens, UserChange},
     http::{
         endpoint::Ctx,
         json::Json,
@@ -38,12 +38,17 @@ params! { UpdateUser { username: UserName; password: String, admin: bool, disabl
 
 pub async fn update_user(ctx: Ctx, params: UpdateUser) -> Result<Json<impl Serialize>, ApiError> {
     let name = params.username;
-    let change = UserChange { password: params.password, is_admin: params.admin, disabled: params.disabled };
+    let change = UserChange {
+        password: params.password,
+        is_admin: params.admin,
+        disabled: params.disabled,
+        tokens: Tokens::End,
+    };
     if change.password.is_none() && change.is_admin.is_none() && change.disabled.is_none() {
         return Err(ApiError::BadRequest("nothing to change: name password, admin or disabled".to_owned()));
     }
-    ctx.app.accounts.update_user(Actor::from(ctx.caller()), name.clone(), change).await?;
-    Ok(message(format!("User {name} updated")))
+    let ended = ctx.app.accounts.update_user(Actor::from(ctx.caller()), name.clone(), change).await?;
+    Ok(message(with_tokens_ended(&format!("User {name} updated"), ended)))
 }
 
 params! { OneUser { username: UserName } }

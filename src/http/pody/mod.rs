@@ -38,6 +38,11 @@ fn message(message: impl Into<String>) -> Json<Message> {
     Json(Message { message: message.into() })
 }
 
+/// The answer to a change of an account, with what became of its tokens.
+fn with_tokens_ended(done: &str, tokens: usize) -> String {
+    if tokens == 0 { done.to_owned() } else { format!("{done}; {tokens} tokens ended") }
+}
+
 /// The dialect's errors. pody 0.4.1 has `detail` alone, and its client ignores other members.
 #[derive(Serialize, ToSchema)]
 pub struct ErrorBody {

@@ -7,7 +7,7 @@
 use axum::{
     extract::{
         FromRequestParts,
-        ws::{Message, WebSocket, WebSocketUpgrade},
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
     },
     response::Response,
 };
@@ -17,10 +17,16 @@ use serde_json::json;
 use super::ApiError;
 use crate::{
     http::{endpoint::Ctx, identity::refuse_other_sites},
-    model::{ids::SessionId, names::PodRef},
+    model::{authority::Lapse, ids::SessionId, names::PodRef},
     params,
     pod::{self, NewShell, ShellEvent},
 };
+
+/// How long sending the reason of the end may take.
+const GOODBYE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Largest message of a client, bytes: what it types or pastes at once. A message is held in memory until its end.
+const MAX_MESSAGE: usize = 64 << 10;
 
 params! { Shell { ins: PodRef; rows: u16, cols: u16, cmd: String, session: SessionId } }
 
@@ -30,7 +36,7 @@ pub async fn shell(ctx: Ctx, params: Shell) -> Result<Response, ApiError> {
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
     let upgrade =
         upgrade.map_err(|_| ApiError::BadRequest("this route is a WebSocket; use `pody shell`".to_owned()))?;
-    let caller = ctx.caller.ok_or(ApiError::NotAuthenticated)?;
+    let (caller, authority) = ctx.caller.zip(ctx.authority).ok_or(ApiError::NotAuthenticated)?;
     let new = NewShell {
         command: params.cmd,
         session: params.session,
@@ -38,7 +44,9 @@ pub async fn shell(ctx: Ctx, params: Shell) -> Result<Response, ApiError> {
         columns: params.cols.unwrap_or(80),
     };
     let shell = ctx.app.pods.open_shell(&caller, &params.ins, new).await?;
-    Ok(upgrade.on_upgrade(move |socket| relay(shell, socket)))
+    let lapse = ctx.app.accounts.lapse(authority);
+    let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
+    Ok(upgrade.on_upgrade(move |socket| relay(shell, socket, lapse)))
 }
 
 /// The content of a client's text frame.
@@ -53,10 +61,18 @@ struct Size {
     cols: u16,
 }
 
-/// Relays bytes until the command or the client ends. A command whose client has left is ended too.
-async fn relay(mut shell: pod::Shell, mut socket: WebSocket) {
+/// Relays bytes until the command or the client ends, or the client may not act any more. A command whose client has
+/// left is ended too.
+async fn relay(mut shell: pod::Shell, mut socket: WebSocket, lapse: impl Future<Output = Lapse>) {
+    let mut lapse = std::pin::pin!(lapse);
     loop {
         tokio::select! {
+            lapse = &mut lapse => {
+                let reason = CloseFrame { code: close_code::POLICY, reason: lapse.to_string().into() };
+                // A client that reads nothing must not keep its terminal.
+                let _ = tokio::time::timeout(GOODBYE, socket.send(Message::Close(Some(reason)))).await;
+                break;
+            }
             event = shell.next() => match event {
                 ShellEvent::Output(bytes) => {
                     if socket.send(Message::Binary(bytes)).await.is_err() {

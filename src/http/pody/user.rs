@@ -1,11 +1,12 @@
 //! `/user/…`
 
+use axum::http::Method;
 use serde::Serialize;
 
-use super::{ApiError, message};
+use super::{ApiError, message, with_tokens_ended};
 use crate::{
-    account::UserChange,
-    http::{endpoint::Ctx, identity::refuse_other_sites, json::Json, params::NoParams},
+    account::{Tokens, UserChange},
+    http::{endpoint::Ctx, identity::refuse_browsers, json::Json, params::NoParams},
     model::{
         user::Actor,
         view::account::{AccountUser, AccountView},
@@ -27,13 +28,16 @@ pub async fn list(ctx: Ctx, _: NoParams) -> Result<Json<impl Serialize>, ApiErro
     Ok(Json(users.into_iter().map(|user| user.name).collect::<Vec<_>>()))
 }
 
-params! { ChangePassword { passwd: String } }
+params! { ChangePassword { passwd: String; end_tokens: bool } }
 
 pub async fn change_password(ctx: Ctx, params: ChangePassword) -> Result<Json<impl Serialize>, ApiError> {
-    // The one change that is also a GET, which another site's page could make a browser send.
-    refuse_other_sites(ctx.request.headers(), ctx.request.uri())?;
+    // The one change that is also a GET.
+    if ctx.request.method() == Method::GET {
+        refuse_browsers(ctx.request.headers())?;
+    }
     let caller = ctx.caller();
-    let change = UserChange { password: Some(params.passwd), ..UserChange::default() };
-    ctx.app.accounts.update_user(Actor::from(caller), caller.user.clone(), change).await?;
-    Ok(message("Password updated"))
+    let tokens = if params.end_tokens == Some(true) { Tokens::End } else { Tokens::Stay };
+    let change = UserChange { password: Some(params.passwd), tokens, ..UserChange::default() };
+    let ended = ctx.app.accounts.update_user(Actor::from(caller), caller.user.clone(), change).await?;
+    Ok(message(with_tokens_ended("Password updated", ended)))
 }

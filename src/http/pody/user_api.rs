@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{ApiError, message};
 use crate::{
-    account::{AccountError, UserChange},
+    account::{AccountError, Tokens, UserChange},
     http::{endpoint::Ctx, error::ServiceRefusal, json::Json},
     model::{
         names::UserName,
@@ -54,7 +54,9 @@ pub async fn update(ctx: Ctx, params: Update) -> Result<Json<impl Serialize>, Ap
     if params.password.is_none() && params.is_admin.is_none() {
         return Err(ApiError::BadRequest("No fields to update".to_owned()));
     }
-    let change = UserChange { password: params.password, is_admin: params.is_admin, disabled: None };
+    // The protocol does not say whether the user or an admin has set it.
+    let change =
+        UserChange { password: params.password, is_admin: params.is_admin, disabled: None, tokens: Tokens::End };
     ctx.app.accounts.update_user(actor, name.clone(), change).await?;
     Ok(message(format!("User '{name}' updated successfully")))
 }

@@ -87,7 +87,12 @@ fn the_output_is_followed() {
     say(&alice, "second");
     read_until("second\r\n");
     assert!(seen.starts_with("HTTP/1.1 200") && seen.contains("text/plain"), "{seen}");
-    drop(stream);
+    // The stream ends with the right to read it, and not as if the output had ended.
+    server.admin().post("/admin/user/update?username=alice&disabled=true").ok();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert!(!rest.ends_with(b"0\r\n\r\n"));
+    server.admin().post("/admin/user/update?username=alice&disabled=false").ok();
     delete(&alice, "main");
 }
 

@@ -44,6 +44,43 @@ async fn read(socket: &mut Socket) -> (String, Value) {
     panic!("no last word after {}", String::from_utf8_lossy(&shown));
 }
 
+/// The reason of the close, whatever was shown before.
+async fn reason_of_close(socket: &mut Socket) -> String {
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Close(Some(frame)) = message {
+            return frame.reason.to_string();
+        }
+    }
+    panic!("no close with a reason");
+}
+
+#[test]
+fn a_terminal_ends_with_the_right_that_opened_it() {
+    let Some(server) = Server::start() else { return };
+    let alice = server.member("alice");
+    create(&alice, "main");
+    let made = alice.post("/user/tokens/create").ok().json();
+    let bearer = Client::bearer(made["token"].as_str().unwrap());
+    let basic = Client::basic("alice", &password("alice"));
+    let admin = server.admin();
+    block_on(async {
+        let mut by_token = open(&server, "ins=main", &[("authorization", bearer.as_str())]).await.unwrap();
+        let mut by_password = open(&server, "ins=main", &[("authorization", basic.as_str())]).await.unwrap();
+        alice.post(&format!("/user/tokens/revoke?id={}", made["id"])).ok();
+        assert!(reason_of_close(&mut by_token).await.contains("token was revoked"));
+        by_password.send(Message::binary("echo still=$((40+2))\n")).await.unwrap();
+        let mut shown = String::new();
+        while !shown.contains("still=42") {
+            let piece = by_password.next().await.unwrap().unwrap();
+            shown.push_str(&String::from_utf8_lossy(&piece.into_data()));
+        }
+        admin.post("/admin/user/update?username=alice&disabled=true").ok();
+        assert!(reason_of_close(&mut by_password).await.contains("disabled"));
+    });
+    admin.post("/admin/user/update?username=alice&disabled=false").ok();
+    delete(&alice, "main");
+}
+
 #[test]
 fn a_shell_takes_input_and_reports_its_exit_code() {
     let Some(server) = Server::start() else { return };
