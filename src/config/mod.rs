@@ -298,6 +298,11 @@ pub enum ConfigError {
     Parse { path: PathBuf, message: String },
     #[error("{path}: {rule}")]
     Rule { path: PathBuf, rule: &'static str },
+    /// Whoever writes into the outer one could lead the inner one anywhere.
+    #[error(
+        "{path}: in volume_mappings {inner} lies in {outer}, where members can write: they could replace it by a link to any directory of this host; map a directory outside of it, or make the outer one :ro"
+    )]
+    NestedVolumes { path: PathBuf, outer: String, inner: String },
     #[error("{path}: {why}")]
     Remote { path: PathBuf, why: String },
     #[error("{path} contains keys of the remote store and is readable by other users; run `chmod 600 {path}`")]
@@ -318,6 +323,9 @@ impl Config {
         let config: Self = toml::from_str(&text)
             .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?;
         config.check().map_err(|rule| ConfigError::Rule { path: path.to_owned(), rule })?;
+        if let Some((outer, inner)) = volume::nested(&config.volume_mappings) {
+            return Err(ConfigError::NestedVolumes { path: path.to_owned(), outer, inner });
+        }
         let remote = &config.checkpoint.remote;
         check_remote(remote).map_err(|why| ConfigError::Remote { path: path.to_owned(), why })?;
         let mode = std::fs::metadata(path).map_or(0, |found| found.permissions().mode());

@@ -43,6 +43,9 @@ use crate::{
 /// Links to files that lost their names, see [`keep_links`].
 const LINKS: &str = "links";
 
+/// What their names end with, for this dump alone.
+const LINK_SUFFIX: &str = "links.suffix";
+
 /// The time CRIU may take for a process or a thread besides its memory, on a busy host. A hundred processes were seen
 /// to take ten seconds.
 const PER_PROCESS: Duration = Duration::from_millis(500);
@@ -129,14 +132,18 @@ pub async fn dump(dump: Dump<'_>) -> Result<(), CriuError> {
 
 /// A script for CRIU. A file that was opened by a name that it lost, and has another, is named `link_remap.N` during
 /// the dump; a restore needs that name. The script adds one more link, which goes into the archive as `link_remap.N`.
+///
+/// The layer is a member's: the new names are unguessable, so that none of them can be there before the pod is frozen,
+/// and `ln -PT` neither follows a link nor enters a directory under such a name, but fails.
 fn keep_links(directory: &Path, upper: &Path) -> io::Result<PathBuf> {
     let script = directory.join("keep-links");
     let list = directory.join(LINKS);
+    fs::write(directory.join(LINK_SUFFIX), hex::encode(rand::random::<[u8; 16]>()))?;
     // Directory names may contain line breaks.
     let text = format!(
         "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] && [ -e \"$CRTOOLS_IMAGE_DIR/remap-fpath.img\" ] || exit 0\n\
          find '{upper}' -xdev -name 'link_remap.*' ! -name '*{suffix}' -print0 > '{list}' || exit 1\n\
-         xargs -0 -r -n 1 sh -c 'ln \"$1\" \"$1{suffix}\"' keep < '{list}'\n",
+         xargs -0 -r -n 1 sh -c 'ln -PT \"$1\" \"$1{suffix}\"' keep < '{list}'\n",
         suffix = link_suffix(directory),
         upper = upper.display(),
         list = list.display(),
@@ -146,10 +153,10 @@ fn keep_links(directory: &Path, upper: &Path) -> io::Result<PathBuf> {
     Ok(script)
 }
 
-/// The suffix of names that exist during the dump into this directory: no file of the pod has a name like it.
+/// The suffix of names that exist during the dump into this directory; empty where there are none.
 pub fn link_suffix(directory: &Path) -> String {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    format!(".pody-link-{}", name.trim_start_matches(".tmp-"))
+    let secret = fs::read_to_string(directory.join(LINK_SUFFIX)).unwrap_or_default();
+    if secret.is_empty() { String::new() } else { format!(".pody-link-{secret}") }
 }
 
 /// Removes the names that [`keep_links`] added.
@@ -159,8 +166,9 @@ pub fn drop_links(directory: &Path) {
         let given = [name, link_suffix(directory).as_bytes()].concat();
         let _ = fs::remove_file(OsStr::from_bytes(&given));
     }
-    let _ = fs::remove_file(directory.join(LINKS));
-    let _ = fs::remove_file(directory.join("keep-links"));
+    for file in [LINKS, LINK_SUFFIX, "keep-links"] {
+        let _ = fs::remove_file(directory.join(file));
+    }
 }
 
 /// Options for a dump into the directory; runc passes the rest itself. `upper` is the writable layer, if it is saved

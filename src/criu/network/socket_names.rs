@@ -63,7 +63,7 @@ pub fn current(init: i32, upper: Option<&Path>, pids: &[i32]) -> BTreeMap<u64, S
         && let Some(upper) = upper
     {
         let mut names = Vec::new();
-        sockets_below(upper, upper, &mut names);
+        sockets_below(upper, &mut names);
         look_among(names);
     }
     found
@@ -100,15 +100,18 @@ fn id_of(file: &fs::Metadata) -> FileId {
 }
 
 /// Sockets in a writable layer, named as in the pod.
-fn sockets_below(directory: &Path, upper: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => sockets_below(&entry.path(), upper, found),
-            Ok(kind) if kind.is_socket() => {
-                let path = entry.path();
-                found.push(Path::new("/").join(path.strip_prefix(upper).unwrap_or(&path)));
+fn sockets_below(upper: &Path, found: &mut Vec<PathBuf>) {
+    let mut left = vec![upper.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => left.push(entry.path()),
+                Ok(kind) if kind.is_socket() => {
+                    let path = entry.path();
+                    found.push(Path::new("/").join(path.strip_prefix(upper).unwrap_or(&path)));
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 }
