@@ -101,6 +101,9 @@ cargo test --locked --workspace --features failpoints --no-fail-fast 2>&1 | tee 
 step "a newer Docker, in a box"
 tests/engines/run.sh "${CARGO_TARGET_DIR:-target}/debug/pody" || status=$?
 
+step "other versions of Docker, in boxes"
+PODY=${CARGO_TARGET_DIR:-target}/debug/pody tests/engines/all.sh || status=$?
+
 step "a real GPU, where there is one"
 tests/gpu/run.sh || status=$?
 
