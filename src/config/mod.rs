@@ -298,7 +298,7 @@ pub enum ConfigError {
     Parse { path: PathBuf, message: String },
     #[error("{path}: {rule}")]
     Rule { path: PathBuf, rule: &'static str },
-    /// Whoever writes into the outer one could lead the inner one anywhere.
+    /// A member who writes into the outer one could lead the inner one anywhere.
     #[error(
         "{path}: in volume_mappings {inner} lies in {outer}, where members can write: they could replace it by a link to any directory of this host; map a directory outside of it, or make the outer one :ro"
     )]

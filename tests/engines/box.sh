@@ -3,7 +3,7 @@
 #
 # A box is a small Debian in namespaces of its own (mounts, processes, network, IPC,
 # host name, cgroups), with a /dev of its own and its own dockerd. It is up in about
-# a second. See usage() below; tests/engines/all.sh drives a round in each.
+# a second. See usage() below; tests/engines/run.sh drives a round in each.
 #
 # What a box can reach of the machine: the system root and Pody's binary, both read
 # only, and its own folder below $boxes/state. Never the machine's /dev or network.
